@@ -1,0 +1,60 @@
+"""Array aliases and the one error type that the command lines turn into a single clear line."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Key = PRNGKeyArray
+Params = dict[str, Any]
+Tokens = Int[Array, "*b l"]
+States = Float[Array, "b l d"]
+Logits = Float[Array, "b l v"]
+Times = Float[Array, "..."]
+Metrics = dict[str, jax.Array]
+
+
+class UserError(ValueError):
+    """Bad input from outside: the message says what was got, what was expected, how to mend it."""
+
+
+def unknown_name(kind: str, got: str, valid: Iterable[str]) -> UserError:
+    """Error for a failed lookup, with the nearest valid name and the whole list."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {got!r}{hint} Valid: {', '.join(names)}.")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A denoiser as pure functions; the only form in which a model reaches losses and samplers.
+
+    Attributes:
+      init: key -> parameters (nested dict of float32 arrays).
+      features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
+        are network times (the clock tau), [B] or [B, L]; a key switches dropout on.
+      readout: params -> (kernel [D, V], bias [V]) of the head.
+      table: params -> embedding table E [V, D], float32.
+      logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
+      two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
+    """
+
+    init: Callable[[Key], Params]
+    features: Callable[..., jax.Array]
+    readout: Callable[[Params], tuple[jax.Array, jax.Array]]
+    table: Callable[[Params], jax.Array]
+    vocab_size: int
+    dim: int
+    max_length: int
+    logit_softcap: float = 0.0
+    two_time: bool = False

@@ -1,0 +1,51 @@
+"""Packaging of flm_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "hf": ["tokenizers>=0.20", "datasets>=3.0", "transformers>=4.45"],
+    "torch": ["torch>=2.4"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10"],
+    "plots": ["matplotlib>=3.8"],
+    "test": [
+        "pytest>=8",
+        "beartype>=0.19",
+        "scipy>=1.12",
+        "tokenizers>=0.20",
+        "nbformat>=5.10",
+        "nbclient>=0.10",
+        "ipykernel>=6.29",
+        "matplotlib>=3.8",
+    ],
+}
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8"]
+
+setup(
+    name="flm-jax",
+    version="0.1.0",
+    description="Flow language models and flow maps in JAX and Flax: train, distil, sample.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["flm_jax", "flm_jax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "grain>=0.2.12",
+        "sentencepiece>=0.2",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "absl-py>=2.0",
+        "etils[epath]>=1.9",
+        "jaxtyping>=0.3",
+        "safetensors>=0.5",
+        "tensorboardX>=2.6",
+    ],
+    extras_require=EXTRAS,
+)
