@@ -1,4 +1,6 @@
-"""Random times for training: low-discrepancy draws and pairs for flow maps."""
+"""Random times for training: low-discrepancy draws over the global batch, and pairs."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +8,44 @@ import jax.numpy as jnp
 from flm_jax.types import Key, Times
 
 
-def stratified_uniform(key: Key, num: int, offset: int | jax.Array = 0, total: int = 0) -> Times:
-    """`num` draws, one uniform in each stratum [(offset+i)/total, (offset+i+1)/total) of [0, 1].
+class Rows(NamedTuple):
+    """Which rows of the global batch a (micro)batch holds: [start, start + B) of `total`."""
+
+    start: int | jax.Array
+    total: int
+
+    def fold(self, key: Key) -> Key:
+        """A key of these rows alone."""
+        return jax.random.fold_in(key, self.start)
+
+
+def stratified_uniform(key: Key, num: int, rows: Rows) -> Times:
+    """One draw in each of rows.total equal strata of [0, 1], cyclically shifted as a whole.
 
     Args:
-      key: shared by all draws with the same `total`; offsets must then not overlap.
-      num: how many, the rows of this (micro)batch.
-      offset: index of the first row in the global batch.
-      total: rows of the global batch; 0 means `num`.
+      key: the same for every (micro)batch of one global batch.
+      num: rows here, B.
+      rows: their place in the global batch.
 
     Returns:
-      float32 [num]; over a whole batch the draws are low-discrepancy, each row in turn U(0, 1)
-      given the shared shift.
+      float32 [B] in [0, 1). Each row is U(0, 1); the global batch is low-discrepancy.
     """
-    total = total or num
     shift = jax.random.uniform(jax.random.fold_in(key, 0))
-    jitter = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, 1), offset), (num,))
-    rows = offset + jnp.arange(num)
-    return jnp.mod((rows + jitter) / total + shift, 1.0)
+    jitter = jax.random.uniform(rows.fold(jax.random.fold_in(key, 1)), (num,))
+    return jnp.mod((rows.start + jnp.arange(num) + jitter) / rows.total + shift, 1.0)
+
+
+def time_pairs(key: Key, num: int, rows: Rows, boundary: float) -> tuple[Times, Times]:
+    """Clock times tau_s <= tau_t for flow-map training (arXiv 2602.16813v3).
+
+    d ~ U(0, 1), tau_s = r (1-d) with r ~ U(0, 1), tau_t = tau_s + d; a fraction `boundary` of the
+    rows is the whole interval (0, 1). d is low-discrepancy over the global batch.
+
+    Returns:
+      tau_s, tau_t, float32 [B].
+    """
+    d_key, r_key, b_key = jax.random.split(key, 3)
+    d = stratified_uniform(d_key, num, rows)
+    tau_s = jax.random.uniform(rows.fold(r_key), (num,)) * (1.0 - d)
+    whole = jax.random.uniform(rows.fold(b_key), (num,)) < boundary
+    return jnp.where(whole, 0.0, tau_s), jnp.where(whole, 1.0, jnp.minimum(tau_s + d, 1.0))

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def rotary_angles(length: int, head_dim: int, base: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(
+    length: int, head_dim: int, base: float = 10_000.0
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin tables [L, K/2] of rotary embeddings at positions 0..L-1, float32."""
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies

@@ -1,0 +1,77 @@
+"""What every sampler of the one-hot flow shares: start, given tokens, read-out, result."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flm_jax.flows import readout
+from flm_jax.flows.gaussian import embedded_noise
+from flm_jax.flows.states import hold_given
+from flm_jax.types import Key, Network, Params, States, Times
+
+
+class Given(NamedTuple):
+    """Prescribed tokens of a prompt or an infill: tokens int32 [B, L], mask bool [B, L]."""
+
+    tokens: Int[Array, "b l"]
+    mask: Bool[Array, "b l"]
+
+
+class Samples(NamedTuple):
+    """Result of a sampler.
+
+    Attributes:
+      tokens: [B, L], argmax of the last denoiser output; given positions are exactly as given.
+      steps_tokens: [K, B, L], the same read-out after each network call.
+      steps_confidence: [K, B, L], the largest probability at each.
+    """
+
+    tokens: Int[Array, "b l"]
+    steps_tokens: Int[Array, "k b l"]
+    steps_confidence: Float[Array, "k b l"]
+
+
+def nothing_given(num: int, length: int) -> Given:
+    """Unconditional sampling."""
+    return Given(jnp.zeros((num, length), jnp.int32), jnp.zeros((num, length), bool))
+
+
+def start(key: Key, net: Network, params: Params, given: Given) -> States:
+    """Embedded noise y_0 [B, L, D]."""
+    return embedded_noise(key, net.table(params), given.tokens.shape)
+
+
+def call(
+    net: Network,
+    params: Params,
+    y_t: States,
+    t: Times,
+    taus: tuple[Times, Times],
+    given: Given,
+    y_0: States,
+) -> tuple[States, States, tuple[jax.Array, jax.Array]]:
+    """One network call with given positions held on their interpolant.
+
+    Args:
+      y_t: states at interpolant time t (scalar).
+      taus: network times (now, target), scalars.
+      y_0: the initial noise, on which given positions are held.
+
+    Returns:
+      The held state, delta @ E, and (tokens, confidence), each [B, L].
+    """
+    rows = y_t.shape[0]
+    table = net.table(params)
+    y_t = hold_given(y_t, jnp.full(rows, t), given.tokens, given.mask, y_0, table)
+    logits = readout.denoise(net, params, y_t, *(jnp.full(rows, tau) for tau in taus))
+    probs = jax.nn.softmax(logits, axis=-1)
+    tokens = jnp.where(given.mask, given.tokens, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+    confidence = jnp.where(given.mask, 1.0, jnp.max(probs, axis=-1))
+    return y_t, readout.embed_probs(probs, table), (tokens, confidence)
+
+
+def clock_grid(steps: int) -> jax.Array:
+    """K + 1 network times from 0 to 1, uniform in tau."""
+    return jnp.linspace(0.0, 1.0, steps + 1)
