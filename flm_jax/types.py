@@ -25,8 +25,8 @@ def unknown_name(kind: str, got: str, valid: Iterable[str]) -> UserError:
     """Error for a failed lookup, with the nearest valid name and the whole list."""
     names = sorted(valid)
     near = difflib.get_close_matches(got, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {got!r}{hint} Valid: {', '.join(names)}.")
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {kind} {got!r}; {hint}valid: {', '.join(names)}.")
 
 
 def require(condition: bool, message: str) -> None:
@@ -58,3 +58,4 @@ class Network:
     max_length: int
     logit_softcap: float = 0.0
     two_time: bool = False
+    loss_tile: int = 0

@@ -29,7 +29,8 @@ def read(net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=N
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
     """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
     kernel = out.kernel.astype(out.features.dtype)
-    raw = jnp.matmul(out.features, kernel, preferred_element_type=jnp.float32) + out.bias
+    raw = jnp.matmul(out.features, kernel, preferred_element_type=jnp.float32)
+    raw = raw + out.bias[None, None]
     cap = net.logit_softcap
     return cap * jnp.tanh(raw / cap) if cap else raw
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.flows.gaussian import embedded_noise, joint_embedded_noise
-from flm_jax.flows.interpolants import interpolate, linear, over_features
+from flm_jax.flows.interpolants import interpolate, linear
 from flm_jax.types import Key, States, Times
 
 NoiseKind = Literal["projected", "onehot"]
@@ -16,7 +16,7 @@ NOISE_KINDS = ("projected", "onehot")
 
 def states_from_onehot(
     eps: Float[Array, "b l v"], t: Times, tokens: Int[Array, "b l"], *tables: jax.Array
-) -> tuple[States, ...]:
+) -> tuple[Float[Array, "b l _"], ...]:
     """x_t = (1-t) eps + t onehot(x) in R^V, seen through each table: x_t @ E.
 
     The reference path: it holds x_t of [B, L, V] in float32.
@@ -34,7 +34,7 @@ def noisy_states(
     other: Float[Array, "v k"] | None = None,
     *,
     noise: NoiseKind = "projected",
-) -> tuple[States, States | None]:
+) -> tuple[States, Float[Array, "b l k"] | None]:
     """Draws y_t = t E[x] + (1-t) E^T eps, eps ~ N(0, I_V) (arXiv 2602.16813v3, embedded).
 
     Args:
@@ -71,4 +71,4 @@ def hold_given(
       xi: the initial embedded noise.
     """
     held = interpolate(linear, t, table[tokens], xi)
-    return jnp.where(over_features(given), held, y_t)
+    return jnp.where(given[..., None], held, y_t)

@@ -64,7 +64,7 @@ def _split(x: jax.Array, group: int, diagonal: int) -> tuple[jax.Array, jax.Arra
 
 def diagonal_loss_at(
     params: Params,
-    views: tuple[States, States | None],
+    views: tuple[States, Float[Array, "b l k"] | None],
     tau: Times,
     tokens: Int[Array, "b l"],
     weights: Float[Array, "b l"],
@@ -86,7 +86,7 @@ def diagonal_loss_at(
         return cross_entropy(out, tokens, weights, net)
     teacher_net, teacher_params = teacher
     target = read(teacher_net, teacher_params, views[1], tau, tau)
-    return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net.logit_softcap)
+    return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net)
 
 
 def semigroup_loss_at(

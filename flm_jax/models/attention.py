@@ -10,7 +10,7 @@ def rotary_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin tables [L, K/2] of rotary embeddings at positions 0..L-1, float32."""
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

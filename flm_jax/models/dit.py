@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT) of FLM and FMLM, over embedded states.
 
-Source: backbone of arXiv 2602.16813v3 (after arXiv 2212.09748): pre-LayerNorm blocks with adaLN-zero,
-rotary positions, soft-capped attention, tanh-GELU MLP; conditioning c = silu(emb(s) + emb'(t)),
+Source: backbone of arXiv 2602.16813v3 (after arXiv 2212.09748): pre-LayerNorm blocks with
+adaLN-zero, rotary positions, soft-capped attention, tanh-GELU MLP; conditioning c = silu(emb(s) + emb'(t)),
 where the second embedding exists in two-time networks only and starts at zero.
 """
 
@@ -42,13 +42,14 @@ class DiTConfig:
     dtype: str
     remat: str
     scan_blocks: bool
+    loss_tile: int = 0
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
     """[cos, sin] of times * 10000^(-k/128), k = 0..127; float32 [..., 256]."""
     half = _TIME_FEATURES // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = times.astype(jnp.float32)[..., None] * frequencies
+    angles = times.astype(jnp.float32)[..., None] * jnp.expand_dims(frequencies, range(times.ndim))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -185,5 +186,6 @@ def dit(cfg: DiTConfig) -> Network:
         dim=cfg.dim,
         max_length=cfg.max_length,
         logit_softcap=cfg.logit_softcap,
+        loss_tile=cfg.loss_tile,
         two_time=cfg.two_time,
     )

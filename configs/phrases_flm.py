@@ -1,0 +1,27 @@
+"""FLM on two phrases of two words, "new york" and "san diego": exactness at the smallest scale.
+
+python -m flm_jax.train --config=configs/phrases_flm.py --workdir=runs/phrases_flm
+"""
+
+from flm_jax.defaults import base_config
+
+
+def get_config(arg: str = ""):
+    """`arg` names the task: phrases2 (default) or phrases4."""
+    config = base_config()
+    config.data.task = arg or "phrases2"
+    config.model.length = 2
+    config.model.dim = 64
+    config.model.depth = 2
+    config.model.heads = 4
+    config.optim.lr = 1e-3
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.99
+    config.train.steps = 2000
+    config.train.batch = 512
+    config.train.log_every = 500
+    config.train.checkpoint_every = 1000
+    config.eval.every = 1000
+    config.eval.samples = 4
+    config.eval.sample_steps = 64
+    return config

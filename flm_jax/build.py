@@ -1,0 +1,247 @@
+"""From configurations to functions: the only reader of configurations, the only name tables."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from flm_jax.data.packing import PackedSource
+from flm_jax.data.store import load_prepared
+from flm_jax.data.tasks import Task, make_task
+from flm_jax.data.tokenizer_base import Tokenizer
+from flm_jax.data.tokenizers import load_tokenizer
+from flm_jax.flows.clocks import Clock, decoding_clock
+from flm_jax.flows.states import NOISE_KINDS
+from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
+from flm_jax.losses.semigroup import SemigroupConfig, row_groups, semigroup_loss
+from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.training.checkpoint import load_ema, read_config
+from flm_jax.training.loop import TrainConfig
+from flm_jax.training.optim import OptimConfig
+from flm_jax.training.sharding import MeshConfig, tree_shardings
+from flm_jax.training.step import Objective
+from flm_jax.types import Network, Params, UserError, require, unknown_name
+
+Config = dict[str, Any]
+
+
+class Data(NamedTuple):
+    """Training and validation examples with their tokenizer; `task` for synthetic ones."""
+
+    train: Any
+    valid: Any
+    tokenizer: Tokenizer
+    task: Task | None
+
+
+class Model(NamedTuple):
+    """A trained model as read from a workdir."""
+
+    config: Config
+    net: Network
+    params: Params
+    clock: Clock
+    tokenizer: Tokenizer
+    step: int
+
+
+def _choice(kind: str, got: str, valid) -> str:
+    if got not in valid:
+        raise unknown_name(kind, got, valid)
+    return got
+
+
+def data(config: Config) -> Data:
+    """Opens the data of a configuration.
+
+    Raises:
+      UserError: neither or both of data.path and data.task; missing or damaged data; no example.
+    """
+    cfg, length = config["data"], config["model"]["length"]
+    require(
+        bool(cfg["path"]) != bool(cfg["task"]),
+        f"set exactly one of config.data.path ({cfg['path']!r}) and config.data.task "
+        f"({cfg['task']!r}); data.path is a folder that prepare_data wrote.",
+    )
+    if cfg["task"]:
+        task = make_task(cfg["task"])
+        require(
+            length == task.length,
+            f"task {task.name} has sequences of {task.length} tokens, config.model.length is "
+            f"{length}; set it to {task.length}.",
+        )
+        train = task.source(cfg["task_size"], config["seed"])
+        return Data(train, task.source(4096, config["seed"] + 1), task.tokenizer, task)
+    prepared = load_prepared(cfg["path"])
+    sources = (
+        PackedSource(prepared.split(s), prepared.tokenizer, length, cfg["packing"])
+        for s in ("train", "valid")
+    )
+    return Data(*sources, prepared.tokenizer, None)
+
+
+def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    """Fills model.vocab_size from the tokenizer, or checks that it covers it."""
+    got, need = config["model"]["vocab_size"], tokenizer.vocab_size
+    require(
+        got == 0 or got >= need,
+        f"config.model.vocab_size is {got}, the data's tokenizer has {need} tokens; "
+        "set it to 0 to take the tokenizer's.",
+    )
+    return config | {"model": config["model"] | {"vocab_size": got or need}}
+
+
+def network(config: Config) -> Network:
+    """The denoiser of a configuration with its vocabulary resolved."""
+    cfg = dict(config["model"])
+    _choice("config.model.name", cfg.pop("name"), ("dit",))
+    _choice("config.model.dtype", cfg["dtype"], ("float32", "bfloat16"))
+    require(
+        cfg["dim"] % cfg["heads"] == 0 and (cfg["dim"] // cfg["heads"]) % 2 == 0,
+        f"config.model.dim {cfg['dim']} over {cfg['heads']} heads must give an even head size.",
+    )
+    for name in ("dim", "depth", "heads", "length"):
+        require(cfg[name] >= 1, f"config.model.{name} must be at least 1, got {cfg[name]}.")
+    require(
+        0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
+    )
+    return dit(DiTConfig(max_length=cfg.pop("length"), **cfg))
+
+
+def optim(config: Config) -> OptimConfig:
+    cfg = OptimConfig(**config["optim"])
+    _choice("config.optim.schedule", cfg.schedule, ("constant", "cosine"))
+    require(cfg.lr > 0, f"config.optim.lr must be positive, got {cfg.lr}.")
+    return cfg
+
+
+def training(config: Config) -> TrainConfig:
+    cfg = TrainConfig(**config["train"])
+    for name in ("steps", "batch", "microbatches", "log_every", "checkpoint_every"):
+        require(getattr(cfg, name) >= 1, f"config.train.{name} must be at least 1.")
+    require(
+        cfg.batch % cfg.microbatches == 0,
+        f"config.train.batch {cfg.batch} does not split into {cfg.microbatches} microbatches.",
+    )
+    return cfg
+
+
+def mesh(config: Config) -> MeshConfig:
+    return MeshConfig(**config["mesh"])
+
+
+def _denoising(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
+    del teacher
+    cfg = DenoisingConfig(noise=config["objective"]["noise"])
+
+    def objective(params, frozen, batch, key, rows):
+        del frozen
+        return denoising_loss(params, batch, key, net=net, clock=clock, cfg=cfg, rows=rows)
+
+    return objective
+
+
+def _semigroup(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
+    given = config["objective"]
+    names = ("noise", "diagonal", "boundary", "split")
+    cfg = SemigroupConfig(**{name: given[name] for name in names})
+    _choice("config.objective.split", cfg.split, ("midpoint", "uniform"))
+    require(
+        net.two_time, "objective semigroup trains a flow map; set config.model.two_time = True."
+    )
+    require(
+        0.0 <= cfg.diagonal <= 1.0, f"config.objective.diagonal is {cfg.diagonal}, not in [0, 1]."
+    )
+    part = config["train"]["batch"] // config["train"]["microbatches"]
+    group, _ = row_groups(cfg.diagonal, 840)
+    require(
+        part % group == 0,
+        f"config.objective.diagonal {cfg.diagonal} needs train.batch / train.microbatches "
+        f"divisible by {group}, got {part}.",
+    )
+
+    def objective(params, frozen, batch, key, rows):
+        pair = None if teacher is None else (teacher, frozen)
+        return semigroup_loss(
+            params, batch, key, net=net, clock=clock, cfg=cfg, rows=rows, teacher=pair
+        )
+
+    return objective
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "denoising": _denoising,
+    "semigroup": _semigroup,
+}
+
+
+def objective(
+    config: Config, net: Network, clock: Clock, teacher: Network | None = None
+) -> Objective:
+    """The training objective of a configuration."""
+    given = config["objective"]
+    _choice("config.objective.noise", given["noise"], NOISE_KINDS)
+    make = OBJECTIVES[_choice("config.objective.name", given["name"], OBJECTIVES)]
+    return make(config, net, clock, teacher)
+
+
+def abstract_params(net: Network, mesh: Mesh | None = None) -> Params:
+    """Shapes of the parameters, with shardings if a mesh is given."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
+    else:
+        shardings = tree_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def load_model(workdir: str | epath.Path, mesh: Mesh | None = None) -> Model:
+    """Reads a model that `train` or `convert` wrote; its averaged parameters.
+
+    Raises:
+      UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
+    """
+    config = read_config(workdir)
+    tokenizer = load_tokenizer(epath.Path(workdir) / "tokenizer")
+    net = network(config)
+    require(
+        tokenizer.vocab_size <= net.vocab_size,
+        f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
+        "restore the tokenizer folder of the run.",
+    )
+    params, step = load_ema(workdir, abstract_params(net, mesh))
+    return Model(config, net, params, decoding_clock(net.vocab_size), tokenizer, step)
+
+
+_STUDENT_MAY_DIFFER = ("two_time", "dropout", "dtype", "remat", "scan_blocks", "loss_tile")
+
+
+def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
+    """Refuses a teacher of other sizes, or of another tokenizer."""
+    student, other = config["model"], teacher.config["model"]
+    wrong = [
+        f"{key}: teacher {other[key]!r}, student {student[key]!r}"
+        for key in student
+        if key not in _STUDENT_MAY_DIFFER and student[key] != other[key]
+    ]
+    if wrong:
+        raise UserError(
+            f"the student must have the teacher's sizes ({'; '.join(wrong)}); "
+            "set config.model to the teacher's."
+        )
+    require(
+        tokenizer.fingerprint == teacher.tokenizer.fingerprint,
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the teacher's "
+        f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with --tokenizer=TEACHER_WORKDIR.",
+    )
+
+
+def student_params(fresh: Params, teacher: Params) -> Params:
+    """The teacher's parameters, with what it lacks (the second time embedding) fresh."""
+    return {k: jax.tree.map(jnp.copy, teacher.get(k, v)) for k, v in fresh.items()}

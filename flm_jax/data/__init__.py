@@ -1,0 +1,1 @@
+"""Corpora on disk, tokenizers, fixed-length examples and batches: NumPy and grain alone."""

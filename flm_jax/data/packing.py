@@ -1,0 +1,81 @@
+"""Examples of a fixed length, cut from a token stream when they are read.
+
+The length and the packing are chosen by the training run; one prepared folder serves them all.
+"""
+
+import hashlib
+
+import numpy as np
+
+from flm_jax.data.store import TokenStream
+from flm_jax.data.tokenizer_base import Tokenizer
+from flm_jax.types import require, unknown_name
+
+Example = dict[str, np.ndarray]
+
+PACKINGS = ("wrap", "stream", "pad")
+
+
+class PackedSource:
+    """Random-access examples {"tokens": int32 [L], "mask": bool [L]}; mask is True where valid.
+
+    Packings:
+      wrap: documents joined by EOS, cut in blocks of L - 2, each framed as BOS block EOS. This is
+        how the published LM1B and OpenWebText models are trained.
+      stream: documents joined by EOS, cut in blocks of L.
+      pad: one document an example, BOS document EOS; longer ones lose their end (and that EOS),
+        shorter ones are padded with PAD, or EOS where the tokenizer has no PAD.
+
+    What does not fill a last block is left out. An example depends on its index alone.
+    """
+
+    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, length: int, packing: str):
+        if packing not in PACKINGS:
+            raise unknown_name("packing", packing, PACKINGS)
+        least = 1 if packing == "stream" else 3
+        require(
+            length >= least,
+            f"packing {packing!r} got length {length}; expected at least {least} tokens",
+        )
+        require(
+            packing == "stream" or tokenizer.bos_id is not None,
+            f"packing {packing!r} needs a BOS token, which this {tokenizer.kind} tokenizer lacks; "
+            "use packing 'stream'",
+        )
+        self._stream = stream
+        self._length = length
+        self._packing = packing
+        self._bos = tokenizer.bos_id
+        self._eos = tokenizer.eos_id
+        self._pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        self._block = length - 2 if packing == "wrap" else length
+        self._size = stream.documents if packing == "pad" else len(stream) // self._block
+        require(
+            self._size > 0,
+            f"the split has {len(stream)} tokens; one example of length {length} with packing "
+            f"{packing!r} needs {self._block}: use a shorter length or a larger corpus",
+        )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Example:
+        if self._packing == "pad":
+            return self._padded(self._stream.document(index))
+        block = self._stream.read(index * self._block, (index + 1) * self._block)
+        if self._packing == "wrap":
+            block = np.concatenate([[self._bos], block, [self._eos]]).astype(np.int32)
+        return {"tokens": block, "mask": np.ones(self._length, bool)}
+
+    def _padded(self, document: np.ndarray) -> Example:
+        framed = np.concatenate([[self._bos], document[: self._length], [self._eos]])
+        framed = framed[: self._length]
+        tokens = np.full(self._length, self._pad, np.int32)
+        tokens[: len(framed)] = framed
+        return {"tokens": tokens, "mask": np.arange(self._length) < len(framed)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens and of how they are cut."""
+        text = f"{self._stream.fingerprint} {self._packing} {self._length}"
+        return hashlib.sha256(text.encode()).hexdigest()

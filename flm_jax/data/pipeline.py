@@ -1,0 +1,224 @@
+"""Batches from random-access sources, by grain.
+
+The global batch of a step is one list of rows, in an order fixed by the seed. Each process reads
+only its own consecutive rows of it: a step sees the same batch on any number of processes.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from flm_jax.types import require
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Random-access examples {"tokens": int32 [L], "mask": bool [L]}."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between sources whose examples differ."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+
+Mixture = Sequence[tuple[Source, float]]
+
+
+class _LocalBatches(grain.MapDataset):
+    """Item k: this process's consecutive rows of the global batch k of the parent.
+
+    grain's own sharding, `ds[p::n]`, gives process p other rows for other n.
+    """
+
+    def __init__(self, parent: grain.MapDataset, global_batch: int, first: int, rows: int):
+        super().__init__(parent)
+        self._global_batch = global_batch
+        self._first = first
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._global_batch
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        start = index * self._global_batch + self._first
+        return _stack([self._parent[i] for i in range(start, start + self._rows)])
+
+
+def _stack(examples: Sequence[Batch]) -> Batch:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+class BatchIterator:
+    """Yields {"tokens": int32 [local_batch, L], "mask": bool [local_batch, L]}.
+
+    Attributes:
+      stall_seconds: time spent waiting in `next`, in all.
+    """
+
+    def __init__(
+        self, batches: grain.MapDataset, options: grain.ReadOptions, identity: dict[str, Any]
+    ):
+        self._batches = batches
+        self._options = options
+        self._identity = identity
+        self._position = 0
+        self._iterator: grain.DatasetIterator | None = None
+        self.stall_seconds = 0.0
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        if self._iterator is None:
+            rest = self._batches.slice(slice(self._position, None))
+            self._iterator = iter(rest.to_iter_dataset(self._options))
+        batch = next(self._iterator)
+        self.stall_seconds += time.perf_counter() - began
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able position: the batches given out, and the identity of their order."""
+        return {"batches": self._position, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a `get_state`, also one taken on another number of processes.
+
+        Raises:
+          UserError: the state belongs to another seed, other data or another global batch.
+        """
+        for name, own in self._identity.items():
+            require(
+                state.get(name) == own,
+                f"the saved data position has {name} {state.get(name)!r}, this run {own!r}; "
+                "expected equal: restore the run's own configuration or start a new workdir",
+            )
+        self.close()
+        self._position = int(state["batches"])
+
+    def close(self) -> None:
+        """Stops prefetching; a later `next` starts it again at the same position."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def make_iterator(
+    source: Source | Mixture,
+    *,
+    global_batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    repeat: bool = True,
+    threads: int = 1,
+    prefetch: int = 4,
+) -> BatchIterator:
+    """Batches of a source, or of a mixture given as (source, weight) pairs.
+
+    With `repeat` every epoch is a new permutation, and a batch may straddle two epochs. Without it
+    there is one epoch (of a mixture: until its first source is used up) and the rows that do not
+    fill a last batch are dropped.
+
+    Args:
+      source: examples; or pairs, drawn from in proportion to their weights.
+      global_batch: rows of all processes together.
+      seed: of the order, any integer >= 0.
+      process_index, process_count: which rows of each global batch are read here.
+      shuffle: else the source's own order.
+      repeat: go on for ever.
+      threads: background readers; 0 reads in `next`. One reads some 20,000 rows of 128 tokens
+        a second; more help only where reading waits for a disk or a network.
+      prefetch: batches kept ready by the readers.
+    """
+    local_batch = _local_rows(global_batch, process_index, process_count)
+    mixture = [(source, 1.0)] if hasattr(source, "fingerprint") else list(source)
+    require(bool(mixture), "the mixture is empty; expected at least one (source, weight)")
+    streams = [
+        _examples(part, seed, stream, shuffle=shuffle, repeat=repeat)
+        for stream, (part, _) in enumerate(mixture)
+    ]
+    weights = [float(weight) for _, weight in mixture]
+    require(min(weights) > 0, f"mixture weights are {weights}; expected all more than 0")
+    examples = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+    require(
+        len(examples) >= global_batch,
+        f"{len(examples)} examples do not fill one batch of {global_batch}; "
+        "expected at least one batch: lower the batch or repeat the data",
+    )
+    identity = {
+        "seed": seed,
+        "global_batch": global_batch,
+        "shuffle": shuffle,
+        "repeat": repeat,
+        "sources": [[part.fingerprint, weight] for (part, _), weight in zip(mixture, weights)],
+    }
+    batches = _LocalBatches(examples, global_batch, process_index * local_batch, local_batch)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return BatchIterator(batches, options, identity)
+
+
+def _examples(
+    source: Source, seed: int, stream: int, *, shuffle: bool, repeat: bool
+) -> grain.MapDataset:
+    examples = grain.MapDataset.source(source)
+    if shuffle:
+        # grain seeds epoch e with seed + e: without hashing, seed 1 would replay seed 0's epochs.
+        hashed = np.random.SeedSequence([seed, stream]).generate_state(1)[0]
+        examples = examples.shuffle(seed=int(hashed))
+    return examples.repeat() if repeat else examples
+
+
+def _local_rows(global_batch: int, process_index: int, process_count: int) -> int:
+    require(
+        0 <= process_index < process_count,
+        f"process_index is {process_index} of {process_count}; expected 0 to {process_count - 1}",
+    )
+    require(
+        global_batch > 0 and global_batch % process_count == 0,
+        f"the global batch is {global_batch}; expected a positive multiple of the "
+        f"{process_count} processes",
+    )
+    return global_batch // process_count
+
+
+def eval_batches(
+    source: Source,
+    global_batch: int,
+    *,
+    max_batches: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """One pass in the source's order, every batch of full size.
+
+    Rows past the end are token 0 with mask False, so that sums over the mask are exact.
+
+    Args:
+      source: examples.
+      global_batch: rows of all processes together.
+      max_batches: stop after so many.
+      process_index, process_count: which rows of each global batch are read here.
+    """
+    rows = _local_rows(global_batch, process_index, process_count)
+    require(len(source) > 0, "the source is empty; expected at least one example")
+    total = -(-len(source) // global_batch)
+    blank = {name: np.zeros_like(value) for name, value in source[0].items()}
+
+    def batch(number: int) -> Batch:
+        start = number * global_batch + process_index * rows
+        wanted = range(start, start + rows)
+        return _stack([source[i] if i < len(source) else blank for i in wanted])
+
+    return (batch(i) for i in range(total if max_batches is None else min(total, max_batches)))

@@ -1,0 +1,86 @@
+"""The interface of all tokenizers, and how one is fingerprinted and saved."""
+
+import abc
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+SPEC_FILE = "spec.json"
+
+
+class Tokenizer(abc.ABC):
+    """Text to int32 ids and back.
+
+    No text encodes to a special id: a mask or EOS is put there by the library alone.
+
+    Attributes:
+      kind: the name `load_tokenizer` finds the class by.
+      vocab_size: ids are in [0, vocab_size).
+      bos_id, eos_id, pad_id, mask_id: int, or None where the tokenizer has no such token.
+    """
+
+    kind: str
+    vocab_size: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    mask_id: int | None = None
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [n], with no special token added."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special tokens are dropped."""
+
+    @abc.abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """JSON-able settings, enough to rebuild the tokenizer together with `files`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "Tokenizer":
+        """Inverse of (`spec`, `files`)."""
+
+    def files(self) -> dict[str, bytes]:
+        """Contents of the files that belong to the tokenizer."""
+        return {}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` for many texts; in parallel where the backend can."""
+        return [self.encode(text) for text in texts]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        ids = (self.bos_id, self.eos_id, self.pad_id, self.mask_id)
+        return frozenset(i for i in ids if i is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that defines the tokenizer."""
+        digest = hashlib.sha256(json.dumps(self._full_spec(), sort_keys=True).encode())
+        for name, content in sorted(self.files().items()):
+            digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
+
+    def save(self, folder: os.PathLike | str) -> None:
+        """Writes the tokenizer; the spec comes last, so its presence means a complete folder."""
+        root = epath.Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (root / name).write_bytes(content)
+        spec = {**self._full_spec(), "files": sorted(self.files())}
+        content = json.dumps(spec, indent=2, ensure_ascii=False) + "\n"
+        (root / SPEC_FILE).write_bytes(content.encode("utf8"))
+
+    def _full_spec(self) -> dict[str, Any]:
+        return {"kind": self.kind, "vocab_size": self.vocab_size, **self.spec()}
+
+    def _visible(self, ids: Iterable[int]) -> list[int]:
+        return [i for i in map(int, ids) if i not in self.special_ids]

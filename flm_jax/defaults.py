@@ -1,0 +1,79 @@
+"""Every configuration key with its default, unit and choices: the base of all `configs/`.
+
+A file in `configs/` takes `base_config()` and sets what differs; `build` refuses unknown keys.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base_config() -> ConfigDict:
+    """A complete configuration; sizes of a tiny model."""
+    config = ConfigDict()
+    config.seed = 0  # root of every random draw: initialisation, data order, noise
+
+    config.model = ConfigDict()
+    config.model.name = "dit"  # dit
+    config.model.vocab_size = 0  # tokens; 0 = that of the data's tokenizer
+    config.model.length = 64  # tokens per sequence, L
+    config.model.dim = 128  # width D
+    config.model.depth = 2  # blocks
+    config.model.heads = 4  # attention heads; dim / heads must be even
+    config.model.cond_dim = 128  # width of the time embedding
+    config.model.mlp_ratio = 4  # hidden width of the MLP / dim
+    config.model.dropout = 0.0  # rate in [0, 1), on both branches of a block
+    config.model.two_time = False  # True for flow maps: a second time embedding
+    config.model.attention_softcap = 50.0  # cap of attention scores; 0 = none
+    config.model.logit_softcap = 30.0  # cap of output logits; 0 = none
+    config.model.dtype = "float32"  # compute: float32, bfloat16 (parameters stay float32)
+    config.model.remat = "none"  # none, matmuls (keep matrix products), full
+    config.model.scan_blocks = False  # True: one compiled block, scanned; False: unrolled
+    config.model.loss_tile = 0  # positions per tile of the vocabulary losses; 0 = all at once
+
+    config.data = ConfigDict()
+    config.data.path = ""  # folder written by prepare_data; or set task
+    config.data.task = ""  # synthetic task: phrases2, phrases4; or set path
+    config.data.task_size = 100_000  # training sequences of the task
+    config.data.packing = "wrap"  # wrap, stream, pad (see data/packing.py)
+    config.data.threads = 1  # reader threads; 0 = read in the loop
+    config.data.prefetch = 4  # batches read ahead
+
+    config.objective = ConfigDict()
+    config.objective.name = "denoising"  # denoising (FLM), semigroup (FMLM)
+    config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
+    config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data
+    config.objective.diagonal = 0.5  # semigroup: share of rows with t = s
+    config.objective.boundary = 1 / 32  # semigroup: share of the others with (s, t) = (0, 1)
+    config.objective.split = "midpoint"  # semigroup: u in tau, midpoint or uniform
+
+    config.optim = ConfigDict()
+    config.optim.lr = 3e-4  # peak learning rate of AdamW
+    config.optim.warmup_steps = 100  # linear from 0
+    config.optim.schedule = "constant"  # after warm-up: constant, cosine (to 10% at the last step)
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0  # on matrices only
+    config.optim.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+    config.optim.ema_decay = 0.9999  # of the averaged parameters that sampling uses
+
+    config.train = ConfigDict()
+    config.train.steps = 1000  # optimizer steps in all
+    config.train.batch = 64  # sequences per step, over all devices
+    config.train.microbatches = 1  # gradient accumulation: parts of the batch taken in turn
+    config.train.log_every = 50  # steps between progress lines
+    config.train.checkpoint_every = 500  # steps between checkpoints
+    config.train.keep_checkpoints = 2  # newest ones kept
+    config.train.max_skipped = 20  # consecutive non-finite steps before the run stops
+
+    config.eval = ConfigDict()
+    config.eval.every = 500  # steps between evaluations; 0 = at the end only
+    config.eval.batches = 4  # validation batches of train.batch sequences
+    config.eval.tau_bins = 8  # bins of the clock in which the loss is reported
+    config.eval.samples = 4  # texts written at each evaluation
+    config.eval.sample_steps = 16  # network calls of those samples
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices over which the batch alone is split; -1 = all the rest
+    config.mesh.fsdp = 1  # devices over which batch and parameters are split
+    config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
+    return config

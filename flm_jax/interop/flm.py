@@ -1,0 +1,359 @@
+"""Weights of the PyTorch FLM / FMLM networks (arXiv 2602.16813v3), in and out.
+
+Torch stores linear weights (out, in), ours are (in, out); their blocks are numbered, ours stacked.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from safetensors.numpy import load_file
+
+from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.types import Params, UserError, require
+
+State = dict[str, np.ndarray]
+
+_LINEAR = {"weight": "kernel", "bias": "bias"}
+_TIME_MLP = {
+    f"mlp.{i}.{theirs}": f"{name}/{ours}"
+    for i, name in ((0, "hidden"), (2, "out"))
+    for theirs, ours in _LINEAR.items()
+}
+_TRUNK = {
+    "vocab_embed.embedding": "table",
+    **{f"sigma_map.{theirs}": f"time/{ours}" for theirs, ours in _TIME_MLP.items()},
+    "output_layer.norm_final.weight": "norm/scale",
+    **{f"output_layer.adaLN_modulation.{a}": f"modulation/{b}" for a, b in _LINEAR.items()},
+    **{f"output_layer.linear.{a}": f"head/{b}" for a, b in _LINEAR.items()},
+}
+_SECOND_TIME = {
+    f"sigma_map_prime.{theirs}": f"target_time/{ours}" for theirs, ours in _TIME_MLP.items()
+}
+_BLOCK = {
+    "norm1.weight": "norm1/scale",
+    "attn_qkv.weight": "qkv/kernel",
+    "attn_out.weight": "attn_out/kernel",
+    "norm2.weight": "norm2/scale",
+    **{f"mlp.0.{a}": f"mlp_in/{b}" for a, b in _LINEAR.items()},
+    **{f"mlp.2.{a}": f"mlp_out/{b}" for a, b in _LINEAR.items()},
+    **{f"adaLN_modulation.{a}": f"modulation/{b}" for a, b in _LINEAR.items()},
+}
+_ROTARY = "rotary_emb.inv_freq"
+_LOSS_HEAD = "learnable_loss_weighting."
+_LOSS_HEAD_TENSORS = 8
+_PREFIXES = ("module.", "backbone.", "_orig_mod.")
+_ROTARY_BASE = 10_000.0
+
+
+def _table(depth: int, two_time: bool) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+    """(their name, our path, block or None) of every parameter: the map of both directions."""
+    for theirs, ours in (_TRUNK | (_SECOND_TIME if two_time else {})).items():
+        yield theirs, tuple(ours.split("/")), None
+    for i in range(depth):
+        for theirs, ours in _BLOCK.items():
+            yield f"blocks.{i}.{theirs}", ("blocks", *ours.split("/")), i
+
+
+def _flip(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
+    return array.T if path[-1] == "kernel" else array
+
+
+def _get(tree: Params, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _put(tree: Params, path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _bare(name: str) -> str:
+    """The name without wrappers' prefixes, in whatever order they are nested."""
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def backbone_tensors(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Tensors of the network under bare names, and the names of those ignored.
+
+    Ignored are a teacher's, the loss weighting's and, in a file that marks the network by
+    `backbone.`, all outside it.
+
+    Raises:
+      UserError: two tensors have the same name once prefixes are gone.
+    """
+    marked = [name for name in state if name.removeprefix("module.").startswith("backbone.")]
+    kept, ignored = {}, [name for name in state if name not in marked] if marked else []
+    for name in marked or state:
+        bare = _bare(name)
+        if bare.startswith(("teacher", _LOSS_HEAD)):
+            ignored.append(name)
+            continue
+        require(bare not in kept, f"two tensors are called {bare!r} once prefixes are stripped.")
+        kept[bare] = state[name]
+    return kept, ignored
+
+
+def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
+    """Sizes of the network, read off its tensors (bare names).
+
+    Args:
+      state: tensors under bare names.
+      heads: attention heads, needed where the file lacks `rotary_emb.inv_freq`.
+
+    Returns:
+      vocab_size, dim, depth, heads, cond_dim, mlp_ratio, two_time.
+
+    Raises:
+      UserError: a tensor that tells a size is missing, or the number of heads is unknown or wrong.
+    """
+    telling = ("vocab_embed.embedding", "sigma_map.mlp.2.weight", "blocks.0.mlp.0.weight")
+    missing = [name for name in telling if name not in state or state[name].ndim != 2]
+    require(
+        not missing,
+        f"no FLM network here: no matrix {' or '.join(missing)} among {len(state)} tensors"
+        f"{_some(sorted(state))}; expected the names of the PyTorch FLM backbone.",
+    )
+    vocab_size, dim = state[telling[0]].shape
+    blocks = {m[1] for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m}
+    if _ROTARY in state:
+        found = dim // (2 * state[_ROTARY].size)
+        require(heads in (None, found), f"heads={heads} given, but the file has {found} heads.")
+        heads = found
+    require(heads is not None, f"the file has no {_ROTARY}: give the number of heads.")
+    require(
+        heads > 0 and dim % (2 * heads) == 0,
+        f"width {dim} does not split into {heads} heads of even size.",
+    )
+    return {
+        "vocab_size": vocab_size,
+        "dim": dim,
+        "depth": len(blocks),
+        "heads": heads,
+        "cond_dim": state[telling[1]].shape[0],
+        "mlp_ratio": state[telling[2]].shape[0] // dim,
+        "two_time": any(name.startswith("sigma_map_prime.") for name in state),
+    }
+
+
+def _expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Their name -> their shape for a network of these sizes."""
+    cfg = DiTConfig(
+        **sizes,
+        max_length=1,
+        dropout=0.0,
+        attention_softcap=0.0,
+        logit_softcap=0.0,
+        dtype="float32",
+        remat="none",
+        scan_blocks=True,
+    )
+    tree = jax.eval_shape(dit(cfg).init, jax.random.key(0))
+    shapes = {}
+    for theirs, path, block in _table(sizes["depth"], sizes["two_time"]):
+        shape = _get(tree, path).shape[0 if block is None else 1 :]
+        shapes[theirs] = shape[::-1] if path[-1] == "kernel" else shape
+    return shapes
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    """A few names in brackets."""
+    tail = ", ..." if len(names) > most else ""
+    return f" ({', '.join(names[:most])}{tail})" if names else ""
+
+
+def _check(state: State, sizes: dict[str, Any]) -> None:
+    """Raises one UserError that lists missing, misshapen and unexpected tensors."""
+    shapes = _expected_shapes(sizes)
+    missing = [name for name in shapes if name not in state]
+    unexpected = [name for name in state if name not in shapes and name != _ROTARY]
+    misshapen = [
+        f"{name} {state[name].shape} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in state and state[name].shape != shape
+    ]
+    kinds = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
+    faults = [f"{len(names)} {kind}{_some(names)}" for kind, names in kinds.items() if names]
+    require(
+        not faults,
+        f"these tensors are not an FLM network of sizes {sizes}: {'; '.join(faults)}.",
+    )
+
+
+def params_from_state_dict(state: State, heads: int | None = None) -> tuple[Params, dict[str, Any]]:
+    """Converts PyTorch FLM weights to parameters of `flm_jax.models.dit`.
+
+    Args:
+      state: name -> array; prefixes of Lightning, DDP and torch.compile are stripped; a teacher's
+        and the loss weighting's tensors are ignored, and logged.
+      heads: attention heads, where the file lacks `rotary_emb.inv_freq`.
+
+    Returns:
+      Parameters (nested dict of float32 NumPy arrays, blocks stacked under "blocks") and sizes, see
+      `infer_sizes`.
+
+    Raises:
+      UserError: tensors missing, misshapen or unexpected; sizes that cannot be told.
+    """
+    state, ignored = backbone_tensors(state)
+    if ignored:
+        logging.info("ignored %d tensors%s", len(ignored), _some(ignored))
+    sizes = infer_sizes(state, heads)
+    _check(state, sizes)
+    params, stacks = {}, {}
+    for theirs, path, block in _table(sizes["depth"], sizes["two_time"]):
+        value = np.ascontiguousarray(_flip(np.asarray(state[theirs], np.float32), path))
+        if block is None:
+            _put(params, path, value)
+        else:
+            stacks.setdefault(path, []).append(value)
+    for path, values in stacks.items():
+        _put(params, path, np.stack(values))
+    return params, sizes
+
+
+def state_dict_from_params(params: Params, heads: int | None = None) -> State:
+    """The inverse of `params_from_state_dict`.
+
+    Args:
+      params: of `flm_jax.models.dit`.
+      heads: attention heads; if given, the buffer `rotary_emb.inv_freq` is written too, which makes
+        the file tell its number of heads.
+
+    Returns:
+      Their name -> float32 array in torch's layout, C-contiguous.
+    """
+    depth = params["blocks"]["qkv"]["kernel"].shape[0]
+    host: dict[tuple[str, ...], np.ndarray] = {}
+    state = {}
+    for theirs, path, block in _table(depth, "target_time" in params):
+        if path not in host:
+            host[path] = np.asarray(_get(params, path), np.float32)
+        value = host[path] if block is None else host[path][block]
+        state[theirs] = np.ascontiguousarray(_flip(value, path))
+    if heads:
+        head_dim = params["table"].shape[1] // heads
+        powers = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+        state[_ROTARY] = (1.0 / _ROTARY_BASE**powers).astype(np.float32)
+    return state
+
+
+def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = False) -> State:
+    """Reads weights from a file.
+
+    Args:
+      path: .safetensors (no torch needed), or a Lightning .ckpt / torch .pt, .pth.
+      ema: of a Lightning checkpoint, take the averaged weights where there are any.
+      trust_pickle: allow a checkpoint to hold arbitrary pickled objects. Reading it then runs
+        whatever code it names: only for files whose origin is trusted.
+
+    Returns:
+      Name -> float32 array, names as in the file.
+
+    Raises:
+      UserError: no such file, unknown kind, torch missing, untrusted pickle, EMA that does not fit.
+    """
+    path = Path(path)
+    require(path.is_file(), f"no file {path}; expected a .safetensors or .ckpt checkpoint.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors raises its own, undocumented classes
+            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+    require(
+        path.suffix in (".ckpt", ".pt", ".pth"),
+        f"{path} has an unknown ending; expected .safetensors, .ckpt, .pt or .pth.",
+    )
+    return _weights(_load_torch(path, trust_pickle), ema)
+
+
+def _load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
+    try:
+        import torch  # an optional extra, needed for pickled checkpoints alone
+    except ImportError as error:
+        raise UserError(
+            f'reading {path} needs torch: pip install "flm-jax[torch]", '
+            "or convert the file to .safetensors elsewhere."
+        ) from error
+    import pickle
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if trust_pickle:
+            raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
+        raise UserError(
+            f"{path} holds pickled objects besides tensors, and unpickling them can run code; "
+            "if its origin is trusted, allow that with --trust_pickle."
+        ) from error
+    except (RuntimeError, EOFError, ImportError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
+    require(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected a dict.")
+    return found
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _weights(checkpoint: dict[str, Any], ema: bool) -> State:
+    """Weights of a Lightning checkpoint, or of a bare state dict."""
+    state = checkpoint.get("state_dict", checkpoint)
+    state = {name: value for name, value in state.items() if hasattr(value, "detach")}
+    averages = checkpoint.get("ema") if ema else None
+    if averages is None:
+        if ema and "state_dict" in checkpoint:
+            logging.warning("the checkpoint has no averaged weights; taking the last ones.")
+        return {name: _numpy(value) for name, value in state.items()}
+    require(
+        isinstance(averages, dict) and "shadow_params" in averages,
+        "the checkpoint's `ema` lacks `shadow_params`; take the last weights instead (--noema).",
+    )
+    return averaged_weights(state, list(averages["shadow_params"]))
+
+
+def averaged_weights(state: dict[str, Any], shadows: list[Any]) -> State:
+    """Gives the nameless averaged tensors their names.
+
+    Args:
+      state: named tensors in their order; buffers and a teacher's are no trainable parameters.
+      shadows: averages in the order of the backbone's trainable parameters; those of the loss
+        weighting, which comes last, may be missing or superfluous.
+
+    Returns:
+      Bare name -> float32 array.
+
+    Raises:
+      UserError: the two lists do not fit together.
+    """
+    network, ignored = backbone_tensors(state)
+    buffers = {name: _numpy(network.pop(name)) for name in [_ROTARY] if name in network}
+    weighting = sum(_bare(name).startswith(_LOSS_HEAD) for name in ignored)
+    extra = len(shadows) - len(network)
+    require(
+        extra in {0, weighting or _LOSS_HEAD_TENSORS},
+        f"{len(shadows)} averaged tensors do not fit the {len(network)} of the network, nor "
+        f"{weighting or _LOSS_HEAD_TENSORS} more for its loss weighting; take the last weights "
+        "instead (--noema).",
+    )
+    averaged = dict(zip(network, shadows))
+    wrong = [
+        f"{name} {tuple(value.shape)} instead of {tuple(network[name].shape)}"
+        for name, value in averaged.items()
+        if value.shape != network[name].shape
+    ]
+    require(
+        not wrong,
+        f"{len(wrong)} averaged tensors have another shape than the weights they average"
+        f"{_some(wrong)}; take the last weights instead (--noema).",
+    )
+    return buffers | {name: _numpy(value) for name, value in averaged.items()}

@@ -1,0 +1,79 @@
+"""Prepares a corpus for training: tokenises documents into a folder that training reads.
+
+python -m flm_jax.prepare_data --source=pydoc --tokenizer=sentencepiece --vocab_size=1024 --out=DIR
+
+Large corpora in parallel: one command for each i with --shard=i/n, then one with --merge.
+"""
+
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from flm_jax.cli import run_cli
+from flm_jax.data import store
+from flm_jax.data.detokenizers import DETOKENIZERS
+from flm_jax.data.prepare import PrepareConfig, prepare, summary
+from flm_jax.data.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
+from flm_jax.data.tokenizers import SENTENCEPIECE_MODELS
+from flm_jax.types import require
+
+_SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
+_PATH = flags.DEFINE_string(
+    "path", "", "text, jsonl: file or folder. hf: dataset as name[:config][@revision]."
+)
+_OUT = flags.DEFINE_string("out", "", "Folder to write.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    "sentencepiece",
+    "bytes, characters, sentencepiece (both trained on the corpus), hf:NAME_OR_FOLDER, or the path "
+    "of a saved tokenizer or prepared folder.",
+)
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Pieces of the sentencepiece tokenizer.")
+_MODEL = flags.DEFINE_string(
+    "sentencepiece_model", "bpe", f"Model of sentencepiece: {', '.join(SENTENCEPIECE_MODELS)}."
+)
+_UNIT = flags.DEFINE_string(
+    "split_documents", "file", f"text: what a document is: {', '.join(DOCUMENT_UNITS)}."
+)
+_TEXT_KEY = flags.DEFINE_string("text_key", "text", "jsonl, hf: the field that holds the text.")
+_DETOKENIZE = flags.DEFINE_string(
+    "detokenize", "", f"Undo a corpus's own tokenisation: {', '.join(DETOKENIZERS)}."
+)
+_VALID = flags.DEFINE_float("valid_fraction", 0.05, "Share held out, unless the source has splits.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: prepare part i (from 0) of n.")
+_MERGE = flags.DEFINE_bool("merge", False, "Join the n parts in --out; needs no other flag.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
+
+
+def main(argv: Sequence[str]) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
+    require(bool(_OUT.value), "no --out; expected the folder to write")
+    began = time.perf_counter()
+    if _MERGE.value:
+        manifest = store.merge(_OUT.value)
+    else:
+        require(bool(_SOURCE.value), f"no --source; expected one of {', '.join(SOURCES)}")
+        source = SourceConfig(
+            source=_SOURCE.value,
+            path=_PATH.value,
+            split_documents=_UNIT.value,
+            text_key=_TEXT_KEY.value,
+            detokenize=_DETOKENIZE.value,
+            valid_fraction=_VALID.value,
+        )
+        cfg = PrepareConfig(
+            source=source,
+            out=_OUT.value,
+            tokenizer=_TOKENIZER.value,
+            vocab_size=_VOCAB_SIZE.value,
+            sentencepiece_model=_MODEL.value,
+            shard=store.Shard.parse(_SHARD.value),
+            overwrite=_OVERWRITE.value,
+        )
+        manifest = prepare(cfg)
+    print(f"{summary(manifest, _OUT.value)}; {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    run_cli(main)

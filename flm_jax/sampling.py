@@ -1,0 +1,120 @@
+"""Samples from a loaded model: prompts and infills to given tokens, one compiled program a shape."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.build import Model
+from flm_jax.samplers.common import Given, Samples, nothing_given
+from flm_jax.samplers.flow_map import sample
+from flm_jax.types import require
+
+_GAP = re.compile(r"\{(\d+)\}")
+
+
+class Draw(NamedTuple):
+    """Samples of one step count.
+
+    Attributes:
+      tokens: int32 [N, L].
+      steps_tokens, steps_confidence: [K, N, L], after each network call.
+      seconds: wall time without compilation.
+    """
+
+    tokens: np.ndarray
+    steps_tokens: np.ndarray
+    steps_confidence: np.ndarray
+    seconds: float
+
+
+def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> None:
+    """Refuses impossible requests before anything is compiled."""
+    require(bool(steps), "got no step counts; expected for example --steps=1,4.")
+    for count in steps:
+        require(count >= 1, f"got steps={count}; expected at least 1 network call.")
+    require(num >= 1, f"got num_samples={num}; expected at least 1.")
+    require(
+        1 <= length <= model.net.max_length,
+        f"got length={length}; this model was trained for up to {model.net.max_length} tokens.",
+    )
+
+
+def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) -> Given:
+    """Prescribed positions of a prompt or an infill template, for `num` equal rows.
+
+    A prompt stands at the start, after BOS where the model was trained with one. In an infill
+    template {n} stands for n tokens to write: "the {3} of the {5}"; what follows its end is free.
+
+    Raises:
+      UserError: both given; nothing free; more tokens than `length`.
+    """
+    require(not (prompt and infill), "got both --prompt and --infill; expected one of them.")
+    if not (prompt or infill):
+        return nothing_given(num, length)
+    parts = _GAP.split(infill) if infill else [prompt]
+    tokens, free = [], []
+    if model.config["data"]["packing"] != "stream" and model.tokenizer.bos_id is not None:
+        tokens, free = [model.tokenizer.bos_id], [False]
+    for i, part in enumerate(parts):
+        ids = [0] * int(part) if i % 2 else [int(t) for t in model.tokenizer.encode(part)]
+        tokens += ids
+        free += [bool(i % 2)] * len(ids)
+    require(
+        len(tokens) <= length and (len(tokens) < length or any(free)),
+        f"the {'infill' if infill else 'prompt'} takes {len(tokens)} of {length} tokens and must "
+        "leave room to write; shorten it.",
+    )
+    rest = length - len(tokens)
+    row = np.array(tokens + [0] * rest, np.int32)
+    mask = ~np.array(free + [True] * rest)
+    return Given(jnp.asarray(np.tile(row, (num, 1))), jnp.asarray(np.tile(mask, (num, 1))))
+
+
+def draw(
+    model: Model, given: Given, *, steps: int, num: int, seed: int, show=lambda done: None
+) -> Draw:
+    """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
+
+    Every batch has the same shape, so that one program is compiled; sample i depends on the seed
+    and the batch size alone, and two step counts start from the same noise.
+
+    Args:
+      given: prescribed tokens of one batch [B, L].
+      show: called with the number of samples done, after each batch.
+    """
+    rows = given.tokens.shape[0]
+    program = jax.jit(
+        lambda key, params, given: sample(
+            key, model.net, params, clock=model.clock, steps=steps, given=given
+        )
+    )
+    root = jax.random.key(seed)
+    compiled = program.lower(root, model.params, given).compile()
+    parts: list[Samples] = []
+    began = time.perf_counter()
+    for batch in range(-(-num // rows)):
+        parts.append(jax.device_get(compiled(jax.random.fold_in(root, batch), model.params, given)))
+        show(min(num, (batch + 1) * rows))
+    seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
+    tokens = np.concatenate([p.tokens for p in parts])[:num]
+    stacked = [np.concatenate([p[i] for p in parts], axis=1)[:, :num] for i in (1, 2)]
+    return Draw(tokens, *stacked, seconds)
+
+
+def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
+    """One record per sample and network call: tokens, their text, and confidence per position."""
+    for i in range(drawn.tokens.shape[0]):
+        for k in range(drawn.steps_tokens.shape[0]):
+            row = drawn.steps_tokens[k, i]
+            yield {
+                "sample": i,
+                "call": k + 1,
+                "text": model.tokenizer.decode(row),
+                "tokens": row.tolist(),
+                "confidence": np.round(drawn.steps_confidence[k, i], 4).tolist(),
+            }

@@ -1,0 +1,38 @@
+"""Trains or distils a model.
+
+python -m flm_jax.train --config=configs/quickstart_flm.py --workdir=runs/flm [--config.KEY=VALUE]
+
+Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
+SIGTERM or SIGINT after saving.
+"""
+
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from flm_jax import trainer
+from flm_jax.cli import run_cli
+from flm_jax.config import check
+from flm_jax.types import require
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several processes: calls jax.distributed.initialize() first."
+)
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
+    require(_CONFIG.value is not None, "no --config; expected a file of configs/")
+    require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")
+    config = check(_CONFIG.value)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    sys.exit(trainer.run(config, _WORKDIR.value))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,111 @@
+"""Train state and the pure train step: accumulate, clip, update, average."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flm_jax.flows.times import Rows
+from flm_jax.training.optim import update_ema
+from flm_jax.types import Key, Metrics, Params
+
+# objective(params, frozen, batch, key, rows) -> (loss, metrics); frozen holds teacher parameters.
+Objective = Callable[[Params, Any, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: int32, steps taken.
+      params, ema_params: float32 trees.
+      opt_state: optax state.
+      skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
+    """
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+    skipped: jax.Array
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """State at step 0; the average starts as a copy of the parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(zero, params, average, optimizer.init(params), zero)
+
+
+def step_key(seed: int, step: jax.Array) -> Key:
+    """The key of one training step: a function of seed and step alone, so none is saved."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _gradients(objective: Objective, params, frozen, batch, key, microbatches: int):
+    """Mean gradient and metrics over `microbatches` interleaved parts of the batch."""
+    rows = batch["tokens"].shape[0]
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    if microbatches == 1:
+        (_, metrics), grads = value_and_grad(params, frozen, batch, key, Rows(0, rows))
+        return grads, metrics
+    part = rows // microbatches
+    # Part m takes rows m, m + M, ...: on every device as many rows of each part.
+    parts = jax.tree.map(
+        lambda x: x.reshape(part, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def accumulate(total, item):
+        index, small = item
+        (_, metrics), grads = value_and_grad(params, frozen, small, key, Rows(index * part, rows))
+        return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+    shapes = jax.eval_shape(lambda: accumulate_shape(value_and_grad, params, frozen, parts, key))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(microbatches), parts))
+    return jax.tree.map(lambda x: x / microbatches, total)
+
+
+def accumulate_shape(value_and_grad, params, frozen, parts, key):
+    """(gradients, metrics) of the first part, traced for shapes only."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    (_, metrics), grads = value_and_grad(params, frozen, first, key, Rows(0, 1))
+    return grads, metrics
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    microbatches: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """train_step(state, frozen, batch) -> (state, metrics), to be jitted with `state` donated.
+
+    A non-finite loss or gradient leaves parameters, moments and average as they were; the step
+    still counts, and `skipped` counts such steps in a row.
+    """
+
+    def train_step(state: TrainState, frozen, batch):
+        key = step_key(seed, state.step)
+        grads, metrics = _gradients(objective, state.params, frozen, batch, key, microbatches)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.all(
+            jnp.stack([jnp.isfinite(m) for m in metrics.values()])
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = update_ema(state.ema_params, params, ema_decay, state.step)
+        new = (params, ema_params, opt_state)
+        old = (state.params, state.ema_params, state.opt_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        return (
+            TrainState(state.step + 1, *kept, skipped),
+            metrics | {"grad_norm": norm, "skipped_in_a_row": skipped},
+        )
+
+    return train_step

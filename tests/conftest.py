@@ -1,0 +1,23 @@
+"""Set-up shared by all tests: 8 fake devices, checked shapes, no silent rank promotion.
+
+The compilation cache lives in the repository root, where git ignores it; it only saves time.
+"""
+
+import os
+from pathlib import Path
+
+# Before JAX starts its backend, which reads the flag once.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+_CHECKED = [f"flm_jax.{name}" for name in ("flows", "losses", "samplers", "models")]
+install_import_hook(_CHECKED, "beartype.beartype")
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

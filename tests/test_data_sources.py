@@ -1,0 +1,172 @@
+"""Documents from files and the standard library, the split, and detokenisation."""
+
+import gzip
+import json
+import sys
+import types
+
+import pytest
+
+from flm_jax.data.detokenizers import detokenize_lm1b
+from flm_jax.data.sources import SourceConfig, is_valid, open_corpus
+from flm_jax.types import UserError
+
+
+def _texts(corpus, split):
+    return [text for _, text in corpus.splits[split]()]
+
+
+def _all_texts(corpus):
+    return sorted(pair for split in corpus.splits.values() for pair in split())
+
+
+def test_pydoc_is_english_and_repeats_itself():
+    corpus = open_corpus(SourceConfig("pydoc"))
+    train, valid = _texts(corpus, "train"), _texts(corpus, "valid")
+    assert sum(map(len, train)) > 1_000_000
+    assert 0.03 < len(valid) / len(train) < 0.07
+    assert train == _texts(corpus, "train")
+    assert any("statement" in text for text in train[:20])
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("file", ["one\ntwo\n\nthree\n", "four"]),
+        ("paragraph", ["one\ntwo", "three", "four"]),
+        ("line", ["one", "two", "three", "four"]),
+    ],
+)
+def test_text_units_over_nested_and_gzipped_files(tmp_path, unit, expected):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt.gz").write_bytes(gzip.compress(b"four"))
+    (tmp_path / "ignored.md").write_text("no")
+    corpus = open_corpus(SourceConfig("text", str(tmp_path), split_documents=unit))
+    assert [text for _, text in _all_texts(corpus)] == expected
+
+
+def test_single_document_is_cut_by_position(tmp_path):
+    lines = "".join(f"line {i}\n" for i in range(1000))
+    (tmp_path / "a.txt").write_text(lines)
+    corpus = open_corpus(SourceConfig("text", str(tmp_path / "a.txt"), valid_fraction=0.1))
+    (train,), (valid,) = _texts(corpus, "train"), _texts(corpus, "valid")
+    assert train + valid == lines.strip()
+    assert train.endswith("\n")
+    assert 0.09 < len(valid) / len(lines) < 0.11
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3, 0.05, 0.01])
+def test_split_is_exact_and_never_empty(fraction):
+    period = round(1 / fraction)
+    assert sum(is_valid(i, fraction) for i in range(period * 50)) == 50
+    assert [is_valid(i, fraction) for i in range(2)] == [False, True]
+    places = {i % period for i in range(period * 50) if is_valid(i, fraction)}
+    assert len(places) > period // 4 + 1
+
+
+def test_jsonl_reads_the_named_field(tmp_path):
+    rows = [{"body": f"document {i}"} for i in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = open_corpus(SourceConfig("jsonl", str(tmp_path), text_key="body"))
+    assert [text for _, text in _all_texts(corpus)] == [row["body"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("third_line", "message"),
+    [
+        ("{broken", r"a\.jsonl line 3 is not JSON"),
+        ('{"title": "x"}', r"a\.jsonl line 3 has no field 'text'; it has title"),
+        ('{"text": 5}', r"a\.jsonl line 3: field 'text' holds int"),
+        ("[1]", r"a\.jsonl line 3 holds list"),
+    ],
+)
+def test_jsonl_errors_name_the_line(tmp_path, third_line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n' + third_line + "\n")
+    with pytest.raises(UserError, match=message):
+        _all_texts(open_corpus(SourceConfig("jsonl", str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (SourceConfig("text", "/no/such/place"), "does not exist"),
+        (SourceConfig("text"), "needs a path"),
+        (SourceConfig("pidoc"), "did you mean 'pydoc'"),
+        (SourceConfig("pydoc", detokenize="lm2b"), "did you mean 'lm1b'"),
+        (SourceConfig("pydoc", split_documents="page"), "Valid: file, line, paragraph"),
+        (SourceConfig("pydoc", valid_fraction=0.0), "valid_fraction is 0.0"),
+    ],
+)
+def test_bad_settings(cfg, message):
+    with pytest.raises(UserError, match=message):
+        open_corpus(cfg)
+
+
+def test_empty_corpora(tmp_path):
+    with pytest.raises(UserError, match="holds no file ending in .txt"):
+        open_corpus(SourceConfig("text", str(tmp_path)))
+    (tmp_path / "a.txt").write_text(" \n\n")
+    with pytest.raises(UserError, match="has no text"):
+        open_corpus(SourceConfig("text", str(tmp_path)))
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="expected UTF-8"):
+        open_corpus(SourceConfig("text", str(tmp_path)))
+
+
+def test_hf_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install 'flm-jax\\[hf\\]'"):
+        open_corpus(SourceConfig("hf", "lm1b"))
+
+
+class _Rows(list):
+    column_names = ("text",)
+
+
+def _fake_datasets(monkeypatch, splits):
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return splits
+
+    fake = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    return calls
+
+
+def test_hf_uses_the_datasets_own_split(monkeypatch):
+    rows = {
+        "train": _Rows({"text": f"it 's {i} ."} for i in range(4)),
+        "test": _Rows([{"text": "held out"}]),
+    }
+    calls = _fake_datasets(monkeypatch, rows)
+    corpus = open_corpus(SourceConfig("hf", "lm1b:plain@v2", detokenize="lm1b"))
+    assert calls == [(("lm1b", "plain"), {"revision": "v2"})]
+    assert _texts(corpus, "train") == [f"it's {i}." for i in range(4)]
+    assert _texts(corpus, "valid") == ["held out"]
+
+
+def test_hf_without_a_split_holds_documents_out(monkeypatch):
+    calls = _fake_datasets(monkeypatch, {"train": _Rows({"text": f"d{i}"} for i in range(40))})
+    corpus = open_corpus(SourceConfig("hf", "openwebtext"))
+    assert calls == [(("openwebtext", None), {"revision": None})]
+    assert len(_texts(corpus, "valid")) == 2
+    with pytest.raises(UserError, match="text_key of 'openwebtext'"):
+        open_corpus(SourceConfig("hf", "openwebtext", text_key="body"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("We do n't know , he 's out .", "We don't know, he's out."),
+        ('" Go , " she said ( twice ) ; why ?', '"Go," she said (twice); why?'),
+        ("`` We ca n't , '' he said .", '"We can\'t," he said.'),
+        ("It cost $ 5.20 , or 10 % more .", "It cost $5.20, or 10% more."),
+        ("the players ' bar : see http : / / a.org / b", "the players' bar: see http://a.org/b"),
+        ("They can not be at 10 : 30 and / or noon .", "They cannot be at 10: 30 and/or noon."),
+    ],
+)
+def test_detokenize_lm1b(raw, expected):
+    assert detokenize_lm1b(raw) == expected

@@ -1,0 +1,192 @@
+"""Round trips, determinism, special tokens and persistence of every tokenizer."""
+
+import json
+import subprocess
+import sys
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from flm_jax.data.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
+from flm_jax.types import UserError
+
+TEXT = "Flow maps, naïve café - 漢字 🙂\n\n\tdef f(x):\r\n    return  x  # ok \n"
+ENGLISH = "\n".join(topics[name] for name in ("assert", "for", "if", "import", "with"))
+SPECIAL_TEXT = "<mask> [MASK] <s> </s> [CLS] <|endoftext|> <pad> <unk>"
+
+
+def _train(vocab_size=600, model="bpe"):
+    return SentencePieceTokenizer.train([ENGLISH, TEXT], vocab_size, model)
+
+
+@pytest.fixture(scope="module")
+def hf_folder(tmp_path_factory):
+    """A byte-level BPE with BERT's special tokens, as a Hugging Face folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("hf")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([ENGLISH], trainer)
+    backend.enable_truncation(8)  # to be undone: documents are never cut by the tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def every_tokenizer(hf_folder):
+    return {
+        "bytes": ByteTokenizer(),
+        "characters": CharacterTokenizer.train([TEXT, SPECIAL_TEXT]),
+        "sentencepiece": _train(),
+        "hf": HuggingFaceTokenizer.load(str(hf_folder)),
+    }
+
+
+KINDS = ["bytes", "characters", "sentencepiece", "hf"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(every_tokenizer, kind):
+    tokenizer = every_tokenizer[kind]
+    ids = tokenizer.encode(TEXT)
+    assert ids.dtype == np.int32
+    assert ids.min() >= 0
+    assert ids.max() < tokenizer.vocab_size
+    assert tokenizer.decode(ids) == TEXT
+    framed = [tokenizer.bos_id, *ids, tokenizer.mask_id, tokenizer.eos_id, tokenizer.pad_id]
+    assert tokenizer.decode(framed) == TEXT
+    assert [list(x) for x in tokenizer.encode_batch([TEXT, "a"])] == [
+        list(tokenizer.encode(TEXT)),
+        list(tokenizer.encode("a")),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_encodes_to_a_special_token(every_tokenizer, kind):
+    tokenizer = every_tokenizer[kind]
+    assert len(tokenizer.special_ids) == 4
+    assert not tokenizer.special_ids & set(tokenizer.encode(SPECIAL_TEXT).tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load(every_tokenizer, kind, tmp_path):
+    tokenizer = every_tokenizer[kind]
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.special_ids == tokenizer.special_ids
+    np.testing.assert_array_equal(loaded.encode(TEXT), tokenizer.encode(TEXT))
+
+
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_sentencepiece_training_is_deterministic(model):
+    first = _train(400, model)
+    assert first.fingerprint == _train(400, model).fingerprint
+    other = SentencePieceTokenizer.train([ENGLISH.upper(), TEXT], 400, model)
+    assert first.fingerprint != other.fingerprint
+
+
+def test_sentencepiece_training_is_deterministic_across_processes(tmp_path):
+    (tmp_path / "a.txt").write_text(ENGLISH)
+    program = (
+        "import sys; from flm_jax.data.tokenizers import SentencePieceTokenizer as T;"
+        "print(T.train([open(sys.argv[1]).read()], 520).fingerprint)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.txt")]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert other == SentencePieceTokenizer.train([ENGLISH], 520).fingerprint
+
+
+def test_sentencepiece_small_vocabulary_has_no_byte_pieces():
+    tokenizer = SentencePieceTokenizer.train([ENGLISH], 128)
+    assert tokenizer.vocab_size == 128
+    assert tokenizer.unknown_id in tokenizer.encode("漢")
+    assert tokenizer.decode(tokenizer.encode("the map")) == "the map"
+
+
+def test_sentencepiece_learns_from_lines_longer_than_the_trainer_takes():
+    tokenizer = SentencePieceTokenizer.train(["zyzzyva " * 2000], 32)
+    assert len(tokenizer.encode("zyzzyva ")) < 4
+
+
+def test_sentencepiece_vocabulary_too_large():
+    with pytest.raises(UserError, match="vocabulary of 9000 .* Vocabulary size too high"):
+        SentencePieceTokenizer.train(["a few words"], 9000)
+
+
+def test_characters_unknown():
+    tokenizer = CharacterTokenizer.train(["abc"])
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.decode(tokenizer.encode("abz")) == "ab\N{REPLACEMENT CHARACTER}"
+
+
+def test_words():
+    tokenizer = WordTokenizer(["new", "york"])
+    assert tokenizer.special_ids == frozenset()
+    assert tokenizer.decode(tokenizer.encode("york new")) == "york new"
+    with pytest.raises(UserError, match="unknown word 'jork'; did you mean 'york'"):
+        tokenizer.encode("jork")
+
+
+def test_hf_specials_by_custom_and_by_declaration(hf_folder, tmp_path):
+    tokenizer = HuggingFaceTokenizer.load(str(hf_folder))
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (0, 2, 3, 4)
+    (tmp_path / "tokenizer.json").write_bytes((hf_folder / "tokenizer.json").read_bytes())
+    declared = {"eos_token": {"content": "[UNK]"}, "bos_token": None}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(declared))
+    tokenizer = HuggingFaceTokenizer.load(str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 1)
+
+
+def test_gpt2_like_vocabulary_has_one_special(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a")
+    )
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HuggingFaceTokenizer.load(str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 1)
+    assert tokenizer.pad_id is None
+    assert tokenizer.mask_id is None
+
+
+def test_errors_name_the_mend(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="did you mean 'bytes'"):
+        make_tokenizer("byte", lambda: [])
+    with pytest.raises(UserError, match="spec.json is missing"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="has no tokenizer.json"):
+        make_tokenizer(f"hf:{tmp_path}", lambda: [])
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="needs the package `tokenizers`"):
+        make_tokenizer(f"hf:{tmp_path}", lambda: [])
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*args, **kwargs):
+        raise OSError("no network\nlong advice")
+
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
+    with pytest.raises(UserError, match=r"fetched from the hub \(no network\)") as caught:
+        make_tokenizer("hf:bert-base-uncased", lambda: [])
+    assert "\n" not in str(caught.value)

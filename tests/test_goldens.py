@@ -1,0 +1,254 @@
+"""Numbers of the published PyTorch code, all float32; see tests/goldens/README.md.
+
+Tolerance 2e-5 absolute unless stated, on losses of about 4.6 nats, logits up to 6.6 and gradients
+up to 0.11 (stored with an error below 2e-6). Tokens are equal.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from flm_jax.flows import readout
+from flm_jax.flows.clocks import decoding_clock, t_to_tau, tau_to_t
+from flm_jax.flows.interpolants import interpolate, linear
+from flm_jax.flows.states import states_from_onehot
+from flm_jax.interop.flm import params_from_state_dict
+from flm_jax.losses.denoising import denoising_loss_at
+from flm_jax.losses.semigroup import diagonal_loss_at, semigroup_loss_at
+from flm_jax.models.dit import DiTConfig, dit, time_features
+from flm_jax.samplers.common import nothing_given
+from flm_jax.samplers.flow_map import sample_from
+
+GOLDENS = Path(__file__).parent / "goldens"
+TOLERANCE = 2e-5
+DIAGONAL, OFF_DIAGONAL = slice(0, 3), slice(3, 8)
+CONFIG = DiTConfig(
+    vocab_size=97,
+    max_length=16,
+    dim=64,
+    depth=2,
+    heads=4,
+    cond_dim=32,
+    mlp_ratio=4,
+    dropout=0.0,
+    two_time=False,
+    attention_softcap=50.0,
+    logit_softcap=30.0,
+    dtype="float32",
+    remat="none",
+    scan_blocks=True,
+)
+
+
+def arrays(name):
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        return {key: jnp.asarray(file[key]) for key in file}
+
+
+def network(name, **changes):
+    params, sizes = params_from_state_dict(load_file(GOLDENS / f"{name}.safetensors"))
+    return dit(dataclasses.replace(CONFIG, **sizes, **changes)), jax.tree.map(jnp.asarray, params)
+
+
+def gradients(name, weights):
+    """Stored gradients as our parameters; the loss weighting, which has none, is ignored."""
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        found = {k: file[k] * file[f"{k}:step"] for k in file if not k.endswith(":step")}
+    buffers = {"rotary_emb.inv_freq": load_file(GOLDENS / weights)["rotary_emb.inv_freq"]}
+    return params_from_state_dict(found | buffers)[0]
+
+
+def assert_close(got, want, tolerance=TOLERANCE):
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=0, atol=tolerance)
+
+
+def assert_trees_close(got, want):
+    """Every leaf within the tolerance, which is far below the leaf's own size."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for path, leaf in jax.tree.leaves_with_path(want):
+        value = got
+        for step in path:
+            value = value[step.key]
+        np.testing.assert_allclose(
+            np.asarray(value), leaf, rtol=0, atol=TOLERANCE, err_msg=jax.tree_util.keystr(path)
+        )
+        assert np.abs(leaf).max() > 20 * TOLERANCE, f"{path}: too small to be tested"
+
+
+@pytest.fixture(scope="module")
+def clock():
+    return decoding_clock(97)
+
+
+def states(noise, t, tokens, table, path):
+    """The noisy state by either path, from one and the same eps."""
+    if path == "onehot":
+        return states_from_onehot(noise, t, tokens, table)[0]
+    xi = jnp.matmul(noise, table, precision=jax.lax.Precision.HIGHEST)
+    return interpolate(linear, t, table[tokens], xi)
+
+
+@pytest.mark.parametrize("vocab_size", [27, 1024, 30522, 50257])
+def test_clock_is_the_integral(vocab_size):
+    with np.load(GOLDENS / "clocks.npz") as file:
+        grid, tau, t = (
+            file[k] for k in ("grid", f"g2a_exact_{vocab_size}", f"a2g_exact_{vocab_size}")
+        )
+    table = decoding_clock(vocab_size)
+    grid = jnp.asarray(grid, jnp.float32)
+    assert_close(t_to_tau(table, grid), tau, 2e-6)
+    assert_close(tau_to_t(table, grid), t, 2e-6)
+
+
+@pytest.mark.parametrize(
+    "name, logits", [("dit_single", "single_cont_sigma"), ("dit_double", "double_cont_both")]
+)
+def test_logits(name, logits):
+    golden = arrays("dit")
+    net, params = network(name, logit_softcap=0.0)
+    y = golden["x_cont"] @ params["table"]
+    assert_close(y, golden[f"{name[4:]}_cont_act_embed"])
+    found = readout.denoise(net, params, y, golden["sigma"], golden["sigma_prime"])
+    assert_close(found, golden[f"{logits}_f32"])
+
+
+def embed_time(params, times):
+    hidden, out = params["hidden"], params["out"]
+    hidden = jax.nn.silu(time_features(times) @ hidden["kernel"] + hidden["bias"][None])
+    return hidden @ out["kernel"] + out["bias"][None]
+
+
+def test_time_embedding():
+    golden = arrays("dit")
+    _, params = network("dit_single")
+    assert_close(embed_time(params["time"], golden["sigma"]), golden["single_cont_act_sigma_emb"])
+
+
+def denoising_losses(params, net, golden, path):
+    y_t = states(golden["noise"], golden["gamma"], golden["x0"], params["table"], path)
+    weights = jnp.full(golden["x0"].shape, 1 / golden["x0"].size)
+    return denoising_loss_at(params, y_t, golden["tau"], golden["x0"], weights, net=net)
+
+
+def test_denoising_loss_and_gradient():
+    golden = arrays("flm")
+    net, params = network("dit_single")
+    step = jax.jit(
+        jax.value_and_grad(lambda p: denoising_losses(p, net, golden, "onehot"), has_aux=True)
+    )
+    (mean, nll), gradient = step(params)
+    assert_close(nll, golden["loss_per_token_f32"])
+    assert_close(mean, golden["loss_mean_f32"])
+    assert_trees_close(gradient, gradients("flm_grads", "dit_single.safetensors"))
+
+
+def test_denoising_loss_projected():
+    golden = arrays("flm")
+    net, params = network("dit_single")
+    mean, nll = jax.jit(lambda p: denoising_losses(p, net, golden, "projected"))(params)
+    assert_close(nll, golden["loss_per_token_f32"])
+    assert_close(mean, golden["loss_mean_f32"])
+
+
+def test_clock_at_golden_times(clock):
+    golden = arrays("flm")
+    assert_close(tau_to_t(clock, golden["tau"]), golden["gamma"], 2e-6)
+
+
+def test_euler_tokens(clock):
+    golden = arrays("flm")
+    net, params = network("dit_single")
+    y_0 = golden["z0"] @ params["table"]
+    samples = sample_from(y_0, net, params, clock=clock, steps=8, given=nothing_given(4, 16))
+    assert (samples.tokens == golden["tokens_8_f32"]).all()
+    confidence = jnp.exp(golden["logp_last_8_f32"].max(axis=-1))
+    assert_close(samples.steps_confidence[-1], confidence)
+
+
+def semigroup_losses(params, net, golden, taus, times, path):
+    """Diagonal rows and the others, as the objective joins them."""
+    tokens = golden["x1"]
+    weights = jnp.full(tokens.shape, 1 / tokens.size)
+    y_s = states(golden["noise"], times[0], tokens, params["table"], path)
+    diagonal, first = diagonal_loss_at(
+        params,
+        (y_s[DIAGONAL], None),
+        taus[0][DIAGONAL],
+        tokens[DIAGONAL],
+        weights[DIAGONAL],
+        net=net,
+        teacher=None,
+    )
+    semigroup, second = semigroup_loss_at(
+        params,
+        params,
+        y_s[OFF_DIAGONAL],
+        tuple(tau[OFF_DIAGONAL] for tau in taus),
+        tuple(t[OFF_DIAGONAL] for t in times),
+        weights[OFF_DIAGONAL],
+        net=net,
+    )
+    return diagonal + semigroup, jnp.concatenate([first, second])
+
+
+def test_semigroup_loss_and_gradient():
+    golden = arrays("fmlm")
+    net, params = network("dit_double")
+
+    def losses(params, taus, times, path):
+        return semigroup_losses(params, net, golden, taus, times, path)
+
+    step = jax.jit(jax.value_and_grad(losses, has_aux=True), static_argnums=3)
+    projected = jax.jit(losses, static_argnums=3)
+    for split in ("mid", "rand"):
+        taus = tuple(golden[name] for name in ("tau_s", f"tau_u_{split}", "tau_t"))
+        times = tuple(golden[f"psd_{split}_{name}"] for name in "sut")
+        (mean, ce), gradient = step(params, taus, times, "onehot")
+        assert_close(ce, golden[f"psd_{split}_loss"])
+        assert_close(mean, golden[f"psd_{split}_loss"].mean())
+        assert_trees_close(gradient, gradients(f"psd_{split}_grads", "dit_double.safetensors"))
+        _, ce = projected(params, taus, times, "projected")
+        assert_close(ce, golden[f"psd_{split}_loss"])
+
+
+def test_golden_rows_are_as_the_tests_split_them():
+    golden = arrays("fmlm")
+    assert golden["idx_diag"].tolist() == [0, 1, 2]
+    assert sorted([*golden["idx_boundary"].tolist(), *golden["idx_offdiag"].tolist()]) == [
+        *range(3, 8)
+    ]
+
+
+@pytest.mark.parametrize("path", ["onehot", "projected"])
+def test_teacher_on_the_diagonal(path):
+    golden = arrays("fmlm")
+    net, params = network("dit_double")
+    teacher = network("dit_single")
+    tokens, t = golden["x1"][DIAGONAL], golden["psd_mid_s"][DIAGONAL]
+    views = tuple(
+        states(golden["noise"][DIAGONAL], t, tokens, p["table"], path) for p in (params, teacher[1])
+    )
+    _, ce = diagonal_loss_at(
+        params,
+        views,
+        golden["tau_s"][DIAGONAL],
+        tokens,
+        jnp.full(tokens.shape, 1 / tokens.size),
+        net=net,
+        teacher=teacher,
+    )
+    assert_close(ce, golden["psd_mid_teacher_loss"][DIAGONAL])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_flow_map_tokens(clock, steps):
+    golden = arrays("fmlm")
+    net, params = network("dit_double")
+    y_0 = golden["z0"] @ params["table"]
+    samples = sample_from(y_0, net, params, clock=clock, steps=steps, given=nothing_given(4, 16))
+    assert (samples.tokens == golden[f"samp_g0.0_n{steps}_f32_tokens"]).all()
