@@ -1,5 +1,6 @@
 """From configurations to functions: the only reader of configurations, the only name tables."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.training.checkpoint import load_ema, read_config
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
-from flm_jax.training.sharding import MeshConfig, tree_shardings
+from flm_jax.training.sharding import MeshConfig, loss_parallel, tree_shardings
 from flm_jax.training.step import Objective
 from flm_jax.types import Network, Params, UserError, require, unknown_name
 
@@ -94,8 +95,8 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return config | {"model": config["model"] | {"vocab_size": got or need}}
 
 
-def network(config: Config) -> Network:
-    """The denoiser of a configuration with its vocabulary resolved."""
+def network(config: Config, mesh: Mesh | None = None) -> Network:
+    """The denoiser of a configuration with its vocabulary resolved; its losses over `mesh`."""
     cfg = dict(config["model"])
     _choice("config.model.name", cfg.pop("name"), ("dit",))
     _choice("config.model.dtype", cfg["dtype"], ("float32", "bfloat16"))
@@ -108,7 +109,10 @@ def network(config: Config) -> Network:
     require(
         0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
     )
-    return dit(DiTConfig(max_length=cfg.pop("length"), **cfg))
+    net = dit(DiTConfig(max_length=cfg.pop("length"), **cfg))
+    if mesh is None or not net.loss_tile:
+        return net
+    return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
 
 
 def optim(config: Config) -> OptimConfig:
@@ -238,7 +242,8 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     require(
         tokenizer.fingerprint == teacher.tokenizer.fingerprint,
         f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the teacher's "
-        f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with --tokenizer=TEACHER_WORKDIR.",
+        f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with it "
+        "(--tokenizer=WORKDIR/tokenizer).",
     )
 
 

@@ -1,4 +1,4 @@
-"""What every command line shares: a UserError becomes one line on stderr and exit status 2."""
+"""What every command line shares: bad input becomes one line on stderr and exit status 2."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,22 +10,37 @@ from flm_jax.types import UserError
 USER_ERROR_EXIT = 2
 
 
-def run_cli(main: Callable[[Sequence[str]], None]) -> None:
+def _fail(error: Exception) -> None:
+    text = error.args[0] if error.args else error
+    print(f"error: {' '.join(str(text).split())}", file=sys.stderr)
+    sys.exit(USER_ERROR_EXIT)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        return _fail(error)
+    except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
+        return _fail(AttributeError(f"unknown config key {error.args[0]}"))
+
+
+def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
 
     Args:
-      main: takes argv (the program name first). Raising UserError ends the program with status 2
-        and one line `error: ...` on stderr; any other exception keeps its traceback.
+      main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags
+        and UserError end the program with status 2 and one line `error: ...` on stderr; any other
+        exception keeps its traceback.
     """
 
-    def guarded(argv: Sequence[str]) -> None:
+    def guarded(argv: Sequence[str]) -> int | None:
         # orbax and grain log every file at INFO; --verbosity=0 shows it.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            main(argv)
+            return main(argv)
         except UserError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(USER_ERROR_EXIT)
+            return _fail(error)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)

@@ -50,7 +50,7 @@ def _rows(workdir: str, steps: list[int]):
     data = build.data(model.config)
     require(
         data.tokenizer.fingerprint == model.tokenizer.fingerprint,
-        f"{workdir}: its data {model.config['data']['path']} now has another tokenizer; restore it.",
+        f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
     )
     sampling.check_request(model, steps, _NUM.value, model.net.max_length)
     loss = _loss(model, data)

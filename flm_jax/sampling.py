@@ -1,4 +1,4 @@
-"""Samples from a loaded model: prompts and infills to given tokens, one compiled program a shape."""
+"""Samples from a loaded model: prompts, infills, trajectories; one program a shape."""
 
 import re
 import time

@@ -6,8 +6,6 @@ Run again with the same workdir to continue. Exit status: 0 finished, 2 bad inpu
 SIGTERM or SIGINT after saving.
 """
 
-import sys
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -15,7 +13,7 @@ from ml_collections import config_flags
 from flm_jax import trainer
 from flm_jax.cli import run_cli
 from flm_jax.config import check
-from flm_jax.types import require
+from flm_jax.types import UserError, require
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
@@ -24,14 +22,19 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def main(argv) -> None:
+def main(argv) -> int:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
     require(_CONFIG.value is not None, "no --config; expected a file of configs/")
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")
-    config = check(_CONFIG.value)
+    try:
+        config = check(_CONFIG.value)
+    except OSError as error:  # ml_collections keeps a missing file for the first use
+        raise UserError(
+            f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
+        ) from error
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    sys.exit(trainer.run(config, _WORKDIR.value))
+    return trainer.run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ def run(config: dict[str, Any], workdir: str) -> int:
     """
     data = build.data(config)
     config = build.resolve_vocabulary(config, data.tokenizer)
-    net, cfg, optim = build.network(config), build.training(config), build.optim(config)
+    cfg, optim = build.training(config), build.optim(config)
     mesh = sharding.make_mesh(build.mesh(config))
+    net = build.network(config, mesh)
     _check_batch(cfg.batch, cfg.microbatches, mesh)
     _open_workdir(workdir, config, data.tokenizer)
     clock = decoding_clock(net.vocab_size)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Key = PRNGKeyArray
@@ -36,6 +37,40 @@ def require(condition: bool, message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parallel:
+    """Mesh axes over which vocabulary-sized work is split explicitly, by `shard_map`.
+
+    Attributes:
+      mesh: the mesh of the arrays, with Auto axes.
+      batch_axes: axes over which rows [B, ...] lie; () where every device holds all rows.
+      vocab_axis: axis over which V of head and embedding table lies; None where it is whole.
+      embed_axis: the one of batch_axes over which D of the stored head lies as well (FSDP), so
+        that its gradient is scattered over it; None where it is whole.
+    """
+
+    mesh: Mesh
+    batch_axes: tuple[str, ...]
+    vocab_axis: str | None = None
+    embed_axis: str | None = None
+
+    def __post_init__(self):
+        axes = (*self.batch_axes, *([self.vocab_axis] if self.vocab_axis else []))
+        for axis in axes:
+            if axis not in self.mesh.axis_names:
+                raise unknown_name("mesh axis", axis, self.mesh.axis_names)
+        require(len(set(axes)) == len(axes), f"mesh axes {axes}: each may be used once.")
+        require(
+            self.embed_axis is None or self.embed_axis in self.batch_axes,
+            f"embed_axis {self.embed_axis!r}: expected None or one of {self.batch_axes}.",
+        )
+        require(
+            all(kind == AxisType.Auto for kind in self.mesh.axis_types),
+            f"mesh axis types {self.mesh.axis_types}: expected Auto; give "
+            "jax.make_mesh(..., axis_types=(AxisType.Auto, ...)).",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """A denoiser as pure functions; the only form in which a model reaches losses and samplers.
 
@@ -47,6 +82,8 @@ class Network:
       table: params -> embedding table E [V, D], float32.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
+      loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
+      parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
     """
 
     init: Callable[[Key], Params]
@@ -59,3 +96,4 @@ class Network:
     logit_softcap: float = 0.0
     two_time: bool = False
     loss_tile: int = 0
+    parallel: Parallel | None = None

@@ -94,7 +94,7 @@ def test_jsonl_errors_name_the_line(tmp_path, third_line, message):
         (SourceConfig("text"), "needs a path"),
         (SourceConfig("pidoc"), "did you mean 'pydoc'"),
         (SourceConfig("pydoc", detokenize="lm2b"), "did you mean 'lm1b'"),
-        (SourceConfig("pydoc", split_documents="page"), "Valid: file, line, paragraph"),
+        (SourceConfig("pydoc", split_documents="page"), "valid: file, line, paragraph"),
         (SourceConfig("pydoc", valid_fraction=0.0), "valid_fraction is 0.0"),
     ],
 )

@@ -5,6 +5,8 @@ denoiser, D_t(x) = sum_k w_k onehot(x^k), w = softmax_k(t <x, onehot(x^k)> / (1-
 the same norm). Its flow map is found by RK4; float64 throughout.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +26,6 @@ from flm_jax.flows.states import hold_given, noisy_states
 from flm_jax.types import UserError
 
 VOCABULARIES = [2, 97, 50257]
-
-
-# Clocks ------------------------------------------------------------------------------------------
 
 
 def exact_tau(t, vocab_size):
@@ -49,7 +48,9 @@ def test_clock_ends_order_and_round_trips(vocab_size):
     grid = jnp.linspace(0.0, 1.0, 20_001)
     tau, t = t_to_tau(clock, grid), tau_to_t(clock, grid)
     assert (tau[0], tau[-1], t[0], t[-1]) == (0.0, 1.0, 0.0, 1.0)
-    assert (jnp.diff(tau) >= 0).all() and (jnp.diff(t) > 0).all()
+    # Where 1 - tau is below the resolution of float32 its last bit may waver.
+    assert jnp.diff(tau).min() >= -6e-8
+    assert jnp.diff(t).min() > 0
     # A step of float32 in t moves tau by up to 6e-8 times its slope, about 14 at V = 50257.
     np.testing.assert_allclose(t_to_tau(clock, t), grid, rtol=0, atol=2e-6)
     resolved = (tau > 1e-3) & (tau < 1 - 1e-3)
@@ -98,9 +99,6 @@ def test_clock_is_the_decoding_error():
 def test_clock_needs_two_tokens():
     with pytest.raises(UserError, match="at least 2"):
         decoding_clock(1)
-
-
-# Interpolants ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,8 +156,7 @@ def test_clean_states_at_the_end_and_given_positions():
     np.testing.assert_allclose(held[1, 1], 0.5 * table[0] + 0.5 * xi[1, 1], rtol=1e-6)
 
 
-# Flow maps of an exact flow ----------------------------------------------------------------------
-
+# For the exact flow.
 DATA = [[0, 1, 2], [0, 3, 4], [2, 1, 4]]
 VOCAB = 5
 
@@ -185,6 +182,7 @@ def exact_velocity(x, t):
     return fm.velocity(x, exact_denoiser(x, t), full(t, x.shape[0]))
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def exact_flow_map(x, s, t, steps=400):
     """X_st(x) by RK4 on steps uniform in t, s <= t < 1."""
     h = (t - s) / steps
@@ -197,7 +195,7 @@ def exact_flow_map(x, s, t, steps=400):
         k4 = exact_velocity(x + h * k3, now + h)
         return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
-    return jax.jit(lambda x: jax.lax.fori_loop(0, steps, step, x))(x)
+    return jax.lax.fori_loop(0, steps, step, x)
 
 
 def exact_two_time_denoiser(x, s, t):

@@ -1,6 +1,8 @@
 """From hidden features to logits, probabilities, expected embeddings and cross entropies.
 
-The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits.
+The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits. With
+`net.loss_tile` or `net.parallel` set, the losses and the expected embedding never hold [B, L, V]
+(see `tiled`); everything else here does.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flm_jax.types import Network, Params, States, Times
+from flm_jax.flows import tiled
+from flm_jax.types import Network, Params, States, Times, require
 
 
 class Readout(NamedTuple):
@@ -28,11 +31,7 @@ def read(net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=N
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
     """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
-    kernel = out.kernel.astype(out.features.dtype)
-    raw = jnp.matmul(out.features, kernel, preferred_element_type=jnp.float32)
-    raw = raw + out.bias[None, None]
-    cap = net.logit_softcap
-    return cap * jnp.tanh(raw / cap) if cap else raw
+    return tiled.head_logits(out.features, (out.kernel, out.bias), net.logit_softcap)
 
 
 def denoise(
@@ -53,6 +52,14 @@ def token_nll(logits_BLV: jax.Array, tokens: Int[Array, "b l"]) -> Float[Array, 
     return jax.nn.logsumexp(logits_BLV, axis=-1) - picked
 
 
+def _plan(net: Network) -> tiled.Plan | None:
+    """How `net` wants its vocabulary cut; None to hold all logits at once."""
+    require(net.loss_tile >= 0, f"loss_tile is {net.loss_tile}, expected 0 (all at once) or more.")
+    if net.loss_tile == 0 and net.parallel is None:
+        return None
+    return tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+
+
 def cross_entropy(
     out: Readout, tokens: Int[Array, "b l"], weights: Float[Array, "b l"], net: Network
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
@@ -65,8 +72,13 @@ def cross_entropy(
       net: for its soft cap.
 
     Returns:
-      sum(weights * nll), differentiable in `out`; nll [B, L] in nats, without gradient.
+      sum(weights * nll), differentiable in `out` and `weights`; nll [B, L] in nats, without
+      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
     """
+    if plan := _plan(net):
+        head, target = (out.kernel, out.bias), ((), (tokens,))
+        fn = tiled.token_target
+        return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     nll = token_nll(logits(out, net), tokens)
     return jnp.sum(weights * nll), jax.lax.stop_gradient(nll)
 
@@ -85,8 +97,17 @@ def mixture_cross_entropy(
       weights, net: as in `cross_entropy`; the soft cap is shared by all readouts.
 
     Returns:
-      sum(weights * ce), differentiable in `out`; ce [B, L] in nats, without gradient.
+      sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without
+      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
     """
+    if plan := _plan(net):
+        head, fn = (out.kernel, out.bias), tiled.mixture_target
+        heads, rows = [], []
+        for w, q in jax.lax.stop_gradient(list(targets)):
+            heads.append((q.kernel, q.bias))
+            rows += [jnp.broadcast_to(w[:, None], weights.shape), q.features]
+        target = (tuple(heads), tuple(rows))
+        return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     log_probs = jax.nn.log_softmax(logits(out, net), axis=-1)
     target = sum(w[:, None, None] * probabilities(q, net) for w, q in targets)
     ce = -jnp.sum(jax.lax.stop_gradient(target) * log_probs, axis=-1)
@@ -99,5 +120,7 @@ def probabilities(out: Readout, net: Network) -> Float[Array, "b l v"]:
 
 
 def expected_embedding(out: Readout, table: Float[Array, "v d"], net: Network) -> States:
-    """E[x] under softmax(logits): probs @ E, float32 [B, L, D]."""
+    """E[x] under softmax(logits): probs @ E, float32 [B, L, D]; differentiable both ways."""
+    if plan := _plan(net):
+        return tiled.expected_embedding(plan, out.features, (out.kernel, out.bias), table)
     return embed_probs(probabilities(out, net), table)

@@ -292,8 +292,8 @@ def _load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
         if trust_pickle:
             raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
         raise UserError(
-            f"{path} holds pickled objects besides tensors, and unpickling them can run code; "
-            "if its origin is trusted, allow that with --trust_pickle."
+            f"{path} holds objects besides tensors, or is damaged. Unpickling such objects can run "
+            "code: if the origin of the file is trusted, allow it with --trust_pickle."
         ) from error
     except (RuntimeError, EOFError, ImportError, AttributeError) as error:
         raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error

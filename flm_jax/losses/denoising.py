@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.readout import cross_entropy, read
@@ -20,7 +20,7 @@ class DenoisingConfig:
     noise: NoiseKind = "projected"
 
 
-def token_weights(mask: Int[Array, "b l"]) -> Float[Array, "b l"]:
+def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
     """Weights of the mean over valid positions: mask / sum(mask), float32."""
     mask = mask.astype(jnp.float32)
     return mask / jnp.maximum(jnp.sum(mask), 1.0)

@@ -1,8 +1,9 @@
 """The diffusion transformer (DiT) of FLM and FMLM, over embedded states.
 
 Source: backbone of arXiv 2602.16813v3 (after arXiv 2212.09748): pre-LayerNorm blocks with
-adaLN-zero, rotary positions, soft-capped attention, tanh-GELU MLP; conditioning c = silu(emb(s) + emb'(t)),
-where the second embedding exists in two-time networks only and starts at zero.
+adaLN-zero, rotary positions, soft-capped attention, tanh-GELU MLP; conditioning
+c = silu(emb(s) + emb'(t)), where the second embedding exists in two-time networks only and starts
+at zero.
 """
 
 import dataclasses
@@ -157,7 +158,11 @@ def dit(cfg: DiTConfig) -> Network:
     def init(key: Key) -> Params:
         trunk_key, blocks_key = jax.random.split(key)
         blocks = jax.vmap(init_block)(jax.random.split(blocks_key, cfg.depth))
-        return init_trunk(trunk_key) | {"blocks": blocks}
+        trunk = init_trunk(trunk_key)
+        # The residual stream starts as the state itself: reading it through E^T lets the first
+        # gradients already see which token it is near, where a zero head has to find that out.
+        trunk["head"]["kernel"] = trunk["table"].T
+        return trunk | {"blocks": blocks}
 
     def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
         trunk = bind_trunk({k: v for k, v in params.items() if k != "blocks"})

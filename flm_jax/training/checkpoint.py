@@ -128,6 +128,6 @@ def read_config(workdir: str | epath.Path) -> dict[str, Any]:
     path = epath.Path(workdir) / "config.json"
     require(
         path.exists(),
-        f"{workdir} is no workdir (no config.json in it); expected the --workdir of a training run.",
+        f"{workdir} is no workdir (it has no config.json); expected that of a training run.",
     )
     return json.loads(path.read_text())

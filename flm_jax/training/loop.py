@@ -94,12 +94,13 @@ def train(run: Run, cfg: TrainConfig, workdir: str | epath.Path, checkpoints: Ch
                 _report(log, *pending, cfg, speed, run.batches.stall_seconds)
             pending = (step, metrics) if step % cfg.log_every == 0 or step == first + 1 else None
             last = step == cfg.steps or bool(stop.name)
-            if last and pending is not None:
+            look = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
+            if (last or look) and pending is not None:
                 _report(log, *pending, cfg, speed, run.batches.stall_seconds)
                 pending = None
-            if step == cfg.steps or (run.eval_every and step % run.eval_every == 0):
+            if look:
                 _evaluate(log, step, run, state)
-                speed.skip()
+                speed.skip(step)
             if last or step % cfg.checkpoint_every == 0:
                 checkpoints.save(state, run.meta | {"iterator": run.batches.get_state()})
             if stop.name and step < cfg.steps:

@@ -55,9 +55,9 @@ class Speed:
         self._last, self._time = step, now
         return seconds, self._tokens / max(seconds, 1e-9), seconds * (self._steps - step)
 
-    def skip(self) -> None:
-        """Leaves out the time since the last call (an evaluation)."""
-        self._time = time.perf_counter()
+    def skip(self, step: int) -> None:
+        """Starts afresh at `step`: what came since the last lap was not all training."""
+        self._last, self._time = step, time.perf_counter()
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flm_jax.types import require
+from flm_jax.types import Parallel, require
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -81,12 +81,27 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def tree_shardings(tree, mesh: Mesh):
-    """Shardings of parameters, and of anything whose paths end in parameter names (EMA, moments)."""
+    """Shardings of parameters and of all whose paths end in their names (EMA, moments)."""
 
     def one(path, leaf):
         return NamedSharding(mesh, _spec(_path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def loss_parallel(mesh: Mesh, vocab_size: int, dim: int) -> Parallel | None:
+    """How the tiled losses lie over the mesh, as the head does; None on one device.
+
+    Left to itself the compiler would all-reduce the head's gradient once a tile.
+    """
+    if mesh.size == 1:
+        return None
+    return Parallel(
+        mesh,
+        BATCH_AXES,
+        vocab_axis="tensor" if vocab_size % mesh.shape["tensor"] == 0 else None,
+        embed_axis="fsdp" if dim % mesh.shape["fsdp"] == 0 else None,
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,114 @@
+"""Imports published weights into a workdir, and exports a workdir's averaged weights.
+
+python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \
+    --tokenizer=hf:bert-base-uncased
+python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
+
+An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher, `train`.
+"""
+
+from typing import Any
+
+from absl import flags
+from etils import epath
+from safetensors.numpy import save_file
+
+from flm_jax import build
+from flm_jax.cli import run_cli
+from flm_jax.data.tokenizers import make_tokenizer, needs_training
+from flm_jax.defaults import base_config
+from flm_jax.interop import flm
+from flm_jax.training.checkpoint import save_ema, write_config
+from flm_jax.types import require, unknown_name
+
+_SOURCES = {"flm": flm}
+# Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
+_TOKENIZERS = {30522: "hf:bert-base-uncased", 50257: "hf:gpt2", 50258: "hf:gpt2"}
+
+_SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.join(_SOURCES)}.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "File to import: .safetensors, or .ckpt, .pt.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder to write; with --export, to read.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    "",
+    "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: by vocabulary size.",
+)
+_DATA = flags.DEFINE_string("data", "", "Prepared folder on which `evaluate` measures the loss.")
+_LENGTH = flags.DEFINE_integer("length", 128, "Tokens per sequence that the model was trained on.")
+_HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
+_SOFTCAP = flags.DEFINE_float("logit_softcap", 30.0, "Cap of output logits; 0 = none.")
+_EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt where it has any.")
+_TRUST = flags.DEFINE_bool(
+    "trust_pickle", False, "Unpickle a .ckpt without restriction: it may run code."
+)
+_EXPORT = flags.DEFINE_string("export", "", "Write --workdir's weights to this .safetensors file.")
+
+
+def _config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A complete configuration of an imported network."""
+    config = base_config().to_dict()
+    config["model"] |= sizes | {"length": _LENGTH.value, "logit_softcap": _SOFTCAP.value}
+    config["objective"]["name"] = "semigroup" if sizes["two_time"] else "denoising"
+    config["data"]["path"] = _DATA.value
+    return config
+
+
+def _tokenizer(vocab_size: int):
+    name = _TOKENIZER.value or _TOKENIZERS.get(vocab_size, "")
+    require(bool(name), f"no --tokenizer; none is known for a vocabulary of {vocab_size}.")
+    require(
+        not needs_training(name),
+        f"got --tokenizer={name}; expected the model's own, not a new one.",
+    )
+    found = make_tokenizer(name, documents=lambda: ())
+    require(
+        found.vocab_size <= vocab_size,
+        f"tokenizer {name} has {found.vocab_size} tokens, the model {vocab_size}; expected the "
+        "model's own.",
+    )
+    return found
+
+
+def _import(folder: epath.Path) -> None:
+    if _SOURCE.value not in _SOURCES:
+        raise unknown_name("source", _SOURCE.value, _SOURCES)
+    require(bool(_CHECKPOINT.value), "no --checkpoint to import, and no --export.")
+    require(
+        not any((folder / name).exists() for name in ("config.json", "checkpoints")),
+        f"workdir {folder} holds a run already; give a new one.",
+    )
+    source = _SOURCES[_SOURCE.value]
+    state = source.read_checkpoint(_CHECKPOINT.value, _EMA.value, _TRUST.value)
+    params, sizes = source.params_from_state_dict(state, _HEADS.value)
+    config = _config(sizes)
+    build.network(config)
+    tokenizer = _tokenizer(sizes["vocab_size"])
+    tokenizer.save(folder / "tokenizer")
+    save_ema(folder, params, 0, {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value})
+    # Last, because it is what makes the folder a workdir.
+    write_config(folder, config)
+    print(f"wrote {folder}: {', '.join(f'{k} {v}' for k, v in sizes.items())}")
+
+
+def _export(folder: epath.Path, path: str) -> None:
+    require(not _CHECKPOINT.value, "got both --checkpoint and --export; expected one of them.")
+    require(path.endswith(".safetensors"), f"got --export={path}; expected a .safetensors file.")
+    model = build.load_model(folder)
+    state = flm.state_dict_from_params(model.params, model.config["model"]["heads"])
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    print(f"wrote {path}: {len(state)} tensors of step {model.step}")
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    require(bool(_WORKDIR.value), "no --workdir.")
+    folder = epath.Path(_WORKDIR.value)
+    if _EXPORT.value:
+        _export(folder, _EXPORT.value)
+    else:
+        _import(folder)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# From nothing to one-step text generation on two CPU cores: prepares the pydoc corpus, trains an
+# FLM, distils it into an FMLM, compares them. Interrupted, it continues when run again.
+# RUNS names another folder for its results (default runs/quickstart).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/_venv.sh
+make_venv .venv plots
+runs=${RUNS:-runs/quickstart}
+began=$SECONDS
+
+echo "== 1/4 data: the documentation of this Python"
+python -m flm_jax.prepare_data --source=pydoc --vocab_size=1024 --out="$runs/data"
+echo "== 2/4 training a flow language model (FLM)"
+python -m flm_jax.train --config=configs/quickstart_flm.py:"$runs" --workdir="$runs/flm"
+echo "== 3/4 distilling it into a flow map (FMLM)"
+python -m flm_jax.train --config=configs/quickstart_fmlm.py:"$runs" --workdir="$runs/fmlm"
+echo "== 4/4 comparing"
+python -m flm_jax.evaluate --model="$runs/flm:64" --model="$runs/fmlm:1,2,4" \
+  --json="$runs/report.json"
+echo "done in $((SECONDS - began)) s. Try:"
+echo "  .venv/bin/python -m flm_jax.sample --workdir=$runs/fmlm --steps=1,4 --prompt='The '"

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lints and tests in a virtual environment of its own (.venv-test). Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/_venv.sh
+make_venv .venv-test dev
+ruff check .
+ruff format --check .
+exec python -m pytest -q "$@"

@@ -1,0 +1,272 @@
+"""Training: determinism, stopping and continuing, devices, non-finite steps, the phrase tasks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flm_jax import build, trainer
+from flm_jax.config import check
+from flm_jax.defaults import base_config
+from flm_jax.flows.times import Rows
+from flm_jax.training.optim import OptimConfig, learning_rate, update_ema
+from flm_jax.training.step import make_train_step, new_state
+
+
+def tiny_config():
+    config = base_config()
+    config.data.task = "phrases2"
+    config.data.task_size = 512
+    config.model.length = 2
+    config.model.dim = 16
+    config.model.depth = 1
+    config.model.heads = 2
+    config.model.cond_dim = 16
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 2
+    config.train.steps = 8
+    config.train.batch = 16
+    config.train.checkpoint_every = 4
+    config.train.log_every = 2
+    config.eval.sample_steps = 2
+    config.mesh.data = 1
+    config.mesh.fsdp = 8  # the tests run on 8 devices
+    return config
+
+
+def run(config, workdir):
+    return trainer.run(check(config), str(workdir))
+
+
+def final_params(workdir):
+    return jax.tree.map(np.asarray, build.load_model(workdir).params)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    config = tiny_config()
+    config.train.batch = 16
+    assert run(config, workdir) == 0
+    return workdir
+
+
+def test_continued_run_is_bit_equal_to_an_uninterrupted_one(uninterrupted, tmp_path):
+    config = tiny_config()
+    config.train.steps = 5
+    run(config, tmp_path / "run")
+    config.train.steps = 8
+    run(config, tmp_path / "run")
+    assert_equal(final_params(uninterrupted), final_params(tmp_path / "run"))
+    lines = [json.loads(s) for s in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    whole = [json.loads(s) for s in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    losses = lambda rows: {r["step"]: r.get("train/nll_nats_per_token") for r in rows}
+    assert losses(lines)[8] == losses(whole)[8]
+
+
+def test_another_seed_gives_other_parameters(uninterrupted, tmp_path):
+    config = tiny_config()
+    config.seed = 1
+    run(config, tmp_path / "run")
+    same = jax.tree.map(np.array_equal, final_params(uninterrupted), final_params(tmp_path / "run"))
+    assert not all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 1, 8), (2, 2, 2)])
+def test_meshes_agree(uninterrupted, tmp_path, mesh):
+    config = tiny_config()
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+    run(config, tmp_path / "run")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        final_params(uninterrupted),
+        final_params(tmp_path / "run"),
+    )
+
+
+def test_a_run_continues_on_another_mesh(uninterrupted, tmp_path):
+    config = tiny_config()
+    config.train.steps = 4
+    run(config, tmp_path / "run")
+    config.train.steps = 8
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    run(config, tmp_path / "run")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        final_params(uninterrupted),
+        final_params(tmp_path / "run"),
+    )
+
+
+def _start(workdir, steps=400):
+    """A training process; it has taken at least one step when this returns."""
+    command = [sys.executable, "-u", "-m", "flm_jax.train", "--config=configs/phrases_flm.py"]
+    flags = {
+        "data.task_size": 512,
+        "model.dim": 16,
+        "model.depth": 1,
+        "model.heads": 2,
+        "train.batch": 16,
+        "train.steps": steps,
+        "train.log_every": 1,
+        "train.checkpoint_every": 20,
+        "eval.every": 0,
+        "optim.schedule": "constant",
+    }
+    command += [f"--config.{k}={v}" for k, v in flags.items()] + [f"--workdir={workdir}"]
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _until(process, word):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def whole_process(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("process") / "run"
+    process = _start(workdir)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_sigterm_saves_and_exits_75_and_the_run_continues(whole_process, tmp_path):
+    process = _start(tmp_path / "run")
+    _until(process, "step 30/")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, output
+    assert "SIGTERM: saved step" in output
+    process = _start(tmp_path / "run")
+    assert "continuing" in process.communicate(timeout=300)[0]
+    assert_equal(final_params(whole_process), final_params(tmp_path / "run"))
+
+
+def test_sigkill_loses_only_what_follows_the_last_checkpoint(whole_process, tmp_path):
+    process = _start(tmp_path / "run")
+    _until(process, "step 45/")
+    process.kill()
+    process.communicate()
+    process = _start(tmp_path / "run")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert_equal(final_params(whole_process), final_params(tmp_path / "run"))
+
+
+def _quadratic(params, frozen, batch, key, rows):
+    del frozen, key, rows
+    loss = jnp.sum(params["w"] * jnp.mean(batch["tokens"]))
+    return loss, {"nll_nats_per_token": loss}
+
+
+def test_a_non_finite_step_changes_nothing_and_is_counted():
+    optimizer = optax.adam(0.1)
+    step = make_train_step(_quadratic, optimizer, seed=0, microbatches=1, ema_decay=0.9)
+    state = new_state({"w": jnp.ones(3)}, optimizer)
+    good = {"tokens": jnp.ones((4, 2))}
+    state, _ = step(state, {}, good)
+    after, metrics = step(state, {}, {"tokens": jnp.full((4, 2), jnp.nan)})
+    assert_equal(after._replace(step=0, skipped=0), state._replace(step=0, skipped=0))
+    assert int(after.skipped) == 1 and int(after.step) == 2
+    assert int(metrics["skipped_in_a_row"]) == 1
+    after, _ = step(after, {}, good)
+    assert int(after.skipped) == 0
+    assert not np.array_equal(after.params["w"], state.params["w"])
+
+
+def test_microbatches_average_gradients_over_disjoint_rows():
+    seen = []
+
+    def objective(params, frozen, batch, key, rows):
+        del frozen, key
+        seen.append(rows)
+        loss = jnp.sum(params["w"]) * jnp.mean(batch["tokens"])
+        return loss, {"nll_nats_per_token": loss}
+
+    optimizer = optax.sgd(1.0)
+    batch = {"tokens": jnp.arange(8.0).reshape(8, 1)}
+    states = []
+    for parts in (1, 4):
+        step = make_train_step(objective, optimizer, seed=0, microbatches=parts, ema_decay=0.9)
+        states.append(step(new_state({"w": jnp.ones(3)}, optimizer), {}, batch)[0])
+    np.testing.assert_allclose(states[0].params["w"], states[1].params["w"], rtol=1e-6)
+    assert all(rows.total == 8 for rows in seen if not isinstance(rows.start, int))
+
+
+def test_stratified_times_cover_the_global_batch_from_microbatches():
+    from flm_jax.flows.times import stratified_uniform
+
+    key = jax.random.key(3)
+    parts = [stratified_uniform(key, 8, Rows(start, 32)) for start in range(0, 32, 8)]
+    shift = jax.random.uniform(jax.random.fold_in(key, 0))
+    strata = np.floor(np.mod(np.concatenate(parts) - shift, 1.0) * 32 + 1e-4)
+    assert len(set(strata.tolist())) >= 31  # one row may sit on the rounding of an edge
+
+
+def test_learning_rate_warms_up_and_falls():
+    cfg = OptimConfig(1e-2, 10, "cosine", 0.9, 0.99, 1e-8, 0.0, 1.0, 0.9)
+    rate = learning_rate(cfg, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 5e-3, 1e-2], rtol=1e-6)
+    np.testing.assert_allclose(rate(110), 1e-3, rtol=1e-5)
+
+
+def test_ema_starts_fast_and_settles_at_its_decay():
+    one, zero = {"w": jnp.ones(())}, {"w": jnp.zeros(())}
+    np.testing.assert_allclose(update_ema(one, zero, 0.9999, 0)["w"], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(update_ema(one, zero, 0.99, 10**6)["w"], 0.99, rtol=1e-6)
+
+
+def _phrases(task, workdir, teacher=None):
+    """The shipped recipe, on one device's worth of mesh."""
+    name = "phrases_fmlm" if teacher else "phrases_flm"
+    namespace = {}
+    exec(Path(f"configs/{name}.py").read_text(), namespace)
+    config = namespace["get_config"](task)
+    config.objective.teacher = str(teacher or "")
+    config.eval.every = 0
+    run(config, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("task", ["phrases2", "phrases4"])
+def test_one_step_flow_map_writes_valid_phrases(task, tmp_path):
+    """At least 99% of 10,000 one-step samples are valid, TV to the true law at most 0.03.
+
+    Sampling each word from its own marginal gives 50% valid on phrases2.
+    """
+    from flm_jax import sampling
+
+    began = time.time()
+    _phrases(task, tmp_path / "flm")
+    _phrases(task, tmp_path / "fmlm", tmp_path / "flm")
+    model = build.load_model(tmp_path / "fmlm")
+    given = sampling.nothing_given(5000, 2)
+    drawn = sampling.draw(model, given, steps=1, num=10_000, seed=0)
+    report = build.data(model.config).task.report(drawn.tokens)
+    print(task, report, f"{time.time() - began:.0f} s")
+    assert report["valid"] >= 0.99
+    assert report["total_variation"] <= 0.03
+    shuffled = np.stack([drawn.tokens[:, 0], np.roll(drawn.tokens[:, 1], 1)], axis=1)
+    independent = build.data(model.config).task.report(shuffled)
+    assert independent["valid"] < 0.6
