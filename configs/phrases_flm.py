@@ -7,7 +7,7 @@ from flm_jax.defaults import base_config
 
 
 def get_config(arg: str = ""):
-    """`arg` names the task: phrases2 (default) or phrases4."""
+    """`arg` names the task: phrases2 (default), phrases4, phrases_shared."""
     config = base_config()
     config.data.task = arg or "phrases2"
     config.model.length = 2
@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
     config.optim.lr = 1e-3
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.99
-    config.train.steps = 2000
+    config.train.steps = 1500
     config.train.batch = 512
     config.train.log_every = 500
     config.train.checkpoint_every = 1000

@@ -8,7 +8,7 @@ from flm_jax.defaults import base_config
 
 
 def get_config(arg: str = ""):
-    """`arg` names the task: phrases2 (default) or phrases4."""
+    """`arg` names the task: phrases2 (default), phrases4, phrases_shared."""
     config = base_config()
     config.data.task = arg or "phrases2"
     config.model.length = 2

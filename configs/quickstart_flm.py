@@ -1,6 +1,7 @@
 """FLM on the documentation of the running Python, for two CPU cores: step 2 of quickstart.sh.
 
-python -m flm_jax.prepare_data --source=pydoc --vocab_size=1024 --out=runs/quickstart/data
+python -m flm_jax.prepare_data --source=pydoc --sentencepiece_model=unigram --vocab_size=2048 \
+    --out=runs/quickstart/data
 python -m flm_jax.train --config=configs/quickstart_flm.py --workdir=runs/quickstart/flm
 """
 
@@ -13,17 +14,18 @@ def get_config(arg: str = ""):
     config.data.path = f"{arg or 'runs/quickstart'}/data"
     config.data.packing = "stream"
     config.model.length = 64
-    config.model.dim = 192
-    config.model.depth = 4
+    config.model.dim = 256
+    config.model.depth = 3
+    config.model.loss_tile = 16
     config.model.heads = 4
-    config.optim.lr = 2e-3
+    config.optim.lr = 1e-3
     config.optim.warmup_steps = 50
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.99
     config.train.steps = 1000
     config.train.batch = 32
     config.train.log_every = 50
-    config.train.checkpoint_every = 100
+    config.train.checkpoint_every = 50
     config.eval.every = 500
     config.eval.sample_steps = 64
     return config

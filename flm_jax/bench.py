@@ -61,7 +61,7 @@ class _Worker:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Runs all variants of a case in turn; figures per variant and the ratios of the last one to the others."""
+    """Runs all variants in turn; figures of each, and the ratios of the last to the others."""
     workers = {variant: _Worker(case, variant) for variant in case.variants}
     turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in workers}
     for _ in range(rounds):

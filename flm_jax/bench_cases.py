@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-# The last variant is the library's own choice; "onehot_plain" is the reference implementation's path:
-# noise in R^V and losses over all positions at once.
+# The last variant is the library's own choice; "onehot_plain" is the reference's path: noise in R^V
+# and losses over all positions at once.
 
 
 def _noise(tile: int) -> dict[str, dict[str, Any]]:
@@ -14,7 +14,7 @@ def _noise(tile: int) -> dict[str, dict[str, Any]]:
     }
 
 
-_SAMPLERS = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected"}}
+_SMALL = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected"}}
 
 
 class Case(NamedTuple):
@@ -48,14 +48,14 @@ def _sizes(vocab_size: int, batch: int, length: int, dim: int, depth: int, **mor
 _CPU = (
     Case("flm_train_v50257", "train", "denoising", _sizes(50257, 16, 128, 256, 2), _noise(32)),
     Case("flm_train_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _noise(64)),
-    Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _noise(0)),
+    Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _SMALL),
     Case("fmlm_train_v50257", "train", "semigroup", _sizes(50257, 16, 128, 256, 2), _noise(32)),
     Case(
         "sample_v50257",
         "sample",
         "denoising",
         _sizes(50257, 16, 128, 256, 2, steps=4),
-        _SAMPLERS,
+        _SMALL,
     ),
 )
 SUITES = {"cpu": _CPU}

@@ -10,7 +10,13 @@ from flm_jax.types import UserError, require, unknown_name
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 _FREE_GROUPS = ("eval", "mesh")
-_FREE_MODEL = ("model.remat", "model.scan_blocks", "data.threads", "data.prefetch")
+_FREE_MODEL = (
+    "model.remat",
+    "model.scan_blocks",
+    "model.loss_tile",
+    "data.threads",
+    "data.prefetch",
+)
 
 
 def check(config: ConfigDict) -> dict[str, Any]:

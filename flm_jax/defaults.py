@@ -31,7 +31,7 @@ def base_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set task
-    config.data.task = ""  # synthetic task: phrases2, phrases4; or set path
+    config.data.task = ""  # synthetic task: phrases2, phrases4, phrases_shared
     config.data.task_size = 100_000  # training sequences of the task
     config.data.packing = "wrap"  # wrap, stream, pad (see data/packing.py)
     config.data.threads = 1  # reader threads; 0 = read in the loop

@@ -10,7 +10,8 @@ runs=${RUNS:-runs/quickstart}
 began=$SECONDS
 
 echo "== 1/4 data: the documentation of this Python"
-python -m flm_jax.prepare_data --source=pydoc --vocab_size=1024 --out="$runs/data"
+python -m flm_jax.prepare_data --source=pydoc --sentencepiece_model=unigram --vocab_size=2048 \
+  --out="$runs/data"
 echo "== 2/4 training a flow language model (FLM)"
 python -m flm_jax.train --config=configs/quickstart_flm.py:"$runs" --workdir="$runs/flm"
 echo "== 3/4 distilling it into a flow map (FMLM)"

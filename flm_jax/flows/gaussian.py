@@ -31,7 +31,8 @@ def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     The jitter bounds the float32 rounding of the largest eigenvalue, so that a rank-deficient
     Gram matrix factorises; relative to the mean variance it is D * 1.2e-7.
     """
-    jitter = jnp.finfo(jnp.float32).eps * jax.lax.stop_gradient(jnp.trace(matrix))
+    trace = jax.lax.stop_gradient(jnp.trace(matrix))
+    jitter = jnp.finfo(jnp.float32).eps * jnp.maximum(trace, jnp.finfo(jnp.float32).tiny * 1e8)
     return jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
 
 
