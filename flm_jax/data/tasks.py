@@ -88,10 +88,10 @@ class LawTask(Task):
             f"task {self.name!r} got tokens of shape {tokens.shape}; expected [N, {self.length}]",
         )
         rows, counts = np.unique(tokens, axis=0, return_counts=True)
-        seen = {tuple(map(int, row)): n / len(tokens) for row, n in zip(rows, counts)}
-        valid = sum(share for row, share in seen.items() if row in self.law)
-        gaps = [abs(seen.get(row, 0.0) - p) for row, p in self.law.items()]
-        return {"valid": float(valid), "total_variation": float(sum(gaps) + 1 - valid) / 2}
+        seen = {tuple(map(int, row)): int(n) for row, n in zip(rows, counts)}
+        valid = sum(n for row, n in seen.items() if row in self.law) / len(tokens)
+        gaps = [abs(seen.get(row, 0) / len(tokens) - p) for row, p in self.law.items()]
+        return {"valid": valid, "total_variation": (sum(gaps) + 1 - valid) / 2}
 
 
 def _phrases(name: str, law: Mapping[str, float]) -> LawTask:
