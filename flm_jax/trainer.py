@@ -36,13 +36,14 @@ def run(config: dict[str, Any], workdir: str) -> int:
     mesh = sharding.make_mesh(build.mesh(config))
     net = build.network(config, mesh)
     _check_batch(cfg.batch, cfg.microbatches, mesh)
-    _open_workdir(workdir, config, data.tokenizer)
+    _check_workdir(workdir, config, data.tokenizer)
     clock = decoding_clock(net.vocab_size)
     teacher = None
     if config["objective"]["teacher"]:
         teacher = build.load_model(config["objective"]["teacher"], mesh)
         build.check_teacher(config, data.tokenizer, teacher)
     objective = build.objective(config, net, clock, teacher and teacher.net)
+    _write_workdir(workdir, config, data.tokenizer)
     optimizer = make_optimizer(optim, cfg.steps)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = make_iterator(
@@ -91,7 +92,7 @@ def _check_batch(batch: int, microbatches: int, mesh) -> None:
     )
 
 
-def _open_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
+def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
     folder = epath.Path(workdir)
     if (folder / "config.json").exists():
         check_resumable(read_config(folder), config, workdir)
@@ -101,6 +102,11 @@ def _open_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
             f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the one this run began "
             f"with ({saved[:12]}): restore the data, or give a new --workdir.",
         )
+
+
+def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
+    """Only once everything was accepted: a refused run leaves no workdir behind."""
+    folder = epath.Path(workdir)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / "tokenizer")

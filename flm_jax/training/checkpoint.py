@@ -21,6 +21,10 @@ def _manager(workdir: epath.Path, keep: int | None) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
+def _without_ema(state: TrainState) -> dict[str, Any]:
+    return {k: v for k, v in state._asdict().items() if k != "ema_params"}
+
+
 class Checkpoints:
     """Saves and restores the state of one run, asynchronously, keeping the newest few."""
 
@@ -37,11 +41,9 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return
-        train = state._replace(ema_params={})._asdict()
-        del train["ema_params"]
         items = ocp.args.Composite(
             ema=ocp.args.StandardSave(state.ema_params),
-            train=ocp.args.StandardSave(train),
+            train=ocp.args.StandardSave(_without_ema(state)),
             meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items)
@@ -55,11 +57,9 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        train = abstract._replace(ema_params={})._asdict()
-        del train["ema_params"]
         items = ocp.args.Composite(
             ema=ocp.args.StandardRestore(abstract.ema_params),
-            train=ocp.args.StandardRestore(train),
+            train=ocp.args.StandardRestore(_without_ema(abstract)),
             meta=ocp.args.JsonRestore(),
         )
         found = _restored(self._manager, step, items)

@@ -47,32 +47,28 @@ def step_key(seed: int, step: jax.Array) -> Key:
 def _gradients(objective: Objective, params, frozen, batch, key, microbatches: int):
     """Mean gradient and metrics over `microbatches` interleaved parts of the batch."""
     rows = batch["tokens"].shape[0]
-    value_and_grad = jax.value_and_grad(objective, has_aux=True)
-    if microbatches == 1:
-        (_, metrics), grads = value_and_grad(params, frozen, batch, key, Rows(0, rows))
+
+    def one(start, part):
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (_, metrics), grads = value_and_grad(params, frozen, part, key, Rows(start, rows))
         return grads, metrics
-    part = rows // microbatches
+
+    if microbatches == 1:
+        return one(0, batch)
+    size = rows // microbatches
     # Part m takes rows m, m + M, ...: on every device as many rows of each part.
     parts = jax.tree.map(
-        lambda x: x.reshape(part, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        lambda x: x.reshape(size, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
     )
+    starts = jnp.arange(microbatches) * size
+    shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def accumulate(total, item):
-        index, small = item
-        (_, metrics), grads = value_and_grad(params, frozen, small, key, Rows(index * part, rows))
-        return jax.tree.map(jnp.add, total, (grads, metrics)), None
+        return jax.tree.map(jnp.add, total, one(*item)), None
 
-    shapes = jax.eval_shape(lambda: accumulate_shape(value_and_grad, params, frozen, parts, key))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(microbatches), parts))
+    total, _ = jax.lax.scan(accumulate, zeros, (starts, parts))
     return jax.tree.map(lambda x: x / microbatches, total)
-
-
-def accumulate_shape(value_and_grad, params, frozen, parts, key):
-    """(gradients, metrics) of the first part, traced for shapes only."""
-    first = jax.tree.map(lambda x: x[0], parts)
-    (_, metrics), grads = value_and_grad(params, frozen, first, key, Rows(0, 1))
-    return grads, metrics
 
 
 def make_train_step(
@@ -92,7 +88,7 @@ def make_train_step(
     def train_step(state: TrainState, frozen, batch):
         key = step_key(seed, state.step)
         grads, metrics = _gradients(objective, state.params, frozen, batch, key, microbatches)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.all(
             jnp.stack([jnp.isfinite(m) for m in metrics.values()])
         )
