@@ -1,4 +1,4 @@
-"""FLM on LM1B, recipe of arXiv 2602.16813v3: 179 M parameters, 128 tokens.
+"""FLM on LM1B, recipe of arXiv 2602.16813v3: 139 M parameters, 128 tokens.
 
 python -m flm_jax.prepare_data --source=hf --path=lm1b \
     --tokenizer=hf:bert-base-uncased --detokenize=lm1b --out=data/lm1b

@@ -1,4 +1,4 @@
-"""FLM on OpenWebText, recipe of arXiv 2602.16813v3: 179 M parameters, 1024 tokens.
+"""FLM on OpenWebText, recipe of arXiv 2602.16813v3: 170 M parameters, 1024 tokens.
 
 python -m flm_jax.prepare_data --source=hf --path=openwebtext --tokenizer=hf:gpt2 \
     --out=data/owt

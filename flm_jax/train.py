@@ -6,7 +6,6 @@ Run again with the same workdir to continue. Exit status: 0 finished, 2 bad inpu
 SIGTERM or SIGINT after saving.
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -17,9 +16,6 @@ from flm_jax.types import UserError, require
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Several processes: calls jax.distributed.initialize() first."
-)
 
 
 def main(argv) -> int:
@@ -32,8 +28,6 @@ def main(argv) -> int:
         raise UserError(
             f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
         ) from error
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
     return trainer.run(config, _WORKDIR.value)
 
 

@@ -1,0 +1,42 @@
+"""Every shipped configuration is complete, and its network and objective trace at full size."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flm_jax import build
+from flm_jax.config import check
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.times import Rows
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_builds(path):
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{path.name}" in module["__doc__"]
+    config = check(module["get_config"]())
+    family = path.stem.split("_")[0]
+    config["model"]["vocab_size"] = VOCABULARY[family]
+    build.optim(config)
+    rows = build.training(config).batch
+    net, clock = build.network(config), decoding_clock(VOCABULARY[family])
+    params = build.abstract_params(net)
+    teacher = net if config["objective"]["teacher"] else None
+    objective = build.objective(config, net, clock, teacher)
+    shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
+    batch = {"tokens": shape, "mask": shape}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, metrics = jax.eval_shape(
+        lambda p, b, k: objective(p, p, b, k, Rows(0, rows)), params, batch, key
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert all(name.endswith("nats_per_token") for name in metrics)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    if family in ("lm1b", "owt"):
+        assert 138e6 < count < 180e6
