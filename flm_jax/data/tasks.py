@@ -103,8 +103,8 @@ def _phrases(name: str, law: Mapping[str, float]) -> LawTask:
 
 _PHRASES_2 = {"new york": 0.5, "san diego": 0.5}
 _PHRASES_4 = {"new york": 0.4, "san diego": 0.3, "los angeles": 0.2, "las vegas": 0.1}
-# First words are shared, which is harder for a read-out position by position: undecided between new
-# york (.30), new orleans (.22) and san diego (.48), it takes "new" (.52) and then "diego" (.48).
+# First words are shared: a read-out position by position that is undecided between new york (.30),
+# new orleans (.22) and san diego (.48) takes "new" (.52) and then "diego" (.48).
 _PHRASES_SHARED = {"new york": 0.4, "new orleans": 0.1, "san diego": 0.3, "san jose": 0.2}
 
 TASKS: dict[str, Callable[[], Task]] = {
