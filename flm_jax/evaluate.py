@@ -55,7 +55,7 @@ def _rows(workdir: str, steps: list[int]):
     sampling.check_request(model, steps, _NUM.value, model.net.max_length)
     loss = _loss(model, data)
     count = min(256, len(data.valid))
-    truth = np.stack([data.valid[i]["tokens"] for i in range(count)])
+    truth = unigram_entropy(np.stack([data.valid[i]["tokens"] for i in range(count)]))
     given = nothing_given(min(_BATCH.value, _NUM.value), model.net.max_length)
     for calls in steps:
         drawn = sampling.draw(model, given, steps=calls, num=_NUM.value, seed=_SEED.value)
@@ -65,7 +65,7 @@ def _rows(workdir: str, steps: list[int]):
             "calls": calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             "entropy_nats": unigram_entropy(drawn.tokens),
-            "data_entropy_nats": unigram_entropy(truth),
+            "data_entropy_nats": truth,
             "nll_nats_per_token": loss,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
