@@ -8,7 +8,14 @@ from flm_jax.defaults import base_config
 from flm_jax.types import UserError, require, unknown_name
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
-_FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+_FREE = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_skipped",
+    "train.watchdog_seconds",
+)
 _FREE_GROUPS = ("eval", "mesh")
 _FREE_MODEL = (
     "model.remat",

@@ -64,6 +64,7 @@ def base_config() -> ConfigDict:
     config.train.checkpoint_every = 500  # steps between checkpoints
     config.train.keep_checkpoints = 2  # newest ones kept
     config.train.max_skipped = 20  # consecutive non-finite steps before the run stops
+    config.train.watchdog_seconds = 600.0  # without a step before a stall is reported; 0 = never
 
     config.eval = ConfigDict()
     config.eval.every = 500  # steps between evaluations; 0 = at the end only

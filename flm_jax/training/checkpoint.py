@@ -3,22 +3,57 @@
 `ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else;
 an imported model has only that. `train` holds parameters, optimizer state and counters; `meta`
 (JSON) the data iterator and the fingerprint of the data.
+
+A checkpoint is complete once its folder has its number for a name. One that cannot be read is
+renamed to checkpoints/STEP.damaged, a name that orbax passes over, and the one before it is used.
+Order and age of checkpoints go by step number alone: the clocks of hosts and the times of files
+are never compared.
 """
 
+import contextlib
+import enum
 import json
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from flm_jax.training.agreement import from_first, wait_for_all, worst
 from flm_jax.training.step import TrainState
 from flm_jax.types import Params, UserError, require
 
+_DAMAGED = ".damaged"
+_MOST_STEPS = 1024  # checkpoints of a workdir that the processes agree on
+# What storage says when it, and not the checkpoint, is at fault.
+_REFUSALS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+
+class _Verdict(enum.IntEnum):
+    """Of reading a checkpoint; the worst one of all processes counts."""
+
+    READ = 0
+    DAMAGED = 1
+    REFUSED = 2
+
+
+class _DamagedError(Exception):
+    """Files of a checkpoint are missing, cut short or garbled."""
+
 
 def _manager(workdir: epath.Path, keep: int | None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # what a killed process left half-written
+    )
+    return ocp.CheckpointManager(_folder(workdir), options=options)
+
+
+def _folder(workdir: str | epath.Path) -> epath.Path:
+    return epath.Path(workdir).resolve() / "checkpoints"
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
@@ -29,7 +64,9 @@ class Checkpoints:
     """Saves and restores the state of one run, asynchronously, keeping the newest few."""
 
     def __init__(self, workdir: str | epath.Path, keep: int | None = None):
-        self._manager = _manager(epath.Path(workdir).resolve(), keep)
+        self._manager = _manager(epath.Path(workdir), keep)
+        self._workdir = workdir
+        self._saving: int | None = None
 
     @property
     def latest(self) -> int | None:
@@ -37,7 +74,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts saving; a step that is saved already is left alone."""
+        """Starts saving; a step that is saved already is left alone.
+
+        Raises:
+          UserError: this save, or the one before it, could not be written.
+        """
         step = int(state.step)
         if step == self.latest:
             return
@@ -46,45 +87,201 @@ class Checkpoints:
             train=ocp.args.StandardSave(_without_ema(state)),
             meta=ocp.args.JsonSave(meta),
         )
-        self._manager.save(step, args=items)
+        with self._named_errors():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(step, args=items)
 
-    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """State with the shapes and shardings of `like`, and the meta record.
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, or None where nothing was saved yet.
+
+        Damaged ones before it are set aside, loudly.
+
+        Args:
+          like: shapes and shardings of the state.
+
+        Returns:
+          The state, and the meta record saved with it.
 
         Raises:
-          UserError: the checkpoint is damaged or of another shape.
+          UserError: none can be read, or it is of another model.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        items = ocp.args.Composite(
-            ema=ocp.args.StandardRestore(abstract.ema_params),
-            train=ocp.args.StandardRestore(_without_ema(abstract)),
-            meta=ocp.args.JsonRestore(),
-        )
-        found = _restored(self._manager, step, items)
-        return TrainState(ema_params=found.ema, **found.train), found.meta
+        wanted = {"ema": abstract.ema_params, "train": _without_ema(abstract), "meta": None}
+        folder = _folder(self._workdir)
+        if not _steps(folder) and not _set_aside_before(folder):
+            return None
+        found, _ = _read_newest(folder, wanted, _set_aside)
+        self._manager.reload()
+        return TrainState(ema_params=found["ema"], **found["train"]), found["meta"]
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for saves under way.
+
+        Raises:
+          UserError: the last save could not be written.
+        """
+        try:
+            with self._named_errors():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Failures of writing as one UserError; orbax and tensorstore raise several types."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint of step {self._saving} could not be written to {self._workdir} "
+                f"({_reason(error)}); earlier checkpoints are intact: make room or mend the "
+                "storage, then run the same command to continue from the newest of them."
+            ) from error
 
 
-def _restored(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite):
+def _reason(error: BaseException) -> str:
+    """One short line; where the message is long, its end, which names the cause."""
+    text = " ".join(str(error).split("[tensorstore_spec")[0].split())
+    return f"{type(error).__name__}: {text if len(text) < 240 else '... ' + text[-240:]}"
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """Numbers of the complete checkpoints, newest first, as process 0 sees them."""
+    found = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+    return from_first(found, _MOST_STEPS)
+
+
+def _set_aside_before(folder: epath.Path) -> list[str]:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(name for name in names if _DAMAGED in name)
+
+
+def _set_aside(path: epath.Path) -> None:
+    """Renames a damaged checkpoint, on process 0."""
+    if jax.process_index() == 0:
+        taken = {other.name for other in path.parent.iterdir()}
+        name, number = f"{path.name}{_DAMAGED}", 2
+        while name in taken:  # the step was reached, and damaged, once more
+            name, number = f"{path.name}{_DAMAGED}-{number}", number + 1
+        path.rename(path.parent / name)
+        _warn(f"it was set aside as {path.parent / name}; trying the checkpoint before it.")
+    wait_for_all(f"set aside {path.name}")
+
+
+def _pass_over(path: epath.Path) -> None:
+    """Leaves a damaged checkpoint where it is: who reads a workdir does not change it."""
+    _warn(f"{path} is left as it is; trying the checkpoint before it.")
+
+
+def _warn(line: str) -> None:
+    if jax.process_index() == 0:
+        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def _read_newest(
+    folder: epath.Path, wanted: dict[str, Any], on_damage: Callable[[epath.Path], None]
+) -> tuple[dict[str, Any], int]:
+    """Items of the newest checkpoint that every process can read, and its step.
+
+    Raises:
+      UserError: there is none, or one is whole but not of this model.
+    """
+    for step in _steps(folder):
+        path, found, problem = folder / str(step), None, None
+        try:
+            found, verdict = _read(path, wanted), _Verdict.READ
+        except _DamagedError as error:
+            verdict, problem = _Verdict.DAMAGED, str(error)
+        except UserError as error:
+            verdict, problem = _Verdict.REFUSED, error
+        verdict = worst(verdict)
+        if verdict == _Verdict.READ:
+            return found, step
+        if verdict == _Verdict.REFUSED:
+            raise problem or UserError(
+                f"checkpoint {path} could not be read by another process; see its message."
+            )
+        _warn(f"checkpoint {path} is DAMAGED ({problem or 'found by another process'})")
+        on_damage(path)
+    raise UserError(
+        f"no checkpoint in {folder} can be read, expected at least one; set aside as damaged: "
+        f"{', '.join(_set_aside_before(folder)) or 'none'}: restore one from a copy under its "
+        "number, or start anew with another --workdir."
+    )
+
+
+def _read(path: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Items of one checkpoint; no process waits for another here.
+
+    Args:
+      path: checkpoints/STEP.
+      wanted: item name -> tree of ShapeDtypeStruct with shardings, or None for JSON.
+
+    Raises:
+      _DamagedError: it is not whole.
+      UserError: it is of another model, or the storage refused.
+    """
     try:
-        return manager.restore(step, args=items)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()
+        return {name: _read_item(path / name, tree) for name, tree in wanted.items()}
+    except Exception as error:  # orbax raises a bare Exception for a lost shard
+        for name, tree in wanted.items():
+            _check_same_model(path / name, tree)
+        if isinstance(error, (PermissionError, MemoryError)) or _refused(error):
+            raise UserError(
+                f"checkpoint {path} cannot be read now ({_reason(error)}); expected storage that "
+                "answers and memory for it: mend that and run the same command again."
+            ) from error
+        raise _DamagedError(_reason(error)) from error
+
+
+def _read_item(path: epath.Path, tree: Any) -> Any:
+    if tree is None:
+        return ocp.JsonCheckpointHandler().restore(path, args=ocp.args.JsonRestore())
+    return ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(tree))
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, is the storage's or the memory's."""
+    while error is not None:
+        if any(word in str(error)[:100] for word in _REFUSALS):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _check_same_model(path: epath.Path, tree: Any) -> None:
+    """Raises UserError if the item is readable as far as names and shapes, and they differ."""
+    if tree is None:
+        return
+    try:
+        saved = _shapes(ocp.StandardCheckpointHandler().metadata(path).tree)
+    except Exception:  # as above; a checkpoint whose index is unreadable is damaged
+        return
+    own = _shapes(tree)
+    wrong = [name for name in sorted(saved.keys() | own.keys()) if saved.get(name) != own.get(name)]
+    if wrong:
+        name = wrong[0]
         raise UserError(
-            f"checkpoint {manager.directory / str(step)} cannot be read "
-            f"({type(error).__name__}: {reason[0][:200] if reason else ''}); "
-            "expected a complete checkpoint of this model: delete that folder to use an older one."
-        ) from error
+            f"checkpoint {path.parent} is of another model: {path.name}/{name} has shape "
+            f"{saved.get(name, 'none')} there, {own.get(name, 'none')} here ({len(wrong)} arrays "
+            "differ); expected equal: restore the run's own configuration, or give another "
+            "--workdir."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
-    """Averaged parameters of the newest checkpoint.
+    """Averaged parameters of the newest checkpoint that can be read.
+
+    Damaged ones are passed over with a line on stderr.
 
     Args:
       workdir: of `train` or `convert`.
@@ -92,24 +289,23 @@ def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
 
     Returns:
       Parameters and the step they are from.
+
+    Raises:
+      UserError: no checkpoint, none that can be read, or one of another model.
     """
-    folder = epath.Path(workdir).resolve()
+    folder = _folder(workdir)
     require(
-        (folder / "checkpoints").exists(),
+        folder.exists(),
         f"workdir {workdir} has no checkpoints; expected the --workdir of a training run.",
     )
-    manager = _manager(folder, None)
-    step = manager.latest_step()
-    require(step is not None, f"workdir {workdir} has no complete checkpoint; train it first.")
-    items = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
-    params = _restored(manager, step, items).ema
-    manager.close()
-    return params, step
+    require(bool(_steps(folder)), f"workdir {workdir} has no complete checkpoint; train it first.")
+    found, step = _read_newest(folder, {"ema": abstract}, _pass_over)
+    return found["ema"], step
 
 
 def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any]) -> None:
     """A checkpoint of averaged parameters alone, as `convert` writes."""
-    manager = _manager(epath.Path(workdir).resolve(), None)
+    manager = _manager(epath.Path(workdir), None)
     items = ocp.args.Composite(ema=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
     manager.save(step, args=items)
     manager.wait_until_finished()
@@ -117,10 +313,12 @@ def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[st
 
 
 def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
-    """Writes the resolved configuration."""
+    """Writes the resolved configuration, in one step: a kill leaves the old or the new one."""
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    new = folder / "config.json.tmp"
+    new.write_text(json.dumps(config, indent=2) + "\n")
+    new.replace(folder / "config.json")
 
 
 def read_config(workdir: str | epath.Path) -> dict[str, Any]:

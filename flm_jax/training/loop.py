@@ -1,7 +1,13 @@
-"""The training loop: steps, progress, evaluation, checkpoints, clean stops."""
+"""The training loop: steps, progress, evaluation, checkpoints, clean stops.
 
+The host runs ahead of the devices by at most two steps: what a step reports is fetched while later
+ones are under way, so that the devices never wait for the host.
+"""
+
+import collections
 import dataclasses
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +15,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from flm_jax.training.agreement import StopVote, clock_skew
 from flm_jax.training.checkpoint import Checkpoints
 from flm_jax.training.metrics import MetricsLog, Speed, duration
 from flm_jax.training.step import TrainState
-from flm_jax.types import Params, UserError
+from flm_jax.training.watchdog import Watchdog
+from flm_jax.types import Metrics, Params, UserError
 
 STOPPED_EXIT = 75  # stopped by a signal after saving: run the same command to continue
+_AHEAD = 2  # steps under way before the oldest is waited for
+_VOTE_EVERY = 10  # steps between the votes of several processes on stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +38,7 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
     max_skipped: int
+    watchdog_seconds: float
 
 
 class Run(NamedTuple):
@@ -72,6 +83,129 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
+class _Step(NamedTuple):
+    """A step under way: its local rows are kept in case its loss is not finite."""
+
+    number: int
+    batch: dict[str, np.ndarray]
+    metrics: Metrics
+    vote: jax.Array | None
+
+
+class _Loop:
+    """One run of `train`; the steps under way and all that watches them."""
+
+    def __init__(self, run: Run, cfg: TrainConfig, workdir, checkpoints: Checkpoints):
+        self._run, self._cfg = run, cfg
+        self._workdir = epath.Path(workdir)
+        self._checkpoints = checkpoints
+        self._first = int(run.state.step)
+        self._log = MetricsLog(workdir, self._first) if jax.process_index() == 0 else None
+        self._speed = Speed(self._first, cfg.steps, cfg.batch * run.meta["length"])
+        self._under_way: collections.deque[_Step] = collections.deque()
+        # One process stops by its own signal at once; several agree on a step.
+        self._vote = StopVote() if jax.process_count() > 1 else None
+        self._agreed = False
+        self._signal = _StopSignal()
+        self._watchdog = Watchdog(cfg.watchdog_seconds, self._first)
+
+    def close(self) -> None:
+        self._signal.restore()
+        try:
+            self._watchdog.waits_for("checkpoint")
+            self._checkpoints.close()
+        finally:
+            self._watchdog.close()
+            if self._log:
+                self._log.close()
+
+    def train(self) -> int:
+        run, cfg, state = self._run, self._cfg, self._run.state
+        for step in range(self._first + 1, cfg.steps + 1):
+            self._watchdog.waits_for("data")
+            batch = next(run.batches)
+            self._watchdog.waits_for("device")
+            state, metrics = run.train_step(state, run.frozen, run.to_global(batch))
+            self._start(step, batch, metrics)
+            stop = self._agreed if self._vote else bool(self._signal.name)
+            last = stop or step == cfg.steps
+            look = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
+            save = last or step % cfg.checkpoint_every == 0
+            self._land(0 if look or save else _AHEAD)
+            if look:
+                self._evaluate(step, state)
+            if save:
+                self._watchdog.waits_for("checkpoint")
+                self._checkpoints.save(state, run.meta | {"iterator": run.batches.get_state()})
+            if stop and step < cfg.steps:
+                name = self._signal.name or "a signal to another process"
+                _say(f"{name}: saved step {step}; run the same command to continue.")
+                return STOPPED_EXIT
+        return 0
+
+    def _start(self, step: int, batch, metrics: Metrics) -> None:
+        """Notes a step that was handed to the devices."""
+        vote = None
+        if self._vote and step % _VOTE_EVERY == 0:
+            vote = self._vote.cast(bool(self._signal.name))
+        self._under_way.append(_Step(step, batch, metrics, vote))
+
+    def _land(self, most: int) -> None:
+        """Waits until at most so many steps are under way.
+
+        Which step is looked at when depends on step numbers alone, so that all processes stop at
+        the same one.
+        """
+        while len(self._under_way) > most:
+            step = self._under_way.popleft()
+            skipped = int(step.metrics["skipped_in_a_row"])
+            self._watchdog.completed(step.number)
+            if step.number % self._cfg.log_every == 0 or step.number == self._first + 1:
+                self._report(step)
+            if skipped >= self._cfg.max_skipped:
+                self._give_up(step, skipped)
+            if step.vote is not None:
+                self._agreed |= bool(step.vote)
+
+    def _report(self, step: _Step) -> None:
+        values = {f"train/{k}": float(v) for k, v in jax.device_get(step.metrics).items()}
+        seconds, rate, left = self._speed.lap(step.number)
+        shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if k.endswith("_token"))
+        _say(
+            f"step {step.number}/{self._cfg.steps}  {shown}  {seconds * 1e3:.0f} ms/step  "
+            f"{rate:,.0f} tokens/s  left {duration(left)}"
+        )
+        values |= {"train/seconds_per_step": seconds, "train/tokens_per_second": rate}
+        values["train/data_stall_seconds"] = self._run.batches.stall_seconds
+        if self._log:
+            self._log.write(step.number, values)
+
+    def _give_up(self, step: _Step, skipped: int) -> None:
+        """Saves this process's rows of the offending batch and ends the run."""
+        own = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self._workdir / f"bad_batch_{step.number}{own}.npz"
+        with path.open("wb") as file:
+            np.savez(file, step=step.number, **step.batch)
+        raise UserError(
+            f"{skipped} steps in a row had a non-finite loss or gradient, the last at step "
+            f"{step.number} (config.train.max_skipped = {self._cfg.max_skipped}); parameters are "
+            f"as before them and checkpoints intact; the batch is in {path}: look at it, or start "
+            "in a new --workdir with a lower optim.lr."
+        )
+
+    def _evaluate(self, number: int, state: TrainState) -> None:
+        self._watchdog.waits_for("evaluation")
+        values, texts = self._run.evaluate(state.ema_params)
+        values = {f"eval/{k}": v for k, v in values.items()}
+        shown = "  ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if "_at_tau_" not in k)
+        _say(f"eval at step {number}: {shown}")
+        for text in texts[:2]:
+            _say(f"  | {text[:160]!r}")
+        if self._log:
+            self._log.write(number, {k: float(np.asarray(v)) for k, v in values.items()}, texts)
+        self._speed.skip(number)
+
+
 def train(run: Run, cfg: TrainConfig, workdir: str | epath.Path, checkpoints: Checkpoints) -> int:
     """Trains to cfg.steps.
 
@@ -79,72 +213,18 @@ def train(run: Run, cfg: TrainConfig, workdir: str | epath.Path, checkpoints: Ch
       0 when finished, STOPPED_EXIT when a signal stopped it after saving.
 
     Raises:
-      UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient.
+      UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint or
+        the metrics could not be written; the data could not be read.
     """
-    state, first = run.state, int(run.state.step)
-    main = jax.process_index() == 0
-    log = MetricsLog(workdir, first) if main else None
-    tokens = cfg.batch * run.meta["length"]
-    speed, stop, pending = Speed(first, cfg.steps, tokens), _StopSignal(), None
+    if warning := clock_skew():
+        print(warning, file=sys.stderr, flush=True)
+    loop = _Loop(run, cfg, workdir, checkpoints)
     try:
-        for step in range(first + 1, cfg.steps + 1):
-            batch = run.to_global(next(run.batches))
-            state, metrics = run.train_step(state, run.frozen, batch)
-            if pending is not None:  # fetched only now, with the next step already under way
-                _report(log, *pending, cfg, speed, run.batches.stall_seconds)
-            pending = (step, metrics) if step % cfg.log_every == 0 or step == first + 1 else None
-            last = step == cfg.steps or bool(stop.name)
-            look = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
-            if (last or look) and pending is not None:
-                _report(log, *pending, cfg, speed, run.batches.stall_seconds)
-                pending = None
-            if look:
-                _evaluate(log, step, run, state)
-                speed.skip(step)
-            if last or step % cfg.checkpoint_every == 0:
-                checkpoints.save(state, run.meta | {"iterator": run.batches.get_state()})
-            if stop.name and step < cfg.steps:
-                _say(f"{stop.name}: saved step {step}; run the same command to continue.")
-                return STOPPED_EXIT
+        return loop.train()
     finally:
-        stop.restore()
-        checkpoints.close()
-        if log:
-            log.close()
-    return 0
+        loop.close()
 
 
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, flush=True)
-
-
-def _report(log, step: int, metrics, cfg: TrainConfig, speed: Speed, stall: float) -> None:
-    values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
-    seconds, rate, left = speed.lap(step)
-    shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if k.endswith("_token"))
-    _say(
-        f"step {step}/{cfg.steps}  {shown}  {seconds * 1e3:.0f} ms/step  "
-        f"{rate:,.0f} tokens/s  left {duration(left)}"
-    )
-    values |= {"train/seconds_per_step": seconds, "train/tokens_per_second": rate}
-    values["train/data_stall_seconds"] = stall
-    if log:
-        log.write(step, values)
-    skipped = int(values["train/skipped_in_a_row"])
-    if skipped >= cfg.max_skipped:
-        raise UserError(
-            f"{skipped} steps in a row had a non-finite loss or gradient (at step {step}); "
-            "parameters are as before them: lower optim.lr or look at the data."
-        )
-
-
-def _evaluate(log, step: int, run: Run, state: TrainState) -> None:
-    values, texts = run.evaluate(state.ema_params)
-    values = {f"eval/{k}": v for k, v in values.items()}
-    shown = "  ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if "_at_tau_" not in k)
-    _say(f"eval at step {step}: {shown}")
-    for text in texts[:2]:
-        _say(f"  | {text[:160]!r}")
-    if log:
-        log.write(step, {k: float(np.asarray(v)) for k, v in values.items()}, texts)

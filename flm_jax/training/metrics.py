@@ -1,44 +1,92 @@
 """Progress lines, metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from flm_jax.types import UserError
 
 
 class MetricsLog:
     """Writes numbers and texts of one run; the lines of steps past `start_step` are dropped first.
 
     A resumed run repeats the steps after its checkpoint: their old lines would stand twice.
+
+    Everything is written by the calling thread: tensorboardX's own SummaryWriter hands it to a
+    thread that ends at the first error, such as a full disk, and then blocks its caller for ever.
     """
 
     def __init__(self, workdir: str | epath.Path, start_step: int):
         self._folder = epath.Path(workdir)
         self._path = self._folder / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
-            if len(kept) < len(lines):
-                self._path.write_text("".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
+        with self._named_errors():
+            if self._path.exists():
+                self._drop_after(start_step)
+            folder = self._folder / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = EventsWriter(str(folder / "events"))
+            started = SessionLog(status=SessionLog.START)  # drops what it shows of later steps
+            self._add(Event(session_log=started), start_step + 1)
+
+    def _drop_after(self, step: int) -> None:
+        lines = self._path.read_text().splitlines()
+        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        if len(kept) < len(lines):
+            new = self._folder / "metrics.jsonl.tmp"
+            new.write_text("".join(f"{line}\n" for line in kept))
+            new.replace(self._path)
 
     def write(self, step: int, values: dict[str, float], texts: list[str] | None = None) -> None:
-        """Appends one record; `texts` go to TensorBoard and to samples/STEP.txt."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        if texts:
-            folder = self._folder / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{step}.txt").write_text("\n---\n".join(texts) + "\n")
-            self._board.add_text("samples", "\n\n".join(f"    {text}" for text in texts), step)
-        self._board.flush()
+        """Appends one record; `texts` go to TensorBoard and to samples/STEP.txt.
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        with self._named_errors():
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._add(Event(summary=summary.scalar(name, value)), step)
+            if texts:
+                folder = self._folder / "samples"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{step}.txt").write_text("\n---\n".join(texts) + "\n")
+                shown = "\n\n".join(f"    {text}" for text in texts)
+                self._add(Event(summary=summary.text("samples", shown)), step)
+            self._board.flush()
+
+    def _add(self, event: Event, step: int) -> None:
+        event.step, event.wall_time = step, time.time()
+        self._board.write_event(event)
 
     def close(self) -> None:
-        self._board.close()
+        with self._named_errors():
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"metrics could not be written to {self._folder} ({error}); checkpoints are "
+                "intact: make room or mend the storage, then run the same command to continue."
+            ) from error
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a record; None for the torn last line of a killed process."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return None
 
 
 class Speed:

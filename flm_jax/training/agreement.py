@@ -1,0 +1,81 @@
+"""What all processes of a run must decide alike; with one process everything here is immediate."""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+SKEW_LIMIT = 60  # seconds between the clocks of two hosts
+
+
+def worst(verdict: int) -> int:
+    """The largest verdict of all processes; each of them must call this."""
+    if jax.process_count() == 1:
+        return verdict
+    return int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
+
+
+def from_first(values: Sequence[int], size: int) -> list[int]:
+    """The non-negative `values` of process 0, the first `size` of them; each must call this."""
+    if jax.process_count() == 1:
+        return list(values[:size])
+    padded = np.full(size, -1, np.int32)
+    padded[: len(values[:size])] = values[:size]
+    return [int(v) for v in multihost_utils.broadcast_one_to_all(padded) if v >= 0]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class StopVote:
+    """Whether any process was told to stop, as all of them learn it at the same step.
+
+    A signal may reach one host alone; stopping there alone would leave the others waiting in
+    their next collective. The vote is one more small computation on the devices: nobody waits
+    for it, its result is fetched when the step it was cast at is.
+    """
+
+    def __init__(self):
+        mesh = Mesh(np.array(jax.devices()), ("all",))
+        self._split = NamedSharding(mesh, PartitionSpec("all"))
+        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def cast(self, stop: bool) -> jax.Array:
+        """int32 scalar on the devices: 1 if any process cast True; each must call this."""
+        own = np.full(jax.local_device_count(), stop, np.int32)
+        return self._any(jax.make_array_from_process_local_data(self._split, own))
+
+
+def skew_warning(seconds: Sequence[float]) -> str:
+    """A warning about clocks that differ, or "".
+
+    Args:
+      seconds: wall-clock time of each process at one moment.
+    """
+    fast, slow = int(np.argmax(seconds)), int(np.argmin(seconds))
+    skew = seconds[fast] - seconds[slow]
+    if skew <= SKEW_LIMIT:
+        return ""
+    return (
+        f"WARNING: the clocks of processes {slow} and {fast} differ by {skew:.0f} s, expected at "
+        f"most {SKEW_LIMIT} s; training goes by step numbers and is not affected, but the times in "
+        "logs and metrics are: synchronise the hosts' clocks (NTP)."
+    )
+
+
+def clock_skew() -> str:
+    """`skew_warning` over the clocks of all processes; each of them must call this."""
+    if jax.process_count() == 1:
+        return ""
+    wait_for_all("clock_skew")  # so that all read their clocks at one moment
+    whole, part = divmod(int(time.time() * 1000), 1000)
+    # Two int32: as a float32 the time of day would be coarser than the limit.
+    pairs = multihost_utils.process_allgather(np.array([whole, part], np.int32))
+    return skew_warning([w + p / 1000 for w, p in np.asarray(pairs).tolist()])
