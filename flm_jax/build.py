@@ -18,11 +18,12 @@ from flm_jax.flows.clocks import Clock, decoding_clock
 from flm_jax.flows.states import NOISE_KINDS
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.semigroup import SemigroupConfig, row_groups, semigroup_loss
+from flm_jax.models.attention import KINDS, available
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.training.checkpoint import load_ema, read_config
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
-from flm_jax.training.sharding import MeshConfig, loss_parallel, tree_shardings
+from flm_jax.training.sharding import MeshConfig, attention_plan, loss_parallel, tree_shardings
 from flm_jax.training.step import Objective
 from flm_jax.types import Network, Params, UserError, require, unknown_name
 
@@ -96,8 +97,9 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def network(config: Config, mesh: Mesh | None = None) -> Network:
-    """The denoiser of a configuration with its vocabulary resolved; its losses over `mesh`."""
-    cfg = dict(config["model"])
+    """The denoiser of a configuration with its vocabulary resolved; to run over `mesh`."""
+    cfg = {"attention": "xla"} | config["model"]  # a workdir's may be older than the key
+    _choice("config.model.attention", cfg["attention"], KINDS)
     _choice("config.model.name", cfg.pop("name"), ("dit",))
     _choice("config.model.dtype", cfg["dtype"], ("float32", "bfloat16"))
     require(
@@ -109,7 +111,8 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
     require(
         0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
     )
-    net = dit(DiTConfig(max_length=cfg.pop("length"), **cfg))
+    plan = attention_plan(cfg["attention"], mesh)
+    net = dit(DiTConfig(max_length=cfg.pop("length"), **cfg), plan)
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
@@ -205,15 +208,25 @@ def abstract_params(net: Network, mesh: Mesh | None = None) -> Params:
     )
 
 
-def load_model(workdir: str | epath.Path, mesh: Mesh | None = None) -> Model:
+def load_model(
+    workdir: str | epath.Path, mesh: Mesh | None = None, attention: str | None = None
+) -> Model:
     """Reads a model that `train` or `convert` wrote; its averaged parameters.
+
+    Args:
+      workdir: its folder.
+      mesh: devices to spread it over.
+      attention: kernel to use; as in training by default, or "xla" where these devices lack that.
 
     Raises:
       UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
     """
     config = read_config(workdir)
     tokenizer = load_tokenizer(epath.Path(workdir) / "tokenizer")
-    net = network(config)
+    kind = attention or config["model"].get("attention", "xla")
+    if not attention and not available(kind, attention_plan(kind, mesh).platform):
+        kind = "xla"
+    net = network(config | {"model": config["model"] | {"attention": kind}}, mesh)
     require(
         tokenizer.vocab_size <= net.vocab_size,
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
@@ -223,7 +236,15 @@ def load_model(workdir: str | epath.Path, mesh: Mesh | None = None) -> Model:
     return Model(config, net, params, decoding_clock(net.vocab_size), tokenizer, step)
 
 
-_STUDENT_MAY_DIFFER = ("two_time", "dropout", "dtype", "remat", "scan_blocks", "loss_tile")
+_STUDENT_MAY_DIFFER = (
+    "attention",
+    "two_time",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan_blocks",
+    "loss_tile",
+)
 
 
 def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:

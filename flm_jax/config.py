@@ -18,6 +18,7 @@ _FREE = (
 )
 _FREE_GROUPS = ("eval", "mesh")
 _FREE_MODEL = (
+    "model.attention",
     "model.remat",
     "model.scan_blocks",
     "model.loss_tile",

@@ -24,6 +24,7 @@ def base_config() -> ConfigDict:
     config.model.two_time = False  # True for flow maps: a second time embedding
     config.model.attention_softcap = 50.0  # cap of attention scores; 0 = none
     config.model.logit_softcap = 30.0  # cap of output logits; 0 = none
+    config.model.attention = "xla"  # xla, splash (TPU), cudnn (GPU, no cap of scores)
     config.model.dtype = "float32"  # compute: float32, bfloat16 (parameters stay float32)
     config.model.remat = "none"  # none, matmuls (keep matrix products), full
     config.model.scan_blocks = False  # True: one compiled block, scanned; False: unrolled
@@ -77,4 +78,5 @@ def base_config() -> ConfigDict:
     config.mesh.data = -1  # devices over which the batch alone is split; -1 = all the rest
     config.mesh.fsdp = 1  # devices over which batch and parameters are split
     config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
+    config.mesh.slices = 1  # TPU slices (groups with fast links); the data axis spans them
     return config

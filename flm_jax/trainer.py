@@ -8,19 +8,19 @@ import numpy as np
 from etils import epath
 
 from flm_jax import build
+from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.pipeline import eval_batches, make_iterator
 from flm_jax.data.tokenizers import load_tokenizer
 from flm_jax.evals.denoising import make_row_nll, tau_profile
 from flm_jax.evals.text import unigram_entropy
-from flm_jax.flows.clocks import Clock, decoding_clock
+from flm_jax.flows.clocks import Clock
 from flm_jax.samplers.common import nothing_given
 from flm_jax.samplers.flow_map import sample
 from flm_jax.training import sharding
 from flm_jax.training.checkpoint import Checkpoints, read_config, write_config
 from flm_jax.training.loop import Run, train
-from flm_jax.training.optim import make_optimizer
-from flm_jax.training.step import TrainState, make_train_step, new_state
+from flm_jax.training.step import TrainState
 from flm_jax.types import Network, require
 
 
@@ -32,19 +32,17 @@ def run(config: dict[str, Any], workdir: str) -> int:
     """
     data = build.data(config)
     config = build.resolve_vocabulary(config, data.tokenizer)
-    cfg, optim = build.training(config), build.optim(config)
     mesh = sharding.make_mesh(build.mesh(config))
-    net = build.network(config, mesh)
-    _check_batch(cfg.batch, cfg.microbatches, mesh)
     _check_workdir(workdir, config, data.tokenizer)
-    clock = decoding_clock(net.vocab_size)
     teacher = None
     if config["objective"]["teacher"]:
-        teacher = build.load_model(config["objective"]["teacher"], mesh)
+        attention = config["model"]["attention"]
+        teacher = build.load_model(config["objective"]["teacher"], mesh, attention)
         build.check_teacher(config, data.tokenizer, teacher)
-    objective = build.objective(config, net, clock, teacher and teacher.net)
+    frozen = {} if teacher is None else teacher.params
+    program = assemble(config, mesh, teacher and (teacher.net, frozen))
+    net, clock, cfg = program.net, program.clock, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
-    optimizer = make_optimizer(optim, cfg.steps)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = make_iterator(
         data.train,
@@ -55,26 +53,17 @@ def run(config: dict[str, Any], workdir: str) -> int:
         **processes,
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
-    state = _initial_state(config["seed"], net, optimizer, mesh, teacher)
-    found = checkpoints.restore(state)
-    if found is not None:
-        state, meta = found
+    state = program.initial_state(frozen)
+    if checkpoints.latest is not None:
+        state, meta = checkpoints.restore(state, checkpoints.latest)
         batches.set_state(meta["iterator"])
         print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     _describe(net, state, data, mesh)
-    step = make_train_step(
-        objective,
-        optimizer,
-        seed=config["seed"],
-        microbatches=cfg.microbatches,
-        ema_decay=optim.ema_decay,
-    )
-    train_step = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(state), None))
     to_global = functools.partial(sharding.global_batch, mesh=mesh)
     loop = Run(
         state=state,
-        train_step=train_step,
-        frozen={} if teacher is None else teacher.params,
+        train_step=program.train_step,
+        frozen=frozen,
         batches=batches,
         to_global=to_global,
         evaluate=_evaluator(config, net, clock, data, to_global, processes),
@@ -82,15 +71,6 @@ def run(config: dict[str, Any], workdir: str) -> int:
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
     return train(loop, cfg, workdir, checkpoints)
-
-
-def _check_batch(batch: int, microbatches: int, mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * microbatches
-    require(
-        batch % ways == 0,
-        f"config.train.batch {batch} does not split over {ways} (devices of the data and fsdp axes "
-        "times microbatches); use a multiple.",
-    )
 
 
 def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
@@ -110,26 +90,8 @@ def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
     folder = epath.Path(workdir)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        # Where there is a config.json the tokenizer was found equal: a kill must not cut it short.
-        if not (folder / "config.json").exists():
-            tokenizer.save(folder / "tokenizer")
+        tokenizer.save(folder / "tokenizer")
         write_config(folder, config)
-
-
-def _initial_state(seed: int, net: Network, optimizer, mesh, teacher) -> TrainState:
-    """State at step 0, created already sharded."""
-
-    def fresh(teacher_params):
-        params = net.init(jax.random.fold_in(jax.random.key(seed), 2**31 - 1))
-        return new_state(build.student_params(params, teacher_params), optimizer)
-
-    given = {} if teacher is None else teacher.params
-    shardings = sharding.tree_shardings(jax.eval_shape(fresh, given), mesh)
-    return jax.jit(fresh, out_shardings=shardings)(given)
-
-
-def _shardings(state: TrainState):
-    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
@@ -140,6 +102,14 @@ def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
         f"{jax.devices()[0].platform}",
         flush=True,
     )
+    whole = sharding.large_replicated((state.params, state.opt_state))
+    if whole:
+        names = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in whole[:3])
+        print(
+            f"{len(whole)} large arrays are held whole by each of {mesh.size} devices, "
+            f"{sum(size for _, size in whole) / 2**20:.1f} MiB in all; the largest: {names}",
+            flush=True,
+        )
 
 
 def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, processes):

@@ -1,8 +1,100 @@
-"""Multi-head attention over [B, L, H, K] behind one function."""
+"""Multi-head attention over [B, L, H, K] behind one function, whichever kernel computes it."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
+
+from flm_jax.types import require, unknown_name
+
+# kind -> platforms that run it; None for all.
+KINDS = {"xla": None, "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
+# Name of what splash keeps for its backward pass, for rematerialisation policies.
+RESIDUALS = "attention"
+_SPLASH_MULTIPLE = 128
+_CUDNN_MAX_HEAD = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPlan:
+    """How attention is computed, and over which devices.
+
+    Attributes:
+      kind: "xla" (einsums, any platform), "splash" (Pallas, TPU), "cudnn" (GPU).
+      mesh: devices; needed by splash alone, whose kernel the compiler cannot partition.
+      batch_axes: mesh axes over which rows lie; used where they divide the batch.
+      head_axis: mesh axis over which heads lie, if any.
+      interpret: runs the splash kernel in Pallas' interpreter, on any platform; for tests.
+    """
+
+    kind: str = "xla"
+    mesh: Mesh | None = None
+    batch_axes: tuple[str, ...] = ()
+    head_axis: str | None = None
+    interpret: bool = False
+
+    @property
+    def platform(self) -> str:
+        """Platform of the mesh's devices, which need not be attached; else the default one."""
+        return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+
+
+def available(kind: str, platform: str) -> bool:
+    """Whether `platform` runs attention of this kind."""
+    return KINDS[kind] is None or platform in KINDS[kind]
+
+
+def check_attention(
+    plan: AttentionPlan, *, length: int, heads: int, head_dim: int, softcap: float, dtype
+) -> None:
+    """Refuses what the chosen kernel cannot compute.
+
+    Raises:
+      UserError: unknown kind, another platform, a length, head size, type or cap it cannot take.
+    """
+    kind = plan.kind
+    if kind not in KINDS:
+        raise unknown_name("attention", kind, KINDS)
+    require(
+        plan.interpret or available(kind, plan.platform),
+        f"attention {kind!r} runs on {KINDS[kind] and KINDS[kind][0]}, these devices are "
+        f"{plan.platform}; set config.model.attention = 'xla'.",
+    )
+    if kind == "splash":
+        require(
+            length % _SPLASH_MULTIPLE == 0,
+            f"attention 'splash' takes lengths that are multiples of {_SPLASH_MULTIPLE}, got "
+            f"{length}; change config.model.length, or set config.model.attention = 'xla'.",
+        )
+        ways = plan.mesh.shape[plan.head_axis] if plan.mesh and plan.head_axis else 1
+        require(
+            heads % ways == 0,
+            f"{heads} attention heads do not divide over the {ways} devices of mesh axis "
+            f"{plan.head_axis!r}; use a multiple of {ways} heads, or a smaller axis.",
+        )
+    if kind == "cudnn":
+        require(
+            softcap == 0,
+            f"attention 'cudnn' cannot cap scores, got a cap of {softcap}; set "
+            "config.model.attention_softcap = 0, or config.model.attention = 'xla'.",
+        )
+        require(
+            jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16),
+            f"attention 'cudnn' computes in bfloat16, got {jnp.dtype(dtype).name}; set "
+            "config.model.dtype = 'bfloat16', or config.model.attention = 'xla'.",
+        )
+        require(
+            head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD,
+            f"attention 'cudnn' takes head sizes in multiples of 8 up to {_CUDNN_MAX_HEAD}, got "
+            f"{head_dim}; change config.model.heads, or set config.model.attention = 'xla'.",
+        )
 
 
 def rotary_angles(
@@ -27,15 +119,30 @@ def attention(
     v_BLHK: Float[Array, "b l h k"],
     *,
     softcap: float = 0.0,
+    plan: AttentionPlan = AttentionPlan(),  # noqa: B008  frozen
 ) -> Float[Array, "b l h k"]:
     """Bidirectional softmax attention, scores scaled by K^-1/2, float32 softmax.
 
     Args:
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values.
       softcap: c > 0 caps the scores as c * tanh(score / c); 0 for none.
+      plan: which kernel, over which devices. All kinds agree within rounding.
+
+    Raises:
+      UserError: a shape, type, cap or platform that the chosen kernel cannot take.
     """
+    _, length, heads, head_dim = q_BLHK.shape
+    check_attention(
+        plan, length=length, heads=heads, head_dim=head_dim, softcap=softcap, dtype=q_BLHK.dtype
+    )
+    if plan.kind == "splash":
+        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan)
     if not softcap:
-        return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK)
+        return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation=plan.kind)
+    return _capped(q_BLHK, k_BLHK, v_BLHK, softcap)
+
+
+def _capped(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, softcap: float) -> jax.Array:
     scale = q_BLHK.shape[-1] ** -0.5
     scores_BHLM = jnp.einsum(
         "blhk,bmhk->bhlm", q_BLHK * scale, k_BLHK, preferred_element_type=jnp.float32
@@ -43,3 +150,50 @@ def attention(
     scores_BHLM = softcap * jnp.tanh(scores_BHLM / softcap)
     weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(v_BLHK.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, v_BLHK)
+
+
+def _blocks(length: int) -> splash_kernel.BlockSizes:
+    """Tiles of a few MiB of on-chip memory; one backward kernel that computes each score once."""
+    compute = next(n for n in (512, 384, 256, 128) if length % n == 0)
+    keys = 2 * compute if length % (2 * compute) == 0 else compute
+    return splash_kernel.BlockSizes(
+        block_q=compute,
+        block_kv=keys,
+        block_kv_compute=compute,
+        block_q_dkv=compute,
+        block_kv_dkv=keys,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
+
+
+def _splash(
+    q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, softcap: float, plan: AttentionPlan
+) -> jax.Array:
+    """Splash attention on each device's own rows and heads."""
+
+    def local(*qkv_BLHK):
+        q_BHLK, k_BHLK, v_BHLK = (x.swapaxes(1, 2) for x in qkv_BLHK)
+        heads, length = q_BHLK.shape[1:3]
+        kernel = splash_kernel.make_splash_mha_single_device(
+            splash_mask.MultiHeadMask([splash_mask.FullMask((length, length))] * heads),
+            block_sizes=_blocks(length),
+            attn_logits_soft_cap=softcap or None,
+            residual_checkpoint_name=RESIDUALS,
+            interpret=plan.interpret,
+        )
+        return jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK).swapaxes(1, 2)
+
+    # The kernel scales nothing itself; in float32, since K^-1/2 need not be exact in bfloat16.
+    scale = q_BLHK.shape[-1] ** -0.5
+    q_BLHK = (q_BLHK.astype(jnp.float32) * scale).astype(q_BLHK.dtype)
+    if plan.mesh is None or plan.mesh.size == 1:
+        return local(q_BLHK, k_BLHK, v_BLHK)
+    ways = functools.reduce(lambda n, axis: n * plan.mesh.shape[axis], plan.batch_axes, 1)
+    # A few rows that do not divide (samples shown during training) are computed everywhere.
+    rows = plan.batch_axes if q_BLHK.shape[0] % ways == 0 else None
+    spec = PartitionSpec(rows, None, plan.head_axis)
+    # check_vma: Pallas calls do not declare over which axes their results vary.
+    return jax.shard_map(
+        local, mesh=plan.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+    )(q_BLHK, k_BLHK, v_BLHK)

@@ -13,15 +13,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flm_jax.models.attention import attention, rotary_angles, rotate
+from flm_jax.models.attention import (
+    RESIDUALS,
+    AttentionPlan,
+    attention,
+    check_attention,
+    rotary_angles,
+    rotate,
+)
 from flm_jax.models.functional import pure
 from flm_jax.types import Key, Network, Params, Times, unknown_name
 
 _TIME_FEATURES = 256
+_policies = jax.checkpoint_policies
 _REMAT = {
     "none": None,
-    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    # With splash attention no product is computed twice; the scores of XLA's attention, the only
+    # products with batch dimensions, are: keeping [B, H, L, L] would defeat the purpose.
+    "matmuls": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(RESIDUALS)
+    ),
+    "full": _policies.nothing_saveable,
 }
 
 
@@ -44,6 +56,7 @@ class DiTConfig:
     remat: str
     scan_blocks: bool
     loss_tile: int = 0
+    attention: str = "xla"
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
@@ -83,10 +96,10 @@ class _TimeEmbedding(nnx.Module):
 
 
 class _Block(nnx.Module):
-    def __init__(self, cfg: DiTConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: DiTConfig, plan: AttentionPlan, rngs: nnx.Rngs):
         dtype, dim = jnp.dtype(cfg.dtype), cfg.dim
         zeros = nnx.initializers.zeros
-        self.cfg = cfg
+        self.cfg, self.plan = cfg, plan
         self.norm1 = _layer_norm(dim, rngs)
         self.norm2 = _layer_norm(dim, rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
@@ -109,6 +122,7 @@ class _Block(nnx.Module):
             rotate(k_BLHK, angles),
             v_BLHK,
             softcap=cfg.attention_softcap,
+            plan=self.plan,
         )
         h_BLD = self.attn_out(h_BLHK.reshape(h_BLD.shape))
         x_BLD = x_BLD + gate1 * _dropout(h_BLD, cfg.dropout, k_attn)
@@ -136,23 +150,33 @@ class _Trunk(nnx.Module):
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
 
-def dit(cfg: DiTConfig) -> Network:
+def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     """Builds the network.
 
     Args:
       cfg: sizes; dim divisible by heads, head size even; remat in none, matmuls (recompute all but
         matrix products), full.
+      plan: how attention runs, of kind cfg.attention; by default on one device.
 
     Returns:
       Network. Blocks' parameters are stacked on a leading axis of length depth under "blocks".
 
     Raises:
-      UserError: unknown remat policy.
+      UserError: unknown remat policy or attention; attention that cannot run here.
     """
     if cfg.remat not in _REMAT:
         raise unknown_name("remat policy", cfg.remat, _REMAT)
+    plan = plan or AttentionPlan(cfg.attention)
+    check_attention(
+        plan,
+        length=cfg.max_length,
+        heads=cfg.heads,
+        head_dim=cfg.dim // cfg.heads,
+        softcap=cfg.attention_softcap,
+        dtype=cfg.dtype,
+    )
     init_trunk, bind_trunk = pure(lambda rngs: _Trunk(cfg, rngs))
-    init_block, bind_block = pure(lambda rngs: _Block(cfg, rngs))
+    init_block, bind_block = pure(lambda rngs: _Block(cfg, plan, rngs))
     dtype = jnp.dtype(cfg.dtype)
 
     def init(key: Key) -> Params:

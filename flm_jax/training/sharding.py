@@ -2,17 +2,20 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flm_jax.types import Parallel, require
+from flm_jax.models.attention import AttentionPlan
+from flm_jax.types import Parallel, UserError, require
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Parameter path -> logical axes, one rule each; "layer" is the stack of blocks.
+# Parameter path -> logical axes; exactly one rule each. "layer" is the stack of blocks.
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)table$", ("vocab", "embed")),
     (r"(^|/)head/kernel$", ("embed", "vocab")),
@@ -24,8 +27,8 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/(norm1|norm2)/scale$", ("layer", None)),
     (r"blocks/(mlp_out|modulation)/bias$", ("layer", None)),
     (r"(^|/)(time|target_time)/(hidden|out)/(kernel|bias)$", (None,)),
-    (r"(^|/)modulation/kernel$", (None, "embed")),
-    (r"(^|/)modulation/bias$", (None,)),
+    (r"(^|(?<!blocks)/)modulation/kernel$", (None, "embed")),
+    (r"(^|(?<!blocks)/)modulation/bias$", (None,)),
     (r"(^|/)norm/scale$", (None,)),
 )
 _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": None, None: None}
@@ -33,21 +36,47 @@ _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": Non
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 in one of them takes what is left."""
+    """Devices along each mesh axis; -1 in one of them takes what is left.
+
+    Attributes:
+      data, fsdp, tensor: sizes over all slices.
+      slices: groups of devices with fast links inside (TPU slices); the data axis spans them.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    slices: int = 1
 
 
-def make_mesh(cfg: MeshConfig) -> Mesh:
-    """Mesh (data, fsdp, tensor) over all devices of all processes.
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh (data, fsdp, tensor) over all devices of all processes, or over those given.
+
+    Args:
+      cfg: sizes.
+      devices: may be those of a topology that is not attached; all attached ones by default.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices.
+      UserError: sizes that do not multiply to the number of devices; slices that the devices do
+        not have, or that the data axis does not span evenly.
     """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _sizes(cfg, len(devices))
+    found = len({getattr(d, "slice_index", 0) for d in devices})
+    require(
+        found == cfg.slices or (found == 1 and devices[0].platform != "tpu"),
+        f"the devices lie in {found} slices, config.mesh.slices is {cfg.slices}; "
+        f"set it to {found}.",
+    )
+    if cfg.slices > 1:
+        grid = _over_slices(sizes, cfg.slices, devices, apart=found > 1)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(cfg: MeshConfig, count: int) -> tuple[int, ...]:
     sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-    count = jax.device_count()
     free = [i for i, n in enumerate(sizes) if n == -1]
     fixed = int(np.prod([n for n in sizes if n != -1]))
     require(
@@ -61,23 +90,56 @@ def make_mesh(cfg: MeshConfig) -> Mesh:
         f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, got {count}; "
         "set config.mesh so that the product fits (-1 = the rest).",
     )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return tuple(sizes)
+
+
+def _over_slices(sizes: tuple[int, ...], slices: int, devices: list, apart: bool) -> np.ndarray:
+    """Devices with the slices along the outermost part of the data axis."""
+    require(
+        sizes[0] % slices == 0,
+        f"config.mesh.data {sizes[0]} does not divide over {slices} slices: gradients alone may "
+        f"cross slow links; make it a multiple of {slices}.",
+    )
+    if not apart:  # hosts and fake devices have no slices, but come in order
+        return np.array(devices).reshape(sizes)
+    inside = (sizes[0] // slices, *sizes[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def _path_name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    """Logical axes of the parameter whose path ends `name`."""
+    if not shape:
+        return ()
+    found = [(pattern, axes) for pattern, axes in _RULES if re.search(pattern, name)]
+    if len(found) != 1:
+        which = " and ".join(repr(pattern) for pattern, _ in found)
+        raise UserError(
+            f"parameter {name!r} {shape} matches {which or 'no sharding rule'}; it must match "
+            "exactly one rule of flm_jax/training/sharding.py."
+        )
+    axes = found[0][1]
+    require(
+        len(axes) <= len(shape),
+        f"parameter {name!r} {shape} matches sharding rule {found[0][0]!r} of {len(axes)} axes; "
+        "give it a rule of its own.",
+    )
+    return axes
+
+
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Spec of the parameter whose path ends `name`; arrays of fewer axes are replicated."""
-    for pattern, axes in _RULES:
-        if re.search(pattern, name) and len(axes) <= len(shape):
-            wanted = [_TO_MESH[a] for a in axes] + [None] * (len(shape) - len(axes))
-            # An axis that does not divide stays whole: jit refuses uneven shards.
-            even = [a if a and n % mesh.shape[a] == 0 else None for a, n in zip(wanted, shape)]
-            return PartitionSpec(*even)
-    require(not shape, f"parameter {name!r} {shape} matches no sharding rule; add one.")
-    return PartitionSpec()
+    """Spec of the parameter whose path ends `name`; axes past those of its rule stay whole."""
+    axes = _rule(name, shape)
+    wanted = [_TO_MESH[a] for a in axes] + [None] * (len(shape) - len(axes))
+    # An axis that does not divide stays whole: jit refuses uneven shards.
+    return PartitionSpec(
+        *(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(wanted, shape))
+    )
 
 
 def tree_shardings(tree, mesh: Mesh):
@@ -87,6 +149,28 @@ def tree_shardings(tree, mesh: Mesh):
         return NamedSharding(mesh, _spec(_path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def large_replicated(tree, threshold: int = 2**20) -> list[tuple[str, int]]:
+    """Names and bytes of arrays that several devices hold whole, the largest first.
+
+    Args:
+      tree: arrays, or shapes with shardings.
+      threshold: bytes from which an array counts.
+    """
+    found = [
+        (_path_name(path), x.size * x.dtype.itemsize)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if len(x.sharding.device_set) > 1 and x.sharding.is_fully_replicated
+    ]
+    return sorted((f for f in found if f[1] >= threshold), key=lambda f: (-f[1], f[0]))
+
+
+def attention_plan(kind: str, mesh: Mesh | None) -> AttentionPlan:
+    """How attention of this kind lies over the mesh: rows as the batch, heads as qkv's columns."""
+    if mesh is None:
+        return AttentionPlan(kind)
+    return AttentionPlan(kind, mesh, BATCH_AXES, "tensor" if mesh.shape["tensor"] > 1 else None)
 
 
 def loss_parallel(mesh: Mesh, vocab_size: int, dim: int) -> Parallel | None:

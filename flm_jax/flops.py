@@ -1,0 +1,112 @@
+"""Floating-point operations of a traced program, counted from its jaxpr.
+
+Compilers' own counts take the body of a scan once and know nothing of custom kernels.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+
+Counts = collections.Counter
+
+
+def count_flops(program: ClosedJaxpr | Jaxpr) -> Counts:
+    """Operations of the matrix products of one call, over all devices.
+
+    A multiplication with its addition counts as two. Bodies of scans are taken length times, those
+    of `shard_map` once a device, kernels once a point of their grid, the most expensive branch of
+    a conditional; what is computed but not used is left out, as the compiler leaves it out.
+
+    Returns:
+      Counter over "dot" (products the compiler makes), "kernel" (products inside Pallas kernels),
+      "attention" (cuDNN's), "factor" (Cholesky, triangular solves); also "unknown_loops": loops
+      whose length only the run decides, their bodies counted once.
+    """
+    jaxpr = program.jaxpr if hasattr(program, "jaxpr") else program
+    total = Counts()
+    for eqn in _live(jaxpr):
+        total += _equation(eqn)
+    return total
+
+
+def total_flops(program: ClosedJaxpr | Jaxpr) -> int:
+    """Sum of the kinds of `count_flops`."""
+    return sum(n for kind, n in count_flops(program).items() if kind != "unknown_loops")
+
+
+def _live(jaxpr: Jaxpr) -> Iterator:
+    """Equations of which some result is used."""
+    needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        # Kernels write their results into references: an effect, not an output.
+        if eqn.effects or any(v in needed for v in eqn.outvars):
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+            yield eqn
+
+
+def _times(counts: Counts, n: int) -> Counts:
+    return Counts({k: v if k == "unknown_loops" else v * n for k, v in counts.items()})
+
+
+def _equation(eqn) -> Counts:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _LEAVES:
+        kind, count = _LEAVES[name]
+        return Counts({kind: count(eqn)})
+    bodies = [count_flops(body) for body in jaxprs_in_params(params)]
+    if name == "cond":
+        return max(bodies, key=lambda c: sum(c.values()))
+    total = sum(bodies, Counts())
+    if name == "scan":
+        return _times(total, params["length"])
+    if name == "while" and total:
+        return total + Counts(unknown_loops=1)
+    if name == "shard_map":
+        return _times(total, math.prod(params["mesh"].shape[a] for a in params["manual_axes"]))
+    if name == "pallas_call":
+        products = _times(total, math.prod(params["grid_mapping"].grid))
+        return Counts(kernel=products["dot"])
+    return total
+
+
+def _dot(eqn) -> int:
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
+
+
+def _cholesky(eqn) -> int:
+    *batch, n, _ = eqn.invars[0].aval.shape
+    return math.prod(batch) * n**3 // 3
+
+
+def _solve(eqn) -> int:
+    n = eqn.invars[0].aval.shape[-1]
+    return math.prod(eqn.invars[1].aval.shape) * n
+
+
+def _attention(products: int) -> Callable:
+    """Flash attention's products [L, K] x [K, L] for each head: 2 forward, 5 backward."""
+
+    def count(eqn) -> int:
+        batch, length, heads, head_dim = eqn.invars[0].aval.shape
+        return 2 * products * batch * heads * head_dim * length * eqn.invars[1].aval.shape[1]
+
+    return count
+
+
+_LEAVES = {
+    "dot_general": ("dot", _dot),
+    "cholesky": ("factor", _cholesky),
+    "triangular_solve": ("factor", _solve),
+    "dot_product_attention_fwd_wrapper": ("attention", _attention(2)),
+    "dot_product_attention_bwd_wrapper": ("attention", _attention(5)),
+}
+
+
+def trace(fn: Callable, *args) -> ClosedJaxpr:
+    """Jaxpr of a jitted function at arrays or their shapes."""
+    return fn.trace(*args).jaxpr if hasattr(fn, "trace") else jax.make_jaxpr(fn)(*args)
