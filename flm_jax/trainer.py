@@ -54,8 +54,9 @@ def run(config: dict[str, Any], workdir: str) -> int:
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     state = program.initial_state(frozen)
-    if checkpoints.latest is not None:
-        state, meta = checkpoints.restore(state, checkpoints.latest)
+    found = checkpoints.restore(state)
+    if found is not None:
+        state, meta = found
         batches.set_state(meta["iterator"])
         print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     _describe(net, state, data, mesh)
@@ -90,7 +91,9 @@ def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
     folder = epath.Path(workdir)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder / "tokenizer")
+        # Where there is a config.json the tokenizer was found equal: a kill must not cut it short.
+        if not (folder / "config.json").exists():
+            tokenizer.save(folder / "tokenizer")
         write_config(folder, config)
 
 
