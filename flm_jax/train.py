@@ -3,7 +3,9 @@
 python -m flm_jax.train --config=configs/quickstart_flm.py --workdir=runs/flm [--config.KEY=VALUE]
 
 Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
-SIGTERM or SIGINT after saving.
+SIGTERM or SIGINT after saving. Several processes train as one: on TPU pods and GKE with
+--distributed, as tasks of one SLURM step by themselves, elsewhere by JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 from absl import flags
@@ -12,10 +14,12 @@ from ml_collections import config_flags
 from flm_jax import trainer
 from flm_jax.cli import run_cli
 from flm_jax.config import check
+from flm_jax.training import distributed
 from flm_jax.types import UserError, require
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
+_POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
 
 
 def main(argv) -> int:
@@ -28,6 +32,7 @@ def main(argv) -> int:
         raise UserError(
             f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
         ) from error
+    distributed.initialize(pod=_POD.value)
     return trainer.run(config, _WORKDIR.value)
 
 

@@ -43,14 +43,14 @@ def run(config: dict[str, Any], workdir: str) -> int:
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
     net, clock, cfg = program.net, program.clock, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    rows = sharding.local_rows(mesh, cfg.batch)
     batches = make_iterator(
         data.train,
         global_batch=cfg.batch,
         seed=config["seed"],
         threads=config["data"]["threads"],
         prefetch=config["data"]["prefetch"],
-        **processes,
+        rows=rows,
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     state = program.initial_state(frozen)
@@ -58,16 +58,17 @@ def run(config: dict[str, Any], workdir: str) -> int:
     if found is not None:
         state, meta = found
         batches.set_state(meta["iterator"])
-        print(f"continuing {workdir} from step {int(state.step)}", flush=True)
+        if jax.process_index() == 0:
+            print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     _describe(net, state, data, mesh)
-    to_global = functools.partial(sharding.global_batch, mesh=mesh)
+    to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
     loop = Run(
         state=state,
         train_step=program.train_step,
         frozen=frozen,
         batches=batches,
         to_global=to_global,
-        evaluate=_evaluator(config, net, clock, data, to_global, processes),
+        evaluate=_evaluator(config, net, clock, data, to_global, rows, mesh),
         eval_every=config["eval"]["every"],
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
@@ -98,11 +99,13 @@ def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
 
 
 def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
+    if jax.process_index() > 0:
+        return
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{count / 1e6:.2f} M parameters, vocabulary {net.vocab_size}, length {net.max_length}, "
         f"{len(data.train):,} training sequences, mesh {dict(mesh.shape)}, "
-        f"{jax.devices()[0].platform}",
+        f"{jax.devices()[0].platform}, {jax.process_count()} processes",
         flush=True,
     )
     whole = sharding.large_replicated((state.params, state.opt_state))
@@ -115,10 +118,11 @@ def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
         )
 
 
-def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, processes):
+def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, rows, mesh):
     """evaluate(params) -> (values, texts): loss by tau, samples with their statistics."""
     cfg, batch = config["eval"], config["train"]["batch"]
-    row_nll = jax.jit(make_row_nll(net, clock))
+    everywhere = sharding.replicated(mesh)
+    row_nll = jax.jit(make_row_nll(net, clock), out_shardings=everywhere)
     count = 2048 if data.task else max(cfg["samples"], 1)
     draw = jax.jit(
         lambda key, params: (
@@ -130,11 +134,12 @@ def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, 
                 steps=cfg["sample_steps"],
                 given=nothing_given(count, net.max_length),
             ).tokens
-        )
+        ),
+        out_shardings=everywhere,
     )
 
     def evaluate(params):
-        held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], **processes)
+        held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
         values = tau_profile(
             row_nll, params, map(to_global, held_out), cfg["tau_bins"], jax.random.key(1)
         )

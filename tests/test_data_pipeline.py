@@ -32,6 +32,12 @@ def _take(iterator, batches):
     return [next(iterator)["tokens"][:, 0].tolist() for _ in range(batches)]
 
 
+def _part(process, count, global_batch=8):
+    """The rows of one process of several."""
+    size = global_batch // count
+    return range(process * size, (process + 1) * size)
+
+
 def _iterator(source, *, seed=0, global_batch=8, **kwargs):
     return make_iterator(source, global_batch=global_batch, seed=seed, **kwargs)
 
@@ -41,10 +47,7 @@ def _iterator(source, *, seed=0, global_batch=8, **kwargs):
 def test_global_batch_does_not_depend_on_the_processes(process_count, threads):
     expected = _take(_iterator(Numbers(37), threads=0), 12)
     parts = [
-        _take(
-            _iterator(Numbers(37), process_index=p, process_count=process_count, threads=threads),
-            12,
-        )
+        _take(_iterator(Numbers(37), rows=_part(p, process_count), threads=threads), 12)
         for p in range(process_count)
     ]
     assert [sum(rows, []) for rows in zip(*parts)] == expected
@@ -52,7 +55,7 @@ def test_global_batch_does_not_depend_on_the_processes(process_count, threads):
 
 def test_a_process_reads_its_own_rows_alone():
     source = Numbers(64)
-    iterator = _iterator(source, process_index=1, process_count=4, threads=0, repeat=False)
+    iterator = _iterator(source, rows=_part(1, 4), threads=0, repeat=False)
     rows = sum(_take(iterator, 8), [])
     assert source.read == rows
     assert len(rows) == 16
@@ -94,13 +97,13 @@ def test_without_shuffle_and_repeat():
 @pytest.mark.parametrize("done", [0, 3, 11])
 def test_resumes_to_the_exact_example_on_any_number_of_processes(done, process_count):
     expected = _take(_iterator(Numbers(37)), done + 6)[done:]
-    first = _iterator(Numbers(37), process_index=3, process_count=4)
+    first = _iterator(Numbers(37), rows=_part(3, 4))
     _take(first, done)
     state = json.loads(json.dumps(first.get_state()))
     assert state["batches"] == done
     parts = []
     for p in range(process_count):
-        again = _iterator(Numbers(37), process_index=p, process_count=process_count)
+        again = _iterator(Numbers(37), rows=_part(p, process_count))
         _take(again, 2)  # a state replaces whatever came before
         again.set_state(state)
         parts.append(_take(again, 6))
@@ -165,7 +168,7 @@ def test_eval_pads_the_last_batch_with_masked_rows():
 
 def test_eval_on_two_processes_covers_the_same_rows():
     whole = list(eval_batches(Numbers(10), 4))
-    parts = [list(eval_batches(Numbers(10), 4, process_index=p, process_count=2)) for p in range(2)]
+    parts = [list(eval_batches(Numbers(10), 4, rows=_part(p, 2, 4))) for p in range(2)]
     for batch, low, high in zip(whole, *parts):
         joined = np.concatenate([low["tokens"], high["tokens"]])
         np.testing.assert_array_equal(joined, batch["tokens"])
@@ -174,8 +177,9 @@ def test_eval_on_two_processes_covers_the_same_rows():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"global_batch": 6, "process_count": 4}, "multiple of the 4 processes"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"global_batch": 0}, "global batch is 0"),
+        ({"rows": [7, 8]}, "rows are .7, 8. of a global batch of 8"),
+        ({"rows": []}, "rows are"),
         ({"source": Numbers(5), "repeat": False}, "5 examples do not fill"),
         ({"source": []}, "mixture is empty"),
         ({"source": [(Numbers(5), 0.0)]}, "weights are"),

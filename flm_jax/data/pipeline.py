@@ -1,7 +1,7 @@
 """Batches from random-access sources, by grain.
 
 The global batch of a step is one list of rows, in an order fixed by the seed. Each process reads
-only its own consecutive rows of it: a step sees the same batch on any number of processes.
+only its own rows of it: a step sees the same batch on any number of processes.
 """
 
 import time
@@ -32,15 +32,14 @@ Mixture = Sequence[tuple[Source, float]]
 
 
 class _LocalBatches(grain.MapDataset):
-    """Item k: this process's consecutive rows of the global batch k of the parent.
+    """Item k: this process's rows of the global batch k of the parent.
 
     grain's own sharding, `ds[p::n]`, gives process p other rows for other n.
     """
 
-    def __init__(self, parent: grain.MapDataset, global_batch: int, first: int, rows: int):
+    def __init__(self, parent: grain.MapDataset, global_batch: int, rows: Sequence[int]):
         super().__init__(parent)
         self._global_batch = global_batch
-        self._first = first
         self._rows = rows
 
     def __len__(self) -> int:
@@ -49,8 +48,8 @@ class _LocalBatches(grain.MapDataset):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        start = index * self._global_batch + self._first
-        return _stack([self._parent[i] for i in range(start, start + self._rows)])
+        start = index * self._global_batch
+        return _stack([self._parent[start + row] for row in self._rows])
 
 
 def _stack(examples: Sequence[Batch]) -> Batch:
@@ -118,8 +117,7 @@ def make_iterator(
     *,
     global_batch: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     shuffle: bool = True,
     repeat: bool = True,
     threads: int = 1,
@@ -135,14 +133,14 @@ def make_iterator(
       source: examples; or pairs, drawn from in proportion to their weights.
       global_batch: rows of all processes together.
       seed: of the order, any integer >= 0.
-      process_index, process_count: which rows of each global batch are read here.
+      rows: places in each global batch of the rows that are read here; None for all of them.
       shuffle: else the source's own order.
       repeat: go on for ever.
       threads: background readers; 0 reads in `next`. One reads some 20,000 rows of 128 tokens
         a second; more help only where reading waits for a disk or a network.
       prefetch: batches kept ready by the readers.
     """
-    local_batch = _local_rows(global_batch, process_index, process_count)
+    rows = _checked_rows(global_batch, rows)
     mixture = [(source, 1.0)] if hasattr(source, "fingerprint") else list(source)
     require(bool(mixture), "the mixture is empty; expected at least one (source, weight)")
     streams = [
@@ -164,7 +162,7 @@ def make_iterator(
         "repeat": repeat,
         "sources": [[part.fingerprint, weight] for (part, _), weight in zip(mixture, weights)],
     }
-    batches = _LocalBatches(examples, global_batch, process_index * local_batch, local_batch)
+    batches = _LocalBatches(examples, global_batch, rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return BatchIterator(batches, options, identity)
 
@@ -180,17 +178,14 @@ def _examples(
     return examples.repeat() if repeat else examples
 
 
-def _local_rows(global_batch: int, process_index: int, process_count: int) -> int:
+def _checked_rows(global_batch: int, rows: Sequence[int] | None) -> list[int]:
+    require(global_batch > 0, f"the global batch is {global_batch}; expected at least 1")
+    rows = list(range(global_batch)) if rows is None else [int(row) for row in rows]
     require(
-        0 <= process_index < process_count,
-        f"process_index is {process_index} of {process_count}; expected 0 to {process_count - 1}",
+        bool(rows) and all(0 <= row < global_batch for row in rows),
+        f"rows are {rows[:8]} of a global batch of {global_batch}; expected numbers below it",
     )
-    require(
-        global_batch > 0 and global_batch % process_count == 0,
-        f"the global batch is {global_batch}; expected a positive multiple of the "
-        f"{process_count} processes",
-    )
-    return global_batch // process_count
+    return rows
 
 
 def eval_batches(
@@ -198,8 +193,7 @@ def eval_batches(
     global_batch: int,
     *,
     max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """One pass in the source's order, every batch of full size.
 
@@ -209,16 +203,15 @@ def eval_batches(
       source: examples.
       global_batch: rows of all processes together.
       max_batches: stop after so many.
-      process_index, process_count: which rows of each global batch are read here.
+      rows: places in each global batch of the rows that are read here; None for all of them.
     """
-    rows = _local_rows(global_batch, process_index, process_count)
+    rows = _checked_rows(global_batch, rows)
     require(len(source) > 0, "the source is empty; expected at least one example")
     total = -(-len(source) // global_batch)
     blank = {name: np.zeros_like(value) for name, value in source[0].items()}
 
     def batch(number: int) -> Batch:
-        start = number * global_batch + process_index * rows
-        wanted = range(start, start + rows)
+        wanted = [number * global_batch + row for row in rows]
         return _stack([source[i] if i < len(source) else blank for i in wanted])
 
     return (batch(i) for i in range(total if max_batches is None else min(total, max_batches)))

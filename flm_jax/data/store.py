@@ -6,8 +6,8 @@
     train-00000-of-00004.tokens       uint16 (up to 65,536 ids) or uint32, little endian
     train-00000-of-00004.offsets      uint64, where each document starts in the file beside it
 
-Every document is followed by one EOS, which counts as a token. Local files are memory-mapped;
-files of a remote store are read into memory.
+Every document is followed by one EOS, which counts as a token. Local files are read piece by piece,
+as examples are asked for; files of a remote store are read into memory.
 """
 
 import dataclasses
@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from flm_jax.data.shard_file import ShardFile
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.data.tokenizers import TOKENIZER_FOLDER, load_tokenizer
 from flm_jax.types import UserError, require, unknown_name
+
+Numbers = np.ndarray | ShardFile
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -248,7 +251,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 class TokenStream:
     """All tokens of a split as one sequence, over any number of shards."""
 
-    def __init__(self, tokens: list[np.ndarray], offsets: list[np.ndarray], record: dict[str, Any]):
+    def __init__(self, tokens: list[Numbers], offsets: list[Numbers], record: dict[str, Any]):
         self._tokens = tokens
         self._offsets = offsets
         self._token_starts = np.cumsum([0, *map(len, tokens)])
@@ -355,7 +358,7 @@ def _open(folder: epath.Path, manifest: dict[str, Any], verify: bool) -> Prepare
 
 def _open_array(
     folder: epath.Path, entry: dict[str, str], length: int, dtype: np.dtype, verify: bool
-) -> np.ndarray:
+) -> Numbers:
     path = folder / entry["file"]
     require(path.exists(), f"{path} is missing, though the manifest lists it; prepare again")
     size, expected = path.stat().length, length * dtype.itemsize
@@ -374,8 +377,7 @@ def _open_array(
         return np.empty(0, dtype)
     if "://" in os.fspath(path):
         return np.frombuffer(path.read_bytes(), dtype)
-    # As a plain ndarray, still mapped: each slice of a np.memmap costs microseconds more.
-    return np.asarray(np.memmap(path, dtype, mode="r"))
+    return ShardFile(path, dtype, length)
 
 
 def _sha256(path: epath.Path) -> str:

@@ -12,20 +12,24 @@ from flm_jax.losses.denoising import denoising_loss_at
 from flm_jax.types import Key, Network, Params
 
 
-def make_row_nll(net: Network, clock: Clock) -> Callable[..., jax.Array]:
-    """row_nll(params, batch, tau [B], key) -> [B]: mean nats/token of each row, to be jitted."""
+def make_row_nll(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), to be jitted.
+
+    nll is the mean of a row in nats/token; valid is False for rows without a valid token.
+    """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         y_t, _ = noisy_states(key, tau_to_t(clock, tau), batch["tokens"], net.table(params))
         mask = batch["mask"].astype(jnp.float32)
         _, nll = denoising_loss_at(params, y_t, tau, batch["tokens"], mask, net=net)
-        return jnp.sum(nll * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)
+        count = jnp.sum(mask, axis=1)
+        return jnp.sum(nll * mask, axis=1) / jnp.maximum(count, 1.0), count > 0
 
     return row_nll
 
 
 def tau_profile(
-    row_nll: Callable[..., jax.Array],
+    row_nll: Callable[..., tuple[jax.Array, jax.Array]],
     params: Params,
     batches: Iterable[dict[str, jax.Array]],
     bins: int,
@@ -43,10 +47,10 @@ def tau_profile(
     for index, batch in enumerate(batches):
         rows = batch["tokens"].shape[0]
         tau = (np.arange(rows) + 0.5) / rows
-        nll = row_nll(params, batch, jnp.asarray(tau, jnp.float32), jax.random.fold_in(key, index))
-        valid = np.asarray(jax.device_get(batch["mask"])).any(axis=1)
+        nll, valid = row_nll(params, batch, tau.astype(np.float32), jax.random.fold_in(key, index))
+        valid = np.asarray(valid)
         taus.append(tau[valid])
-        values.append(np.asarray(jax.device_get(nll))[valid])
+        values.append(np.asarray(nll)[valid])
     taus, values = np.concatenate(taus), np.concatenate(values)
     which = np.minimum((taus * bins).astype(int), bins - 1)
     profile = {"nll_nats_per_token": float(values.mean())}

@@ -189,7 +189,8 @@ def _read_newest(
     Raises:
       UserError: there is none, or one is whole but not of this model.
     """
-    for step in _steps(folder):
+    tried = _steps(folder)
+    for step in tried:
         path, found, problem = folder / str(step), None, None
         try:
             found, verdict = _read(path, wanted), _Verdict.READ
@@ -206,10 +207,12 @@ def _read_newest(
             )
         _warn(f"checkpoint {path} is DAMAGED ({problem or 'found by another process'})")
         on_damage(path)
+    names = [str(step) for step in tried if (folder / str(step)).exists()]
+    names += _set_aside_before(folder)
     raise UserError(
-        f"no checkpoint in {folder} can be read, expected at least one; set aside as damaged: "
-        f"{', '.join(_set_aside_before(folder)) or 'none'}: restore one from a copy under its "
-        "number, or start anew with another --workdir."
+        f"none of the checkpoints in {folder} can be read, expected at least one (damaged: "
+        f"{', '.join(names)}): restore one from a copy under its number, or start anew with "
+        "another --workdir."
     )
 
 
