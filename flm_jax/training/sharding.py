@@ -193,7 +193,36 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from each process's own rows."""
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Rows of a global batch that this process's devices hold, in order; all on one process.
+
+    Two processes that split a tensor axis between them hold, and read, the same rows.
+    """
+    index = batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    parts = {(rows.indices(batch)[:2]) for (rows,) in index.values()}
+    return np.concatenate([np.arange(*part) for part in sorted(parts)])
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: np.ndarray, total: int):
+    """Global arrays [total, ...] from this process's rows.
+
+    Args:
+      batch: arrays [len(rows), ...].
+      rows: where these stand in the global batch, as `local_rows` says.
+    """
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def place(local: np.ndarray) -> jax.Array:
+        def shard(index):
+            first, last, _ = index[0].indices(total)
+            start = int(np.searchsorted(rows, first))
+            return local[start : start + last - first]
+
+        return jax.make_array_from_callback((total, *local.shape[1:]), sharding, shard)
+
+    return {name: place(local) for name, local in batch.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same values on every device: what a host may read in a run of several processes."""
+    return NamedSharding(mesh, PartitionSpec())
