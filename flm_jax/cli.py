@@ -1,5 +1,6 @@
 """What every command line shares: bad input becomes one line on stderr and exit status 2."""
 
+import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,9 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
         # orbax and grain log every file at INFO; --verbosity=0 shows it.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            # Nor what they log with a traceback, several times over, and raise as well.
+            logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+            std_logging.getLogger("asyncio").setLevel(logging.FATAL)
         try:
             return main(argv)
         except UserError as error:

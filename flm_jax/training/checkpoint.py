@@ -123,10 +123,7 @@ class Checkpoints:
         Raises:
           UserError: the last save could not be written.
         """
-        try:
-            with self._named_errors():
-                self._manager.wait_until_finished()
-        finally:
+        with self._named_errors():
             self._manager.close()
 
     @contextlib.contextmanager
