@@ -55,7 +55,7 @@ _CPU = (
         "sample",
         "denoising",
         _sizes(50257, 16, 128, 256, 2, steps=4),
-        _SMALL,
+        {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "loss_tile": 32}},
     ),
 )
 SUITES = {"cpu": _CPU}

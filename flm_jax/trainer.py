@@ -1,5 +1,6 @@
 """Assembles a training run from its configuration."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -124,11 +125,12 @@ def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, 
     everywhere = sharding.replicated(mesh)
     row_nll = jax.jit(make_row_nll(net, clock), out_shardings=everywhere)
     count = 2048 if data.task else max(cfg["samples"], 1)
+    whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
     draw = jax.jit(
         lambda key, params: (
             sample(
                 key,
-                net,
+                whole,
                 params,
                 clock=clock,
                 steps=cfg["sample_steps"],

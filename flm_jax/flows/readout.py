@@ -119,8 +119,23 @@ def probabilities(out: Readout, net: Network) -> Float[Array, "b l v"]:
     return jax.nn.softmax(logits(out, net), axis=-1)
 
 
-def expected_embedding(out: Readout, table: Float[Array, "v d"], net: Network) -> States:
-    """E[x] under softmax(logits): probs @ E, float32 [B, L, D]; differentiable both ways."""
+def summary(
+    out: Readout, table: Float[Array, "v d"], net: Network
+) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
+    """What a sampler needs of softmax(logits).
+
+    Returns:
+      E[x] = probs @ E, float32 [B, L, D], differentiable both ways; and (tokens, confidence), each
+      [B, L]: the most probable token and its probability, without gradient.
+    """
     if plan := _plan(net):
-        return tiled.expected_embedding(plan, out.features, (out.kernel, out.bias), table)
-    return embed_probs(probabilities(out, net), table)
+        return tiled.summary(plan, out.features, (out.kernel, out.bias), table)
+    values = logits(out, net)
+    probs = jax.nn.softmax(values, axis=-1)
+    confidence = jax.lax.stop_gradient(jnp.max(probs, axis=-1))
+    return embed_probs(probs, table), (jnp.argmax(values, -1).astype(jnp.int32), confidence)
+
+
+def expected_embedding(out: Readout, table: Float[Array, "v d"], net: Network) -> States:
+    """The first part of `summary` alone."""
+    return summary(out, table, net)[0]

@@ -239,10 +239,27 @@ def _backward(plan, target_fn, saved, cotangents):
 weighted_cross_entropy.defvjp(_forward, _backward)
 
 
-def expected_embedding(plan: Plan, features: jax.Array, head: Head, table: jax.Array) -> jax.Array:
-    """softmax(logits) @ table, float32 [B, L, D], tile by tile; differentiable both ways.
+def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """The largest logit of the whole vocabulary and its first column, each [B, T]."""
+    high = jnp.max(logits, axis=-1)
+    index = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if not vocab_axes:
+        return high, index
+    whole = jax.lax.pmax(high, vocab_axes)
+    index = index + jax.lax.axis_index(vocab_axes) * logits.shape[-1]
+    none = jnp.iinfo(jnp.int32).max
+    return whole, jax.lax.pmin(jnp.where(high == whole, index, none), vocab_axes)
 
-    Reverse mode computes the logits of a tile again instead of keeping them.
+
+def summary(
+    plan: Plan, features: jax.Array, head: Head, table: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """softmax(logits) @ table and the most probable token, tile by tile.
+
+    Returns:
+      The mean, float32 [B, L, D], differentiable both ways (reverse mode computes the logits of a
+      tile again instead of keeping them); and, without gradient, (tokens int32, their
+      probabilities float32), each [B, L]. Of equal logits the first column counts.
     """
 
     def local(features, head, table):
@@ -252,18 +269,21 @@ def expected_embedding(plan: Plan, features: jax.Array, head: Head, table: jax.A
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def body(_, h):
             logits = head_logits(h, head, plan.softcap)
-            probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes))
-            return None, jnp.matmul(probs, table, precision=jax.lax.Precision.HIGH)
+            log_z = log_partition(logits, plan.vocab_axes)
+            mean = jnp.matmul(jnp.exp(logits - log_z), table, precision=jax.lax.Precision.HIGH)
+            high, tokens = _best(jax.lax.stop_gradient(logits), plan.vocab_axes)
+            return None, (mean, tokens, jnp.exp(high - jax.lax.stop_gradient(log_z)[..., 0]))
 
-        return _psum(over_tiles(body, None, features, plan.tile)[1], plan.vocab_axes)
+        mean, tokens, confidence = over_tiles(body, None, features, plan.tile)[1]
+        return _psum(mean, plan.vocab_axes), (tokens, confidence)
 
     table = table.astype(jnp.float32)
     if plan.parallel is None:
         return local(features, head, table)
     _check(plan.parallel, features, head[0])
     rows, columns = _specs(plan)
-    specs = (rows, columns, PartitionSpec(plan.vocab_axes))
-    fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=specs, out_specs=rows)
+    specs, out = (rows, columns, PartitionSpec(plan.vocab_axes)), (rows, (rows, rows))
+    fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=specs, out_specs=out)
     return fn(features, head, table)
 
 

@@ -65,11 +65,10 @@ def call(
     rows = y_t.shape[0]
     table = net.table(params)
     y_t = hold_given(y_t, jnp.full(rows, t), given.tokens, given.mask, y_0, table)
-    logits = readout.denoise(net, params, y_t, *(jnp.full(rows, tau) for tau in taus))
-    probs = jax.nn.softmax(logits, axis=-1)
-    tokens = jnp.where(given.mask, given.tokens, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-    confidence = jnp.where(given.mask, 1.0, jnp.max(probs, axis=-1))
-    return y_t, readout.embed_probs(probs, table), (tokens, confidence)
+    out = readout.read(net, params, y_t, *(jnp.full(rows, tau) for tau in taus))
+    delta, (tokens, confidence) = readout.summary(out, table, net)
+    tokens = jnp.where(given.mask, given.tokens, tokens)
+    return y_t, delta, (tokens, jnp.where(given.mask, 1.0, confidence))
 
 
 def clock_grid(steps: int) -> jax.Array:
