@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.data.packing import PackedSource
+from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.store import load_prepared
 from flm_jax.data.tasks import Task, make_task
 from flm_jax.data.tokenizer_base import Tokenizer
@@ -31,10 +32,13 @@ Config = dict[str, Any]
 
 
 class Data(NamedTuple):
-    """Training and validation examples with their tokenizer; `task` for synthetic ones."""
+    """Training examples (sources with weights), held-out ones, and their tokenizer.
 
-    train: Any
-    valid: Any
+    `task` is that of synthetic data, else None.
+    """
+
+    train: Mixture
+    valid: Source
     tokenizer: Tokenizer
     task: Task | None
 
@@ -60,13 +64,16 @@ def data(config: Config) -> Data:
     """Opens the data of a configuration.
 
     Raises:
-      UserError: neither or both of data.path and data.task; missing or damaged data; no example.
+      UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
+        no example; a mixture of several tokenizers.
     """
     cfg, length = config["data"], config["model"]["length"]
+    given = [f"config.data.{key}" for key in ("path", "mixture", "task") if cfg[key]]
     require(
-        bool(cfg["path"]) != bool(cfg["task"]),
-        f"set exactly one of config.data.path ({cfg['path']!r}) and config.data.task "
-        f"({cfg['task']!r}); data.path is a folder that prepare_data wrote.",
+        len(given) == 1,
+        f"got {' and '.join(given) or 'no data'}; set exactly one of config.data.path (a folder "
+        "that prepare_data wrote), config.data.mixture (pairs of folder and weight) and "
+        "config.data.task.",
     )
     if cfg["task"]:
         task = make_task(cfg["task"])
@@ -75,14 +82,44 @@ def data(config: Config) -> Data:
             f"task {task.name} has sequences of {task.length} tokens, config.model.length is "
             f"{length}; set it to {task.length}.",
         )
-        train = task.source(cfg["task_size"], config["seed"])
+        train = [(task.source(cfg["task_size"], config["seed"]), 1.0)]
         return Data(train, task.source(4096, config["seed"] + 1), task.tokenizer, task)
-    prepared = load_prepared(cfg["path"])
-    sources = (
-        PackedSource(prepared.split(s), prepared.tokenizer, length, cfg["packing"])
-        for s in ("train", "valid")
+    parts = _mixture(cfg["mixture"]) if cfg["mixture"] else [(cfg["path"], 1.0)]
+    folders = [load_prepared(folder) for folder, _ in parts]
+    first = folders[0]
+    for folder in folders:
+        require(
+            folder.tokenizer.fingerprint == first.tokenizer.fingerprint,
+            f"{folder.path} and {first.path} have different tokenizers "
+            f"({folder.tokenizer.fingerprint[:12]}, {first.tokenizer.fingerprint[:12]}); prepare "
+            f"both with one (--tokenizer={first.path / 'tokenizer'}).",
+        )
+
+    def packed(split: str):
+        sources = [
+            PackedSource(f.split(split), f.tokenizer, length, cfg["packing"]) for f in folders
+        ]
+        return [(source, float(weight)) for source, (_, weight) in zip(sources, parts)]
+
+    return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)
+
+
+def _mixture(pairs: Any) -> list[tuple[str, float]]:
+    """Checked (folder, weight) pairs of config.data.mixture."""
+    good = isinstance(pairs, (list, tuple)) and all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], (int, float))
+        and pair[1] > 0
+        for pair in pairs
     )
-    return Data(*sources, prepared.tokenizer, None)
+    require(
+        good,
+        f"config.data.mixture is {pairs!r}; expected pairs of folder and weight > 0, such as "
+        "(('data/a', 3.0), ('data/b', 1.0)).",
+    )
+    return [(folder, float(weight)) for folder, weight in pairs]
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:

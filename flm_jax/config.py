@@ -1,5 +1,6 @@
 """Checks a ConfigDict against the defaults, once, before any work."""
 
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,14 +29,14 @@ _FREE_MODEL = (
 
 
 def check(config: ConfigDict) -> dict[str, Any]:
-    """Plain nested dict of a complete configuration.
+    """Plain nested dict of a complete configuration, as JSON would give it back.
 
     Raises:
       UserError: unknown key (with the nearest valid one), missing key, value of another type.
     """
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     _compare(plain, base_config().to_dict(), "config")
-    return plain
+    return json.loads(json.dumps(plain))
 
 
 def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:

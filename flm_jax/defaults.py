@@ -31,7 +31,8 @@ def base_config() -> ConfigDict:
     config.model.loss_tile = 0  # positions per tile of the vocabulary losses; 0 = all at once
 
     config.data = ConfigDict()
-    config.data.path = ""  # folder written by prepare_data; or set task
+    config.data.path = ""  # folder written by prepare_data; or set mixture, or task
+    config.data.mixture = ()  # several folders: pairs (folder, weight > 0), one tokenizer
     config.data.task = ""  # synthetic task: phrases2, phrases4, phrases_shared
     config.data.task_size = 100_000  # training sequences of the task
     config.data.packing = "wrap"  # wrap, stream, pad (see data/packing.py)

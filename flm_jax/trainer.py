@@ -103,9 +103,10 @@ def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
     if jax.process_index() > 0:
         return
     count = sum(x.size for x in jax.tree.leaves(state.params))
+    examples = sum(len(source) for source, _ in data.train)
     print(
         f"{count / 1e6:.2f} M parameters, vocabulary {net.vocab_size}, length {net.max_length}, "
-        f"{len(data.train):,} training sequences, mesh {dict(mesh.shape)}, "
+        f"{examples:,} training sequences, mesh {dict(mesh.shape)}, "
         f"{jax.devices()[0].platform}, {jax.process_count()} processes",
         flush=True,
     )

@@ -36,8 +36,8 @@ def trained(tmp_path_factory):
     return workdir
 
 
-def _corpus(folder, tokenizer):
-    (folder / "text.txt").write_text("to be or not to be\n" * 400)
+def _corpus(folder, tokenizer, text="to be or not to be\n"):
+    (folder / "text.txt").write_text(text * 400)
     source = SourceConfig(
         source="text",
         path=str(folder / "text.txt"),
@@ -99,7 +99,8 @@ def test_wrong_type_is_named():
         ("objective.noise", "one", "valid: onehot, projected"),
         ("objective.teacher", "nowhere", "nowhere is no workdir"),
         ("data.task", "phrases3", "did you mean 'phrases"),
-        ("data.path", "x", "set exactly one of config.data.path"),
+        ("data.path", "x", "got config.data.path and config.data.task; set exactly one"),
+        ("data.task", "", "got no data; set exactly one of config.data.path"),
         ("mesh.tensor", 3, "needs"),
         ("optim.schedule", "cosin", "did you mean 'cosine'"),
     ],

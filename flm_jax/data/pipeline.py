@@ -31,6 +31,24 @@ class Source(Protocol):
 Mixture = Sequence[tuple[Source, float]]
 
 
+class MixedSource:
+    """The sources of a mixture as one, in their own order, taking turns by their weights.
+
+    It ends where the first of them is used up.
+    """
+
+    def __init__(self, mixture: Mixture):
+        parts, weights = zip(*mixture)
+        self._parts = grain.MapDataset.mix([grain.MapDataset.source(p) for p in parts], weights)
+        self.fingerprint = " ".join(f"{p.fingerprint}*{w}" for p, w in mixture)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._parts[index]
+
+
 class _LocalBatches(grain.MapDataset):
     """Item k: this process's rows of the global batch k of the parent.
 
