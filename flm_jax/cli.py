@@ -41,7 +41,7 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             logging.set_verbosity(logging.WARNING)
             # Nor what they log with a traceback, several times over, and raise as well.
             logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
-            std_logging.getLogger("asyncio").setLevel(logging.FATAL)
+            std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
         try:
             return main(argv)
         except UserError as error:

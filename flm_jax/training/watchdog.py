@@ -43,7 +43,7 @@ class Watchdog:
         if self._told:
             waited = now - self._since
             self._told = False
-            _tell(f"watchdog: step {step} was completed after {waited:.0f} s; training goes on.")
+            _tell(f"watchdog: step {step} was completed after {waited:.3g} s; training goes on.")
         self._step, self._since = step, now
         self._completed += 1
 
@@ -65,7 +65,7 @@ class Watchdog:
         frame = sys._current_frames().get(self._watched)
         stack = "".join(traceback.format_stack(frame)) if frame else "(the thread ended)\n"
         _tell(
-            f"watchdog: STALLED: no step completed for {waited:.0f} s after step {self._step}, "
+            f"watchdog: STALLED: no step completed for {waited:.3g} s after step {self._step}, "
             f"waiting for: {self._phase} (limit config.train.watchdog_seconds = "
             f"{self._seconds:g}); the Python stack:\n{stack.rstrip()}"
         )

@@ -1,0 +1,481 @@
+"""What goes wrong in long runs: each fault is named, and nothing that was saved is lost."""
+
+import importlib.util
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_bad_input import _corpus, _text_config
+from test_training import assert_equal, final_params, run, tiny_config
+
+from flm_jax.data.packing import PackedSource
+from flm_jax.data.pipeline import make_iterator
+from flm_jax.data.store import load_prepared
+from flm_jax.training import agreement, sharding
+from flm_jax.training.checkpoint import Checkpoints, load_ema
+from flm_jax.training.loop import Run, TrainConfig, train
+from flm_jax.training.metrics import MetricsLog
+from flm_jax.training.step import make_train_step, new_state
+from flm_jax.training.watchdog import Watchdog
+from flm_jax.types import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+class Batches:
+    """Counts up; NaN from step `bad` on; sleeps before step `slow`."""
+
+    def __init__(self, bad=None, slow=None, seconds=0.0):
+        self._bad, self._slow, self._seconds = bad, slow, seconds
+        self.taken, self.stall_seconds = 0, 0.0
+
+    def __next__(self):
+        self.taken += 1
+        if self.taken == self._slow:
+            time.sleep(self._seconds)
+        value = np.nan if self._bad and self.taken >= self._bad else self.taken
+        rows = np.full((8, 2), value, np.float32)
+        return {"tokens": rows, "mask": np.ones((8, 2), bool)}
+
+    def get_state(self):
+        return {"batches": self.taken}
+
+
+def _objective(params, frozen, batch, key, rows):
+    del frozen, key, rows
+    loss = jnp.sum(params["w"] ** 2) * jnp.mean(batch["tokens"])
+    return loss, {"nll_nats_per_token": loss}
+
+
+_OPTIMIZER = optax.adam(1e-3)
+_STEP = jax.jit(
+    make_train_step(_objective, _OPTIMIZER, seed=0, microbatches=1, ema_decay=0.9),
+    donate_argnums=0,
+)
+
+
+def small_state(size=10, step=0):
+    state = new_state({"w": jnp.linspace(0.1, 1.0, size)}, _OPTIMIZER)
+    return state._replace(step=jnp.int32(step))
+
+
+def small_run(workdir, batches, size=10, to_global=lambda batch: batch, **changed):
+    """The real loop around a step of microseconds."""
+    cfg = {
+        "steps": 12,
+        "batch": 8,
+        "microbatches": 1,
+        "log_every": 1000,
+        "checkpoint_every": 4,
+        "keep_checkpoints": 2,
+        "max_skipped": 3,
+        "watchdog_seconds": 0.0,
+    }
+    loop = Run(
+        state=small_state(size),
+        train_step=_STEP,
+        frozen={},
+        batches=batches,
+        to_global=to_global,
+        evaluate=lambda params: ({}, []),
+        eval_every=0,
+        meta={"length": 2},
+    )
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    return train(loop, TrainConfig(**cfg | changed), workdir, Checkpoints(workdir, 2))
+
+
+def restored(workdir, size=10):
+    checkpoints = Checkpoints(workdir, 2)
+    found = checkpoints.restore(small_state(size))
+    checkpoints.close()
+    return found and found[0]
+
+
+def saved(workdir, *steps):
+    checkpoints = Checkpoints(workdir, 2)
+    for step in steps:
+        checkpoints.save(small_state(step=step), {"step": step})
+    checkpoints.close()
+    return workdir / "checkpoints"
+
+
+def _halve(*patterns):
+    def damage(folder):
+        files = [f for p in patterns for f in folder.glob(p) if f.stat().st_size > 60]
+        assert files
+        for file in files:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    return damage
+
+
+def _remove(*patterns):
+    def damage(folder):
+        for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    return damage
+
+
+DAMAGES = {
+    "arrays cut short": _halve("train/ocdbt.process_0/d/*", "train/d/*"),
+    "average cut short": _halve("ema/ocdbt.process_0/d/*", "ema/d/*"),
+    "index cut short": _halve("train/_METADATA"),
+    "arrays lost": _remove("train/ocdbt.process_0/d/*", "train/d/*"),
+    "manifest lost": _remove("ema/manifest.ocdbt"),
+    "item lost": _remove("train"),
+    "record lost": _remove("meta"),
+    "record cut short": lambda folder: (folder / "meta/metadata").write_text('{"st'),
+    "all lost": _remove("*"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, capsys, damage):
+    folder = saved(tmp_path, 10, 20)
+    damage(folder / "20")
+    assert int(restored(tmp_path).step) == 10
+    message = capsys.readouterr().err
+    assert f"{folder}/20 is DAMAGED (" in message and "set aside as" in message
+    assert {p.name for p in folder.iterdir()} == {"10", "20.damaged"}
+
+
+def test_the_step_of_a_damaged_checkpoint_can_be_saved_and_damaged_again(tmp_path):
+    folder = saved(tmp_path, 10, 20)
+    DAMAGES["arrays lost"](folder / "20")
+    assert int(restored(tmp_path).step) == 10
+    saved(tmp_path, 20)
+    assert int(restored(tmp_path).step) == 20
+    DAMAGES["arrays lost"](folder / "20")
+    assert int(restored(tmp_path).step) == 10
+    assert {p.name for p in folder.iterdir()} == {"10", "20.damaged", "20.damaged-2"}
+
+
+def test_a_half_written_folder_is_passed_over_and_cleaned_up(tmp_path):
+    folder = saved(tmp_path, 10, 20)
+    (folder / "20").rename(folder / "20.orbax-checkpoint-tmp")
+    assert int(restored(tmp_path).step) == 10
+    saved(tmp_path, 30)
+    assert {p.name for p in folder.iterdir()} == {"10", "30"}
+
+
+def test_a_run_with_damaged_checkpoints_alone_does_not_start_anew(tmp_path):
+    folder = saved(tmp_path, 10, 20)
+    for step in ("10", "20"):
+        DAMAGES["arrays lost"](folder / step)
+    for _ in range(2):  # nor at the second try, when all of them are set aside
+        with pytest.raises(UserError, match=r"none of the.*10.damaged, 20.damaged.*start anew"):
+            restored(tmp_path)
+    assert restored(tmp_path / "empty") is None
+
+
+def test_another_model_is_refused_and_nothing_set_aside(tmp_path):
+    folder = saved(tmp_path, 10, 20)
+    with pytest.raises(UserError, match=r"another model: ema/w has shape \(10,\) there, \(11,\)"):
+        restored(tmp_path, size=11)
+    checkpoints = Checkpoints(tmp_path, 2)
+    more = new_state({"w": jnp.ones(10), "v": jnp.ones(3)}, _OPTIMIZER)
+    with pytest.raises(UserError, match=r"another model: ema/v has shape none there, \(3,\) here"):
+        checkpoints.restore(more)
+    assert {p.name for p in folder.iterdir()} == {"10", "20"}
+
+
+def test_storage_that_refuses_is_no_damage(tmp_path, monkeypatch):
+    folder = saved(tmp_path, 10, 20)
+
+    def refuse(*args, **kwargs):
+        raise ValueError("PERMISSION_DENIED: Error opening")
+
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointHandler.restore", refuse)
+    with pytest.raises(UserError, match="20 cannot be read now .*PERMISSION_DENIED"):
+        restored(tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"10", "20"}
+
+
+def test_sampling_falls_back_without_touching_the_workdir(tmp_path, capsys):
+    folder = saved(tmp_path, 10, 20)
+    DAMAGES["average cut short"](folder / "20")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params, step = load_ema(
+        tmp_path, {"w": jax.ShapeDtypeStruct((10,), jnp.float32, sharding=device)}
+    )
+    assert step == 10 and params["w"].shape == (10,)
+    assert "20 is DAMAGED" in capsys.readouterr().err
+    assert {p.name for p in folder.iterdir()} == {"10", "20"}
+
+
+def test_a_run_past_a_damaged_checkpoint_is_bit_equal(tmp_path, capsys):
+    config = tiny_config()
+    run(config, tmp_path / "run")
+    whole = final_params(tmp_path / "run")
+    DAMAGES["arrays cut short"](tmp_path / "run/checkpoints/8")
+    run(config, tmp_path / "run")
+    assert "from step 4" in capsys.readouterr().out
+    assert_equal(whole, final_params(tmp_path / "run"))
+
+
+def test_times_of_files_do_not_matter(tmp_path):
+    folder = saved(tmp_path, 10, 20)
+    for path in [folder / "10", *(folder / "10").rglob("*")]:
+        os.utime(path, (4e9, 4e9))
+    for path in [folder / "20", *(folder / "20").rglob("*")]:
+        os.utime(path, (1e6, 1e6))
+    assert int(restored(tmp_path).step) == 20
+    saved(tmp_path, 30)  # and the oldest by number goes
+    assert {p.name for p in folder.iterdir()} == {"20", "30"}
+
+
+def test_clock_skew_is_told():
+    assert agreement.skew_warning([1.8e9, 1.8e9 + 59.0]) == ""
+    line = agreement.skew_warning([1.8e9, 1.8e9 + 100.0, 1.8e9 - 20.0])
+    assert "processes 2 and 1 differ by 120 s" in line and "\n" not in line
+
+
+def test_non_finite_losses_stop_the_run_in_time(tmp_path):
+    batches = Batches(bad=6)
+    with pytest.raises(UserError, match="3 steps in a row .* at step 8 .*bad_batch_8.npz"):
+        small_run(tmp_path, batches)
+    assert batches.taken <= 10
+    with np.load(tmp_path / "bad_batch_8.npz") as bad:
+        assert set(bad) == {"tokens", "mask", "step"} and bad["step"] == 8
+        assert np.isnan(bad["tokens"]).all() and bad["tokens"].shape == (8, 2)
+    assert int(restored(tmp_path).step) == 4
+
+
+def test_a_diverging_training_ends_with_status_2(tmp_path):
+    flags = {
+        "data.task_size": 64,
+        "model.dim": 16,
+        "model.depth": 1,
+        "model.heads": 2,
+        "train.batch": 8,
+        "train.steps": 200,
+        "train.log_every": 1000,
+        "train.checkpoint_every": 1,
+        "train.max_skipped": 4,
+        "optim.lr": 1e30,
+        "optim.warmup_steps": 1,
+        "optim.schedule": "constant",
+    }
+    command = [sys.executable, "-m", "flm_jax.train", "--config=configs/phrases_flm.py"]
+    command += [f"--config.{k}={v}" for k, v in flags.items()] + [f"--workdir={tmp_path}/run"]
+    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    (path,) = (tmp_path / "run").glob("bad_batch_*.npz")
+    assert line.startswith("error: 4 steps in a row had a non-finite") and str(path) in line
+    assert (tmp_path / "run/checkpoints").is_dir()
+
+
+def test_watchdog_reports_a_stall_once_and_its_end(tmp_path, capsys):
+    batches = Batches(slow=6, seconds=1.0)
+    assert small_run(tmp_path, batches, watchdog_seconds=0.2) == 0
+    message = capsys.readouterr().err
+    assert message.count("STALLED") == 1
+    assert "after step 4, waiting for: data" in message  # step 5 is under way, unfetched
+    assert "time.sleep(self._seconds)" in message
+    assert message.count("training goes on") == 1
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
+
+
+def test_watchdog_gives_the_first_step_ten_times_as_long(capsys):
+    watchdog = Watchdog(0.1, 7)
+    time.sleep(0.5)
+    assert capsys.readouterr().err == ""
+    time.sleep(0.8)
+    assert "after step 7, waiting for: device" in capsys.readouterr().err
+    watchdog.completed(8)
+    watchdog.waits_for("checkpoint")
+    time.sleep(0.3)
+    watchdog.close()
+    message = capsys.readouterr().err
+    assert "step 8 was completed after 1." in message
+    assert "after step 8, waiting for: checkpoint" in message
+
+
+def test_watchdog_can_be_off(capsys):
+    watchdog = Watchdog(0.0, 0)
+    watchdog.completed(1)
+    time.sleep(0.1)
+    watchdog.close()
+    assert capsys.readouterr().err == ""
+
+
+class FillsUp(Batches):
+    """Leaves no room once step 4 is saved, so that step 8 cannot be."""
+
+    def __init__(self, workdir, fill):
+        super().__init__()
+        self._saved, self._fill = workdir / "checkpoints/4", fill
+
+    def __next__(self):
+        if self.taken == 6:
+            deadline = time.monotonic() + 20
+            while not self._saved.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._fill()
+        return super().__next__()
+
+
+SIZE = 40_000  # float32 numbers of a state whose files exceed the room left
+
+
+def test_files_that_cannot_grow_end_the_run(tmp_path):
+    """Writing fails as on a full disk, with another number, and without any rights."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, old[1]))
+
+    batches = FillsUp(tmp_path / "run", fill)
+    try:
+        with pytest.raises(UserError, match=r"of step 8 could not be written to .*run.*make room"):
+            small_run(tmp_path / "run", batches, size=SIZE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert int(restored(tmp_path / "run", size=SIZE).step) == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no mount command ({error})")
+    if done.returncode:
+        pytest.skip(f"may not mount a tmpfs ({done.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run(small_disk):
+    def fill():
+        with pytest.raises(OSError), (small_disk / "fill").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4096)
+
+    workdir = small_disk / "run"
+    with pytest.raises(UserError, match=r"of step 8 could not be .*No space left.*make room"):
+        small_run(workdir, FillsUp(workdir, fill), size=SIZE)
+    (small_disk / "fill").unlink()
+    assert int(restored(workdir, size=SIZE).step) == 4
+    assert small_run(workdir, Batches(), size=SIZE) == 0
+
+
+def test_metrics_that_cannot_be_written_end_the_run(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="metrics could not be written .*No space left"):
+        log.write(1, {"a": 1.0})
+
+
+def test_a_torn_line_of_metrics_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    MetricsLog(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def _prepared(folder):
+    path = _corpus(folder, "characters")
+    return path, next(Path(path).glob("train-*.tokens"))
+
+
+def test_an_unreadable_shard_is_named_when_opened(tmp_path):
+    path, shard = _prepared(tmp_path)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-2])
+    with pytest.raises(UserError, match=f"{shard.name} has .* bytes; the manifest expects"):
+        run(_text_config(path), tmp_path / "run")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        run(_text_config(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("fault", ["removed", "cut short"])
+def test_a_shard_lost_in_mid_training_is_named(tmp_path, fault, threads):
+    path, shard = _prepared(tmp_path)
+    prepared = load_prepared(path)
+    source = PackedSource(prepared.split("train"), prepared.tokenizer, 16, "wrap")
+    batches = make_iterator(source, global_batch=8, seed=0, threads=threads, prefetch=1)
+
+    def to_global(batch):
+        if batches.get_state()["batches"] == 6:
+            shard.unlink() if fault == "removed" else os.truncate(shard, 0)
+        return {"tokens": np.ones((8, 2), np.float32), "mask": batch["mask"]}
+
+    with pytest.raises(UserError, match=f"{shard.name} cannot be read any more .*put the file"):
+        small_run(tmp_path / "run", batches, to_global=to_global, steps=500)
+    assert int(restored(tmp_path / "run").step) == 4
+
+
+def test_changed_data_are_refused(tmp_path):
+    path, _ = _prepared(tmp_path)
+    config = _text_config(path)
+    config.train.steps = 2
+    run(config, tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    other = _corpus(tmp_path / "other", "characters", text="be or not to be to\n")
+    shutil.rmtree(path)
+    shutil.copytree(other, path)
+    config.train.steps = 4
+    with pytest.raises(UserError, match="the saved data position has sources .*expected equal"):
+        run(config, tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == {"2"}
+
+
+def test_processes_vote_on_stopping():
+    vote = agreement.StopVote()
+    assert int(vote.cast(False)) == 0
+    assert int(vote.cast(True)) == 1
+    one_of_eight = jax.device_put(np.arange(8) == 5, vote._split)
+    assert int(vote._any(one_of_eight)) == 1
+
+
+def test_host_overhead_per_step_is_under_two_milliseconds(tmp_path):
+    mesh = sharding.make_mesh(sharding.MeshConfig())
+    marks = []
+
+    class Timed(Batches):
+        def __next__(self):
+            marks.append(time.perf_counter())
+            return super().__next__()
+
+    small_run(
+        tmp_path,
+        Timed(),
+        to_global=lambda batch: jax.device_put(batch, sharding.batch_sharding(mesh)),
+        steps=400,
+        checkpoint_every=1000,
+        watchdog_seconds=60.0,
+    )
+    median = float(np.median(np.diff(marks[50:])))
+    print(f"{median * 1e3:.3f} ms a step")
+    assert median < 2e-3
+
+
+def test_a_handful_of_kills(tmp_path):
+    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "launch/kill_test.py")
+    kill_test = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kill_test)
+    lines = []
+    figures = kill_test.kill_test(
+        tmp_path, ROOT / ".jax_cache", kills=3, seed=1, steps=100, say=lines.append
+    )
+    assert figures["kills"] == 3 and figures["runs"] >= 1, lines
