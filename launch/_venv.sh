@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes the virtual environment $1 if it is missing, installs flm_jax
 # with the extras $2 into it, and puts its programs first on PATH. PYTHON names another interpreter.
 

@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# Sourced by the launchers: options, dry runs, messages.
+
+dry_run=0
+
+# Runs a command; in a dry run prints it, quoted so that it can be pasted into a shell.
+run() {
+  if [ "$dry_run" = 1 ]; then
+    printf '%q ' "$@"
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# usage SCRIPT: the comment at the head of the script.
+usage() {
+  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
+}
+
+# set_option NAMES ARGUMENT: sets the variable of --NAME=VALUE if NAME is one of NAMES.
+set_option() {
+  local key=${2#--}
+  local value=${key#*=}
+  key=${key%%=*}
+  case " $1 " in
+    *" $key "*) ;;
+    *) fail "unknown option $2; expected --dry_run or one of: ${1// /, }, then -- and the flags of flm_jax.train" ;;
+  esac
+  case $2 in
+    --*=?*) printf -v "$key" '%s' "$value" ;;
+    *) fail "option $2 has no value; expected --$key=VALUE" ;;
+  esac
+}
+
+# parse NAMES "$@": options up to --, the rest into the array `train`.
+parse() {
+  local names=$1
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --) shift; break ;;
+      --help) usage "$0"; exit 0 ;;
+      --dry_run) dry_run=1 ;;
+      *) set_option "$names" "$1" ;;
+    esac
+    shift
+  done
+  # shellcheck disable=SC2034  # read by the script that sources this
+  train=("$@")
+  [ $# -gt 0 ] || fail "no flags for flm_jax.train; put them after --, such as -- --config=configs/owt_flm.py --workdir=runs/owt"
+}
+
+# quoted ARGUMENTS: one line that a shell on another machine splits into the same arguments.
+quoted() {
+  local line
+  printf -v line '%q ' "$@"
+  printf '%s' "${line% }"
+}
