@@ -65,7 +65,8 @@ def _equation(eqn) -> Counts:
     if name == "while" and total:
         return total + Counts(unknown_loops=1)
     if name == "shard_map":
-        return _times(total, math.prod(params["mesh"].shape[a] for a in params["manual_axes"]))
+        axes = params["newly_manual_axes"]
+        return _times(total, math.prod(params["mesh"].shape[a] for a in axes))
     if name == "pallas_call":
         products = _times(total, math.prod(params["grid_mapping"].grid))
         return Counts(kernel=products["dot"])

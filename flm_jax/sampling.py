@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.build import Model
+from flm_jax.flows.clocks import Clock
 from flm_jax.samplers.common import Given, Samples, nothing_given
 from flm_jax.samplers.flow_map import sample
-from flm_jax.types import require
+from flm_jax.types import Network, require
 
 _GAP = re.compile(r"\{(\d+)\}")
 
@@ -75,6 +76,13 @@ def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) 
     return Given(jnp.asarray(np.tile(row, (num, 1))), jnp.asarray(np.tile(mask, (num, 1))))
 
 
+def sampler(net: Network, clock: Clock, steps: int) -> Callable:
+    """Jitted (key, params, given) -> Samples of `steps` network calls."""
+    return jax.jit(
+        lambda key, params, given: sample(key, net, params, clock=clock, steps=steps, given=given)
+    )
+
+
 def draw(
     model: Model, given: Given, *, steps: int, num: int, seed: int, show=lambda done: None
 ) -> Draw:
@@ -88,13 +96,8 @@ def draw(
       show: called with the number of samples done, after each batch.
     """
     rows = given.tokens.shape[0]
-    program = jax.jit(
-        lambda key, params, given: sample(
-            key, model.net, params, clock=model.clock, steps=steps, given=given
-        )
-    )
     root = jax.random.key(seed)
-    compiled = program.lower(root, model.params, given).compile()
+    compiled = sampler(model.net, model.clock, steps).lower(root, model.params, given).compile()
     parts: list[Samples] = []
     began = time.perf_counter()
     for batch in range(-(-num // rows)):

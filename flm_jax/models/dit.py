@@ -82,6 +82,27 @@ def _layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=1e-5, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
 
+@jax.custom_jvp
+def _gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form.
+
+    Left to itself, differentiation keeps four intermediates of the MLP's width for the backward
+    pass, a third of all that a block keeps; by this rule it keeps the slope alone.
+    """
+    return jax.nn.gelu(x, approximate=True)
+
+
+@_gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    scale, cubic = (2.0 / jnp.pi) ** 0.5, 0.044715
+    tanh = jnp.tanh(scale * (wide + cubic * wide**3))
+    slope = 0.5 * (1.0 + tanh)
+    slope = slope + 0.5 * wide * (1.0 - tanh**2) * scale * (1.0 + 3.0 * cubic * wide**2)
+    return _gelu(x), slope.astype(x.dtype) * dx
+
+
 class _TimeEmbedding(nnx.Module):
     """Sinusoidal features, then a two-layer SiLU MLP to cond_dim; float32."""
 
@@ -127,7 +148,7 @@ class _Block(nnx.Module):
         h_BLD = self.attn_out(h_BLHK.reshape(h_BLD.shape))
         x_BLD = x_BLD + gate1 * _dropout(h_BLD, cfg.dropout, k_attn)
         h_BLD = _modulate(self.norm2(x_BLD).astype(dtype), shift2, scale2)
-        h_BLD = self.mlp_out(jax.nn.gelu(self.mlp_in(h_BLD), approximate=True))
+        h_BLD = self.mlp_out(_gelu(self.mlp_in(h_BLD)))
         return x_BLD + gate2 * _dropout(h_BLD, cfg.dropout, k_mlp)
 
 

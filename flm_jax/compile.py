@@ -1,0 +1,96 @@
+"""Plans a run: compiles its train step, or its sampler, for devices that need not be here.
+
+python -m flm_jax.compile --config=configs/owt_flm.py --vocab_size=50257 --topology=v5e:4x4 \
+    --config.mesh.fsdp=16 --config.model.attention=splash [--batch=512] [--sample_steps=8] \
+    [--find_batch] --json=plan.json
+
+Needs the compiler of the platform: pip install "flm-jax[tpu]" or "flm-jax[cuda]"; no data, and no
+teacher's workdir: a teacher has the student's sizes. Exit status: 0 fits, 1 does not fit, 2 bad
+input.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "FAMILY:SIZES: v5e:4x4, v5p:4x4x4, h200:8, cpu:8.")
+_VOCAB = flags.DEFINE_integer("vocab_size", 0, "Tokens; 0 = config.model.vocab_size.")
+_BATCH = flags.DEFINE_integer("batch", 0, "Global batch; 0 = config.train.batch.")
+_SAMPLE = flags.DEFINE_integer(
+    "sample_steps", 0, "Plan a sampler of so many network calls instead."
+)
+_FIND = flags.DEFINE_bool("find_batch", False, "Also search the largest batch that fits.")
+_TRIES = flags.DEFINE_integer("tries", 6, "Most compilations of that search.")
+_JSON = flags.DEFINE_string("json", "", "File for the report.")
+_HLO = flags.DEFINE_string("hlo", "", "File for the compiled program of one device.")
+
+
+def environment(argv: Sequence[str]) -> dict[str, str]:
+    """Variables that JAX and libtpu read when they start, for the --topology of a command line.
+
+    JAX itself stays on the CPU. libtpu would otherwise look for the machine it runs on, and for
+    the lock of another process.
+    """
+    words = [word for arg in argv for word in arg.split("=", 1)]
+    name = next((b for a, b in zip(words, words[1:]) if a.lstrip("-") == "topology"), "")
+    family, _, sizes = name.partition(":")
+    variables = {"JAX_PLATFORMS": "cpu"}
+    if family == "cpu" and sizes.isdigit():
+        flag = f"--xla_force_host_platform_device_count={sizes}"
+        return variables | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()}
+    return variables | {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+
+
+def _write_hlo(text: str) -> None:
+    if _HLO.value:
+        with open(_HLO.value, "w", encoding="utf8") as file:
+            file.write(text)
+
+
+def main(argv) -> int:
+    # Imported only now: JAX must not start before `environment` was applied.
+    from flm_jax import build, planning, topologies
+    from flm_jax.config import check
+    from flm_jax.training.sharding import make_mesh
+    from flm_jax.types import require
+
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    require(_CONFIG.value is not None, "no --config; expected a file of configs/.")
+    require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
+    config = planning.resolve(check(_CONFIG.value), _VOCAB.value, _BATCH.value)
+    topology, cfg = topologies.parse(_TOPOLOGY.value), build.mesh(config)
+    mesh = make_mesh(cfg, topologies.devices(topology, cfg.slices))
+    result = planning.plan(
+        config,
+        mesh,
+        topology.chip.memory,
+        sample_steps=_SAMPLE.value,
+        tries=_TRIES.value if _FIND.value else 0,
+        keep=_write_hlo,
+    )
+    result = {"topology": _TOPOLOGY.value} | result
+    print("\n".join(planning.lines(result)), flush=True)
+    if _JSON.value:
+        with open(_JSON.value, "w", encoding="utf8") as file:
+            json.dump(result, file, indent=2)
+            file.write("\n")
+    return 0 if result["fits"] else 1
+
+
+if __name__ == "__main__":
+    os.environ.update(environment(sys.argv))
+    from flm_jax.cli import run_cli
+
+    run_cli(main)

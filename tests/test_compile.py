@@ -1,0 +1,345 @@
+"""Planning: operations and collectives counted, memory found, the largest batch, clear refusals."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flm_jax import aot, compile, hlo, planning, topologies
+from flm_jax.config import check
+from flm_jax.defaults import base_config
+from flm_jax.flops import count_flops
+from flm_jax.training.sharding import MeshConfig, make_mesh
+from flm_jax.types import UserError
+
+SQUARE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+PRODUCT = 2 * 8**3
+
+
+def tiny_config(vocab_size=20, **objective):
+    config = base_config()
+    config.model.vocab_size = vocab_size
+    config.model.length = 8
+    config.model.dim = 16
+    config.model.depth = 2
+    config.model.heads = 2
+    config.model.cond_dim = 12
+    config.model.scan_blocks = True
+    config.objective.update(objective)
+    config.model.two_time = config.objective.name == "semigroup"
+    config.train.batch = 16
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    return planning.resolve(check(config))
+
+
+def count(fn, *args):
+    return dict(count_flops(jax.make_jaxpr(fn)(*args)))
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def scanned(x):
+        return jax.lax.scan(lambda c, _: (c @ x, None), x, length=5)[0]
+
+    def branched(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y @ y, x)
+
+    def looped(x):
+        return jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ x, x)
+
+    assert count(lambda x: x @ x, SQUARE) == {"dot": PRODUCT}
+    assert count(scanned, SQUARE) == {"dot": 5 * PRODUCT}
+    assert count(branched, SQUARE) == {"dot": 2 * PRODUCT}
+    assert count(looped, SQUARE) == {"dot": PRODUCT, "unknown_loops": 1}
+    assert count(jax.jit(jax.jit(scanned)), SQUARE) == {"dot": 5 * PRODUCT}
+    assert count(lambda x: (x @ x, x)[1], SQUARE) == {}, "not used"
+
+
+def test_rematerialisation_and_own_rules_are_counted():
+    @jax.custom_vjp
+    def own(x):
+        return x @ x
+
+    own.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x @ x,))
+
+    def loss(fn):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(fn(x))))
+
+    assert count(own, SQUARE) == {"dot": PRODUCT}
+    assert count(loss(own), SQUARE) == {"dot": 3 * PRODUCT}
+    assert count(loss(lambda x: jnp.sin(x @ x)), SQUARE) == {"dot": 3 * PRODUCT}
+    again = jax.checkpoint(lambda x: jnp.sin(x @ x))
+    assert count(loss(again), SQUARE) == {"dot": 4 * PRODUCT}
+
+
+def test_devices_and_kernel_grids_multiply():
+    mesh = make_mesh(MeshConfig(data=8))
+    spec = PartitionSpec("data")
+    rows = jax.ShapeDtypeStruct((64, 8), jnp.float32)
+    spread = jax.shard_map(lambda x: x @ x, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert count(spread, rows) == {"dot": 8 * PRODUCT}
+
+    def kernel(x, out):
+        out[...] = x[...] @ x[...]
+
+    block = pl.BlockSpec((8, 8), lambda i: (i, 0))
+    call = pl.pallas_call(
+        kernel, grid=(8,), in_specs=[block], out_specs=block, out_shape=rows, interpret=True
+    )
+    assert count(call, rows) == {"kernel": 8 * PRODUCT}
+
+
+def test_a_train_step_takes_the_operations_worked_out_by_hand():
+    """Exactly. V <= 2 D, so that the noise is one product; every other term is a layer's."""
+    config = tiny_config()
+    config["mesh"] |= {"data": 1, "fsdp": 1}
+    job = planning.train_job(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    b, length, d, v, depth, c, r = 16, 8, 16, 20, 2, 12, 4
+    tokens = b * length
+    once = tokens * v * d  # noise @ table; noise has no gradient
+    once += b * 256 * c  # features of time have none
+    both = b * c * c + b * c * 2 * d + tokens * d * v
+    both += depth * (b * c * 6 * d + tokens * (4 + 2 * r) * d**2 + 2 * b * length**2 * d)
+    assert count(job.program, *job.args) == {"dot": 2 * (2 * once + 3 * both)}
+    weights = depth * (4 + 2 * r) * d**2 + d * v
+    assert job.minimum_flops == 3 * tokens * (2 * weights + 4 * length * d * depth)
+
+
+def test_least_operations_of_distillation_and_sampling():
+    """8 of 16 rows diagonal: student's gradient 3, teacher 1/2, target 2 x 1/2, of a forward."""
+    config = tiny_config(name="semigroup", teacher="somewhere")
+    forward, product = planning.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
+    assert planning.train_minimum(config) == 4.5 * forward + product // 2
+    assert planning.sample_minimum(config, 3) == 3 * (forward + product)
+    alone = tiny_config(name="semigroup")
+    assert planning.train_minimum(alone) == 4 * forward + product // 2
+
+
+TEXT = """HloModule jit_step
+
+%fused (p.0: f32[4]) -> f32[32] {
+  ROOT %all-gather.9 = f32[32]{0} all-gather(%p.0), channel_id=7, replica_groups={{0,1,2}}
+}
+
+%overlapped (p.5: f32[4]) -> f32[32] {
+  ROOT %all-gather.10 = f32[32]{0} all-gather(%p.5), channel_id=7, replica_groups={{0,1,2}}
+}
+
+%inner_body (p.1: (s32[])) -> (s32[]) {
+  %step.1 = f32[32]{0} fusion(%x), kind=kCustom, calls=%overlapped
+}
+
+%inner_condition (p.2: (s32[])) -> pred[] {
+  %constant.4 = u32[]{:T(128)} constant(3)
+  ROOT %compare.4 = pred[] compare(%i, %constant.4), direction=LT
+}
+
+%body (p.3: (s32[])) -> (s32[]) {
+  %start = f32[32]{0} fusion(%x), kind=kCustom, calls=%fused
+  %sum = (f32[2,3]{1,0:T(8,128)}, bf16[5]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %while.2 = (s32[]) while(%t), condition=%inner_condition, body=%inner_body
+}
+
+%condition (p.4: (s32[])) -> pred[] {
+  ROOT %less = pred[] call(%i), to_apply=%add
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add.1 = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %gather = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), channel_id=2, replica_groups=[1,8]<=[8]
+  %done = f32[64]{0} all-gather-done(%gather)
+  %scatter = f32[4]{0} reduce-scatter(%q), channel_id=3, replica_groups=[4,2]<=[8]
+  %mesh = f32[4]{0} reduce-scatter(%q), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'a'}
+  %while.1 = (s32[]) while(%t), condition=%condition, body=%body, "known_trip_count":{"n":"12"}
+}
+"""
+
+
+def test_collectives_are_read_from_the_text():
+    """In loops as often as they turn; one that overlaps with an inner loop once an outer turn."""
+    found = hlo.collectives(TEXT)
+    assert found.unknown_loops == 0
+    assert found.kinds == {
+        "all-gather": (1 + 12, 4 * 64 + 12 * 4 * 32),
+        "all-reduce": (12, 12 * (4 * 6 + 2 * 5)),
+        "reduce-scatter": (2, 4 * 4 * 2 + 4 * 4 * 4),
+    }
+    unknown = hlo.collectives(TEXT.replace('"known_trip_count"', '"other"'))
+    assert unknown.unknown_loops == 1
+    assert unknown.kinds["all-reduce"] == (1, 4 * 6 + 2 * 5)
+
+
+def test_collectives_of_a_compiled_program():
+    mesh = make_mesh(MeshConfig(data=8))
+
+    def local(x):
+        return jax.lax.scan(lambda c, _: (jax.lax.psum(c, "data") * 0.5, None), x, length=5)[0]
+
+    spec = PartitionSpec("data")
+    fn = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    shape = jax.ShapeDtypeStruct((8, 7), jnp.float32, sharding=NamedSharding(mesh, spec))
+    found = hlo.collectives(jax.jit(fn).lower(shape).compile().as_text())
+    assert found.kinds == {"all-reduce": (5, 5 * 4 * 7)} and found.unknown_loops == 0
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+@pytest.mark.parametrize(
+    "objective", [{}, {"name": "semigroup", "teacher": "not there"}], ids=["flm", "fmlm"]
+)
+def test_a_train_step_is_planned(mesh, objective):
+    """Arguments are those of the real state: parameters, average, two moments, teacher."""
+    config = tiny_config(vocab_size=40, **objective)
+    texts = []
+    result = planning.plan(config, mesh, 0, keep=texts.append)
+    json.dumps(result)
+    assert result["program"] == "train step" and result["devices"] == 8 and result["fits"]
+    assert result["rows_per_device"] == 2
+    assert result["flops"]["total"] > result["flops"]["minimum"] > 0
+    kinds = result["collectives"]
+    assert kinds["all-gather"]["bytes"] > 0 and kinds["all-reduce"]["bytes"] > 0
+    assert "all-gather" in texts[0]
+    job = planning.train_job(config, mesh)
+    shards = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(job.args)]
+    held = sum(4 * int(np.prod(s)) for s in shards)
+    memory = result["memory_bytes"]
+    assert 0.9 * held < memory["arguments"] < 1.1 * held
+    assert memory["peak"] >= memory["arguments"] + memory["temporaries"] > memory["arguments"]
+    assert any("times the least possible" in line for line in planning.lines(result))
+
+
+def test_a_sampler_is_planned(mesh):
+    result = planning.plan(tiny_config(vocab_size=40), mesh, 1, sample_steps=3)
+    assert result["program"] == "sampler" and not result["fits"]
+    assert "DOES NOT FIT" in planning.lines(result)[1]
+    ratio = planning.plan(tiny_config(vocab_size=40), mesh, 0, sample_steps=6)["flops"]["ratio"]
+    assert 1.0 < ratio < result["flops"]["ratio"], "the noise is drawn once"
+
+
+def test_a_batch_of_which_some_devices_hold_more_is_refused(mesh):
+    config = tiny_config(name="semigroup")
+    config["train"]["batch"] = 24
+    with pytest.raises(UserError, match="batch of 24 .* 8 devices .* multiples of 2.*of 16"):
+        planning.plan(config, mesh, 0)
+
+
+def test_without_a_vocabulary_there_is_no_plan():
+    with pytest.raises(UserError, match="give --vocab_size"):
+        planning.resolve(check(base_config()))
+    assert planning.resolve(check(base_config()), 7, 8)["model"]["vocab_size"] == 7
+
+
+@pytest.mark.parametrize(
+    "per_row, start, unit, expected",
+    [(9, 1, 1, 100), (90, 64, 1, 10), (9, 8, 6, 96), (2000, 4, 1, 0)],
+)
+def test_largest_batch(per_row, start, unit, expected):
+    """The largest that fits to 1/16 of itself, in at most five tries of a linear memory."""
+    calls = []
+
+    def measure(rows):
+        calls.append(rows)
+        return aot.Memory(peak=100 + per_row * rows, limit=1000)
+
+    found = aot.largest_batch(measure, start, unit, tries=5)
+    assert expected - max(unit, expected // 16) <= found.rows <= expected
+    assert found.rows % unit == 0 and len(calls) == len(set(calls)) <= 5
+
+
+def test_what_a_refused_program_needs_is_read():
+    used = "RESOURCE_EXHAUSTED: XLA:TPU compile ... Used 16.50G of 15.75G hbm. Exceeded by 768M."
+    memory = aot.wanted(used, 7)
+    assert (memory.peak, memory.limit) == (int(16.5 * 2**30), int(15.75 * 2**30))
+    other = "RESOURCE_EXHAUSTED: for HLO temporaries (512.0M) exceeds available HBM (15.75G)."
+    assert aot.wanted(other, 7).peak == 2**29
+    assert not aot.wanted("RESOURCE_EXHAUSTED: something else", 7).fits
+    assert aot.wanted("INTERNAL: a defect", 7) is None
+
+
+def test_topologies():
+    assert topologies.parse("v5e:4x4") == topologies.Topology("v5e", (4, 4))
+    assert topologies.devices(topologies.parse("cpu:4")) == jax.devices()[:4]
+    with pytest.raises(UserError, match="got topology 'v5e-16'; expected .* v5e:4x4"):
+        topologies.parse("v5e-16")
+    with pytest.raises(UserError, match="unknown kind of chip 'v5'"):
+        topologies.parse("v5:4x4")
+    with pytest.raises(UserError, match="this process has 8 CPU devices"):
+        topologies.devices(topologies.parse("cpu:99"))
+
+
+@pytest.mark.parametrize("name, extra", [("v5e:4x4", "tpu"), ("h200:8", "cuda")])
+def test_a_missing_compiler_is_named(monkeypatch, name, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf'pip install "flm-jax\[{extra}\]"'):
+        topologies.devices(topologies.parse(name))
+
+
+def test_environment_of_a_command_line():
+    tpu = compile.environment(["compile", "--batch=3", "--topology=v5e:4x4"])
+    assert tpu["JAX_PLATFORMS"] == "cpu" and tpu["TPU_SKIP_MDS_QUERY"] == "1"
+    cpu = compile.environment(["compile", "--topology", "cpu:12"])
+    assert cpu["XLA_FLAGS"].endswith("--xla_force_host_platform_device_count=12")
+
+
+def command(*arguments):
+    """Runs the planner as a user does; the environment of the tests must not reach it."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    words = [sys.executable, "-m", "flm_jax.compile", *arguments]
+    return subprocess.run(words, env=kept, capture_output=True, text=True, timeout=300)
+
+
+CPU = ("--topology=cpu:2", "--config=configs/phrases_flm.py", "--config.model.dim=16")
+
+
+def test_the_command(tmp_path):
+    done = command(*CPU, "--vocab_size=4", "--batch=4", f"--json={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["topology"] == "cpu:2" and plan["devices"] == 2 and plan["rows_per_device"] == 2
+    assert plan["config"]["model"]["vocab_size"] == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (CPU, "give --vocab_size"),
+        ((*CPU, "--vocab_size=4", "--topology=v9:2x2"), "unknown kind of chip 'v9'"),
+        ((*CPU, "--vocab_size=4", "--config.model.attention=splash"), "runs on tpu, these"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert len([s for s in done.stderr.splitlines() if s.startswith("error: ")]) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpu_slice_is_planned(tmp_path):
+    config = ("--config=configs/owt_flm.py", "--vocab_size=300", "--config.model.attention=splash")
+    small = ("--config.model.length=128", "--config.model.dim=128", "--config.model.depth=2")
+    heads = ("--config.model.heads=2", "--config.mesh.fsdp=4", "--config.mesh.data=1")
+    where = ("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}")
+    done = command(*config, *small, *heads, *where, "--batch=16")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] and plan["memory_bytes"]["peak"] > plan["memory_bytes"]["arguments"] > 0
+    assert plan["flops"]["kinds"]["kernel"] > 0 and "all-gather" in plan["collectives"]
+    done = command(*config, *heads[:1], *where, "--batch=4096", "--config.model.scan_blocks=True")
+    assert done.returncode == 1, done.stderr
+    refused = json.loads((tmp_path / "plan.json").read_text())
+    assert refused["memory_bytes"]["peak"] > refused["memory_bytes"]["limit"]
+    done = command(*config, "--topology=v5e:3x5")
+    assert done.returncode == 2 and "expected one that exists" in done.stderr
