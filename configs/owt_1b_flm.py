@@ -1,4 +1,4 @@
-"""FLM on OpenWebText with 1.4 B parameters, 1024 tokens: a size for planning and for large slices.
+"""FLM on OpenWebText with 1.45 B parameters, 1024 tokens: a size for planning and for large slices.
 
 python -m flm_jax.compile --config=configs/owt_1b_flm.py --vocab_size=50257 \
     --topology=v5p:4x4x4 --config.mesh.data=1 --config.mesh.fsdp=64 --config.model.attention=splash
@@ -20,7 +20,6 @@ def get_config(arg: str = ""):
     config.model.dim = 2048
     config.model.depth = 24
     config.model.heads = 16
-    config.model.cond_dim = 256
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
     config.model.scan_blocks = True

@@ -2,6 +2,7 @@
 # Sourced by the launchers: options, dry runs, messages.
 
 dry_run=0
+program=${program:-flm_jax.train} # whose flags follow --
 
 # Runs a command; in a dry run prints it, quoted so that it can be pasted into a shell.
 run() {
@@ -30,7 +31,7 @@ set_option() {
   key=${key%%=*}
   case " $1 " in
     *" $key "*) ;;
-    *) fail "unknown option $2; expected --dry_run or one of: ${1// /, }, then -- and the flags of flm_jax.train" ;;
+    *) fail "unknown option $2; expected --dry_run or one of: ${1// /, }, then -- and the flags of $program" ;;
   esac
   case $2 in
     --*=?*) printf -v "$key" '%s' "$value" ;;
@@ -53,7 +54,7 @@ parse() {
   done
   # shellcheck disable=SC2034  # read by the script that sources this
   train=("$@")
-  [ $# -gt 0 ] || fail "no flags for flm_jax.train; put them after --, such as -- --config=configs/owt_flm.py --workdir=runs/owt"
+  [ $# -gt 0 ] || fail "no flags for $program; put them after --, such as -- --config=configs/owt_flm.py --workdir=runs/owt"
 }
 
 # quoted ARGUMENTS: one line that a shell on another machine splits into the same arguments.

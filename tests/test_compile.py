@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flm_jax import aot, compile, hlo, planning, topologies
 from flm_jax.config import check
 from flm_jax.defaults import base_config
-from flm_jax.flops import count_flops
+from flm_jax.flops import count_flops, trace
 from flm_jax.training.sharding import MeshConfig, make_mesh
 from flm_jax.types import UserError
 
@@ -107,7 +107,7 @@ def test_a_train_step_takes_the_operations_worked_out_by_hand():
     once += b * 256 * c  # features of time have none
     both = b * c * c + b * c * 2 * d + tokens * d * v
     both += depth * (b * c * 6 * d + tokens * (4 + 2 * r) * d**2 + 2 * b * length**2 * d)
-    assert count(job.program, *job.args) == {"dot": 2 * (2 * once + 3 * both)}
+    assert dict(count_flops(trace(job.program, *job.args))) == {"dot": 2 * (2 * once + 3 * both)}
     weights = depth * (4 + 2 * r) * d**2 + d * v
     assert job.minimum_flops == 3 * tokens * (2 * weights + 4 * length * d * depth)
 
@@ -225,7 +225,8 @@ def test_a_sampler_is_planned(mesh):
     result = planning.plan(tiny_config(vocab_size=40), mesh, 1, sample_steps=3)
     assert result["program"] == "sampler" and not result["fits"]
     assert "DOES NOT FIT" in planning.lines(result)[1]
-    ratio = planning.plan(tiny_config(vocab_size=40), mesh, 0, sample_steps=6)["flops"]["ratio"]
+    job = planning.sample_job(tiny_config(vocab_size=40), mesh, 6)
+    ratio = count_flops(trace(job.program, *job.args))["dot"] / job.minimum_flops
     assert 1.0 < ratio < result["flops"]["ratio"], "the noise is drawn once"
 
 
@@ -315,7 +316,8 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (CPU, "give --vocab_size"),
+        ((*CPU, "--config=configs/none.py"), "--config cannot be read"),
+        ((*CPU, "--json=none/plan.json"), "folder 'none' of 'none/plan.json' does not exist"),
         ((*CPU, "--vocab_size=4", "--topology=v9:2x2"), "unknown kind of chip 'v9'"),
         ((*CPU, "--vocab_size=4", "--config.model.attention=splash"), "runs on tpu, these"),
     ],
@@ -343,3 +345,16 @@ def test_a_tpu_slice_is_planned(tmp_path):
     assert refused["memory_bytes"]["peak"] > refused["memory_bytes"]["limit"]
     done = command(*config, "--topology=v5e:3x5")
     assert done.returncode == 2 and "expected one that exists" in done.stderr
+
+
+def launch(*arguments):
+    words = ["bash", "launch/compile_only.sh", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
+def test_the_launch_script_says_what_it_would_run():
+    done = launch("--dry_run", "--", "--config=configs/owt_flm.py", "--topology=h200:8")
+    assert done.returncode == 0 and "make_venv .venv-plan cuda" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("python -m flm_jax.compile --config=configs/owt")
+    assert "make_venv .venv-plan tpu" in launch("--dry_run", "--", "--topology=v5e:4x4").stdout
+    assert launch("--dry_run").stderr.startswith("error: no flags for flm_jax.compile")
