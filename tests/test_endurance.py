@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import re
 import resource
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +33,12 @@ from flm_jax.training.watchdog import Watchdog
 from flm_jax.types import UserError
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {  # of the processes started here
+    "XLA_FLAGS": "",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 class Batches:
@@ -270,8 +279,9 @@ def test_a_diverging_training_ends_with_status_2(tmp_path):
     }
     command = [sys.executable, "-m", "flm_jax.train", "--config=configs/phrases_flm.py"]
     command += [f"--config.{k}={v}" for k, v in flags.items()] + [f"--workdir={tmp_path}/run"]
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     (path,) = (tmp_path / "run").glob("bad_batch_*.npz")
@@ -448,8 +458,52 @@ def test_processes_vote_on_stopping():
     assert int(vote._any(one_of_eight)) == 1
 
 
+def _two_processes(flags):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    env = ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": where, "JAX_NUM_PROCESSES": "2"}
+    command = [sys.executable, "-u", "-m", "flm_jax.train", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen(command, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(index)}, **pipes)
+        for index in range(2)
+    ]
+
+
+def test_two_processes_fall_back_and_stop_together(tmp_path):
+    """The newest checkpoint is damaged; then a signal reaches one of the processes alone."""
+    config = tiny_config()
+    config.mesh.fsdp, config.train.log_every = 8, 10
+    run(config, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    DAMAGES["arrays cut short"](folder / "8")
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "from test_training import tiny_config as get_config\n"
+    )
+    flags = [f"--config={file}", "--config.mesh.fsdp=2", "--config.train.steps=2000"]
+    flags += [f"--workdir={tmp_path}/run", "--config.train.checkpoint_every=500"]
+    first, second = _two_processes([*flags, "--config.train.log_every=10"])
+    lines = []
+    for line in first.stdout:
+        lines.append(line)
+        if line.startswith("step 20/"):
+            break
+    second.send_signal(signal.SIGTERM)
+    outputs = ["".join(lines) + first.communicate(timeout=100)[0], second.communicate()[0]]
+    assert [first.returncode, second.returncode] == [75, 75], outputs
+    assert "8 is DAMAGED" in outputs[0] and "run from step 4" in outputs[0]
+    assert (folder / "8.damaged").is_dir()
+    stopped = int(re.search(r"another process: saved step (\d+);", outputs[0])[1])
+    assert stopped < 2000 and (folder / str(stopped)).is_dir()
+
+
 def test_host_overhead_per_step_is_under_two_milliseconds(tmp_path):
+    """From one batch to the next, with a step of microseconds; 8 devices cost more than one."""
     mesh = sharding.make_mesh(sharding.MeshConfig())
+    rows = sharding.local_rows(mesh, 8)
     marks = []
 
     class Timed(Batches):
@@ -460,7 +514,7 @@ def test_host_overhead_per_step_is_under_two_milliseconds(tmp_path):
     small_run(
         tmp_path,
         Timed(),
-        to_global=lambda batch: jax.device_put(batch, sharding.batch_sharding(mesh)),
+        to_global=lambda batch: sharding.global_batch(batch, mesh, rows, 8),
         steps=400,
         checkpoint_every=1000,
         watchdog_seconds=60.0,
