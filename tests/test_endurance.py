@@ -485,14 +485,18 @@ def test_two_processes_fall_back_and_stop_together(tmp_path):
     )
     flags = [f"--config={file}", "--config.mesh.fsdp=2", "--config.train.steps=2000"]
     flags += [f"--workdir={tmp_path}/run", "--config.train.checkpoint_every=500"]
-    first, second = _two_processes([*flags, "--config.train.log_every=10"])
+    first, second = both = _two_processes([*flags, "--config.train.log_every=10"])
     lines = []
-    for line in first.stdout:
-        lines.append(line)
-        if line.startswith("step 20/"):
-            break
-    second.send_signal(signal.SIGTERM)
-    outputs = ["".join(lines) + first.communicate(timeout=100)[0], second.communicate()[0]]
+    try:
+        for line in first.stdout:
+            lines.append(line)
+            if line.startswith("step 20/"):
+                break
+        second.send_signal(signal.SIGTERM)
+        outputs = ["".join(lines) + first.communicate(timeout=60)[0], second.communicate()[0]]
+    finally:
+        for process in both:
+            process.kill()
     assert [first.returncode, second.returncode] == [75, 75], outputs
     assert "8 is DAMAGED" in outputs[0] and "run from step 4" in outputs[0]
     assert (folder / "8.damaged").is_dir()

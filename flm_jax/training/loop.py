@@ -80,7 +80,7 @@ class _StopSignal:
 
     def restore(self):
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that C code had set
 
 
 class _Step(NamedTuple):
