@@ -106,9 +106,16 @@ def compile_job(job: Job, limit: int) -> Compiled:
 
 
 class Search(NamedTuple):
-    """Result of `largest_batch`: rows a device, and (rows, memory) of everything compiled."""
+    """Result of `largest_batch`.
+
+    Attributes:
+      rows: most rows a device that were seen to fit; 0 for none.
+      too_many: fewest that were seen not to; None where all fitted.
+      tried: (rows, memory) of everything compiled.
+    """
 
     rows: int
+    too_many: int | None
     tried: list[tuple[int, Memory]]
 
 
@@ -125,7 +132,7 @@ def largest_batch(measure: Callable[[int], Memory], start: int, unit: int, tries
       tries: most calls of `measure`; the answer is exact to 1/16 of itself, or the last that fit.
 
     Returns:
-      Search; rows is 0 where not even `unit` fits.
+      Search; how far apart its rows and too_many are says how exact it is.
     """
     rows, low, high = max(start // unit, 1) * unit, 0, math.inf
     tried: list[tuple[int, Memory]] = []
@@ -137,7 +144,7 @@ def largest_batch(measure: Callable[[int], Memory], start: int, unit: int, tries
         if high - low <= max(unit, low // 16 // unit * unit):
             break
         rows = _next_rows(tried, low, high, unit)
-    return Search(low, tried)
+    return Search(low, None if high == math.inf else int(high), tried)
 
 
 def _next_rows(tried: list[tuple[int, Memory]], low: int, high: float, unit: int) -> int:

@@ -173,6 +173,7 @@ def plan(
 
         search = aot.largest_batch(measure, rows, unit, tries)
         result["largest_batch_per_device"] = search.rows
+        result["too_large_batch_per_device"] = search.too_many
         result["tried"] = [{"rows": n, "peak_bytes": m.peak} for n, m in search.tried]
     return result
 
@@ -237,7 +238,11 @@ def lines(result: dict[str, Any]) -> list[str]:
         names = [f"{r['name']} ({r['bytes'] / 2**20:.1f} MiB)" for r in result["replicated"][:5]]
         out.append(f"whole on every device, {len(result['replicated'])}: {', '.join(names)}")
     if "largest_batch_per_device" in result:
-        out.append(f"largest batch that fits: {result['largest_batch_per_device']} rows a device")
+        too_many = result["too_large_batch_per_device"]
+        bound = f"{too_many} do not" if too_many else "more were not tried"
+        out.append(
+            f"largest batch that fits: {result['largest_batch_per_device']} rows a device ({bound})"
+        )
     return out
 
 

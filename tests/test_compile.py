@@ -258,6 +258,7 @@ def test_largest_batch(per_row, start, unit, expected):
     found = aot.largest_batch(measure, start, unit, tries=5)
     assert expected - max(unit, expected // 16) <= found.rows <= expected
     assert found.rows % unit == 0 and len(calls) == len(set(calls)) <= 5
+    assert expected < found.too_many <= found.rows + max(unit, expected // 16)
 
 
 def test_what_a_refused_program_needs_is_read():
