@@ -1,10 +1,13 @@
 """Times train steps and samplers and their peak memory, variant against variant.
 
-python -m flm_jax.bench --suite=cpu --json=bench.json
+python -m flm_jax.bench --suite=cpu --json=bench.json [--baseline=OLD.json]
 
+Suites: cpu (small models), scaling (1 to 8 host devices), gpu and tpu (the papers' sizes in bf16).
 Each variant of a case lives in a process of its own (peak memory is a property of a process). Both
 are started, compile, and then take turns, a few steps each, so that a slow minute of the machine
-falls on all. Medians are reported, and the last variant's ratios to the others.
+falls on all. Medians are reported, with the last variant's ratios to the others, and each one's to
+the file of an earlier run. Utilisation is the operations of the traced program (matrix products)
+a second, against those of a large matrix product measured in the same process.
 """
 
 import json
@@ -25,14 +28,15 @@ _SUITE = flags.DEFINE_string("suite", "cpu", f"Which cases: {', '.join(SUITES)}.
 _JSON = flags.DEFINE_string("json", "", "File for the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each variant.")
 _FILTER = flags.DEFINE_string("filter", "", "Only cases whose name contains this.")
+_BASELINE = flags.DEFINE_string("baseline", "", "Results of an earlier run, to compare with.")
 
 
 class _Worker:
     """A process that holds one compiled variant and times one turn on request."""
 
-    def __init__(self, case: Case, variant: str):
+    def __init__(self, suite: str, case: Case, variant: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flm_jax.bench_worker", case.name, variant],
+            [sys.executable, "-m", "flm_jax.bench_worker", suite, case.name, variant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,44 +64,101 @@ class _Worker:
         self._process.wait()
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
+def measure(suite: str, case: Case, rounds: int) -> dict[str, Any]:
     """Runs all variants in turn; figures of each, and the ratios of the last to the others."""
-    workers = {variant: _Worker(case, variant) for variant in case.variants}
-    turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in workers}
-    for _ in range(rounds):
+    # On an accelerator variants follow each other: together they would not fit into its memory.
+    together = suite in ("cpu", "scaling")
+    turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in case.variants}
+    ready = {}
+    for group in [list(turns)] if together else [[variant] for variant in turns]:
+        workers = {variant: _Worker(suite, case, variant) for variant in group}
+        for _ in range(rounds):
+            for variant, worker in workers.items():
+                turns[variant].append(worker.turn())
         for variant, worker in workers.items():
-            turns[variant].append(worker.turn())
-    for worker in workers.values():
-        worker.close()
-    figures = {}
-    for variant, results in turns.items():
-        seconds = [s for r in results for s in r["seconds"]]
-        figures[variant] = {
-            "median_seconds": statistics.median(seconds),
-            "runs": len(seconds),
-            "tokens_per_second": case.tokens / statistics.median(seconds),
-            "peak_mib": results[-1]["peak_mib"],
-            "temporaries_mib": workers[variant].ready["temporaries_mib"],
-        }
+            ready[variant] = worker.ready
+            worker.close()
+    figures = {v: _figures(case, results, ready[v]) for v, results in turns.items()}
     *others, best = figures
-    ratios = {
-        other: {
-            "speed": figures[other]["median_seconds"] / figures[best]["median_seconds"],
-            "peak": figures[best]["peak_mib"] / figures[other]["peak_mib"],
-        }
-        for other in others
-    }
+    ratios = {other: _ratios(figures[best], figures[other]) for other in others}
     return {"case": case.name, "sizes": case.sizes, "variants": figures, "ratios": ratios}
+
+
+def _figures(case: Case, results: list[dict[str, Any]], ready: dict[str, Any]) -> dict[str, Any]:
+    seconds = [s for r in results for s in r["seconds"]]
+    median = statistics.median(seconds)
+    return ready | {
+        "median_seconds": median,
+        "runs": len(seconds),
+        "tokens_per_second": case.tokens / median,
+        "peak_mib": results[-1]["peak_mib"],
+        "utilisation": ready["flops"] / median / ready["ceiling"] / _cards(ready),
+    }
+
+
+def _cards(ready: dict[str, Any]) -> int:
+    """Devices with arithmetic of their own; fake host devices share the cores."""
+    return 1 if ready["device"] == "cpu" else ready["devices"]
+
+
+def _ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, float]:
+    return {
+        "speed": old["median_seconds"] / new["median_seconds"],
+        "peak": new["peak_mib"] / old["peak_mib"],
+    }
+
+
+def compare(results: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> None:
+    """Adds to each variant its ratios to the one of the same case, sizes and device before."""
+    before = {(r["case"], v): (r, f) for r in baseline for v, f in r["variants"].items()}
+    for result in results:
+        for variant, figures in result["variants"].items():
+            old, then = before.get((result["case"], variant), ({}, {}))
+            same = old.get("sizes") == result["sizes"] and then["device"] == figures["device"]
+            if same:
+                figures["against_baseline"] = _ratios(figures, then)
+
+
+def read_baseline(path: str) -> list[dict[str, Any]]:
+    """Results of an earlier run.
+
+    Raises:
+      UserError: no such file, or not one of this command.
+    """
+    file = epath.Path(path)
+    require(file.exists(), f"--baseline={path} does not exist; expected the --json of a run.")
+    try:
+        results = json.loads(file.read_text())
+        good = isinstance(results, list) and all(
+            {"device", "median_seconds", "peak_mib"} <= f.keys()
+            for r in results
+            for f in r["variants"].values()
+        )
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+        good = False
+    require(good, f"--baseline={path} holds no results of this benchmark; make one with --json.")
+    return results
 
 
 def _print(result: dict[str, Any]) -> None:
     print(result["case"])
     for variant, f in result["variants"].items():
         print(
-            f"  {variant:<22} {f['median_seconds'] * 1e3:9.1f} ms  "
+            f"  {variant:<14} {f['median_seconds'] * 1e3:9.1f} ms  "
             f"{f['tokens_per_second']:10,.0f} tokens/s  peak {f['peak_mib']:6.0f} MiB  "
-            f"(temporaries {f['temporaries_mib']:.0f} MiB)"
+            f"(temporaries {f['temporaries_mib']:.0f} MiB)  "
+            f"{f['utilisation']:.0%} of {f['ceiling'] / 1e12:.3g} TFLOP/s"
         )
+        if f["devices"] > 1:
+            moved = ", ".join(
+                f"{c['count']} {kind} {c['bytes'] / 2**20:.1f} MiB"
+                for kind, c in f["collectives"].items()
+            )
+            each = f["flops"] / f["devices"] / 1e9
+            print(f"    {f['devices']} devices, {each:.3f} GFLOP each; {moved}")
+        if "against_baseline" in f:
+            r = f["against_baseline"]
+            print(f"    against the baseline: {r['speed']:.2f}x as fast, {r['peak']:.2f}x its peak")
     last = list(result["variants"])[-1]
     for other, r in result["ratios"].items():
         print(f"  {last} against {other}: {r['speed']:.2f}x as fast, {r['peak']:.2f}x its peak")
@@ -110,9 +171,11 @@ def main(argv) -> None:
         raise unknown_name("suite", _SUITE.value, SUITES)
     cases = [case for case in SUITES[_SUITE.value] if _FILTER.value in case.name]
     require(bool(cases), f"no case of suite {_SUITE.value} contains --filter={_FILTER.value!r}.")
+    baseline = read_baseline(_BASELINE.value) if _BASELINE.value else []
     results = []
     for case in cases:
-        results.append(measure(case, _ROUNDS.value))
+        results.append(measure(_SUITE.value, case, _ROUNDS.value))
+        compare(results[-1:], baseline)
         _print(results[-1])
         if _JSON.value:
             epath.Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")

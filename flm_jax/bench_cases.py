@@ -15,6 +15,7 @@ def _noise(tile: int) -> dict[str, dict[str, Any]]:
 
 
 _SMALL = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected"}}
+_SAMPLE = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "loss_tile": 32}}
 
 
 class Case(NamedTuple):
@@ -23,9 +24,10 @@ class Case(NamedTuple):
     Attributes:
       name: unique.
       kind: "train" (a train step) or "sample" (a sampler call).
-      objective: "denoising" or "semigroup".
-      sizes: vocab_size, length, batch, dim, depth, and steps for samplers.
-      variants: name -> settings (noise, loss_tile).
+      objective: "denoising" or "semigroup"; a flow map is sampled where it is "semigroup".
+      sizes: batch, and any key of config.model; steps for samplers.
+      variants: name -> settings: noise, and any key of config.model or config.mesh.
+      devices: host devices of the CPU; 0 for what is there.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Case(NamedTuple):
     objective: str
     sizes: dict[str, Any]
     variants: dict[str, dict[str, Any]]
+    devices: int = 0
 
     @property
     def tokens(self) -> int:
@@ -40,9 +43,8 @@ class Case(NamedTuple):
 
 
 def _sizes(vocab_size: int, batch: int, length: int, dim: int, depth: int, **more) -> dict:
-    return dict(
-        vocab_size=vocab_size, batch=batch, length=length, dim=dim, depth=depth, heads=4, **more
-    )
+    sizes = dict(vocab_size=vocab_size, batch=batch, length=length, dim=dim, depth=depth)
+    return sizes | {"heads": 4} | more
 
 
 _CPU = (
@@ -51,12 +53,83 @@ _CPU = (
     Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _SMALL),
     Case("fmlm_train_v50257", "train", "semigroup", _sizes(50257, 16, 128, 256, 2), _noise(32)),
     Case(
-        "sample_v50257",
+        "flm_sample_v50257",
         "sample",
         "denoising",
         _sizes(50257, 16, 128, 256, 2, steps=4),
-        {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "loss_tile": 32}},
+        _SAMPLE,
+    ),
+    Case(
+        "fmlm_sample_v50257",
+        "sample",
+        "semigroup",
+        _sizes(50257, 16, 128, 256, 2, steps=1),
+        _SAMPLE,
     ),
 )
-SUITES = {"cpu": _CPU}
-CASES = {case.name: case for cases in SUITES.values() for case in cases}
+
+
+def _weak(devices: int) -> Case:
+    """The same rows a device on 1, 2, 4, 8 of them: what each does must not grow."""
+    size = _sizes(8192, 4 * devices, 128, 128, 2, loss_tile=32)
+    meshes = {
+        name: {name: -1} | ({"data": 1} if name != "data" else {}) for name in ("data", "fsdp")
+    }
+    return Case(f"flm_weak_scaling_{devices}", "train", "denoising", size, meshes, devices)
+
+
+_SCALING = tuple(_weak(devices) for devices in (1, 2, 4, 8))
+
+_OWT = dict(
+    vocab_size=50257,
+    length=1024,
+    dim=768,
+    depth=12,
+    heads=12,
+    dtype="bfloat16",
+    scan_blocks=True,
+    loss_tile=128,
+)
+_LM1B = _OWT | dict(vocab_size=30522, length=128)
+
+
+def _accelerator(attention: str, rows: int) -> tuple[Case, ...]:
+    """The papers' sizes in bf16; `rows` of 1024 tokens a step."""
+    fast = {"attention": attention}
+    plain = {"onehot_plain": {"noise": "onehot", "loss_tile": 0, "remat": "full"}}
+    train = plain | {
+        "full_remat": {"remat": "full"} | fast,
+        "matmuls": {"remat": "matmuls"} | fast,
+        "no_remat": fast,
+    }
+    map_ = {"no_remat": {"two_time": True} | fast}
+    return (
+        Case("flm_train_owt", "train", "denoising", _OWT | {"batch": rows}, train),
+        Case("fmlm_train_owt", "train", "semigroup", _OWT | {"batch": rows // 2}, map_),
+        Case("flm_train_lm1b", "train", "denoising", _LM1B | {"batch": 8 * rows}, {"all": fast}),
+        *(
+            Case(
+                f"flm_sample_owt_{steps}",
+                "sample",
+                "denoising",
+                _OWT | {"batch": rows, "steps": steps},
+                {"onehot": {"noise": "onehot"}, "projected": fast},
+            )
+            for steps in (1, 4, 64)
+        ),
+        Case("fmlm_sample_owt_1", "sample", "semigroup", _OWT | {"batch": rows, "steps": 1}, map_),
+    )
+
+
+# Of the two fast kernels only TPU's has the soft cap of the models' attention scores.
+SUITES = {
+    "cpu": _CPU,
+    "scaling": _SCALING,
+    "gpu": _accelerator("xla", 32),
+    "tpu": _accelerator("splash", 16),
+}
+
+
+def find(suite: str, name: str) -> Case:
+    """A case by name."""
+    return next(case for case in SUITES[suite] if case.name == name)

@@ -35,8 +35,9 @@ def check(config: ConfigDict) -> dict[str, Any]:
       UserError: unknown key (with the nearest valid one), missing key, value of another type.
     """
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    _compare(plain, base_config().to_dict(), "config")
-    return json.loads(json.dumps(plain))
+    plain, valid = json.loads(json.dumps([plain, base_config().to_dict()]))
+    _compare(plain, valid, "config")
+    return plain
 
 
 def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:

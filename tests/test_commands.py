@@ -138,3 +138,4 @@ def test_bench_measures_each_variant(tmp_path):
     assert set(result["variants"]) == {"onehot", "projected"}
     for figures in result["variants"].values():
         assert figures["median_seconds"] > 0 and figures["peak_mib"] > 100
+        assert 0.0 < figures["utilisation"] < 1.5  # of a ceiling measured at another moment

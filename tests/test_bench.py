@@ -1,0 +1,63 @@
+"""The benchmark's comparisons: variants with each other, a run with an earlier one."""
+
+import json
+
+import pytest
+
+from flm_jax import bench, bench_worker
+from flm_jax.bench_cases import SUITES, find
+from flm_jax.config import check
+from flm_jax.types import UserError
+
+
+def results(seconds=2.0, peak=100.0, device="cpu", batch=4):
+    figures = {"median_seconds": seconds, "peak_mib": peak, "device": device}
+    return [{"case": "c", "sizes": {"batch": batch}, "variants": {"v": figures}, "ratios": {}}]
+
+
+def test_ratios_to_an_earlier_run():
+    new = results(seconds=1.0, peak=50.0)
+    bench.compare(new, results())
+    assert new[0]["variants"]["v"]["against_baseline"] == {"speed": 2.0, "peak": 0.5}
+
+
+@pytest.mark.parametrize("other", [{"device": "H100"}, {"batch": 8}])
+def test_other_devices_and_sizes_are_not_compared(other):
+    new = results()
+    bench.compare(new, results(**other))
+    assert "against_baseline" not in new[0]["variants"]["v"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"variants": {"v": {}}}]'])
+def test_baselines_of_another_kind_are_refused(tmp_path, text):
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="holds no results of this benchmark"):
+        bench.read_baseline(str(path))
+    with pytest.raises(UserError, match="does not exist"):
+        bench.read_baseline(str(tmp_path / "missing.json"))
+
+
+def test_a_result_can_be_a_baseline(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(results()))
+    assert bench.read_baseline(str(path)) == results()
+
+
+def test_every_case_is_a_valid_configuration():
+    names = [case.name for cases in SUITES.values() for case in cases]
+    assert len(names) == len(set(names)) + len(SUITES["gpu"])  # the tpu suite has the gpu's names
+    for suite, cases in SUITES.items():
+        for case in cases:
+            assert find(suite, case.name) is case
+            for variant, settings in case.variants.items():
+                config = bench_worker._config(case, settings)
+                assert check(config) == config
+                flat = config["model"] | config["mesh"] | config["objective"]
+                for key, value in (case.sizes | settings).items():
+                    if key not in ("batch", "steps"):
+                        assert flat[key] == value, (case.name, variant, key)
+
+
+def test_the_ceiling_is_a_rate_of_products():
+    assert 1e9 < bench_worker.matmul_ceiling("float32") < 1e13
