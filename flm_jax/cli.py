@@ -26,6 +26,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return _fail(AttributeError(f"unknown config key {error.args[0]}"))
 
 
+def _unraisable(problem) -> None:
+    """Drops what tensorstore says of reads and writes that ended after one of them failed."""
+    if "Event loop is closed" not in str(problem.exc_value):
+        sys.__unraisablehook__(problem)
+
+
 def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
 
@@ -42,6 +48,7 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             # Nor what they log with a traceback, several times over, and raise as well.
             logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
             std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
+            sys.unraisablehook = _unraisable
         try:
             return main(argv)
         except UserError as error:

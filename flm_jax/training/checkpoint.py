@@ -140,7 +140,9 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """One short line; where the message is long, its end, which names the cause."""
+    """One short line about what it came from; of a long message its end, which names the cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = " ".join(str(error).split("[tensorstore_spec")[0].split())
     return f"{type(error).__name__}: {text if len(text) < 240 else '... ' + text[-240:]}"
 
