@@ -1,5 +1,6 @@
 """Meshes and sharding rules: sizes, slices, one rule for each parameter, what stays whole."""
 
+import re
 import types
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.training import sharding
 from flm_jax.training.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
 from flm_jax.types import UserError
@@ -81,6 +83,18 @@ def test_blocks_and_trunk_have_their_own_rules():
 def test_an_axis_that_does_not_divide_stays_whole():
     placed = tree_shardings(shapes(table=(11, 8)), make_mesh(FSDP))
     assert placed["table"].spec == PartitionSpec(None, "fsdp")
+
+
+def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
+    """Of a two-time DiT, which has all that a one-time DiT has."""
+    cfg = DiTConfig(11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
+    params = jax.eval_shape(dit(cfg).init, jax.random.key(0))
+    tree_shardings(params, make_mesh(FSDP))
+    names = [
+        "/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern, _ in sharding._RULES:
+        assert any(re.search(pattern, name) for name in names), pattern
 
 
 def test_a_parameter_without_a_rule_is_refused():
