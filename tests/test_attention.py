@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flm_jax.flops import count_flops
-from flm_jax.models.attention import AttentionPlan, attention, check_attention
+from flm_jax.models.attention import AttentionPlan, attention, check_attention, keep_kernels
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.types import UserError
 
@@ -105,6 +106,14 @@ def test_remat_matmuls_computes_no_product_twice():
     assert count("none") == count("matmuls")
     assert count("full")["dot"] > count("none")["dot"] > 0
     assert count("full")["kernel"] > count("none")["kernel"] > 0
+
+
+def test_remat_matmuls_keeps_the_forward_pass_of_cudnn():
+    """By JAX's name of its primitive, which cannot be traced where cuDNN is not installed."""
+    forward = fused_attention_stablehlo._dot_product_attention_fwd_p_wrapper
+    assert keep_kernels(forward)
+    assert not keep_kernels(fused_attention_stablehlo._dot_product_attention_bwd_p_wrapper)
+    assert not keep_kernels(jax.lax.tanh_p)
 
 
 def test_a_network_with_splash_is_the_network():

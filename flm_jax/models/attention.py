@@ -16,8 +16,9 @@ from flm_jax.types import require, unknown_name
 
 # kind -> platforms that run it; None for all.
 KINDS = {"xla": None, "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
-# Name of what splash keeps for its backward pass, for rematerialisation policies.
-RESIDUALS = "attention"
+# Name of what splash keeps for its backward pass, and JAX's name of cuDNN's forward pass.
+_RESIDUALS = "attention"
+_CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 _SPLASH_MULTIPLE = 128
 _CUDNN_MAX_HEAD = 128
 
@@ -44,6 +45,12 @@ class AttentionPlan:
     def platform(self) -> str:
         """Platform of the mesh's devices, which need not be attached; else the default one."""
         return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+
+
+def keep_kernels(primitive, *args, **params) -> bool:
+    """Rematerialisation policy: keeps what attention kernels give to their backward pass."""
+    named = jax.checkpoint_policies.save_only_these_names(_RESIDUALS)
+    return primitive.name == _CUDNN_FORWARD or named(primitive, *args, **params)
 
 
 def available(kind: str, platform: str) -> bool:
@@ -179,7 +186,7 @@ def _splash(
             splash_mask.MultiHeadMask([splash_mask.FullMask((length, length))] * heads),
             block_sizes=_blocks(length),
             attn_logits_soft_cap=softcap or None,
-            residual_checkpoint_name=RESIDUALS,
+            residual_checkpoint_name=_RESIDUALS,
             interpret=plan.interpret,
         )
         return jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK).swapaxes(1, 2)

@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flm_jax.models.attention import (
-    RESIDUALS,
     AttentionPlan,
     attention,
     check_attention,
+    keep_kernels,
     rotary_angles,
     rotate,
 )
@@ -28,10 +28,10 @@ _TIME_FEATURES = 256
 _policies = jax.checkpoint_policies
 _REMAT = {
     "none": None,
-    # With splash attention no product is computed twice; the scores of XLA's attention, the only
+    # With attention kernels no product is computed twice; the scores of XLA's attention, the only
     # products with batch dimensions, are: keeping [B, H, L, L] would defeat the purpose.
     "matmuls": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(RESIDUALS)
+        _policies.dots_with_no_batch_dims_saveable, keep_kernels
     ),
     "full": _policies.nothing_saveable,
 }
