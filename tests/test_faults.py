@@ -1,5 +1,6 @@
 """Full disks, lost or changed data, clocks that differ: named errors, checkpoints intact."""
 
+import json
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.store import load_prepared
 from flm_jax.training import agreement
+from flm_jax.training.checkpoint import Checkpoints, _folder
 from flm_jax.training.metrics import MetricsLog
 from flm_jax.types import UserError
 
@@ -96,6 +98,33 @@ def test_a_torn_line_of_metrics_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     MetricsLog(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_metrics_grow_where_files_cannot(tmp_path, monkeypatch):
+    """An object store keeps whole objects alone: what was written before is written again."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    log = MetricsLog(tmp_path, 1)
+    monkeypatch.setattr(log, "_remote", True)
+    opens = type(log._path).open
+
+    def refuse(path, mode="r", *args, **kwargs):
+        assert "a" not in mode, f"{path} opened to append"
+        return opens(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(type(log._path), "open", refuse)
+    log.write(2, {"a": 1.0})
+    log.write(3, {"a": 2.0})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_checkpoints_go_to_stores_that_orbax_writes_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="local folders and gs:// buckets, not to s3://"):
+        Checkpoints("s3://bucket/run")
+    assert not list(tmp_path.iterdir())
+    assert str(_folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+    assert str(_folder("run")) == f"{tmp_path}/run/checkpoints"
 
 
 def _prepared(folder):

@@ -172,15 +172,20 @@ def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
     return manifest
 
 
+def _names(folder: epath.Path) -> list[str]:
+    """Sorted names of what a folder holds; an empty one does not exist in an object store."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
 def has_parts(folder: epath.Path) -> bool:
     """Whether workers of a sharded preparation left their manifests here."""
-    return folder.exists() and any(_PART_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return any(_PART_NAME.fullmatch(name) for name in _names(folder))
 
 
 def clear(folder: epath.Path, shard: Shard) -> None:
     """Removes what an earlier preparation left, manifests first; of other workers, nothing."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    names = sorted(path.name for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name))
+    names = [name for name in _names(folder) if _OWN_FILES.fullmatch(name)]
     for name in sorted(names, key=lambda name: not name.startswith("manifest")):
         if shard.count == 1 or shard.suffix in name:
             (folder / name).unlink()
@@ -193,7 +198,7 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
       UserError: parts are missing, or were made with different arguments or tokenizers.
     """
     folder = epath.Path(path)
-    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    names = _names(folder)
     found = {name: match for name in names if (match := _PART_NAME.fullmatch(name))}
     require(
         bool(found),

@@ -53,7 +53,20 @@ def _manager(workdir: epath.Path, keep: int | None) -> ocp.CheckpointManager:
 
 
 def _folder(workdir: str | epath.Path) -> epath.Path:
-    return epath.Path(workdir).resolve() / "checkpoints"
+    """Where checkpoints lie, absolute.
+
+    Raises:
+      UserError: a store that orbax does not write to.
+    """
+    scheme, remote, _ = str(workdir).partition("://")
+    require(
+        not remote or scheme == "gs",
+        f"workdir {workdir}: checkpoints are written to local folders and gs:// buckets, not to "
+        f"{scheme}://; data may lie there (config.data.path).",
+    )
+    # `resolve` would make a local folder of gs://...
+    folder = epath.Path(workdir)
+    return (folder if remote else folder.resolve()) / "checkpoints"
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:

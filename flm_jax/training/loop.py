@@ -171,11 +171,12 @@ class _Loop:
         values = {f"train/{k}": float(v) for k, v in jax.device_get(step.metrics).items()}
         seconds, rate, left = self._speed.lap(step.number)
         shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if k.endswith("_token"))
-        _say(
-            f"step {step.number}/{self._cfg.steps}  {shown}  {seconds * 1e3:.0f} ms/step  "
-            f"{rate:,.0f} tokens/s  left {duration(left)}"
-        )
-        values |= {"train/seconds_per_step": seconds, "train/tokens_per_second": rate}
+        if step.number == self._first + 1:
+            pace = f"{seconds:.1f} s with compilation"
+        else:
+            pace = f"{seconds * 1e3:.0f} ms/step  {rate:,.0f} tokens/s  left {duration(left)}"
+            values |= {"train/seconds_per_step": seconds, "train/tokens_per_second": rate}
+        _say(f"step {step.number}/{self._cfg.steps}  {shown}  {pace}")
         values["train/data_stall_seconds"] = self._run.batches.stall_seconds
         if self._log:
             self._log.write(step.number, values)

@@ -26,22 +26,33 @@ class MetricsLog:
     def __init__(self, workdir: str | epath.Path, start_step: int):
         self._folder = epath.Path(workdir)
         self._path = self._folder / "metrics.jsonl"
+        self._remote = "://" in str(self._path)
         with self._named_errors():
-            if self._path.exists():
-                self._drop_after(start_step)
+            self._text = self._kept(start_step) if self._path.exists() else ""
             folder = self._folder / "tensorboard"
             folder.mkdir(parents=True, exist_ok=True)
             self._board = EventsWriter(str(folder / "events"))
             started = SessionLog(status=SessionLog.START)  # drops what it shows of later steps
             self._add(Event(session_log=started), start_step + 1)
 
-    def _drop_after(self, step: int) -> None:
+    def _kept(self, step: int) -> str:
+        """The file as it is once lines after `step`, and torn ones, are dropped."""
         lines = self._path.read_text().splitlines()
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        text = "".join(f"{line}\n" for line in kept)
         if len(kept) < len(lines):
             new = self._folder / "metrics.jsonl.tmp"
-            new.write_text("".join(f"{line}\n" for line in kept))
+            new.write_text(text)
             new.replace(self._path)
+        return text
+
+    def _append(self, line: str) -> None:
+        if not self._remote:
+            with self._path.open("a") as file:
+                file.write(line)
+            return
+        self._text += line  # object stores cannot append
+        self._path.write_text(self._text)
 
     def write(self, step: int, values: dict[str, float], texts: list[str] | None = None) -> None:
         """Appends one record; `texts` go to TensorBoard and to samples/STEP.txt.
@@ -50,8 +61,7 @@ class MetricsLog:
           UserError: the disk is full or not writable.
         """
         with self._named_errors():
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            self._append(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self._add(Event(summary=summary.scalar(name, value)), step)
             if texts:
