@@ -24,6 +24,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return _fail(error)
     except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
         return _fail(AttributeError(f"unknown config key {error.args[0]}"))
+    except OSError as error:  # a missing --config of which a key is set as well
+        return _fail(OSError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}"))
 
 
 def _unraisable(problem) -> None:
