@@ -5,6 +5,10 @@ python -m flm_jax.train --config=configs/phrases_flm.py --workdir=runs/phrases_f
 
 from flm_jax.defaults import base_config
 
+# More phrases have more borders between them in noise, which one call must draw sharply: as many
+# blocks for the FLM, so that its flow map starts from it.
+DEPTH = {"phrases2": 2, "phrases4": 4, "phrases_shared": 4}
+
 
 def get_config(arg: str = ""):
     """`arg` names the task: phrases2 (default), phrases4, phrases_shared."""
@@ -12,7 +16,7 @@ def get_config(arg: str = ""):
     config.data.task = arg or "phrases2"
     config.model.length = 2
     config.model.dim = 64
-    config.model.depth = 2
+    config.model.depth = DEPTH.get(config.data.task, 2)
     config.model.heads = 4
     config.optim.lr = 1e-3
     config.optim.schedule = "cosine"
