@@ -12,7 +12,7 @@ import pytest
 from flm_jax import trainer
 from flm_jax.config import check
 from flm_jax.training import sharding
-from flm_jax.training.distributed import expected_processes
+from flm_jax.training.distributed import expected_processes, initialize
 from flm_jax.types import UserError
 
 sys.path.insert(0, os.path.abspath("configs"))
@@ -181,3 +181,12 @@ def test_processes_announced_by_the_environment(env, count):
 def test_inconsistent_environments_are_refused(env, message):
     with pytest.raises(UserError, match=message):
         expected_processes(env)
+
+
+def test_a_coordinator_that_does_not_come_is_named(monkeypatch):
+    address = f"localhost:{_free_port()}"
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    with pytest.raises(UserError, match=f"process 0 does not listen at {address} after 1 s"):
+        initialize(timeout=1)

@@ -1,7 +1,9 @@
-"""Several processes as one run: who they are, and that their clocks agree."""
+"""Several processes as one run: who they are, and how they find each other."""
 
 import os
 import socket
+import sys
+import time
 
 import jax
 
@@ -56,25 +58,50 @@ def initialize(pod: bool = False, timeout: int = 300) -> None:
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: inconsistent variables, or the others did not come in time.
+      UserError: inconsistent variables, or process 0 did not listen in time.
     """
     count = expected_processes(dict(os.environ))
     if count == 1 and not pod:
         return
     explicit = {}
     if os.environ.get(_ADDRESS):
+        address, index = os.environ[_ADDRESS], int(os.environ[_INDEX])
         explicit = {
-            "coordinator_address": os.environ[_ADDRESS],
+            "coordinator_address": address,
             "num_processes": count,
-            "process_id": int(os.environ[_INDEX]),
+            "process_id": index,
         }
+        # jaxlib aborts the process when its wait is over: what it waits for is said before.
+        print(f"process {index} of {count}: joining at {address}", file=sys.stderr, flush=True)
+        if index > 0:
+            _await_coordinator(address, timeout)
     try:
         jax.distributed.initialize(**explicit, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{socket.gethostname()} could not join the run ({reason[0][:200] if reason else ''}); "
-            f"expected {count if explicit else 'all'} processes at "
-            f"{explicit.get('coordinator_address', 'the address that JAX finds')} within "
-            f"{timeout} s: start them all, with the same address, on free ports."
+            "start all processes, with the same coordinator address, on free ports."
         ) from error
+
+
+def _await_coordinator(address: str, timeout: int) -> None:
+    """Waits until process 0 listens.
+
+    Raises:
+      UserError: it did not within `timeout` seconds.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            require(
+                time.monotonic() < deadline,
+                f"process 0 does not listen at {address} after {timeout} s ({error}); start it "
+                f"with the same {_ADDRESS}, which names its host and a free port that the others "
+                "reach.",
+            )
+        time.sleep(0.2)
