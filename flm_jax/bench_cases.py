@@ -15,6 +15,10 @@ def _noise(tile: int) -> dict[str, dict[str, Any]]:
 
 
 _SMALL = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected"}}
+_ROUTES = {
+    name: {"route": name, "loss_tile": 64}
+    for name in ("lagrangian", "eulerian", "endpoint", "semigroup")
+}
 _SAMPLE = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "loss_tile": 32}}
 
 
@@ -26,7 +30,8 @@ class Case(NamedTuple):
       kind: "train" (a train step) or "sample" (a sampler call).
       objective: "denoising" or "semigroup"; a flow map is sampled where it is "semigroup".
       sizes: batch, and any key of config.model; steps for samplers.
-      variants: name -> settings: noise, and any key of config.model or config.mesh.
+      variants: name -> settings: noise, route (in place of the objective), and any key of
+        config.model, config.mesh or config.objective.
       devices: host devices of the CPU; 0 for what is there.
     """
 
@@ -52,6 +57,8 @@ _CPU = (
     Case("flm_train_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _noise(64)),
     Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _SMALL),
     Case("fmlm_train_v50257", "train", "semigroup", _sizes(50257, 16, 128, 256, 2), _noise(32)),
+    # The last variant, to which the others are compared, is the semigroup's.
+    Case("fmlm_routes_v30522", "train", "semigroup", _sizes(30522, 8, 128, 256, 4), _ROUTES),
     Case(
         "flm_sample_v50257",
         "sample",

@@ -27,6 +27,7 @@ from flm_jax.defaults import base_config  # noqa: E402
 from flm_jax.flows.clocks import tau_to_t  # noqa: E402
 from flm_jax.flows.flow_map import flow_map_weights  # noqa: E402
 from flm_jax.flows.readout import denoise  # noqa: E402
+from flm_jax.routes import ROUTES  # noqa: E402
 from flm_jax.samplers.common import clock_grid, nothing_given  # noqa: E402
 from flm_jax.samplers.flow_map import sample  # noqa: E402
 from flm_jax.training import sharding  # noqa: E402
@@ -44,8 +45,9 @@ def _peak_mib() -> float:
 
 def _config(case: Case, settings: dict) -> dict:
     config = base_config()
-    config.model.two_time = case.objective == "semigroup"
-    config.objective.name = case.objective
+    config.model.two_time = case.objective in ROUTES
+    # A variant's "route", as config.model has a "name" of its own.
+    config.objective.name = settings.get("route", case.objective)
     config.train.batch = case.sizes["batch"]
     for key, value in ({"noise": "projected"} | case.sizes | settings).items():
         for group in (config.model, config.mesh, config.objective):

@@ -18,9 +18,9 @@ from flm_jax.data.tokenizers import load_tokenizer
 from flm_jax.flows.clocks import Clock, decoding_clock
 from flm_jax.flows.states import NOISE_KINDS
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
-from flm_jax.losses.semigroup import SemigroupConfig, row_groups, semigroup_loss
 from flm_jax.models.attention import KINDS, available
 from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.routes import ROUTES, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
@@ -188,38 +188,9 @@ def _denoising(config: Config, net: Network, clock: Clock, teacher: Network | No
     return objective
 
 
-def _semigroup(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
-    given = config["objective"]
-    names = ("noise", "diagonal", "boundary", "split")
-    cfg = SemigroupConfig(**{name: given[name] for name in names})
-    _choice("config.objective.split", cfg.split, ("midpoint", "uniform"))
-    require(
-        net.two_time, "objective semigroup trains a flow map; set config.model.two_time = True."
-    )
-    require(
-        0.0 <= cfg.diagonal <= 1.0, f"config.objective.diagonal is {cfg.diagonal}, not in [0, 1]."
-    )
-    part = config["train"]["batch"] // config["train"]["microbatches"]
-    group, _ = row_groups(cfg.diagonal, 840)
-    require(
-        part % group == 0,
-        f"config.objective.diagonal {cfg.diagonal} needs train.batch / train.microbatches "
-        f"divisible by {group}, got {part}.",
-    )
-
-    def objective(params, frozen, batch, key, rows):
-        pair = None if teacher is None else (teacher, frozen)
-        return semigroup_loss(
-            params, batch, key, net=net, clock=clock, cfg=cfg, rows=rows, teacher=pair
-        )
-
-    return objective
-
-
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "denoising": _denoising,
-    "semigroup": _semigroup,
-}
+} | dict.fromkeys(ROUTES, distillation)
 
 
 def objective(

@@ -33,19 +33,29 @@ def base_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set mixture, or task
     config.data.mixture = ()  # several folders: pairs (folder, weight > 0), one tokenizer
-    config.data.task = ""  # synthetic task: phrases2, phrases4, phrases_shared
+    # Synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2),
+    # arithmetic, arithmetic_reversed (12), sudoku (81), grammar (16).
+    config.data.task = ""
     config.data.task_size = 100_000  # training sequences of the task
     config.data.packing = "wrap"  # wrap, stream, pad (see data/packing.py)
     config.data.threads = 1  # reader threads; 0 = read in the loop
     config.data.prefetch = 4  # batches read ahead
 
     config.objective = ConfigDict()
-    config.objective.name = "denoising"  # denoising (FLM), semigroup (FMLM)
+    # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint
+    config.objective.name = "denoising"
     config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
     config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data
-    config.objective.diagonal = 0.5  # semigroup: share of rows with t = s
-    config.objective.boundary = 1 / 32  # semigroup: share of the others with (s, t) = (0, 1)
+    config.objective.diagonal = 0.5  # routes: share of rows with t = s
+    config.objective.boundary = 1 / 32  # routes: share of the others with (s, t) = (0, 1)
     config.objective.split = "midpoint"  # semigroup: u in tau, midpoint or uniform
+    # Routes, off the diagonal: ce, mse (squared distance); default is mse for eulerian, else ce.
+    config.objective.form = "default"
+    # lagrangian, eulerian: targets that leave the simplex; none (mse only), clip, sparsemax,
+    # entmax15; default is none for mse, else sparsemax.
+    config.objective.projection = "default"
+    config.objective.derivative_bound = 1.0  # eulerian: largest factor of the derivative, > 0
+    config.objective.ema_target = False  # routes: targets from the averaged parameters
 
     config.optim = ConfigDict()
     config.optim.lr = 3e-4  # peak learning rate of AdamW

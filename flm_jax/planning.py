@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flm_jax import aot, build, flops, hlo, sampling
 from flm_jax.assembly import assemble
-from flm_jax.losses.semigroup import row_groups
+from flm_jax.losses.distillation import row_groups
+from flm_jax.routes import ROUTES
 from flm_jax.samplers.common import Given
 from flm_jax.training import sharding
 from flm_jax.types import require
@@ -104,17 +105,19 @@ def train_minimum(config: Config) -> int:
     """Least operations of a train step: forward and twice that backward.
 
     Distillation adds one forward call of the teacher on the diagonal rows, and on the others two
-    forward calls of the target with one product probabilities @ E.
+    forward calls of the target with one product probabilities @ E. Where one of them is a tangent,
+    it shares its forward call with the student. Endpoint consistency goes back through it.
     """
     rows, objective = config["train"]["batch"], config["objective"]
     total = 3 * forward_minimum(config, rows)
-    if objective["name"] != "semigroup":
+    if objective["name"] not in ROUTES:
         return total
     group, diagonal = row_groups(objective["diagonal"], 840)
     on, off = rows * diagonal // group, rows * (group - diagonal) // group
     if objective["teacher"]:
         total += forward_minimum(config, on)
-    return total + 2 * forward_minimum(config, off) + _embedding_minimum(config, off)
+    calls = 4 if objective["name"] == "endpoint" else 2
+    return total + calls * forward_minimum(config, off) + _embedding_minimum(config, off)
 
 
 def sample_minimum(config: Config, steps: int) -> int:
@@ -249,6 +252,6 @@ def lines(result: dict[str, Any]) -> list[str]:
 def row_unit(config: Config) -> int:
     """Rows of a device that a batch must be a multiple of, so that all devices hold as many."""
     unit = config["train"]["microbatches"]
-    if config["objective"]["name"] == "semigroup":
+    if config["objective"]["name"] in ROUTES:
         unit *= row_groups(config["objective"]["diagonal"], 840)[0]
     return unit

@@ -54,6 +54,7 @@ def test_every_case_is_a_valid_configuration():
                 config = bench_worker._config(case, settings)
                 assert check(config) == config
                 flat = config["model"] | config["mesh"] | config["objective"]
+                flat["route"] = flat["name"]
                 for key, value in (case.sizes | settings).items():
                     if key not in ("batch", "steps"):
                         assert flat[key] == value, (case.name, variant, key)

@@ -11,6 +11,7 @@ from flm_jax import build
 from flm_jax.config import check
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.times import Rows
+from flm_jax.training.step import Frozen
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4}
@@ -33,7 +34,7 @@ def test_config_builds(path):
     batch = {"tokens": shape, "mask": shape}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, metrics = jax.eval_shape(
-        lambda p, b, k: objective(p, p, b, k, Rows(0, rows)), params, batch, key
+        lambda p, b, k: objective(p, Frozen(p, p), b, k, Rows(0, rows)), params, batch, key
     )
     assert loss.shape == () and loss.dtype == jnp.float32
     assert all(name.endswith("nats_per_token") for name in metrics)

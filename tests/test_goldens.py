@@ -19,7 +19,8 @@ from flm_jax.flows.interpolants import interpolate, linear
 from flm_jax.flows.states import states_from_onehot
 from flm_jax.interop.flm import params_from_state_dict
 from flm_jax.losses.denoising import denoising_loss_at
-from flm_jax.losses.semigroup import diagonal_loss_at, semigroup_loss_at
+from flm_jax.losses.distillation import diagonal_loss_at
+from flm_jax.losses.semigroup import semigroup_loss_at
 from flm_jax.models.dit import DiTConfig, dit, time_features
 from flm_jax.samplers.common import nothing_given
 from flm_jax.samplers.flow_map import sample_from

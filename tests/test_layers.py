@@ -25,7 +25,8 @@ ALLOWED = {
     "interop": [*BASE, "models"],
     "training": SYSTEMS,
     "evals": SYSTEMS,
-    "build": [*SYSTEMS, "config", "defaults"],
+    "routes": SYSTEMS,
+    "build": [*SYSTEMS, "config", "defaults", "routes"],
 }
 LIBRARY = ALLOWED.keys() - {"defaults", "config", "build"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -71,6 +71,11 @@ def _scatter(d_kernel: jax.Array, plan: Plan) -> jax.Array:
     return _psum(part, tuple(a for a in plan.batch_axes if a != axis))
 
 
+def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Sum over the whole vocabulary, [..., 1], from this device's columns."""
+    return _psum(jnp.sum(x, axis=-1, keepdims=True), axes)
+
+
 def log_partition(logits: jax.Array, vocab_axes: tuple[str, ...]) -> jax.Array:
     """logsumexp over the whole vocabulary, [B, T, 1], from this device's columns."""
     high = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -285,6 +290,45 @@ def summary(
     specs, out = (rows, columns, PartitionSpec(plan.vocab_axes)), (rows, (rows, rows))
     fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=specs, out_specs=out)
     return fn(features, head, table)
+
+
+def probability_rate(
+    features: jax.Array, tangent: jax.Array, head: Head, plan: Plan
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(logits) and its derivative [B, T, V] along a tangent of the features, of one tile."""
+    logits = head_logits(features, head, plan.softcap)
+    rate = head_logits(tangent, (head[0], jnp.zeros_like(head[1])), 0.0)
+    if plan.softcap:
+        rate = rate * (1.0 - jnp.square(logits / plan.softcap))
+    probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes))
+    return probs, probs * (rate - total(probs * rate, plan.vocab_axes))
+
+
+def squared_rate(plan: Plan, features: jax.Array, tangent: jax.Array, head: Head) -> jax.Array:
+    """Squared norm [B, L] of the derivative of softmax(logits) along a tangent, tile by tile.
+
+    Differentiable in features, tangent and head; reverse mode computes a tile again.
+    """
+
+    def local(features, tangent, head):
+        head = _vary(head, plan.batch_axes)
+        features, tangent = _vary((features, tangent), plan.vocab_axes)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def body(_, rows):
+            rate = probability_rate(*rows, head, plan)[1]
+            return None, jnp.sum(jnp.square(rate), axis=-1)
+
+        return _psum(over_tiles(body, None, (features, tangent), plan.tile)[1], plan.vocab_axes)
+
+    if plan.parallel is None:
+        return local(features, tangent, head)
+    _check(plan.parallel, features, head[0])
+    rows, columns = _specs(plan)
+    fn = jax.shard_map(
+        local, mesh=plan.parallel.mesh, in_specs=(rows, rows, columns), out_specs=rows
+    )
+    return fn(features, tangent, head)
 
 
 def _specs(plan: Plan) -> tuple[PartitionSpec, tuple[PartitionSpec, PartitionSpec]]:

@@ -11,8 +11,21 @@ from flm_jax.flows.times import Rows
 from flm_jax.training.optim import update_ema
 from flm_jax.types import Key, Metrics, Params
 
-# objective(params, frozen, batch, key, rows) -> (loss, metrics); frozen holds teacher parameters.
-Objective = Callable[[Params, Any, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
+
+class Frozen(NamedTuple):
+    """Parameters that an objective uses without training them.
+
+    Attributes:
+      teacher: those of the teacher, {} without one.
+      average: the averaged ones of the model that is trained.
+    """
+
+    teacher: Params
+    average: Params
+
+
+# objective(params, frozen, batch, key, rows) -> (loss, metrics)
+Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -79,14 +92,17 @@ def make_train_step(
     microbatches: int,
     ema_decay: float,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """train_step(state, frozen, batch) -> (state, metrics), to be jitted with `state` donated.
+    """train_step(state, teacher, batch) -> (state, metrics), to be jitted with `state` donated.
+
+    `teacher` holds its parameters, or is {}.
 
     A non-finite loss or gradient leaves parameters, moments and average as they were; the step
     still counts, and `skipped` counts such steps in a row.
     """
 
-    def train_step(state: TrainState, frozen, batch):
+    def train_step(state: TrainState, teacher, batch):
         key = step_key(seed, state.step)
+        frozen = Frozen(teacher, state.ema_params)
         grads, metrics = _gradients(objective, state.params, frozen, batch, key, microbatches)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.all(
