@@ -84,6 +84,11 @@ class Network:
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
+      anchor: params -> embedding [D] of a masked position; networks of masked diffusion alone.
+      cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
+        see x_s at the positions before l only, and no times.
+      extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache);
+        x is the state at position - 1, and is not read where position = 0.
     """
 
     init: Callable[[Key], Params]
@@ -97,3 +102,6 @@ class Network:
     two_time: bool = False
     loss_tile: int = 0
     parallel: Parallel | None = None
+    anchor: Callable[[Params], jax.Array] | None = None
+    cache: Callable[[int, int], Params] | None = None
+    extend: Callable[..., tuple[jax.Array, Params]] | None = None

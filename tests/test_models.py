@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flm_jax.flows.readout import denoise
-from flm_jax.models.dit import DiTConfig, _gelu, dit
+from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.models.layers import gelu
 from flm_jax.types import UserError
 
 CONFIG = DiTConfig(
@@ -166,8 +167,8 @@ def test_the_slope_of_gelu_is_its_derivative():
     """To 1e-6, and that of the slope to 1e-5; as XLA's own differentiation gives them."""
     x = jnp.linspace(-6.0, 6.0, 241)
     plain = lambda x: jnp.sum(jax.nn.gelu(x, approximate=True))
-    own = lambda x: jnp.sum(_gelu(x))
-    np.testing.assert_array_equal(_gelu(x), jax.nn.gelu(x, approximate=True))
+    own = lambda x: jnp.sum(gelu(x))
+    np.testing.assert_array_equal(gelu(x), jax.nn.gelu(x, approximate=True))
     np.testing.assert_allclose(jax.grad(own)(x), jax.grad(plain)(x), rtol=0, atol=1e-6)
     second = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(jax.grad(f)(x)))) for f in (own, plain)]
     np.testing.assert_allclose(second[0](x), second[1](x), rtol=0, atol=1e-5)

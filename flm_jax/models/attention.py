@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flm_jax.types import require, unknown_name
 
@@ -127,13 +127,15 @@ def attention(
     *,
     softcap: float = 0.0,
     plan: AttentionPlan = AttentionPlan(),  # noqa: B008  frozen
+    causal: bool = False,
 ) -> Float[Array, "b l h k"]:
-    """Bidirectional softmax attention, scores scaled by K^-1/2, float32 softmax.
+    """Softmax attention, scores scaled by K^-1/2, float32 softmax.
 
     Args:
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values.
       softcap: c > 0 caps the scores as c * tanh(score / c); 0 for none.
       plan: which kernel, over which devices. All kinds agree within rounding.
+      causal: each position sees itself and those before; by default it sees all.
 
     Raises:
       UserError: a shape, type, cap or platform that the chosen kernel cannot take.
@@ -143,18 +145,45 @@ def attention(
         plan, length=length, heads=heads, head_dim=head_dim, softcap=softcap, dtype=q_BLHK.dtype
     )
     if plan.kind == "splash":
-        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan)
+        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan, causal)
     if not softcap:
-        return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation=plan.kind)
-    return _capped(q_BLHK, k_BLHK, v_BLHK, softcap)
+        return jax.nn.dot_product_attention(
+            q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation=plan.kind
+        )
+    visible_LM = jnp.tril(jnp.ones((length, length), bool)) if causal else None
+    return _capped(q_BLHK, k_BLHK, v_BLHK, softcap, visible_LM)
 
 
-def _capped(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, softcap: float) -> jax.Array:
+def cached_attention(
+    q_BLHK: Float[Array, "b l h k"],
+    k_BMHK: Float[Array, "b m h k"],
+    v_BMHK: Float[Array, "b m h k"],
+    visible_LM: Bool[Array, "l m"],
+    *,
+    softcap: float = 0.0,
+) -> Float[Array, "b l h k"]:
+    """`attention` of a few queries to cached keys and values, of which `visible_LM` says which.
+
+    By einsums whatever the kernel of training: one query has no score matrix to avoid.
+    """
+    return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_LM)
+
+
+def _capped(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    softcap: float,
+    visible_LM: jax.Array | None = None,
+) -> jax.Array:
     scale = q_BLHK.shape[-1] ** -0.5
     scores_BHLM = jnp.einsum(
         "blhk,bmhk->bhlm", q_BLHK * scale, k_BLHK, preferred_element_type=jnp.float32
     )
-    scores_BHLM = softcap * jnp.tanh(scores_BHLM / softcap)
+    if softcap:
+        scores_BHLM = softcap * jnp.tanh(scores_BHLM / softcap)
+    if visible_LM is not None:
+        scores_BHLM = jnp.where(visible_LM[None, None], scores_BHLM, -jnp.inf)
     weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(v_BLHK.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, v_BLHK)
 
@@ -175,15 +204,21 @@ def _blocks(length: int) -> splash_kernel.BlockSizes:
 
 
 def _splash(
-    q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, softcap: float, plan: AttentionPlan
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    softcap: float,
+    plan: AttentionPlan,
+    causal: bool,
 ) -> jax.Array:
     """Splash attention on each device's own rows and heads."""
 
     def local(*qkv_BLHK):
         q_BHLK, k_BHLK, v_BHLK = (x.swapaxes(1, 2) for x in qkv_BLHK)
         heads, length = q_BHLK.shape[1:3]
+        mask = splash_mask.CausalMask if causal else splash_mask.FullMask
         kernel = splash_kernel.make_splash_mha_single_device(
-            splash_mask.MultiHeadMask([splash_mask.FullMask((length, length))] * heads),
+            splash_mask.MultiHeadMask([mask((length, length))] * heads),
             block_sizes=_blocks(length),
             attn_logits_soft_cap=softcap or None,
             residual_checkpoint_name=_RESIDUALS,

@@ -17,24 +17,14 @@ from flm_jax.models.attention import (
     AttentionPlan,
     attention,
     check_attention,
-    keep_kernels,
     rotary_angles,
     rotate,
 )
 from flm_jax.models.functional import pure
+from flm_jax.models.layers import REMAT, dropout, gelu, layer_norm
 from flm_jax.types import Key, Network, Params, Times, unknown_name
 
 _TIME_FEATURES = 256
-_policies = jax.checkpoint_policies
-_REMAT = {
-    "none": None,
-    # With attention kernels no product is computed twice; the scores of XLA's attention, the only
-    # products with batch dimensions, are: keeping [B, H, L, L] would defeat the purpose.
-    "matmuls": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, keep_kernels
-    ),
-    "full": _policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +47,7 @@ class DiTConfig:
     scan_blocks: bool
     loss_tile: int = 0
     attention: str = "xla"
+    anchor: bool = False  # whether there is an embedding of masked positions besides the table
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
@@ -67,40 +58,8 @@ def time_features(times: Times) -> Float[Array, "... f"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
-
 def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     return x * (1 + scale) + shift
-
-
-def _layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(dim, epsilon=1e-5, use_bias=False, dtype=jnp.float32, rngs=rngs)
-
-
-@jax.custom_jvp
-def _gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form.
-
-    Left to itself, differentiation keeps four intermediates of the MLP's width for the backward
-    pass, a third of all that a block keeps; by this rule it keeps the slope alone.
-    """
-    return jax.nn.gelu(x, approximate=True)
-
-
-@_gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    wide = x.astype(jnp.float32)
-    scale, cubic = (2.0 / jnp.pi) ** 0.5, 0.044715
-    tanh = jnp.tanh(scale * (wide + cubic * wide**3))
-    slope = 0.5 * (1.0 + tanh)
-    slope = slope + 0.5 * wide * (1.0 - tanh**2) * scale * (1.0 + 3.0 * cubic * wide**2)
-    return _gelu(x), slope.astype(x.dtype) * dx
 
 
 class _TimeEmbedding(nnx.Module):
@@ -121,8 +80,8 @@ class _Block(nnx.Module):
         dtype, dim = jnp.dtype(cfg.dtype), cfg.dim
         zeros = nnx.initializers.zeros
         self.cfg, self.plan = cfg, plan
-        self.norm1 = _layer_norm(dim, rngs)
-        self.norm2 = _layer_norm(dim, rngs)
+        self.norm1 = layer_norm(dim, rngs)
+        self.norm2 = layer_norm(dim, rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.attn_out = nnx.Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp_in = nnx.Linear(dim, cfg.mlp_ratio * dim, dtype=dtype, rngs=rngs)
@@ -146,10 +105,10 @@ class _Block(nnx.Module):
             plan=self.plan,
         )
         h_BLD = self.attn_out(h_BLHK.reshape(h_BLD.shape))
-        x_BLD = x_BLD + gate1 * _dropout(h_BLD, cfg.dropout, k_attn)
+        x_BLD = x_BLD + gate1 * dropout(h_BLD, cfg.dropout, k_attn)
         h_BLD = _modulate(self.norm2(x_BLD).astype(dtype), shift2, scale2)
-        h_BLD = self.mlp_out(_gelu(self.mlp_in(h_BLD)))
-        return x_BLD + gate2 * _dropout(h_BLD, cfg.dropout, k_mlp)
+        h_BLD = self.mlp_out(gelu(self.mlp_in(h_BLD)))
+        return x_BLD + gate2 * dropout(h_BLD, cfg.dropout, k_mlp)
 
 
 class _Trunk(nnx.Module):
@@ -164,11 +123,15 @@ class _Trunk(nnx.Module):
         self.time = _TimeEmbedding(cfg.cond_dim, zero_init=False, rngs=rngs)
         if cfg.two_time:
             self.target_time = _TimeEmbedding(cfg.cond_dim, zero_init=True, rngs=rngs)
-        self.norm = _layer_norm(dim, rngs)
+        self.norm = layer_norm(dim, rngs)
         self.modulation = nnx.Linear(
             cfg.cond_dim, 2 * dim, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        if cfg.anchor:
+            self.anchor = nnx.Param(
+                jax.random.uniform(rngs.params(), (dim,), minval=-bound, maxval=bound)
+            )
 
 
 def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
@@ -185,8 +148,8 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     Raises:
       UserError: unknown remat policy or attention; attention that cannot run here.
     """
-    if cfg.remat not in _REMAT:
-        raise unknown_name("remat policy", cfg.remat, _REMAT)
+    if cfg.remat not in REMAT:
+        raise unknown_name("remat policy", cfg.remat, REMAT)
     plan = plan or AttentionPlan(cfg.attention)
     check_attention(
         plan,
@@ -220,7 +183,7 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
             return bind_block(block_params)(x_BLD, cond.astype(dtype), angles, layer_key), None
 
         if cfg.remat != "none":
-            body = jax.checkpoint(body, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
+            body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
         keys = None if key is None else jax.random.split(key, cfg.depth)
         unroll = 1 if cfg.scan_blocks else cfg.depth
         x_BLD, _ = jax.lax.scan(body, x_s.astype(dtype), (params["blocks"], keys), unroll=unroll)
@@ -238,4 +201,5 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         logit_softcap=cfg.logit_softcap,
         loss_tile=cfg.loss_tile,
         two_time=cfg.two_time,
+        anchor=(lambda params: params["anchor"]) if cfg.anchor else None,
     )

@@ -25,12 +25,15 @@ class Samples(NamedTuple):
     Attributes:
       tokens: [B, L], argmax of the last denoiser output; given positions are exactly as given.
       steps_tokens: [K, B, L], the same read-out after each network call.
-      steps_confidence: [K, B, L], the largest probability at each.
+      steps_confidence: [K, B, L], the largest probability at each; where tokens are drawn, that of
+        the token drawn.
+      calls: int32 scalar, network calls made, where these are not K; else None.
     """
 
     tokens: Int[Array, "b l"]
     steps_tokens: Int[Array, "k b l"]
     steps_confidence: Float[Array, "k b l"]
+    calls: Int[Array, ""] | None = None
 
 
 def nothing_given(num: int, length: int) -> Given:

@@ -30,6 +30,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|(?<!blocks)/)modulation/kernel$", (None, "embed")),
     (r"(^|(?<!blocks)/)modulation/bias$", (None,)),
     (r"(^|/)norm/scale$", (None,)),
+    (r"(^|/)anchor$", (None,)),
 )
 _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": None, None: None}
 

@@ -1,0 +1,48 @@
+"""Next-token cross entropy of a causal transformer: its exact negative log-likelihood."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.flows.readout import cross_entropy, read
+from flm_jax.flows.times import Rows
+from flm_jax.losses.denoising import token_weights
+from flm_jax.types import Key, Metrics, Network, Params
+
+
+def next_token_loss(
+    params: Params,
+    tokens: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """-log p(x_l | x_<l), the first token included.
+
+    Returns:
+      Weighted sum (nats) and the value of each token [B, L] (nats, no gradient).
+    """
+    zeros = jnp.zeros(tokens.shape[0])
+    out = read(net, params, net.table(params)[tokens], zeros, zeros, key=key)
+    return cross_entropy(out, tokens, weights, net)
+
+
+def autoregressive_loss(
+    params: Params, batch: dict[str, jax.Array], key: Key, *, net: Network, rows: Rows
+) -> tuple[jax.Array, Metrics]:
+    """Mean of `next_token_loss` over valid tokens.
+
+    Args:
+      params: parameters of a causal network.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
+      key: for dropout.
+      net: its features at position l see the tokens before l alone.
+      rows: which rows of the global batch these are.
+
+    Returns:
+      nats/token, and metrics {"nll_nats_per_token"}.
+    """
+    weights = token_weights(batch["mask"])
+    loss, _ = next_token_loss(params, batch["tokens"], weights, net=net, key=rows.fold(key))
+    return loss, {"nll_nats_per_token": loss}

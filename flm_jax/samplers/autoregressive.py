@@ -1,0 +1,41 @@
+"""Sampling from left to right with cached keys and values, in one compiled loop."""
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.flows import readout
+from flm_jax.samplers.categorical import Choice, choose
+from flm_jax.samplers.common import Given, Samples
+from flm_jax.types import Key, Network, Params
+
+
+def sample(key: Key, net: Network, params: Params, *, given: Given, choice: Choice) -> Samples:
+    """Writes one token after the other, a network call of one position each.
+
+    Args:
+      key: for the draws; position l uses fold_in(key, l).
+      net: a causal network.
+      given: prescribed tokens, held exactly. What is written sees those before it alone, so that
+        an infill does not know what follows.
+      choice: temperature and top-p.
+
+    Returns:
+      Samples with calls = L; steps_tokens holds the result alone, [1, B, L].
+    """
+    rows, length = given.tokens.shape
+    table, head = net.table(params), net.readout(params)
+
+    def step(carry, now):
+        cache, x_BD = carry
+        position, tokens, held = now
+        features, cache = net.extend(params, cache, x_BD, position)
+        logits = readout.logits(readout.Readout(features, *head), net)[:, 0]
+        drawn, confidence = choose(jax.random.fold_in(key, position), logits, choice)
+        tokens = jnp.where(held, tokens, drawn)
+        return (cache, table[tokens]), (tokens, jnp.where(held, 1.0, confidence))
+
+    start = (net.cache(rows, length), jnp.zeros((rows, net.dim), table.dtype))
+    by_position = (jnp.arange(length), given.tokens.T, given.mask.T)
+    _, (tokens, confidence) = jax.lax.scan(step, start, by_position)
+    calls = jnp.asarray(length, jnp.int32)
+    return Samples(tokens.T, tokens.T[None], confidence.T[None], calls)

@@ -1,0 +1,66 @@
+"""Drawing tokens from logits: temperature, top-p, Gumbel noise that does not cut tails."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.types import Key, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a token is drawn from softmax(logits).
+
+    Attributes:
+      temperature: logits are divided by it; 0 takes the most probable token.
+      top_p: share in (0, 1] of the probability, after the temperature, that is kept.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        require(
+            0.0 <= self.temperature < float("inf"),
+            f"temperature is {self.temperature}; expected 0 (most probable token) or more.",
+        )
+        require(0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}; expected a share in (0, 1].")
+
+
+def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]:
+    """Logits with -inf outside the nucleus (arXiv 1904.09751).
+
+    That is the smallest set of most probable tokens whose probabilities add up to at least top_p;
+    never empty. Of equal probabilities the first token counts.
+    """
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    kept = jnp.take_along_axis(before < top_p, jnp.argsort(order, axis=-1), axis=-1)
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def choose(
+    key: Key, logits: Float[Array, "*b v"], choice: Choice
+) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
+    """Draws one token from each distribution, by the Gumbel maximum.
+
+    float32 noise as commonly computed ends at 16.6: a token that is e^16.6 less probable than
+    another is never drawn, and over large vocabularies the entropy falls (arXiv 2409.02908). Here
+    the uniform numbers have 64 bits, so that the noise reaches 44, as float64 would have it; the
+    arithmetic stays float32.
+
+    Returns:
+      Tokens, and their probabilities under softmax(logits), without temperature and top-p.
+    """
+    scores = logits
+    if choice.temperature > 0.0:
+        scores = logits / choice.temperature
+        if choice.top_p < 1.0:
+            scores = keep_top(scores, choice.top_p)
+        scores = scores + jax.random.gumbel(key, logits.shape, mode="highest")
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
