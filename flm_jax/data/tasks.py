@@ -1,62 +1,17 @@
 """Synthetic tasks that are generated, not shipped, and whose samples can be checked exactly."""
 
-import abc
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from flm_jax.data.arithmetic import ArithmeticTask
+from flm_jax.data.grammar import GrammarTask
+from flm_jax.data.sudoku import SudokuTask
+from flm_jax.data.task_base import Task
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.data.tokenizers import WordTokenizer
-from flm_jax.types import require, unknown_name
-
-Example = dict[str, np.ndarray]
-
-
-class Task(abc.ABC):
-    """Sequences of one length with a known law or a checker.
-
-    Attributes:
-      name: as in `TASKS`.
-      length: tokens in a sequence.
-      tokenizer: its vocabulary.
-    """
-
-    name: str
-    length: int
-    tokenizer: Tokenizer
-
-    @abc.abstractmethod
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """`count` independent sequences, int32 [count, length]."""
-
-    @abc.abstractmethod
-    def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Figures for generated sequences, int [N, length]; `valid` is the share without fault."""
-
-    def sample(self, count: int, seed: int) -> np.ndarray:
-        """`count` sequences, int32 [count, length]; the same seed gives the same ones."""
-        return self.draw(np.random.default_rng(seed), count)
-
-    def source(self, size: int, seed: int) -> "TaskSource":
-        """A random-access source of `size` examples."""
-        return TaskSource(self, size, seed)
-
-
-class TaskSource:
-    """Examples of a task, all drawn at once; a function of (size, seed) alone."""
-
-    def __init__(self, task: Task, size: int, seed: int):
-        require(size > 0, f"task {task.name!r} got size {size}; expected at least 1")
-        self._tokens = task.sample(size, seed)
-        self._mask = np.ones(task.length, bool)
-        self.fingerprint = f"{task.name}:size={size}:seed={seed}"
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, index: int) -> Example:
-        return {"tokens": self._tokens[index], "mask": self._mask}
+from flm_jax.types import unknown_name
 
 
 class LawTask(Task):
@@ -82,11 +37,7 @@ class LawTask(Task):
 
         The total variation of N true samples is not 0 but of order sqrt(len(law) / N).
         """
-        tokens = np.asarray(tokens)
-        require(
-            tokens.ndim == 2 and tokens.shape[0] > 0 and tokens.shape[1] == self.length,
-            f"task {self.name!r} got tokens of shape {tokens.shape}; expected [N, {self.length}]",
-        )
+        tokens = self._checked(tokens)
         rows, counts = np.unique(tokens, axis=0, return_counts=True)
         seen = {tuple(map(int, row)): int(n) for row, n in zip(rows, counts)}
         valid = sum(n for row, n in seen.items() if row in self.law) / len(tokens)
@@ -111,6 +62,10 @@ TASKS: dict[str, Callable[[], Task]] = {
     "phrases2": functools.partial(_phrases, "phrases2", _PHRASES_2),
     "phrases4": functools.partial(_phrases, "phrases4", _PHRASES_4),
     "phrases_shared": functools.partial(_phrases, "phrases_shared", _PHRASES_SHARED),
+    "arithmetic": ArithmeticTask,
+    "arithmetic_reversed": functools.partial(ArithmeticTask, "arithmetic_reversed", reverse=True),
+    "sudoku": SudokuTask,
+    "grammar": GrammarTask,
 }
 
 
