@@ -293,6 +293,11 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def latest_step(workdir: str | epath.Path) -> int | None:
+    """The newest checkpoint's step, or None; nothing is opened."""
+    return max(_steps(_folder(workdir)), default=None)
+
+
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
     """Averaged parameters of the newest checkpoint that can be read.
 

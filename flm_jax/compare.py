@@ -1,0 +1,194 @@
+"""Compares models at equal network calls: trains what is missing, measures, writes a report.
+
+Everything lies in one folder: models/NAME (a workdir each), rows/NAME-CALLS.json, report.md,
+report.json and plots. What is there already is not done again.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from flm_jax import trainer
+from flm_jax.config import check
+from flm_jax.plots import draw_comparison
+from flm_jax.training.checkpoint import latest_step
+from flm_jax.types import UserError, require, unknown_name
+
+Row = dict[str, Any]
+_KEYS = ("title", "samples", "batch_size", "seed", "models")
+_MODEL_KEYS = ("config", "calls", "teacher")
+# measure(workdir, calls, samples, batch_size, seed) -> one record of numbers and samples.
+Measure = Callable[[str, int, int, int, int], Row]
+
+
+class Entry(NamedTuple):
+    """One model of a comparison.
+
+    Attributes:
+      name: its folder's name and its label in the report.
+      config: a checked training configuration.
+      calls: network calls to sample it with.
+      teacher: name of an earlier entry to distil, or "".
+    """
+
+    name: str
+    config: dict[str, Any]
+    calls: list[int]
+    teacher: str
+
+
+def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
+    """The models of a comparison, in its order.
+
+    Raises:
+      UserError: unknown or missing keys, a teacher that does not stand before its student, call
+        counts below 1, a bad training configuration.
+    """
+    _check_keys(config, _KEYS, "the comparison")
+    require(bool(config["models"]), "the comparison has no models; add some under config.models.")
+    for key in ("samples", "batch_size"):
+        require(config[key] >= 1, f"config.{key} is {config[key]}; expected at least 1.")
+    found: list[Entry] = []
+    for name, given in config["models"].items():
+        _check_keys(given, _MODEL_KEYS, f"config.models.{name}")
+        calls, teacher = list(given["calls"]), given["teacher"]
+        require(
+            bool(calls) and all(type(c) is int and c >= 1 for c in calls),
+            f"config.models.{name}.calls is {calls}; expected numbers from 1, such as (1, 4).",
+        )
+        earlier = [entry.name for entry in found]
+        if teacher and teacher not in earlier:
+            raise unknown_name(f"teacher of {name} (a model before it)", teacher, earlier)
+        trained = check(given["config"])
+        if teacher:
+            trained["objective"]["teacher"] = str(_workdir(folder, teacher))
+        found.append(Entry(name, trained, calls, teacher))
+    return found
+
+
+def _check_keys(got: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
+    for key in got:
+        if key not in valid:
+            raise unknown_name(f"key of {where}", key, valid)
+    missing = [key for key in valid if key not in got]
+    require(not missing, f"{where} lacks {', '.join(missing)}; expected {', '.join(valid)}.")
+
+
+def _workdir(folder: epath.Path, name: str) -> epath.Path:
+    return folder / "models" / name
+
+
+def run(config: dict[str, Any], workdir: str, measure: Measure) -> int:
+    """Trains, measures and reports; continues where an earlier call was stopped.
+
+    Args:
+      config: of a file configs/compare_*.py, as a plain dict.
+      workdir: folder of the comparison.
+      measure: samples a trained model and says how good the samples are.
+
+    Returns:
+      0, or the exit status of a training that was stopped.
+
+    Raises:
+      UserError: bad configurations; before anything is trained.
+    """
+    folder = epath.Path(workdir)
+    models = entries(config, folder)
+    for number, entry in enumerate(models, 1):
+        where = _workdir(folder, entry.name)
+        if latest_step(where) == entry.config["train"]["steps"]:
+            print(f"[{number}/{len(models)}] {entry.name}: trained", flush=True)
+            continue
+        print(f"[{number}/{len(models)}] {entry.name}: training in {where}", flush=True)
+        status = trainer.run(entry.config, str(where))
+        if status:
+            return status
+    rows = [
+        _row(folder, entry, calls, config, measure) for entry in models for calls in entry.calls
+    ]
+    _write_report(folder, config["title"], models, rows)
+    print(f"wrote {folder / 'report.md'}", flush=True)
+    return 0
+
+
+def _row(folder: epath.Path, entry: Entry, calls: int, config, measure: Measure) -> Row:
+    """One measured row, read back where it was measured before with the same settings."""
+    path = folder / "rows" / f"{entry.name}-{calls}.json"
+    settings = {key: config[key] for key in ("samples", "batch_size", "seed")}
+    settings["steps"] = entry.config["train"]["steps"]
+    if path.exists():
+        row = json.loads(path.read_text())
+        if row.get("settings") == settings:
+            return row
+    print(f"{entry.name}, {calls} calls: sampling", flush=True)
+    where = str(_workdir(folder, entry.name))
+    row = measure(where, calls, config["samples"], config["batch_size"], config["seed"])
+    row |= {"model": entry.name, "settings": settings}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row) + "\n")
+    return row
+
+
+def _numbers(rows: list[Row]) -> list[str]:
+    """Names of the columns: numbers of any row, those with an interval followed by it in text."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= {k: None for k, v in row.items() if isinstance(v, (int, float))}
+    return [n for n in names if n != "calls"]
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row:
+        return ""
+    low, high = row.get(f"{name}_interval", (None, None))
+    text = f"{row[name]:.4g}"
+    return text if low is None else f"{text} [{low:.4g}, {high:.4g}]"
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown table of the rows: every number, with its interval where it has one."""
+    names = _numbers(rows)
+    lines = [
+        "| model | calls | " + " | ".join(n.replace("_", " ") for n in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for row in rows:
+        cells = " | ".join(_cell(row, name) for name in names)
+        lines.append(f"| {row['model']} | {row['calls']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
+    """The last evaluation's loss in each bin of the clock (tau: nats/token); {} without one."""
+    path = workdir / "metrics.jsonl"
+    profile: dict[float, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        found = {
+            float(k.rsplit("_", 1)[1]): v
+            for k, v in json.loads(line).items()
+            if k.startswith("eval/nll_at_tau_")
+        }
+        profile = found or profile
+    return profile
+
+
+def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: list[Row]) -> None:
+    profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in models}
+    try:
+        plots = draw_comparison(folder, rows, {k: v for k, v in profiles.items() if v})
+    except ImportError as error:
+        raise UserError(f"plots need matplotlib ({error}): pip install 'flm-jax[plots]'") from error
+    budget = "\n".join(
+        f"- {e.name}: {e.config['train']['steps']:,} steps of {e.config['train']['batch']} rows"
+        + (f", from {e.teacher}" if e.teacher else "")
+        for e in models
+    )
+    pictures = "\n".join(f"![{name}]({name})" for name in plots)
+    samples = "\n".join(
+        f"- {row['model']}, {row['calls']} calls: {row['samples'][0]!r}" for row in rows
+    )
+    text = f"# {title}\n\n{table(rows)}\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
+    (folder / "report.md").write_text(f"{text}{samples}\n")
+    (folder / "report.json").write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
