@@ -55,6 +55,9 @@ def _quality(rows: Sequence[Row]):
             points = [row[x] for row in own], [row[y] for row in own]
             axis.errorbar(*points, list(zip(*errors)), marker="o", capsize=3, label=name)
         axis.set_xscale("log", base=2 if x == "calls" else 10)
+        if x == "calls":
+            axis.set_xticks(sorted({row["calls"] for row in rows}), minor=False)
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.grid(alpha=0.3)
