@@ -17,8 +17,11 @@ from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.data.tokenizers import load_tokenizer
 from flm_jax.flows.clocks import Clock, decoding_clock
 from flm_jax.flows.states import NOISE_KINDS
+from flm_jax.losses.autoregressive import autoregressive_loss
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
-from flm_jax.models.attention import KINDS, available
+from flm_jax.losses.masked import MaskedConfig, masked_loss
+from flm_jax.models.attention import KINDS, AttentionPlan, available
+from flm_jax.models.causal import CausalConfig, causal
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.routes import ROUTES, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
@@ -133,11 +136,36 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return config | {"model": config["model"] | {"vocab_size": got or need}}
 
 
+def _dit(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
+    require(
+        goal != "autoregressive",
+        "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
+    )
+    anchor = goal == "masked"
+    return dit(DiTConfig(max_length=cfg.pop("length"), anchor=anchor, **cfg), plan)
+
+
+def _causal(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
+    require(
+        goal == "autoregressive",
+        f"objective {goal} needs a network that sees all positions; set config.model.name = "
+        "'dit', or config.objective.name = 'autoregressive'.",
+    )
+    require(
+        not cfg["two_time"], "a causal network has no times; set config.model.two_time = False."
+    )
+    del cfg["two_time"], cfg["cond_dim"]
+    return causal(CausalConfig(max_length=cfg.pop("length"), **cfg), plan)
+
+
+MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal}
+
+
 def network(config: Config, mesh: Mesh | None = None) -> Network:
     """The denoiser of a configuration with its vocabulary resolved; to run over `mesh`."""
     cfg = {"attention": "xla"} | config["model"]  # a workdir's may be older than the key
     _choice("config.model.attention", cfg["attention"], KINDS)
-    _choice("config.model.name", cfg.pop("name"), ("dit",))
+    make = MODELS[_choice("config.model.name", cfg.pop("name"), MODELS)]
     _choice("config.model.dtype", cfg["dtype"], ("float32", "bfloat16"))
     require(
         cfg["dim"] % cfg["heads"] == 0 and (cfg["dim"] // cfg["heads"]) % 2 == 0,
@@ -149,7 +177,7 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
         0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
     )
     plan = attention_plan(cfg["attention"], mesh)
-    net = dit(DiTConfig(max_length=cfg.pop("length"), **cfg), plan)
+    net = make(cfg, plan, config["objective"]["name"])
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
@@ -188,8 +216,48 @@ def _denoising(config: Config, net: Network, clock: Clock, teacher: Network | No
     return objective
 
 
+def _autoregressive(
+    config: Config, net: Network, clock: Clock, teacher: Network | None
+) -> Objective:
+    del clock
+    _no_teacher(config, teacher)
+
+    def objective(params, frozen, batch, key, rows):
+        del frozen
+        return autoregressive_loss(params, batch, key, net=net, rows=rows)
+
+    return objective
+
+
+def masked_config(config: Config) -> MaskedConfig:
+    return MaskedConfig(time_conditioning=config["objective"]["time_conditioning"])
+
+
+def _masked(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
+    del clock
+    _no_teacher(config, teacher)
+    require(not net.two_time, "objective masked has one time; set config.model.two_time = False.")
+    cfg = masked_config(config)
+
+    def objective(params, frozen, batch, key, rows):
+        del frozen
+        return masked_loss(params, batch, key, net=net, cfg=cfg, rows=rows)
+
+    return objective
+
+
+def _no_teacher(config: Config, teacher: Network | None) -> None:
+    require(
+        teacher is None,
+        f"objective {config['objective']['name']} learns from data alone; set "
+        "config.objective.teacher = ''.",
+    )
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "denoising": _denoising,
+    "autoregressive": _autoregressive,
+    "masked": _masked,
 } | dict.fromkeys(ROUTES, distillation)
 
 
@@ -256,7 +324,13 @@ _STUDENT_MAY_DIFFER = (
 
 
 def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
-    """Refuses a teacher of other sizes, or of another tokenizer."""
+    """Refuses a teacher of other sizes, of another tokenizer, or that is no flow."""
+    goal = teacher.config["objective"]["name"]
+    require(
+        goal not in ("autoregressive", "masked"),
+        f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
+        "denoising).",
+    )
     student, other = config["model"], teacher.config["model"]
     wrong = [
         f"{key}: teacher {other[key]!r}, student {student[key]!r}"

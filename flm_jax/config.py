@@ -68,8 +68,12 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_resumable(saved: dict[str, Any], config: dict[str, Any], workdir: str) -> None:
-    """Refuses to continue a run under a configuration that would change what it learns."""
-    old, new = flat(saved), flat(config)
+    """Refuses to continue a run under a configuration that would change what it learns.
+
+    A key that the saved configuration is too old to have counts as its default.
+    """
+    defaults = json.loads(json.dumps(base_config().to_dict()))
+    old, new = flat(defaults) | flat(saved), flat(config)
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

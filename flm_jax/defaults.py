@@ -12,7 +12,7 @@ def base_config() -> ConfigDict:
     config.seed = 0  # root of every random draw: initialisation, data order, noise
 
     config.model = ConfigDict()
-    config.model.name = "dit"  # dit
+    config.model.name = "dit"  # dit; causal (objective autoregressive alone)
     config.model.vocab_size = 0  # tokens; 0 = that of the data's tokenizer
     config.model.length = 64  # tokens per sequence, L
     config.model.dim = 128  # width D
@@ -42,7 +42,8 @@ def base_config() -> ConfigDict:
     config.data.prefetch = 4  # batches read ahead
 
     config.objective = ConfigDict()
-    # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint
+    # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint;
+    # baselines: autoregressive (model.name causal), masked (MDLM)
     config.objective.name = "denoising"
     config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
     config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data
@@ -56,6 +57,7 @@ def base_config() -> ConfigDict:
     config.objective.projection = "default"
     config.objective.derivative_bound = 1.0  # eulerian: largest factor of the derivative, > 0
     config.objective.ema_target = False  # routes: targets from the averaged parameters
+    config.objective.time_conditioning = False  # masked: tell the network the share of masks
 
     config.optim = ConfigDict()
     config.optim.lr = 3e-4  # peak learning rate of AdamW

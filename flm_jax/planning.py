@@ -84,7 +84,7 @@ def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    run = sampling.sampler(made.net, made.clock, steps)
+    run = sampling.sampler(config, made.net, made.clock, steps)
     args = (key, made.state.params, given)
     return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
 

@@ -3,6 +3,7 @@
 python -m flm_jax.sample --workdir=W --steps=1,2,4,64 --num_samples=8 --out=samples.jsonl
 python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
+python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
 """
 
 import json
@@ -10,13 +11,15 @@ import json
 from absl import flags
 from etils import epath
 
-from flm_jax import build, sampling
+from flm_jax import build, sampling, sampling_flags
 from flm_jax.cli import run_cli
 from flm_jax.evals.text import unigram_entropy
 from flm_jax.types import require
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
-_STEPS = flags.DEFINE_list("steps", ["1"], "Network calls, several counts separated by commas.")
+_STEPS = flags.DEFINE_list(
+    "steps", ["1"], "Network calls, several counts separated by commas; AR: unused."
+)
 _NUM = flags.DEFINE_integer("num_samples", 8, "Samples for each step count.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
 _LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained.")
@@ -46,13 +49,17 @@ def main(argv) -> None:
     require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     given = sampling.given_tokens(model, _PROMPT.value, _INFILL.value, rows, length)
     records, paths = [], []
-    for count in steps:
-        drawn = sampling.draw(model, given, steps=count, num=_NUM.value, seed=_SEED.value)
+    options = sampling_flags.options()
+    for count in sampling.step_counts(model, steps, length):
+        drawn = sampling.draw(
+            model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
+        )
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
+        entropy = unigram_entropy(drawn.tokens)
         print(
-            f"{count} network calls: {_NUM.value} samples, {per_thousand:.3f} s per 1000 tokens, "
-            f"unigram entropy {unigram_entropy(drawn.tokens):.3f} nats"
+            f"{drawn.calls:g} network calls: {_NUM.value} samples, "
+            f"{per_thousand:.3f} s per 1000 tokens, unigram entropy {entropy:.3f} nats"
         )
         for text in texts[: _SHOW.value]:
             print(f"  {text!r}")

@@ -3,19 +3,20 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.build import Model
+from flm_jax.families import PLAIN, Options, family
 from flm_jax.flows.clocks import Clock
 from flm_jax.samplers.common import Given, Samples, nothing_given
-from flm_jax.samplers.flow_map import sample
 from flm_jax.types import Network, require
 
 _GAP = re.compile(r"\{(\d+)\}")
+_Config = dict[str, Any]
 
 
 class Draw(NamedTuple):
@@ -23,14 +24,16 @@ class Draw(NamedTuple):
 
     Attributes:
       tokens: int32 [N, L].
-      steps_tokens, steps_confidence: [K, N, L], after each network call.
+      steps_tokens, steps_confidence: [K, N, L], after each step, or after the last alone.
       seconds: wall time without compilation.
+      calls: network calls made for a batch, the mean over batches.
     """
 
     tokens: np.ndarray
     steps_tokens: np.ndarray
     steps_confidence: np.ndarray
     seconds: float
+    calls: float
 
 
 def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> None:
@@ -43,6 +46,11 @@ def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> 
         1 <= length <= model.net.max_length,
         f"got length={length}; this model was trained for up to {model.net.max_length} tokens.",
     )
+
+
+def step_counts(model: Model, steps: Sequence[int], length: int) -> list[int]:
+    """The step counts to sample with: those asked for, or L where a model writes token by token."""
+    return list(steps) if family(model.config).steps_free else [length]
 
 
 def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) -> Given:
@@ -76,15 +84,22 @@ def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) 
     return Given(jnp.asarray(np.tile(row, (num, 1))), jnp.asarray(np.tile(mask, (num, 1))))
 
 
-def sampler(net: Network, clock: Clock, steps: int) -> Callable:
-    """Jitted (key, params, given) -> Samples of `steps` network calls."""
-    return jax.jit(
-        lambda key, params, given: sample(key, net, params, clock=clock, steps=steps, given=given)
-    )
+def sampler(
+    config: _Config, net: Network, clock: Clock, steps: int, options: Options = PLAIN
+) -> Callable:
+    """Jitted (key, params, given) -> Samples in `steps` steps, by the family of `config`."""
+    return jax.jit(family(config).sampler(config, net, clock, steps, options))
 
 
 def draw(
-    model: Model, given: Given, *, steps: int, num: int, seed: int, show=lambda done: None
+    model: Model,
+    given: Given,
+    *,
+    steps: int,
+    num: int,
+    seed: int,
+    options: Options = PLAIN,
+    show=lambda done: None,
 ) -> Draw:
     """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
 
@@ -93,11 +108,16 @@ def draw(
 
     Args:
       given: prescribed tokens of one batch [B, L].
+      options: how tokens are drawn, where the model's family knows it.
       show: called with the number of samples done, after each batch.
+
+    Raises:
+      UserError: options that the family does not know, or that do not fit the steps.
     """
     rows = given.tokens.shape[0]
     root = jax.random.key(seed)
-    compiled = sampler(model.net, model.clock, steps).lower(root, model.params, given).compile()
+    program = sampler(model.config, model.net, model.clock, steps, options)
+    compiled = program.lower(root, model.params, given).compile()
     parts: list[Samples] = []
     began = time.perf_counter()
     for batch in range(-(-num // rows)):
@@ -106,17 +126,23 @@ def draw(
     seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
     tokens = np.concatenate([p.tokens for p in parts])[:num]
     stacked = [np.concatenate([p[i] for p in parts], axis=1)[:, :num] for i in (1, 2)]
-    return Draw(tokens, *stacked, seconds)
+    calls = [len(p.steps_tokens) if p.calls is None else int(p.calls) for p in parts]
+    return Draw(tokens, *stacked, seconds, float(np.mean(calls)))
 
 
 def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
-    """One record per sample and network call: tokens, their text, and confidence per position."""
+    """One record per sample and step: tokens, their text, and confidence per position.
+
+    A model that writes token by token has one, after its last call.
+    """
+    kept = drawn.steps_tokens.shape[0]
+    first = 1 if kept > 1 else round(drawn.calls)
     for i in range(drawn.tokens.shape[0]):
-        for k in range(drawn.steps_tokens.shape[0]):
+        for k in range(kept):
             row = drawn.steps_tokens[k, i]
             yield {
                 "sample": i,
-                "call": k + 1,
+                "call": first + k,
                 "text": model.tokenizer.decode(row),
                 "tokens": row.tolist(),
                 "confidence": np.round(drawn.steps_confidence[k, i], 4).tolist(),

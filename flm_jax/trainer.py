@@ -13,11 +13,11 @@ from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.pipeline import eval_batches, make_iterator
 from flm_jax.data.tokenizers import load_tokenizer
-from flm_jax.evals.denoising import make_row_nll, tau_profile
+from flm_jax.evals.denoising import tau_profile
 from flm_jax.evals.text import unigram_entropy
+from flm_jax.families import PLAIN, family
 from flm_jax.flows.clocks import Clock
 from flm_jax.samplers.common import nothing_given
-from flm_jax.samplers.flow_map import sample
 from flm_jax.training import sharding
 from flm_jax.training.checkpoint import Checkpoints, read_config, write_config
 from flm_jax.training.loop import Run, train
@@ -123,29 +123,20 @@ def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
 def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, rows, mesh):
     """evaluate(params) -> (values, texts): loss by tau, samples with their statistics."""
     cfg, batch = config["eval"], config["train"]["batch"]
-    everywhere = sharding.replicated(mesh)
-    row_nll = jax.jit(make_row_nll(net, clock), out_shardings=everywhere)
+    everywhere, kind = sharding.replicated(mesh), family(config)
+    row_nll = jax.jit(kind.row_nll(config, net, clock), out_shardings=everywhere)
+    bins = cfg["tau_bins"] if kind.timed else 0
     count = 2048 if data.task else max(cfg["samples"], 1)
     whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
+    sample = kind.sampler(config, whole, clock, cfg["sample_steps"], PLAIN)
     draw = jax.jit(
-        lambda key, params: (
-            sample(
-                key,
-                whole,
-                params,
-                clock=clock,
-                steps=cfg["sample_steps"],
-                given=nothing_given(count, net.max_length),
-            ).tokens
-        ),
+        lambda key, params: sample(key, params, nothing_given(count, net.max_length)).tokens,
         out_shardings=everywhere,
     )
 
     def evaluate(params):
         held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
-        values = tau_profile(
-            row_nll, params, map(to_global, held_out), cfg["tau_bins"], jax.random.key(1)
-        )
+        values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
         tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params)))
         values["sample_entropy_nats"] = unigram_entropy(tokens)
         if data.task:

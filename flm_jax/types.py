@@ -84,7 +84,8 @@ class Network:
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
-      anchor: params -> embedding [D] of a masked position; networks of masked diffusion alone.
+      anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
+        diffusion alone.
       cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
         see x_s at the positions before l only, and no times.
       extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache);

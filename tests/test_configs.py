@@ -42,4 +42,4 @@ def test_config_builds(path):
     if "_1b_" in path.stem:
         assert 1.44e9 < count < 1.46e9
     elif family in ("lm1b", "owt"):
-        assert 138e6 < count < 180e6
+        assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less

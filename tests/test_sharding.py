@@ -86,7 +86,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    """Of a two-time DiT with an anchor, which has all that any network has."""
+    """Of a two-time DiT with anchors, which has all that any network has."""
     sizes = (11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
     cfg = DiTConfig(*sizes, anchor=True)
     params = jax.eval_shape(dit(cfg).init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""States of masked diffusion: clean tokens, and one anchor in the place of hidden ones."""
+"""States of masked diffusion: clean tokens, and anchors in the place of hidden ones."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ def masked_states(
     tokens: Int[Array, "b l"],
     masked: Bool[Array, "b l"],
     table: Float[Array, "v d"],
-    anchor: Float[Array, "d"],
+    anchor: Float[Array, "m d"],
 ) -> States:
-    """E[x_l] where visible, the anchor m where masked, float32 [B, L, D]."""
-    return jnp.where(masked[..., None], anchor[None, None], table[tokens])
+    """E[x_l] where visible, the anchor m_l where masked, float32 [B, L, D]; L <= M."""
+    return jnp.where(masked[..., None], anchor[None, : tokens.shape[1]], table[tokens])
 
 
 def random_subset(key: Key, count: Int[Array, "b"], length: int) -> Bool[Array, "b l"]:

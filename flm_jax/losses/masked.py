@@ -4,8 +4,8 @@ With the log-linear schedule alpha_t = 1 - t each token is hidden with probabili
 
     NELBO = E_{t ~ U(0, 1)}  1/t  sum_{l hidden} -log p(x_l | visible tokens).
 
-Hidden positions show an anchor of their own, not a row of the table, and the head has no column for
-it: the probability of the mask is exactly zero. Visible tokens have weight zero (carry-over).
+Hidden positions show anchors, which are no rows of the table, and the head has no column for them:
+the probability of the mask is exactly zero. Visible tokens have weight zero (carry-over).
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def masked_loss(
     """The NELBO with t low-discrepancy in [least, 1] over the global batch.
 
     Args:
-      params: parameters of a network with an anchor.
+      params: parameters of a network with anchors.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden
         like the rest and do not count.
       key: for times, masks and dropout.

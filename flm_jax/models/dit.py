@@ -47,7 +47,7 @@ class DiTConfig:
     scan_blocks: bool
     loss_tile: int = 0
     attention: str = "xla"
-    anchor: bool = False  # whether there is an embedding of masked positions besides the table
+    anchor: bool = False  # whether there are embeddings of masked positions besides the table
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
@@ -129,9 +129,10 @@ class _Trunk(nnx.Module):
         )
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
         if cfg.anchor:
-            self.anchor = nnx.Param(
-                jax.random.uniform(rngs.params(), (dim,), minval=-bound, maxval=bound)
-            )
+            # One for each position, equal at first: with rotary positions alone a state that is
+            # masked throughout looks the same from every position, and so would be its tokens.
+            anchor = jax.random.uniform(rngs.params(), (1, dim), minval=-bound, maxval=bound)
+            self.anchor = nnx.Param(jnp.tile(anchor, (cfg.max_length, 1)))
 
 
 def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:

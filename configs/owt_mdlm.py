@@ -1,0 +1,34 @@
+"""MDLM, masked diffusion, on OpenWebText, 1024 tokens; sizes and data of configs/owt_flm.py.
+
+python -m flm_jax.train --config=configs/owt_mdlm.py --workdir=runs/owt_mdlm
+
+Hardware and preparation of the data as there. Unmeasured here.
+"""
+
+from flm_jax.defaults import base_config
+
+
+def get_config(arg: str = ""):
+    """`arg` is the prepared folder, data/owt by default."""
+    config = base_config()
+    config.data.path = arg or "data/owt"
+    config.data.packing = "wrap"
+    config.data.prefetch = 16
+    config.model.length = 1024
+    config.model.dim = 768
+    config.model.depth = 12
+    config.model.heads = 12
+    config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
+    config.model.scan_blocks = True
+    config.model.loss_tile = 128
+    config.objective.name = "masked"
+    config.optim.lr = 3e-4
+    config.optim.warmup_steps = 2500
+    config.train.steps = 1_000_000
+    config.train.batch = 512
+    config.train.log_every = 100
+    config.train.checkpoint_every = 5000
+    config.eval.every = 10_000
+    config.eval.sample_steps = 128
+    return config

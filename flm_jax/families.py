@@ -1,0 +1,152 @@
+"""What the commands do with each family of models: how to sample it, how to score it.
+
+One entry a family, found by config.objective.name; objectives that are not named train flows.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flm_jax.build import masked_config
+from flm_jax.evals.denoising import make_row_nll
+from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
+from flm_jax.flows.clocks import Clock
+from flm_jax.samplers import autoregressive, flow_map, masked_diffusion
+from flm_jax.samplers.categorical import Choice
+from flm_jax.types import Network, require, unknown_name
+
+Config = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How tokens are drawn; the defaults fit every family.
+
+    Attributes:
+      temperature, top_p: of AR and masked diffusion; see `Choice`.
+      method: of masked diffusion: "ancestral" or "confidence".
+      block_length: of "confidence"; 0 for one block.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    method: str = "ancestral"
+    block_length: int = 0
+
+
+PLAIN = Options()
+
+
+class Family(NamedTuple):
+    """What is done with a model.
+
+    Attributes:
+      kind: network -> its name in tables.
+      sampler: (config, net, clock, steps, options) -> ((key, params, given) -> Samples), to be
+        jitted.
+      row_nll: (config, net, clock) -> row_nll, see `evals.denoising`.
+      draws: of row_nll a sequence for a likelihood; 0 where it is none: a flow's denoising cross
+        entropy over the clock.
+      steps_free: whether the number of steps is a choice; else it is the length.
+      timed: whether row_nll depends on tau.
+    """
+
+    kind: Callable[[Network], str]
+    sampler: Callable[..., Callable]
+    row_nll: Callable[..., Callable]
+    draws: int
+    steps_free: bool = True
+    timed: bool = True
+
+
+def _refuse(options: Options, kind: str, *names: str) -> None:
+    for name in names:
+        got, default = getattr(options, name), getattr(Options, name)
+        require(
+            got == default,
+            f"got {name}={got}, which {kind} does not know; leave it at {default}.",
+        )
+
+
+def _flow(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
+    del config
+    _refuse(options, "a flow", "temperature", "top_p", "method", "block_length")
+
+    def draw(key, params, given):
+        return flow_map.sample(key, net, params, clock=clock, steps=steps, given=given)
+
+    return draw
+
+
+def _autoregressive(
+    config: Config, net: Network, clock: Clock, steps: int, options: Options
+) -> Callable:
+    del config, clock, steps
+    _refuse(options, "an autoregressive model", "method", "block_length")
+    choice = Choice(options.temperature, options.top_p)
+
+    def draw(key, params, given):
+        return autoregressive.sample(key, net, params, given=given, choice=choice)
+
+    return draw
+
+
+def _masked(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
+    del clock
+    methods = {
+        "ancestral": masked_diffusion.sample_ancestral,
+        "confidence": masked_diffusion.sample_confident,
+    }
+    if options.method not in methods:
+        raise unknown_name("method", options.method, methods)
+    more = {}
+    if options.method == "confidence":
+        require(
+            0 <= options.block_length <= net.max_length,
+            f"got block_length={options.block_length}; expected 0 (one block) to "
+            f"{net.max_length} tokens.",
+        )
+        more["block_length"] = options.block_length
+    else:
+        _refuse(options, "method ancestral", "block_length")
+    cfg = masked_config(config)
+    given_options = {
+        "steps": steps,
+        "choice": Choice(options.temperature, options.top_p),
+        "time_conditioning": cfg.time_conditioning,
+    }
+
+    def draw(key, params, given):
+        run = methods[options.method]
+        return run(key, net, params, given=given, **given_options, **more)
+
+    return draw
+
+
+FLOW = Family(
+    kind=lambda net: "flow map" if net.two_time else "flow (Euler)",
+    sampler=_flow,
+    row_nll=lambda config, net, clock: make_row_nll(net, clock),
+    draws=0,
+)
+FAMILIES = {
+    "autoregressive": Family(
+        kind=lambda net: "autoregressive",
+        sampler=_autoregressive,
+        row_nll=lambda config, net, clock: make_autoregressive_nll(net),
+        draws=1,
+        steps_free=False,
+        timed=False,
+    ),
+    "masked": Family(
+        kind=lambda net: "masked diffusion",
+        sampler=_masked,
+        row_nll=lambda config, net, clock: make_masked_nll(net, masked_config(config)),
+        draws=16,
+    ),
+}
+
+
+def family(config: Config) -> Family:
+    """The family of a configuration."""
+    return FAMILIES.get(config["objective"]["name"], FLOW)

@@ -1,0 +1,19 @@
+"""Flags of the commands that draw samples: how tokens are drawn, where a family knows it."""
+
+from absl import flags
+
+from flm_jax.families import Options
+
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "AR, MDLM: 0 = the most probable token.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "AR, MDLM: share of the probability that is kept.")
+_METHOD = flags.DEFINE_string(
+    "method", "ancestral", "MDLM: ancestral, or confidence (low-confidence remasking)."
+)
+_BLOCK = flags.DEFINE_integer(
+    "block_length", 0, "MDLM by confidence: tokens of a block, written in turn; 0 = one block."
+)
+
+
+def options() -> Options:
+    """What the flags say."""
+    return Options(_TEMPERATURE.value, _TOP_P.value, _METHOD.value, _BLOCK.value)
