@@ -15,7 +15,7 @@ from flm_jax.cli import run_cli
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evals.denoising import tau_profile
 from flm_jax.evals.likelihood import likelihood
-from flm_jax.evals.text import unigram_entropy
+from flm_jax.evals.text import diversity_report, unigram_entropy
 from flm_jax.families import family
 from flm_jax.samplers.common import nothing_given
 from flm_jax.types import require
@@ -63,8 +63,7 @@ def _rows(workdir: str, steps: list[int]):
     )
     sampling.check_request(model, steps, _NUM.value, model.net.max_length)
     loss = _loss(model, data)
-    count = min(256, len(data.valid))
-    truth = unigram_entropy(np.stack([data.valid[i]["tokens"] for i in range(count)]))
+    held_out = np.stack([data.valid[i]["tokens"] for i in range(min(512, len(data.valid)))])
     given = nothing_given(min(_BATCH.value, _NUM.value), model.net.max_length)
     options = sampling_flags.options()
     for count in sampling.step_counts(model, steps, model.net.max_length):
@@ -76,8 +75,8 @@ def _rows(workdir: str, steps: list[int]):
             "kind": family(model.config).kind(model.net),
             "calls": drawn.calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
-            "entropy_nats": unigram_entropy(drawn.tokens),
-            "data_entropy_nats": truth,
+            **diversity_report(drawn.tokens, held_out),
+            "data_entropy_nats": unigram_entropy(held_out[:256]),
             "nll_nats_per_token": loss,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
@@ -86,17 +85,27 @@ def _rows(workdir: str, steps: list[int]):
         yield row
 
 
+def _cell(row: dict, name: str) -> str:
+    """A figure of a row, with its interval where it has one."""
+    if name not in row:
+        return ""
+    if f"{name}_low" not in row:
+        return f"{row[name]:.4g}"
+    return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
+
+
 def main(argv) -> None:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
     require(bool(_MODELS.value), "no --model; expected WORKDIR:STEPS, several times if wanted.")
     rows = []
     for text in _MODELS.value:
         rows += _rows(*_parse(text))
-    numbers = [k for k in rows[0] if k not in ("model", "kind", "calls", "samples")]
+    texts = ("model", "kind", "calls", "samples")
+    numbers = [k for k in rows[0] if k not in texts and not k.endswith(("_low", "_high"))]
     print("| model | kind | calls | " + " | ".join(n.replace("_", " ") for n in numbers) + " |")
     print("|---|---|---|" + "---|" * len(numbers))
     for row in rows:
-        cells = " | ".join(f"{row[n]:.3f}" if n in row else "" for n in numbers)
+        cells = " | ".join(_cell(row, n) for n in numbers)
         print(f"| {row['model']} | {row['kind']} | {row['calls']:g} | {cells} |")
     for row in rows:
         print(f"\n{row['model']}, {row['calls']:g} network calls:")
