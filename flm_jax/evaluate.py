@@ -101,7 +101,9 @@ def main(argv) -> None:
     for text in _MODELS.value:
         rows += _rows(*_parse(text))
     texts = ("model", "kind", "calls", "samples")
-    numbers = [k for k in rows[0] if k not in texts and not k.endswith(("_low", "_high"))]
+    # Of all rows: without a valid sample there is no perplexity, for example.
+    names = dict.fromkeys(k for row in rows for k in row if k not in texts)
+    numbers = [k for k in names if not k.endswith(("_low", "_high"))]
     print("| model | kind | calls | " + " | ".join(n.replace("_", " ") for n in numbers) + " |")
     print("|---|---|---|" + "---|" * len(numbers))
     for row in rows:
