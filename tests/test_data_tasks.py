@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from flm_jax.data.arithmetic import ArithmeticTask
 from flm_jax.data.grammar import ENGLISH, GrammarTask
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.sudoku import SudokuTask
@@ -184,6 +185,17 @@ def test_arithmetic_report_sees_collapse_to_easy_sums():
     assert report["repeated"] == 1 - 25 / 2000
 
 
+def test_arithmetic_report_counts_what_is_not_valid_in_full():
+    task = ArithmeticTask(digits=1)
+    a, b = (grid.ravel() for grid in np.meshgrid(np.arange(10), np.arange(10)))
+    right = task.write(a, b)
+    assert task.report(right)["answer_total_variation"] == pytest.approx(0, abs=1e-12)
+    report = task.report(np.concatenate([right, right[:, ::-1]]))
+    assert report["valid"] == report["format"] == 0.5
+    assert report["answer_total_variation"] == pytest.approx(0.5)
+    assert report["carry_total_variation"] == pytest.approx(0.5)
+
+
 def _units_by_sets(row):
     grid = np.asarray(row).reshape(9, 9)
     boxes = [grid[r : r + 3, c : c + 3].ravel() for r in (0, 3, 6) for c in (0, 3, 6)]
@@ -203,11 +215,21 @@ def test_sudoku_report_against_sets():
     assert report["valid"] == units.all(axis=1).mean() < 0.5
     assert report["units"] == pytest.approx(units.mean())
     assert 0.7 < report["units"] < 1
+    right = task.sample(2, seed=1)
+    for outside in (-1, 9):  # no token of the vocabulary stands for the digit it replaces
+        assert task.report(np.where(right == 0, outside, right))["units"] == 0
+        assert task.report(np.where(right == 8, outside, right))["units"] == 0
 
 
 def test_sudoku_grids_differ_in_more_than_names():
     tokens = make_task("sudoku").sample(5000, seed=0)
     assert len(np.unique(tokens, axis=0)) == 5000
+    # Pairs of digits exchanged between two rows and two columns: no symmetry changes their number.
+    lines = list(itertools.combinations(range(9), 2))
+    r, q, c, d = np.array([(*rows, *columns) for rows in lines for columns in lines]).T
+    grids = tokens[:300].reshape(300, 9, 9)
+    exchanged = (grids[:, r, c] == grids[:, q, d]) & (grids[:, r, d] == grids[:, q, c])
+    assert len(np.unique(exchanged.sum(axis=1))) > 8
     # Every digit is as likely in every cell: 5000 / 9 with a standard deviation of 22.
     counts = (tokens[:, :, None] == np.arange(9)).sum(axis=0)
     assert abs(counts - 5000 / 9).max() < 5 * 22.3
@@ -264,6 +286,12 @@ def _parse_probability(rules, symbol, words):
             if left:
                 total += p * left * _parse_probability(rules, parts[1], words[cut:])
     return total
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    """One object for several tests: it keeps the entropy of its law."""
+    return make_task("grammar")
 
 
 @pytest.fixture(scope="module")
@@ -337,16 +365,16 @@ def test_grammar_of_the_library_by_independent_parsing():
         (". the dog sleeps", False),
     ],
 )
-def test_grammar_demands_agreement_over_a_distance(text, valid):
-    task = make_task("grammar")
+def test_grammar_demands_agreement_over_a_distance(grammar, text, valid):
+    task = grammar
     ids = task.tokenizer.encode(text)
     row = np.pad(ids, (0, 16 - len(ids)))[None]
     assert task.report(row)["valid"] == float(valid)
     assert ("perplexity" in task.report(row)) == valid
 
 
-def test_grammar_perplexity_tells_collapse_from_the_law():
-    task = make_task("grammar")
+def test_grammar_perplexity_tells_collapse_from_the_law(grammar):
+    task = grammar
     tokens = task.sample(4000, seed=0)
     report = task.report(tokens)
     assert report["perplexity"] == pytest.approx(report["law_perplexity"], rel=0.03)

@@ -147,6 +147,8 @@ def test_rows_chosen_twice_never_meet_themselves():
     # Rows 0, 0, 2: two pairs (0, 2) and none of (0, 0).
     assert squared_distance(zero, np.array([0, 0, 2]), both) == pytest.approx(0.4)
     assert squared_distance(zero, np.array([1, 1, 2]), both) == pytest.approx(0.6)
+    # Rows 0, 0, 1, 2: pairs with row 0 count twice, (2 * 0.2 + 2 * 0.4 + 0.6) / 5.
+    assert squared_distance(zero, np.array([0, 0, 1, 2]), both) == pytest.approx(0.36)
     assert squared_distance(zero, np.array([1, 1, 1]), both) == pytest.approx(1.0)
 
 
