@@ -42,15 +42,20 @@ def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]
     return jnp.where(kept, logits, -jnp.inf)
 
 
+def gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Standard Gumbel noise, float32, from uniform numbers of 64 bits.
+
+    float32 noise as commonly computed, from 23 bits, ends at 15.9 and is coarse near there: a token
+    that is much less probable than another is drawn too seldom or never, and over large
+    vocabularies the entropy falls (arXiv 2409.02908). This one reaches 44, as float64 would.
+    """
+    return jax.random.gumbel(key, shape, mode="highest")
+
+
 def choose(
     key: Key, logits: Float[Array, "*b v"], choice: Choice
 ) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
-    """Draws one token from each distribution, by the Gumbel maximum.
-
-    float32 noise as commonly computed ends at 16.6: a token that is e^16.6 less probable than
-    another is never drawn, and over large vocabularies the entropy falls (arXiv 2409.02908). Here
-    the uniform numbers have 64 bits, so that the noise reaches 44, as float64 would have it; the
-    arithmetic stays float32.
+    """Draws one token from each distribution, by the maximum of logits and Gumbel noise.
 
     Returns:
       Tokens, and their probabilities under softmax(logits), without temperature and top-p.
@@ -60,7 +65,7 @@ def choose(
         scores = logits / choice.temperature
         if choice.top_p < 1.0:
             scores = keep_top(scores, choice.top_p)
-        scores = scores + jax.random.gumbel(key, logits.shape, mode="highest")
+        scores = scores + gumbel(key, logits.shape)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
