@@ -1,26 +1,23 @@
 """Compares models at equal network calls: trains what is missing, measures, writes a report.
 
-Everything lies in one folder: models/NAME (a workdir each), rows/NAME-CALLS.json, report.md,
+Everything lies in one folder: models/NAME (a workdir each), rows/NAME-STEPS.json, report.md,
 report.json and plots. What is there already is not done again.
 """
 
 import json
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from flm_jax import trainer
 from flm_jax.config import check
+from flm_jax.measure import Row, measure, table
 from flm_jax.plots import draw_comparison
 from flm_jax.training.checkpoint import latest_step
 from flm_jax.types import UserError, require, unknown_name
 
-Row = dict[str, Any]
 _KEYS = ("title", "samples", "batch_size", "seed", "models")
-_MODEL_KEYS = ("config", "calls", "teacher")
-# measure(workdir, calls, samples, batch_size, seed) -> one record of numbers and samples.
-Measure = Callable[[str, int, int, int, int], Row]
+_MODEL_KEYS = ("config", "steps", "teacher")
 
 
 class Entry(NamedTuple):
@@ -29,13 +26,13 @@ class Entry(NamedTuple):
     Attributes:
       name: its folder's name and its label in the report.
       config: a checked training configuration.
-      calls: network calls to sample it with.
+      steps: numbers of steps to sample it with.
       teacher: name of an earlier entry to distil, or "".
     """
 
     name: str
     config: dict[str, Any]
-    calls: list[int]
+    steps: list[int]
     teacher: str
 
 
@@ -43,7 +40,7 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
     """The models of a comparison, in its order.
 
     Raises:
-      UserError: unknown or missing keys, a teacher that does not stand before its student, call
+      UserError: unknown or missing keys, a teacher that does not stand before its student, step
         counts below 1, a bad training configuration.
     """
     _check_keys(config, _KEYS, "the comparison")
@@ -53,10 +50,10 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
     found: list[Entry] = []
     for name, given in config["models"].items():
         _check_keys(given, _MODEL_KEYS, f"config.models.{name}")
-        calls, teacher = list(given["calls"]), given["teacher"]
+        steps, teacher = list(given["steps"]), given["teacher"]
         require(
-            bool(calls) and all(type(c) is int and c >= 1 for c in calls),
-            f"config.models.{name}.calls is {calls}; expected numbers from 1, such as (1, 4).",
+            bool(steps) and all(type(n) is int and n >= 1 for n in steps),
+            f"config.models.{name}.steps is {steps}; expected numbers from 1, such as (1, 4).",
         )
         earlier = [entry.name for entry in found]
         if teacher and teacher not in earlier:
@@ -64,7 +61,7 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         trained = check(given["config"])
         if teacher:
             trained["objective"]["teacher"] = str(_workdir(folder, teacher))
-        found.append(Entry(name, trained, calls, teacher))
+        found.append(Entry(name, trained, steps, teacher))
     return found
 
 
@@ -80,13 +77,12 @@ def _workdir(folder: epath.Path, name: str) -> epath.Path:
     return folder / "models" / name
 
 
-def run(config: dict[str, Any], workdir: str, measure: Measure) -> int:
+def run(config: dict[str, Any], workdir: str) -> int:
     """Trains, measures and reports; continues where an earlier call was stopped.
 
     Args:
       config: of a file configs/compare_*.py, as a plain dict.
       workdir: folder of the comparison.
-      measure: samples a trained model and says how good the samples are.
 
     Returns:
       0, or the exit status of a training that was stopped.
@@ -105,59 +101,27 @@ def run(config: dict[str, Any], workdir: str, measure: Measure) -> int:
         status = trainer.run(entry.config, str(where))
         if status:
             return status
-    rows = [
-        _row(folder, entry, calls, config, measure) for entry in models for calls in entry.calls
-    ]
+    rows = [_row(folder, entry, steps, config) for entry in models for steps in entry.steps]
     _write_report(folder, config["title"], models, rows)
     print(f"wrote {folder / 'report.md'}", flush=True)
     return 0
 
 
-def _row(folder: epath.Path, entry: Entry, calls: int, config, measure: Measure) -> Row:
+def _row(folder: epath.Path, entry: Entry, steps: int, config: dict[str, Any]) -> Row:
     """One measured row, read back where it was measured before with the same settings."""
-    path = folder / "rows" / f"{entry.name}-{calls}.json"
-    settings = {key: config[key] for key in ("samples", "batch_size", "seed")}
-    settings["steps"] = entry.config["train"]["steps"]
+    path = folder / "rows" / f"{entry.name}-{steps}.json"
+    given = {key: config[key] for key in ("samples", "batch_size", "seed")}
+    settings = given | {"trained_steps": entry.config["train"]["steps"]}
     if path.exists():
         row = json.loads(path.read_text())
         if row.get("settings") == settings:
             return row
-    print(f"{entry.name}, {calls} calls: sampling", flush=True)
-    where = str(_workdir(folder, entry.name))
-    row = measure(where, calls, config["samples"], config["batch_size"], config["seed"])
+    print(f"{entry.name}, {steps} steps: sampling", flush=True)
+    (row,) = measure(str(_workdir(folder, entry.name)), [steps], **given)
     row |= {"model": entry.name, "settings": settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row) + "\n")
     return row
-
-
-def _numbers(rows: list[Row]) -> list[str]:
-    """Names of the columns: numbers of any row, those with an interval followed by it in text."""
-    names: dict[str, None] = {}
-    for row in rows:
-        names |= {k: None for k, v in row.items() if isinstance(v, (int, float))}
-    return [n for n in names if n != "calls"]
-
-
-def _cell(row: Row, name: str) -> str:
-    if name not in row:
-        return ""
-    low, high = row.get(f"{name}_interval", (None, None))
-    text = f"{row[name]:.4g}"
-    return text if low is None else f"{text} [{low:.4g}, {high:.4g}]"
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown table of the rows: every number, with its interval where it has one."""
-    names = _numbers(rows)
-    lines = [
-        "| model | calls | " + " | ".join(n.replace("_", " ") for n in names) + " |",
-        "|---|---|" + "---|" * len(names),
-    ]
-    for row in rows:
-        cells = " | ".join(_cell(row, name) for name in names)
-        lines.append(f"| {row['model']} | {row['calls']} | {cells} |")
-    return "\n".join(lines) + "\n"
 
 
 def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
@@ -187,8 +151,8 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     )
     pictures = "\n".join(f"![{name}]({name})" for name in plots)
     samples = "\n".join(
-        f"- {row['model']}, {row['calls']} calls: {row['samples'][0]!r}" for row in rows
+        f"- {row['model']}, {row['calls']:g} calls: {row['samples'][0]!r}" for row in rows
     )
-    text = f"# {title}\n\n{table(rows)}\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
+    text = f"# {title}\n\n{table(rows)}\n\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
     (folder / "report.md").write_text(f"{text}{samples}\n")
     (folder / "report.json").write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")

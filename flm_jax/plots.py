@@ -69,7 +69,7 @@ def _quality(rows: Sequence[Row]):
 
 def _errors(row: Row, name: str) -> tuple[float, float]:
     """Distances of a value to the ends of its interval; 0 without one."""
-    low, high = row.get(f"{name}_interval", (row[name], row[name]))
+    low, high = (row.get(f"{name}_{end}", row[name]) for end in ("low", "high"))
     return max(row[name] - low, 0.0), max(high - row[name], 0.0)
 
 

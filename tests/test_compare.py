@@ -8,6 +8,7 @@ import pytest
 from test_training import tiny_config
 
 from flm_jax import compare
+from flm_jax.measure import measure, share_interval
 from flm_jax.types import UserError
 
 
@@ -16,68 +17,57 @@ def comparison():
     map_ = tiny_config()
     map_.objective.name, map_.model.two_time = "semigroup", True
     models = {
-        "FLM": {"config": flow.to_dict(), "calls": (4,), "teacher": ""},
-        "FMLM": {"config": map_.to_dict(), "calls": (1, 2), "teacher": "FLM"},
+        "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
+        "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM"},
     }
     return {"title": "Two", "samples": 64, "batch_size": 32, "seed": 0, "models": models}
-
-
-class Measure:
-    """Stands for sampling; counts its calls."""
-
-    def __init__(self):
-        self.done = []
-
-    def __call__(self, workdir, calls, samples, batch_size, seed):
-        self.done.append((workdir.rsplit("/", 1)[1], calls))
-        valid = 1.0 - 0.1 / calls
-        return {
-            "calls": calls,
-            "task_valid": valid,
-            "task_valid_interval": [valid - 0.01, valid + 0.01],
-            "seconds_per_1000_tokens": 0.1 * calls,
-            "entropy_nats": 0.69,
-            "data_entropy_nats": np.log(2.0),
-            "samples": ["new york"],
-        }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    measure = Measure()
-    assert compare.run(comparison(), str(folder), measure) == 0
-    return folder, measure
+    assert compare.run(comparison(), str(folder)) == 0
+    return folder
 
 
-def test_every_model_is_measured_at_every_number_of_calls(finished):
-    folder, measure = finished
-    assert measure.done == [("FLM", 4), ("FMLM", 1), ("FMLM", 2)]
-    report = (folder / "report.md").read_text()
-    assert "| FMLM | 1 | 0.9 [0.89, 0.91] |" in report
+@pytest.fixture
+def measured(monkeypatch):
+    """(workdir's name, steps) of every measurement."""
+    done = []
+
+    def note(workdir, steps, **settings):
+        done.append((workdir.rsplit("/", 1)[1], *steps))
+        return measure(workdir, steps, **settings)
+
+    monkeypatch.setattr(compare, "measure", note)
+    return done
+
+
+def test_every_model_is_measured_at_every_number_of_steps(finished):
+    report = (finished / "report.md").read_text()
+    rows = json.loads((finished / "report.json").read_text())["rows"]
+    assert [(r["model"], r["calls"]) for r in rows] == [("FLM", 4), ("FMLM", 1), ("FMLM", 2)]
+    for row in rows:
+        assert f"| {row['model']} | {row['kind']} | {row['calls']:g} |" in report
+        assert f"{row['task_valid']:.4g}" in report
+        assert 0.0 <= row["task_valid"] <= 1.0 and len(row["samples"]) == 64
     assert "FMLM: 8 steps of 16 rows, from FLM" in report
-    rows = json.loads((folder / "report.json").read_text())["rows"]
-    assert [(r["model"], r["calls"]) for r in rows] == measure.done
     for name in ("quality.png", "loss_by_tau.png"):
         assert f"![{name}]({name})" in report
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_finished_work_is_not_repeated(finished, capsys):
-    folder, _ = finished
-    measure = Measure()
-    (folder / "rows/FMLM-2.json").unlink()
-    assert compare.run(comparison(), str(folder), measure) == 0
-    assert measure.done == [("FMLM", 2)]
+def test_finished_work_is_not_repeated(finished, measured, capsys):
+    (finished / "rows/FMLM-2.json").unlink()
+    assert compare.run(comparison(), str(finished)) == 0
+    assert measured == [("FMLM", 2)]
     said = capsys.readouterr().out
     assert "FLM: trained" in said and "training in" not in said
 
 
-def test_other_settings_are_measured_again(finished):
-    folder, _ = finished
-    measure = Measure()
-    compare.run(comparison() | {"samples": 32}, str(folder), measure)
-    assert len(measure.done) == 3
+def test_other_settings_are_measured_again(finished, measured):
+    compare.run(comparison() | {"samples": 32}, str(finished))
+    assert len(measured) == 3
 
 
 @pytest.mark.parametrize(
@@ -90,7 +80,7 @@ def test_other_settings_are_measured_again(finished):
 )
 def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        compare.run(comparison() | change, str(tmp_path), Measure())
+        compare.run(comparison() | change, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -98,13 +88,20 @@ def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     ("change", "message"),
     [
         ({"teacher": "FML"}, "unknown teacher of FMLM .a model before it. 'FML'; did you mean"),
-        ({"calls": (0,)}, "config.models.FMLM.calls is .0.; expected numbers from 1"),
-        ({"step": 1}, "unknown key of config.models.FMLM 'step'"),
+        ({"steps": (0,)}, "config.models.FMLM.steps is .0.; expected numbers from 1"),
+        ({"calls": 1}, "unknown key of config.models.FMLM 'calls'"),
     ],
 )
 def test_bad_models_are_refused_before_training(tmp_path, change, message):
     config = copy.deepcopy(comparison())
     config["models"]["FMLM"] |= change
     with pytest.raises(UserError, match=message):
-        compare.run(config, str(tmp_path), Measure())
+        compare.run(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_interval_of_a_share_holds_it_nineteen_times_in_twenty():
+    rng = np.random.default_rng(0)
+    for true in (0.5, 0.99):
+        spans = [share_interval(k / 400, 400) for k in rng.binomial(400, true, 4000)]
+        assert 0.92 < np.mean([low <= true <= high for low, high in spans]) < 0.975
