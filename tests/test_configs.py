@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 from flm_jax import build
+from flm_jax.compare import entries
 from flm_jax.config import check
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.times import Rows
 from flm_jax.training.step import Frozen
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+COMPARISONS = sorted(FOLDER.glob("compare_*.py"))
+CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS))
 VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4}
 
 
@@ -43,3 +46,24 @@ def test_config_builds(path):
         assert 1.44e9 < count < 1.46e9
     elif family in ("lm1b", "owt"):
         assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_comparison_builds(path, tmp_path):
+    """For every task it names: complete, parameters equal to 20%, equal training tokens.
+
+    The flow map's second time embedding is most of the difference.
+    """
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{path.name}" in module["__doc__"]
+    for task in module["TASKS"]:
+        models = entries(module["get_config"](task).to_dict(), tmp_path)
+        sizes, tokens = {}, {}
+        for entry in models:
+            data = build.data(entry.config)
+            config = build.resolve_vocabulary(entry.config, data.tokenizer)
+            params = build.abstract_params(build.network(config))
+            sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
+            tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
+        assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
+        assert tokens["FLM"] + tokens["FMLM"] == tokens["MDLM"] == tokens["AR"]
