@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from flm_jax import build, sampling, trainer
-from flm_jax.config import check
+from flm_jax.config import check, check_resumable
 from flm_jax.defaults import base_config
 from flm_jax.evals.likelihood import likelihood
 from flm_jax.families import Options, family
 from flm_jax.flows.readout import Readout, denoise, logits
 from flm_jax.losses.autoregressive import next_token_loss
+from flm_jax.models.attention import AttentionPlan, attention
 from flm_jax.models.causal import CausalConfig, causal
 from flm_jax.samplers import autoregressive
 from flm_jax.samplers.categorical import Choice
@@ -256,3 +257,24 @@ def test_neither_is_a_teacher(trained):
     model, _ = trained
     with pytest.raises(UserError, match="expected a flow"):
         build.check_teacher(model.config, model.tokenizer, model)
+
+
+def test_a_run_older_than_a_key_continues_with_its_default():
+    saved, config = check(tiny("masked")), check(tiny("masked"))
+    del saved["objective"]["time_conditioning"]
+    check_resumable(saved, config, "W")
+    config["objective"]["time_conditioning"] = True
+    with pytest.raises(UserError, match="time_conditioning: False -> True"):
+        check_resumable(saved, config, "W")
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_causal_splash_attention_equals_plain(softcap):
+    """In Pallas' interpreter, within 1e-5 of outputs of order 1."""
+    qkv = jax.random.normal(KEY, (3, 1, 128, 2, 8))
+    plan = AttentionPlan("splash", interpret=True)
+    plain, splash = (
+        attention(*qkv, softcap=softcap, plan=p, causal=True) for p in (AttentionPlan(), plan)
+    )
+    np.testing.assert_allclose(splash, plain, rtol=0, atol=1e-5)
+    assert jnp.abs(plain - attention(*qkv, softcap=softcap)).max() > 0.1
