@@ -244,6 +244,12 @@ def test_given_tokens_are_held_and_conditioned_on(method):
     out = masked_draw(Given(tokens, mask), 2, method)
     np.testing.assert_array_equal(out.tokens, np.tile([1, 0, 2, 2], (200, 1)))
     assert (out.steps_tokens[:, :, 3] == 2).all()
+    # Held, not only likely: also where the network would write something else there.
+    flat = dataclasses.replace(EXACT, logit_softcap=1e-3)
+    given = Given(tokens, mask)
+    out = jax.jit(lambda: method(KEY, flat, {}, steps=2, given=given, choice=PLAIN))()
+    assert (out.tokens[:, 3] == 2).all() and (out.steps_tokens[:, :, 3] == 2).all()
+    assert len(np.unique(out.tokens[:, :3])) == VOCAB
 
 
 def test_the_progress_is_told_where_it_was_trained():
