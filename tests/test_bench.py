@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flm_jax import bench, bench_worker
+from flm_jax import bench_results, bench_worker
 from flm_jax.bench_cases import SUITES, find
 from flm_jax.config import check
 from flm_jax.types import UserError
@@ -17,14 +17,14 @@ def results(seconds=2.0, peak=100.0, device="cpu", batch=4):
 
 def test_ratios_to_an_earlier_run():
     new = results(seconds=1.0, peak=50.0)
-    bench.compare(new, results())
+    bench_results.compare(new, results())
     assert new[0]["variants"]["v"]["against_baseline"] == {"speed": 2.0, "peak": 0.5}
 
 
 @pytest.mark.parametrize("other", [{"device": "H100"}, {"batch": 8}])
 def test_other_devices_and_sizes_are_not_compared(other):
     new = results()
-    bench.compare(new, results(**other))
+    bench_results.compare(new, results(**other))
     assert "against_baseline" not in new[0]["variants"]["v"]
 
 
@@ -33,15 +33,15 @@ def test_baselines_of_another_kind_are_refused(tmp_path, text):
     path = tmp_path / "old.json"
     path.write_text(text)
     with pytest.raises(UserError, match="holds no results of this benchmark"):
-        bench.read_baseline(str(path))
+        bench_results.read_baseline(str(path))
     with pytest.raises(UserError, match="does not exist"):
-        bench.read_baseline(str(tmp_path / "missing.json"))
+        bench_results.read_baseline(str(tmp_path / "missing.json"))
 
 
 def test_a_result_can_be_a_baseline(tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps(results()))
-    assert bench.read_baseline(str(path)) == results()
+    assert bench_results.read_baseline(str(path)) == results()
 
 
 def test_every_case_is_a_valid_configuration():
