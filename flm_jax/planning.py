@@ -121,9 +121,9 @@ def train_minimum(config: Config) -> int:
 
 
 def sample_minimum(config: Config, steps: int) -> int:
-    """Least operations of sampling: in each step one network call and one probabilities @ E."""
+    """Least operations of sampling a flow: network calls, and between them probabilities @ E."""
     rows = config["train"]["batch"]
-    return steps * (forward_minimum(config, rows) + _embedding_minimum(config, rows))
+    return steps * forward_minimum(config, rows) + (steps - 1) * _embedding_minimum(config, rows)
 
 
 def _embedding_minimum(config: Config, rows: int) -> int:
