@@ -32,6 +32,7 @@ _FLAGS = {
     "train.checkpoint_every": 5,
     "optim.warmup_steps": 2,
     "eval.batches": 1,
+    "eval.sample_steps": 4,
 }
 MESHES = {
     "8 data": (8, 1, 1),
