@@ -5,8 +5,7 @@ python -m flm_jax.train --config=configs/phrases_mdlm.py --workdir=runs/phrases_
 
 from flm_jax.defaults import base_config
 
-# More phrases have more borders between them in noise, which one call must draw sharply: as many
-# blocks for the FLM, so that its flow map starts from it.
+# As many blocks as the FLM of the task.
 DEPTH = {"phrases2": 2, "phrases4": 4, "phrases_shared": 4}
 
 

@@ -102,7 +102,7 @@ def data(config: Config) -> Data:
         sources = [
             PackedSource(f.split(split), f.tokenizer, length, cfg["packing"]) for f in folders
         ]
-        return [(source, float(weight)) for source, (_, weight) in zip(sources, parts)]
+        return [(source, weight) for source, (_, weight) in zip(sources, parts)]
 
     return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)
 

@@ -3,10 +3,11 @@
 import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
-from flm_jax.types import UserError
+from flm_jax.types import UserError, require
 
 USER_ERROR_EXIT = 2
 
@@ -25,7 +26,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
         return _fail(AttributeError(f"unknown config key {error.args[0]}"))
     except OSError as error:  # a missing --config of which a key is set as well
-        return _fail(OSError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}"))
+        return _fail(_unreadable(error))
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+
+
+def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
+    """The configuration that a --config flag names, as a plain dict.
+
+    Raises:
+      UserError: no --config, or one that cannot be read.
+    """
+    require(flag.value is not None, "no --config; expected a file of configs/.")
+    try:
+        return flag.value.to_dict()
+    except OSError as error:  # ml_collections keeps a missing file for the first use
+        raise _unreadable(error) from error
 
 
 def _unraisable(problem) -> None:

@@ -62,25 +62,20 @@ def _write_hlo(text: str) -> None:
 def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
     from flm_jax import build, planning, topologies
+    from flm_jax.cli import given_config
     from flm_jax.config import check
     from flm_jax.training.sharding import make_mesh
-    from flm_jax.types import UserError, require
+    from flm_jax.types import require
 
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
-    require(_CONFIG.value is not None, "no --config; expected a file of configs/.")
+    given = given_config(_CONFIG)
     require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
     for path in (_JSON.value, _HLO.value):
         folder = os.path.dirname(path) or "."
         require(
             os.path.isdir(folder), f"the folder {folder!r} of {path!r} does not exist; make it."
         )
-    try:
-        config = check(_CONFIG.value)
-    except OSError as error:  # ml_collections keeps a missing file for the first use
-        raise UserError(
-            f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    config = planning.resolve(config, _VOCAB.value, _BATCH.value)
+    config = planning.resolve(check(given), _VOCAB.value, _BATCH.value)
     topology, cfg = topologies.parse(_TOPOLOGY.value), build.mesh(config)
     mesh = make_mesh(cfg, topologies.devices(topology, cfg.slices))
     result = planning.plan(

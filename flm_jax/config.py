@@ -28,13 +28,13 @@ _FREE_MODEL = (
 )
 
 
-def check(config: ConfigDict) -> dict[str, Any]:
+def check(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """Plain nested dict of a complete configuration, as JSON would give it back.
 
     Raises:
       UserError: unknown key (with the nearest valid one), missing key, value of another type.
     """
-    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
     plain, valid = json.loads(json.dumps([plain, base_config().to_dict()]))
     _compare(plain, valid, "config")
     return plain

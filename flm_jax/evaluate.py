@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from flm_jax import compare, sampling_flags
-from flm_jax.cli import run_cli
+from flm_jax.cli import given_config, run_cli
 from flm_jax.measure import measure, table
 from flm_jax.types import require
 
@@ -47,7 +47,7 @@ def main(argv) -> int:
     )
     if _CONFIG.value is not None:
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")
-        return compare.run(_CONFIG.value.to_dict(), _WORKDIR.value)
+        return compare.run(given_config(_CONFIG), _WORKDIR.value)
     options = sampling_flags.options()
     rows = []
     for workdir, steps in [_parse(text) for text in _MODELS.value]:

@@ -12,10 +12,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from flm_jax import trainer
-from flm_jax.cli import run_cli
+from flm_jax.cli import given_config, run_cli
 from flm_jax.config import check
 from flm_jax.training import distributed
-from flm_jax.types import UserError, require
+from flm_jax.types import require
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
@@ -24,14 +24,8 @@ _POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX find
 
 def main(argv) -> int:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
-    require(_CONFIG.value is not None, "no --config; expected a file of configs/")
+    config = check(given_config(_CONFIG))
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")
-    try:
-        config = check(_CONFIG.value)
-    except OSError as error:  # ml_collections keeps a missing file for the first use
-        raise UserError(
-            f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
-        ) from error
     distributed.initialize(pod=_POD.value)
     return trainer.run(config, _WORKDIR.value)
 

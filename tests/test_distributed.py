@@ -91,7 +91,11 @@ def _train(workdir, mesh, processes=1):
                 text=True,
             )
         )
-    outputs = [p.communicate(timeout=300)[0] for p in running]
+    try:
+        outputs = [p.communicate(timeout=300)[0] for p in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [p.returncode for p in running] == [0] * processes, "\n".join(outputs)
     return outputs
 
