@@ -11,6 +11,7 @@ from etils import epath
 
 from flm_jax import trainer
 from flm_jax.config import check
+from flm_jax.families import family
 from flm_jax.measure import Row, measure, table
 from flm_jax.plots import draw_comparison
 from flm_jax.training.checkpoint import latest_step
@@ -26,7 +27,7 @@ class Entry(NamedTuple):
     Attributes:
       name: its folder's name and its label in the report.
       config: a checked training configuration.
-      steps: numbers of steps to sample it with.
+      steps: numbers of steps to sample it with; the length where a model has no choice.
       teacher: name of an earlier entry to distil, or "".
     """
 
@@ -61,6 +62,8 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         trained = check(given["config"])
         if teacher:
             trained["objective"]["teacher"] = str(_workdir(folder, teacher))
+        if not family(trained).steps_free:
+            steps = [trained["model"]["length"]]
         found.append(Entry(name, trained, steps, teacher))
     return found
 
@@ -101,27 +104,32 @@ def run(config: dict[str, Any], workdir: str) -> int:
         status = trainer.run(entry.config, str(where))
         if status:
             return status
-    rows = [_row(folder, entry, steps, config) for entry in models for steps in entry.steps]
+    rows = [row for entry in models for row in _rows(folder, entry, config)]
     _write_report(folder, config["title"], models, rows)
     print(f"wrote {folder / 'report.md'}", flush=True)
     return 0
 
 
-def _row(folder: epath.Path, entry: Entry, steps: int, config: dict[str, Any]) -> Row:
-    """One measured row, read back where it was measured before with the same settings."""
-    path = folder / "rows" / f"{entry.name}-{steps}.json"
+def _rows(folder: epath.Path, entry: Entry, config: dict[str, Any]) -> list[Row]:
+    """A row for each number of steps, read back where it was measured with the same settings.
+
+    What is missing is measured together: model, data and likelihood are read and computed once.
+    """
     given = {key: config[key] for key in ("samples", "batch_size", "seed")}
     settings = given | {"trained_steps": entry.config["train"]["steps"]}
-    if path.exists():
-        row = json.loads(path.read_text())
-        if row.get("settings") == settings:
-            return row
-    print(f"{entry.name}, {steps} steps: sampling", flush=True)
-    (row,) = measure(str(_workdir(folder, entry.name)), [steps], **given)
-    row |= {"model": entry.name, "settings": settings}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row) + "\n")
-    return row
+    paths = {steps: folder / "rows" / f"{entry.name}-{steps}.json" for steps in entry.steps}
+    found = {steps: json.loads(path.read_text()) for steps, path in paths.items() if path.exists()}
+    found = {steps: row for steps, row in found.items() if row.get("settings") == settings}
+    missing = [steps for steps in entry.steps if steps not in found]
+    if missing:
+        print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
+        workdir = str(_workdir(folder, entry.name))
+        for steps, row in zip(missing, measure(workdir, missing, **given)):
+            row |= {"model": entry.name, "settings": settings}
+            paths[steps].parent.mkdir(parents=True, exist_ok=True)
+            paths[steps].write_text(json.dumps(row) + "\n")
+            found[steps] = row
+    return [found[steps] for steps in entry.steps]
 
 
 def loss_by_tau(workdir: epath.Path) -> dict[float, float]:

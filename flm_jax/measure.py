@@ -1,6 +1,6 @@
 """Samples a trained model and says how good its samples are; tables of such rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,8 +43,8 @@ def measure(
     batch_size: int,
     seed: int,
     options: Options = PLAIN,
-) -> list[Row]:
-    """One row for each number of steps that the model can be sampled with.
+) -> Iterator[Row]:
+    """One row after another, for each number of steps that the model can be sampled with.
 
     Args:
       workdir: of a trained model; its data must be where they were.
@@ -53,11 +53,11 @@ def measure(
       batch_size: samples, and validation rows, at a time.
       seed: of the noise.
 
-    Returns:
-      Rows of numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
+    Yields:
+      Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
 
     Raises:
-      UserError: no such model, other data, impossible numbers.
+      UserError: no such model, other data, impossible numbers; before the first row.
     """
     model = build.load_model(workdir)
     data = build.data(model.config)
@@ -70,7 +70,6 @@ def measure(
     nats = loss(model, data, batch_size)
     held_out = np.stack([data.valid[i]["tokens"] for i in range(min(_HELD_OUT, len(data.valid)))])
     given = nothing_given(min(batch_size, samples), length)
-    rows = []
     for count in sampling.step_counts(model, steps, length):
         drawn = sampling.draw(model, given, steps=count, num=samples, seed=seed, options=options)
         row = {
@@ -88,8 +87,7 @@ def measure(
             row["task_valid_low"], row["task_valid_high"] = share_interval(
                 row["task_valid"], samples
             )
-        rows.append(row)
-    return rows
+        yield row
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

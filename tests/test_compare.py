@@ -66,8 +66,26 @@ def test_finished_work_is_not_repeated(finished, measured, capsys):
 
 
 def test_other_settings_are_measured_again(finished, measured):
+    """All numbers of steps of a model at once: model and data are read once."""
     compare.run(comparison() | {"samples": 32}, str(finished))
-    assert len(measured) == 3
+    assert measured == [("FLM", 4), ("FMLM", 1, 2)]
+
+
+def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
+    """A comparison that is stopped between two rows of a model measures only the second again."""
+    changed, whole = comparison() | {"seed": 1}, compare.measure
+
+    def stops(workdir, steps, **settings):
+        rows = whole(workdir, steps, **settings)
+        yield next(rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compare, "measure", stops)
+        compare.run(changed, str(finished))
+    measured.clear()
+    compare.run(changed, str(finished))
+    assert measured == [("FMLM", 2)]
 
 
 @pytest.mark.parametrize(
