@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from flm_jax.adaptation import adapter_config, make_llama
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.store import load_prepared
@@ -158,14 +159,21 @@ def _causal(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
     return causal(CausalConfig(max_length=cfg.pop("length"), **cfg), plan)
 
 
-MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal}
+MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal, "llama": make_llama}
 
 
 def network(config: Config, mesh: Mesh | None = None) -> Network:
     """The denoiser of a configuration with its vocabulary resolved; to run over `mesh`."""
     cfg = {"attention": "xla"} | config["model"]  # a workdir's may be older than the key
     _choice("config.model.attention", cfg["attention"], KINDS)
-    make = MODELS[_choice("config.model.name", cfg.pop("name"), MODELS)]
+    name = _choice("config.model.name", cfg.pop("name"), MODELS)
+    make, own, adapters = MODELS[name], cfg.pop("llama", {}), adapter_config(config)
+    if name == "llama":
+        cfg |= {"llama": own, "adapters": adapters}
+    require(
+        name == "llama" or adapters is None,
+        f"config.adapters.base is set, config.model.name is {name!r}; only 'llama' has adapters.",
+    )
     _choice("config.model.dtype", cfg["dtype"], ("float32", "bfloat16"))
     require(
         cfg["dim"] % cfg["heads"] == 0 and (cfg["dim"] // cfg["heads"]) % 2 == 0,
@@ -238,6 +246,10 @@ def _masked(config: Config, net: Network, clock: Clock, teacher: Network | None)
     _no_teacher(config, teacher)
     require(not net.two_time, "objective masked has one time; set config.model.two_time = False.")
     cfg = masked_config(config)
+    require(
+        not cfg.time_conditioning or config["model"]["name"] != "llama",
+        "a llama network is not told the time; set config.objective.time_conditioning = False.",
+    )
 
     def objective(params, frozen, batch, key, rows):
         del frozen

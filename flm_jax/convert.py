@@ -2,9 +2,12 @@
 
 python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \
     --tokenizer=hf:bert-base-uncased
+python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
+python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
 
-An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher, `train`.
+An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher or as the base of
+adapters, `train`.
 """
 
 from typing import Any
@@ -17,16 +20,28 @@ from flm_jax import build
 from flm_jax.cli import run_cli
 from flm_jax.data.tokenizers import make_tokenizer, needs_training
 from flm_jax.defaults import base_config
-from flm_jax.interop import flm
+from flm_jax.interop import flm, llama
 from flm_jax.training.checkpoint import save_ema, write_config
 from flm_jax.types import require, unknown_name
 
-_SOURCES = {"flm": flm}
+_LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada}
+_SOURCES = ("flm", *_LLAMAS)
 # Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
-_TOKENIZERS = {30522: "hf:bert-base-uncased", 50257: "hf:gpt2", 50258: "hf:gpt2"}
+_TOKENIZERS = {
+    30522: "hf:bert-base-uncased",
+    50257: "hf:gpt2",
+    50258: "hf:gpt2",
+    32000: "hf:TinyLlama/TinyLlama_v1.1",
+    126464: "hf:GSAI-ML/LLaDA-8B-Base",
+}
+_FLM_LENGTH = 128
 
 _SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.join(_SOURCES)}.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "File to import: .safetensors, or .ckpt, .pt.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "",
+    "File to import: .safetensors, or .ckpt, .pt; llada: its folder.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder to write; with --export, to read.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",
@@ -34,7 +49,11 @@ _TOKENIZER = flags.DEFINE_string(
     "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: by vocabulary size.",
 )
 _DATA = flags.DEFINE_string("data", "", "Prepared folder on which `evaluate` measures the loss.")
-_LENGTH = flags.DEFINE_integer("length", 128, "Tokens per sequence that the model was trained on.")
+_LENGTH = flags.DEFINE_integer(
+    "length",
+    0,
+    "Tokens per sequence that the model was trained on; 0 = flm: 128, else as published.",
+)
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
 _SOFTCAP = flags.DEFINE_float("logit_softcap", 30.0, "Cap of output logits; 0 = none.")
 _EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt where it has any.")
@@ -44,11 +63,23 @@ _TRUST = flags.DEFINE_bool(
 _EXPORT = flags.DEFINE_string("export", "", "Write --workdir's weights to this .safetensors file.")
 
 
-def _config(sizes: dict[str, Any]) -> dict[str, Any]:
+def _read_flm() -> tuple[Any, dict[str, Any], str]:
+    state = flm.read_checkpoint(_CHECKPOINT.value, _EMA.value, _TRUST.value)
+    params, sizes = flm.params_from_state_dict(state, _HEADS.value)
+    more = {"length": _LENGTH.value or _FLM_LENGTH, "logit_softcap": _SOFTCAP.value}
+    return params, sizes | more, "semigroup" if sizes["two_time"] else "denoising"
+
+
+def _read_llama() -> tuple[Any, dict[str, Any], str]:
+    params, model = _LLAMAS[_SOURCE.value](_CHECKPOINT.value, _HEADS.value)
+    return params, model | {"length": _LENGTH.value or model["length"]}, "masked"
+
+
+def _config(model: dict[str, Any], objective: str) -> dict[str, Any]:
     """A complete configuration of an imported network."""
     config = base_config().to_dict()
-    config["model"] |= sizes | {"length": _LENGTH.value, "logit_softcap": _SOFTCAP.value}
-    config["objective"]["name"] = "semigroup" if sizes["two_time"] else "denoising"
+    config["model"] |= model
+    config["objective"]["name"] = objective
     config["data"]["path"] = _DATA.value
     return config
 
@@ -77,24 +108,27 @@ def _import(folder: epath.Path) -> None:
         not any((folder / name).exists() for name in ("config.json", "checkpoints")),
         f"workdir {folder} holds a run already; give a new one.",
     )
-    source = _SOURCES[_SOURCE.value]
-    state = source.read_checkpoint(_CHECKPOINT.value, _EMA.value, _TRUST.value)
-    params, sizes = source.params_from_state_dict(state, _HEADS.value)
-    config = _config(sizes)
+    params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)()
+    config = _config(model, objective)
     build.network(config)
-    tokenizer = _tokenizer(sizes["vocab_size"])
+    tokenizer = _tokenizer(model["vocab_size"])
     tokenizer.save(folder / "tokenizer")
     save_ema(folder, params, 0, {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value})
     # Last, because it is what makes the folder a workdir.
     write_config(folder, config)
-    print(f"wrote {folder}: {', '.join(f'{k} {v}' for k, v in sizes.items())}")
+    print(f"wrote {folder}: {', '.join(f'{k} {v}' for k, v in model.items())}")
 
 
 def _export(folder: epath.Path, path: str) -> None:
     require(not _CHECKPOINT.value, "got both --checkpoint and --export; expected one of them.")
     require(path.endswith(".safetensors"), f"got --export={path}; expected a .safetensors file.")
     model = build.load_model(folder)
-    state = flm.state_dict_from_params(model.params, model.config["model"]["heads"])
+    given = model.config["model"]
+    if given["name"] == "llama":
+        kv_heads = given["llama"]["kv_heads"]
+        state = llama.state_dict_from_params(model.params, given["heads"], kv_heads)
+    else:
+        state = flm.state_dict_from_params(model.params, given["heads"])
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
     print(f"wrote {path}: {len(state)} tensors of step {model.step}")

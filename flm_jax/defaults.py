@@ -12,7 +12,7 @@ def base_config() -> ConfigDict:
     config.seed = 0  # root of every random draw: initialisation, data order, noise
 
     config.model = ConfigDict()
-    config.model.name = "dit"  # dit; causal (objective autoregressive alone)
+    config.model.name = "dit"  # dit; causal (objective autoregressive alone); llama
     config.model.vocab_size = 0  # tokens; 0 = that of the data's tokenizer
     config.model.length = 64  # tokens per sequence, L
     config.model.dim = 128  # width D
@@ -29,6 +29,24 @@ def base_config() -> ConfigDict:
     config.model.remat = "none"  # none, matmuls (keep matrix products), full
     config.model.scan_blocks = False  # True: one compiled block, scanned; False: unrolled
     config.model.loss_tile = 0  # positions per tile of the vocabulary losses; 0 = all at once
+
+    config.model.llama = ConfigDict()  # read by model.name llama alone
+    config.model.llama.kv_heads = 0  # heads of keys and values; 0 = as many as heads
+    config.model.llama.rope_base = 10_000.0  # base of rotary frequencies
+    config.model.llama.rope_condense = 1.0  # positions are divided by it
+    config.model.llama.mask_id = -1  # token that masks; -1 = an embedding besides the vocabulary
+    config.model.llama.param_dtype = "float32"  # of a base that is not trained, also bfloat16
+
+    # Adapters of a frozen model.name llama, see objective masked_bridge.
+    config.adapters = ConfigDict()
+    config.adapters.base = ""  # workdir of the masked diffusion model; "" = no adapters
+    config.adapters.start = ""  # workdir whose averaged adapters to start from; "" = fresh ones
+    config.adapters.rank = 256  # of LoRA on attention and MLP
+    config.adapters.alpha = 512.0  # its scale is alpha / rank
+    config.adapters.head_rank = 256  # of LoRA on the head
+    config.adapters.head_alpha = 256.0
+    config.adapters.dropout = 0.05  # rate in [0, 1), on the input of LoRA in the blocks
+    config.adapters.cond_dim = 512  # hidden width of the time embedding
 
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set mixture, or task

@@ -26,7 +26,8 @@ ALLOWED = {
     "training": SYSTEMS,
     "evals": SYSTEMS,
     "routes": SYSTEMS,
-    "build": [*SYSTEMS, "config", "defaults", "routes"],
+    "adaptation": [*SYSTEMS, "defaults"],
+    "build": [*SYSTEMS, "adaptation", "config", "defaults", "routes"],
 }
 LIBRARY = ALLOWED.keys() - {"defaults", "config", "build"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from flm_jax.models.adapters import AdapterConfig
 from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.training import sharding
 from flm_jax.training.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
 from flm_jax.types import UserError
@@ -86,21 +88,26 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    """Of a two-time DiT with anchors, which has all that any network has."""
+    """Of a two-time DiT with anchors and an adapted llama, which have all that any network has."""
     sizes = (11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
-    cfg = DiTConfig(*sizes, anchor=True)
-    params = jax.eval_shape(dit(cfg).init, jax.random.key(0))
-    tree_shardings(params, make_mesh(FSDP))
-    names = [
-        "/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    few = (11, 5, 8, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True)
+    networks = (
+        dit(DiTConfig(*sizes, anchor=True)),
+        llama(LlamaConfig(*few, adapters=AdapterConfig(2, 4.0, 2, 2.0, 0.0, 4))),
+    )
+    names = []
+    for net in networks:
+        params = jax.eval_shape(net.init, jax.random.key(0))
+        tree_shardings(params, make_mesh(FSDP))
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        names += ["/".join(k.key for k in path) for path, _ in leaves]
     for pattern, _ in sharding._RULES:
         assert any(re.search(pattern, name) for name in names), pattern
 
 
 def test_a_parameter_without_a_rule_is_refused():
-    with pytest.raises(UserError, match="'blocks/gate/kernel'.*matches no sharding rule"):
-        tree_shardings(shapes(blocks__gate__kernel=(2, 8, 8)), make_mesh(FSDP))
+    with pytest.raises(UserError, match="'blocks/gait/kernel'.*matches no sharding rule"):
+        tree_shardings(shapes(blocks__gait__kernel=(2, 8, 8)), make_mesh(FSDP))
 
 
 def test_a_parameter_with_two_rules_is_refused(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from safetensors.numpy import load_file
 
+from flm_jax.interop.tensors import check_shapes, flip, get, put, some
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.types import Params, UserError, require
 
@@ -57,22 +58,6 @@ def _table(depth: int, two_time: bool) -> Iterator[tuple[str, tuple[str, ...], i
     for i in range(depth):
         for theirs, ours in _BLOCK.items():
             yield f"blocks.{i}.{theirs}", ("blocks", *ours.split("/")), i
-
-
-def _flip(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    return array.T if path[-1] == "kernel" else array
-
-
-def _get(tree: Params, path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _put(tree: Params, path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
 
 
 def _bare(name: str) -> str:
@@ -121,7 +106,7 @@ def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
     require(
         not missing,
         f"no FLM network here: no matrix {' or '.join(missing)} among {len(state)} tensors"
-        f"{_some(sorted(state))}; expected the names of the PyTorch FLM backbone.",
+        f"{some(sorted(state))}; expected the names of the PyTorch FLM backbone.",
     )
     vocab_size, dim = state[telling[0]].shape
     blocks = {m[1] for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m}
@@ -160,33 +145,15 @@ def _expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(dit(cfg).init, jax.random.key(0))
     shapes = {}
     for theirs, path, block in _table(sizes["depth"], sizes["two_time"]):
-        shape = _get(tree, path).shape[0 if block is None else 1 :]
+        shape = get(tree, path).shape[0 if block is None else 1 :]
         shapes[theirs] = shape[::-1] if path[-1] == "kernel" else shape
     return shapes
 
 
-def _some(names: list[str], most: int = 4) -> str:
-    """A few names in brackets."""
-    tail = ", ..." if len(names) > most else ""
-    return f" ({', '.join(names[:most])}{tail})" if names else ""
-
-
 def _check(state: State, sizes: dict[str, Any]) -> None:
     """Raises one UserError that lists missing, misshapen and unexpected tensors."""
-    shapes = _expected_shapes(sizes)
-    missing = [name for name in shapes if name not in state]
-    unexpected = [name for name in state if name not in shapes and name != _ROTARY]
-    misshapen = [
-        f"{name} {state[name].shape} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in state and state[name].shape != shape
-    ]
-    kinds = {"missing": missing, "misshapen": misshapen, "unexpected": unexpected}
-    faults = [f"{len(names)} {kind}{_some(names)}" for kind, names in kinds.items() if names]
-    require(
-        not faults,
-        f"these tensors are not an FLM network of sizes {sizes}: {'; '.join(faults)}.",
-    )
+    found = {name: value.shape for name, value in state.items() if name != _ROTARY}
+    check_shapes(found, _expected_shapes(sizes), f"an FLM network of sizes {sizes}")
 
 
 def params_from_state_dict(state: State, heads: int | None = None) -> tuple[Params, dict[str, Any]]:
@@ -206,18 +173,18 @@ def params_from_state_dict(state: State, heads: int | None = None) -> tuple[Para
     """
     state, ignored = backbone_tensors(state)
     if ignored:
-        logging.info("ignored %d tensors%s", len(ignored), _some(ignored))
+        logging.info("ignored %d tensors%s", len(ignored), some(ignored))
     sizes = infer_sizes(state, heads)
     _check(state, sizes)
     params, stacks = {}, {}
     for theirs, path, block in _table(sizes["depth"], sizes["two_time"]):
-        value = np.ascontiguousarray(_flip(np.asarray(state[theirs], np.float32), path))
+        value = np.ascontiguousarray(flip(np.asarray(state[theirs], np.float32), path))
         if block is None:
-            _put(params, path, value)
+            put(params, path, value)
         else:
             stacks.setdefault(path, []).append(value)
     for path, values in stacks.items():
-        _put(params, path, np.stack(values))
+        put(params, path, np.stack(values))
     return params, sizes
 
 
@@ -237,9 +204,9 @@ def state_dict_from_params(params: Params, heads: int | None = None) -> State:
     state = {}
     for theirs, path, block in _table(depth, "target_time" in params):
         if path not in host:
-            host[path] = np.asarray(_get(params, path), np.float32)
+            host[path] = np.asarray(get(params, path), np.float32)
         value = host[path] if block is None else host[path][block]
-        state[theirs] = np.ascontiguousarray(_flip(value, path))
+        state[theirs] = np.ascontiguousarray(flip(value, path))
     if heads:
         head_dim = params["table"].shape[1] // heads
         powers = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
@@ -354,6 +321,6 @@ def averaged_weights(state: dict[str, Any], shadows: list[Any]) -> State:
     require(
         not wrong,
         f"{len(wrong)} averaged tensors have another shape than the weights they average"
-        f"{_some(wrong)}; take the last weights instead (--noema).",
+        f"{some(wrong)}; take the last weights instead (--noema).",
     )
     return buffers | {name: _numpy(value) for name, value in averaged.items()}

@@ -105,11 +105,11 @@ def check_attention(
 
 
 def rotary_angles(
-    length: int, head_dim: int, base: float = 10_000.0
+    length: int, head_dim: int, base: float = 10_000.0, condense: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin tables [L, K/2] of rotary embeddings at positions 0..L-1, float32."""
+    """cos and sin [L, K/2] of rotary embeddings at positions (0..L-1) / condense, float32."""
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
+    angles = (jnp.arange(length, dtype=jnp.float32) / condense)[:, None] * frequencies[None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

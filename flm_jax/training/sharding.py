@@ -20,7 +20,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)table$", ("vocab", "embed")),
     (r"(^|/)head/kernel$", ("embed", "vocab")),
     (r"(^|/)head/bias$", ("vocab",)),
-    (r"blocks/(qkv|mlp_in)/kernel$", ("layer", "embed", "hidden")),
+    (r"blocks/(qkv|mlp_in|q|k|v|gate|up)/kernel$", ("layer", "embed", "hidden")),
     (r"blocks/(attn_out|mlp_out)/kernel$", ("layer", "hidden", "embed")),
     (r"blocks/modulation/kernel$", ("layer", None, "embed")),
     (r"blocks/mlp_in/bias$", ("layer", "hidden")),
@@ -31,6 +31,12 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|(?<!blocks)/)modulation/bias$", (None,)),
     (r"(^|/)norm/scale$", (None,)),
     (r"(^|/)anchor$", (None,)),
+    (r"blocks/lora/(q|k|v|gate|up)/a/kernel$", ("layer", "embed", None)),
+    (r"blocks/lora/(q|k|v|gate|up)/b/kernel$", ("layer", None, "hidden")),
+    (r"blocks/lora/(attn_out|mlp_out)/a/kernel$", ("layer", "hidden", None)),
+    (r"blocks/lora/(attn_out|mlp_out)/b/kernel$", ("layer", None, "embed")),
+    (r"(^|/)lora/head/a/kernel$", ("embed", None)),
+    (r"(^|/)lora/head/b/kernel$", (None, "vocab")),
 )
 _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": None, None: None}
 

@@ -1,0 +1,312 @@
+"""Weights of SMDM's Diff-LLaMA and of LLaDA, in and out.
+
+Torch stores linear weights (out, in), ours are (in, out); their blocks are numbered, ours stacked.
+SMDM keeps queries, keys and values in one matrix, group by group: the queries of a group, its key,
+its value. Its mask is the last row of the embedding, ours an anchor besides the table. LLaDA's mask
+is a token among the others.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from flm_jax.interop.tensors import TensorFiles, check_shapes, flip, get, put, some
+from flm_jax.types import Params, UserError, require
+
+_HEAD_DIM = 128  # of all published models, where nothing tells the number of heads
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What config.json of a LLaDA folder must say where it says anything.
+_LLADA_SAYS = {
+    "activation_type": "silu",
+    "block_type": "llama",
+    "layer_norm_type": "rms",
+    "rms_norm_eps": 1e-5,
+    "rope": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "attention_layer_norm": False,
+    "weight_tying": False,
+    "scale_logits": False,
+    "input_emb_norm": False,
+}
+
+
+class Imported(NamedTuple):
+    """Weights of a network of model.name llama.
+
+    Attributes:
+      params: nested dict of arrays, bfloat16 where the files hold nothing else, else float32.
+      model: values of config.model, with those of config.model.llama under "llama".
+    """
+
+    params: Params
+    model: dict[str, Any]
+
+
+class _Part(NamedTuple):
+    """Where rows of a tensor go: `rows` None for all, `block` None outside the blocks."""
+
+    path: tuple[str, ...]
+    block: int | None = None
+    rows: np.ndarray | slice | None = None
+
+
+# Their name -> (its shape, its parts).
+_Layout = dict[str, tuple[tuple[int, ...], list[_Part]]]
+
+
+class _Sizes(NamedTuple):
+    vocab: int
+    dim: int
+    depth: int
+    heads: int
+    groups: int
+    hidden: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+def _smdm_layout(n: _Sizes) -> _Layout:
+    queries = n.heads // n.groups
+    rows = np.arange((n.heads + 2 * n.groups) * n.head_dim)
+    grouped = rows.reshape(n.groups, queries + 2, n.head_dim)
+    layout = {
+        "transformer.wte.weight": (
+            (n.vocab + 1, n.dim),
+            [
+                _Part(("table",), rows=slice(0, n.vocab)),
+                _Part(("anchor",), rows=slice(n.vocab, n.vocab + 1)),
+            ],
+        ),
+        "transformer.ln_f.weight": ((n.dim,), [_Part(("norm", "scale"))]),
+        "lm_head.weight": ((n.vocab, n.dim), [_Part(("head", "kernel"))]),
+    }
+    for i in range(n.depth):
+
+        def part(name, block=i, rows=None):
+            leaf = "scale" if name.startswith("norm") else "kernel"
+            return _Part(("blocks", name, leaf), block, rows)
+
+        fused = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
+        block = {
+            "norm_1": ((n.dim,), [part("norm1")]),
+            "attn.attn": (
+                (len(rows), n.dim),
+                [part(name, rows=index.ravel()) for name, index in fused.items()],
+            ),
+            "attn.proj": ((n.dim, n.dim), [part("attn_out")]),
+            "norm_2": ((n.dim,), [part("norm2")]),
+            "mlp.swiglu.w1": ((n.hidden, n.dim), [part("gate")]),
+            "mlp.swiglu.w2": ((n.hidden, n.dim), [part("up")]),
+            "mlp.swiglu.w3": ((n.dim, n.hidden), [part("mlp_out")]),
+        }
+        layout |= {f"transformer.h.{i}.{name}.weight": value for name, value in block.items()}
+    return layout
+
+
+def _llada_layout(n: _Sizes) -> _Layout:
+    narrow = n.groups * n.head_dim
+    layout = {
+        "model.transformer.wte.weight": ((n.vocab, n.dim), [_Part(("table",))]),
+        "model.transformer.ln_f.weight": ((n.dim,), [_Part(("norm", "scale"))]),
+        "model.transformer.ff_out.weight": ((n.vocab, n.dim), [_Part(("head", "kernel"))]),
+    }
+    block = {
+        "attn_norm": ((n.dim,), "norm1"),
+        "q_proj": ((n.dim, n.dim), "q"),
+        "k_proj": ((narrow, n.dim), "k"),
+        "v_proj": ((narrow, n.dim), "v"),
+        "attn_out": ((n.dim, n.dim), "attn_out"),
+        "ff_norm": ((n.dim,), "norm2"),
+        "ff_proj": ((n.hidden, n.dim), "gate"),
+        "up_proj": ((n.hidden, n.dim), "up"),
+        "ff_out": ((n.dim, n.hidden), "mlp_out"),
+    }
+    for i in range(n.depth):
+        for theirs, (shape, ours) in block.items():
+            leaf = "scale" if ours.startswith("norm") else "kernel"
+            name = f"model.transformer.blocks.{i}.{theirs}.weight"
+            layout[name] = (shape, [_Part(("blocks", ours, leaf), i)])
+    return layout
+
+
+def _find_sizes(
+    files: TensorFiles, what: str, names: tuple[str, str, str], block: str, heads: int | None
+) -> _Sizes:
+    """Sizes off the embedding, the gate of block 0 and its keys (for SMDM fused with the rest)."""
+    shapes = files.shapes
+    missing = [name for name in names if len(shapes.get(name, ())) != 2]
+    require(
+        not missing,
+        f"no {what} network here: no matrix {' or '.join(missing)} among {len(shapes)} tensors"
+        f"{some(sorted(shapes))}; expected the names of {what}.",
+    )
+    (vocab, dim), (hidden, _), (keys, _) = (shapes[name] for name in names)
+    found = {m[1] for m in (re.match(block, name) for name in shapes) if m}
+    heads = heads or max(dim // _HEAD_DIM, 1)
+    require(
+        dim % (2 * heads) == 0,
+        f"width {dim} does not split into {heads} heads of even size; give the number (--heads).",
+    )
+    if what == "SMDM":
+        vocab, keys = vocab - 1, (keys - dim) // 2
+    groups = keys // (dim // heads)
+    require(
+        groups > 0 and heads % groups == 0 and hidden % dim == 0,
+        f"{what} tensors with {heads} heads of {dim // heads}, {keys} rows of keys and an MLP of "
+        f"{hidden} for width {dim}: expected keys that heads share evenly and a multiple of the "
+        "width; give the number of heads (--heads).",
+    )
+    return _Sizes(vocab, dim, len(found), heads, groups, hidden)
+
+
+def _count(rows: np.ndarray | slice) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _fill(files: TensorFiles, layout: _Layout, depth: int) -> Params:
+    """Parameters, with one tensor of the files in memory besides them."""
+    half = set(files.dtypes.values()) == {"BF16"}
+    dtype, params = _BFLOAT16 if half else np.dtype(np.float32), {}
+    for shape, parts in layout.values():
+        for part in parts:
+            if part.block not in (None, 0):
+                continue
+            rows = shape if part.rows is None else (_count(part.rows), *shape[1:])
+            rows = rows[::-1] if part.path[-1] == "kernel" else rows
+            put(params, part.path, np.empty(rows if part.block is None else (depth, *rows), dtype))
+    for name, value in files.items():
+        for part in layout[name][1]:
+            rows = value if part.rows is None else value[part.rows]
+            leaf = get(params, part.path)
+            leaf[... if part.block is None else part.block] = flip(rows, part.path)
+    return params
+
+
+def _imported(files: TensorFiles, what: str, layout: _Layout, n: _Sizes, **more) -> Imported:
+    wanted = {name: shape for name, (shape, _) in layout.items()}
+    check_shapes(files.shapes, wanted, f"a {what} network of {n._asdict()}")
+    params = _fill(files, layout, n.depth)
+    model = {
+        "name": "llama",
+        "vocab_size": n.vocab,
+        "dim": n.dim,
+        "depth": n.depth,
+        "heads": n.heads,
+        "mlp_ratio": n.hidden // n.dim,
+        "attention_softcap": 0.0,
+        "logit_softcap": 0.0,
+        "llama": {
+            "kv_heads": n.groups,
+            "param_dtype": params["table"].dtype.name,
+            "rope_condense": 1.0,
+        }
+        | more.pop("llama"),
+    }
+    return Imported(params, model | more)
+
+
+def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
+    """Diff-LLaMA of SMDM (arXiv 2410.18514), from its .safetensors file.
+
+    Args:
+      path: the file.
+      heads: attention heads; by default as many as have 128 features.
+
+    Raises:
+      UserError: unreadable files; tensors missing, misshapen or unexpected.
+    """
+    files = TensorFiles(path)
+    names = (
+        "transformer.wte.weight",
+        "transformer.h.0.mlp.swiglu.w1.weight",
+        "transformer.h.0.attn.attn.weight",
+    )
+    n = _find_sizes(files, "SMDM", names, r"transformer\.h\.(\d+)\.", heads)
+    llama = {"rope_base": 10_000.0, "mask_id": -1}
+    return _imported(files, "SMDM", _smdm_layout(n), n, llama=llama, length=2048)
+
+
+def read_llada(path: str | Path, heads: int | None = None) -> Imported:
+    """LLaDA-8B (arXiv 2502.09992), from its folder of shards with their index and config.json.
+
+    Args:
+      path: the folder, or one .safetensors file beside a config.json.
+      heads: attention heads; by default as config.json says, else as many as have 128 features.
+
+    Raises:
+      UserError: unreadable files; tensors missing, misshapen or unexpected; a config.json of an
+        architecture that this is not.
+    """
+    files = TensorFiles(path)
+    says = _read_json(files.folder / "config.json")
+    wrong = [
+        f"{k} {says[k]!r} instead of {v!r}" for k, v in _LLADA_SAYS.items() if says.get(k, v) != v
+    ]
+    require(not wrong, f"{files.folder / 'config.json'} is not LLaDA's: {', '.join(wrong)}.")
+    block = "model.transformer.blocks.0."
+    names = (
+        "model.transformer.wte.weight",
+        f"{block}ff_proj.weight",
+        f"{block}k_proj.weight",
+    )
+    n = _find_sizes(
+        files,
+        "LLaDA",
+        names,
+        r"model\.transformer\.blocks\.(\d+)\.",
+        heads or says.get("n_heads"),
+    )
+    mask = says.get("mask_token_id", 126336)
+    require(
+        0 <= mask < n.vocab,
+        f"the mask is token {mask} and the embedding has {n.vocab} rows; expected a config.json "
+        "whose mask_token_id is one of them.",
+    )
+    llama = {"rope_base": float(says.get("rope_theta", 500_000.0)), "mask_id": mask}
+    length = int(says.get("max_sequence_length", 4096))
+    return _imported(files, "LLaDA", _llada_layout(n), n, llama=llama, length=length)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    require(isinstance(found, dict), f"{path} holds no keys; expected a model's config.json.")
+    return found
+
+
+def state_dict_from_params(params: Params, heads: int, kv_heads: int = 0) -> dict[str, np.ndarray]:
+    """Parameters of `models.llama` (no adapters) under SMDM's names, or LLaDA's without an anchor.
+
+    Args:
+      params: base parameters.
+      heads, kv_heads: attention heads, and those of keys and values (0 for as many).
+
+    Returns:
+      Their name -> array in torch's layout and the parameters' type, C-contiguous.
+    """
+    depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
+    n = _Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
+    layout = _smdm_layout(n) if "anchor" in params else _llada_layout(n)
+    host: dict[tuple[str, ...], np.ndarray] = {}
+    state = {}
+    for theirs, (shape, parts) in layout.items():
+        for part in parts:
+            if part.path not in host:
+                host[part.path] = np.asarray(get(params, part.path))
+            value = host[part.path]
+            value = flip(value if part.block is None else value[part.block], part.path)
+            target = state.setdefault(theirs, np.empty(shape, value.dtype))
+            target[... if part.rows is None else part.rows] = value
+    return state
