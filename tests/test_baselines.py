@@ -151,6 +151,9 @@ def refused(kind, **values):
         ("masked", {"model.two_time": True}, "set config.model.two_time = False"),
         ("masket", {}, "did you mean 'masked'"),
         ("autoregressive", {"model.name": "casual"}, "did you mean 'causal'"),
+        ("denoising", {"model.name": "llama"}, "a llama learns by objective masked"),
+        ("masked", {"model.name": "llama", "model.two_time": True}, "has one time"),
+        ("masked", {"adapters.base": "x"}, "only .llama. has adapters"),
     ],
 )
 def test_bad_configurations_are_refused(kind, values, message):
