@@ -24,10 +24,12 @@ def adapter_config(config: Config) -> AdapterConfig | None:
 def make_llama(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
     """A network of model.name llama; `cfg` holds config.model, "llama" and "adapters"."""
     more = base_config().to_dict()["model"]["llama"] | cfg.pop("llama")
+    fits = "masked" if cfg["adapters"] is None else "masked_bridge"
     require(
-        goal == "masked" or cfg["adapters"] is not None,
-        f"objective {goal} needs a network that is told the time, which a llama is by adapters "
-        "alone; set config.objective.name = 'masked', or config.adapters.base.",
+        goal == fits,
+        f"objective {goal} with {'no ' if fits == 'masked' else ''}adapters: a llama learns by "
+        "objective masked, and by masked_bridge with config.adapters.base set, whose adapters "
+        "tell it the time.",
     )
     require(not cfg["two_time"], "a llama network has one time; set config.model.two_time = False.")
     if more["param_dtype"] not in _PARAM_DTYPES:
