@@ -18,7 +18,6 @@ from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.store import load_prepared
 from flm_jax.training import agreement
-from flm_jax.training.checkpoint import Checkpoints, _folder
 from flm_jax.training.metrics import MetricsLog
 from flm_jax.types import UserError
 
@@ -116,15 +115,6 @@ def test_metrics_grow_where_files_cannot(tmp_path, monkeypatch):
     log.write(3, {"a": 2.0})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-
-
-def test_checkpoints_go_to_stores_that_orbax_writes_to(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="local folders and gs:// buckets, not to s3://"):
-        Checkpoints("s3://bucket/run")
-    assert not list(tmp_path.iterdir())
-    assert str(_folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
-    assert str(_folder("run")) == f"{tmp_path}/run/checkpoints"
 
 
 def _prepared(folder):

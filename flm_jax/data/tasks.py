@@ -63,6 +63,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "phrases4": functools.partial(_phrases, "phrases4", _PHRASES_4),
     "phrases_shared": functools.partial(_phrases, "phrases_shared", _PHRASES_SHARED),
     "arithmetic": ArithmeticTask,
+    "arithmetic1": functools.partial(ArithmeticTask, "arithmetic1", digits=1),
+    "arithmetic2": functools.partial(ArithmeticTask, "arithmetic2", digits=2),
     "arithmetic_reversed": functools.partial(ArithmeticTask, "arithmetic_reversed", reverse=True),
     "sudoku": SudokuTask,
     "grammar": GrammarTask,

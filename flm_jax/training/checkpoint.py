@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from flm_jax.training.agreement import from_first, wait_for_all, worst
+from flm_jax.training.mirror import Mirror, needed
 from flm_jax.training.step import TrainState
 from flm_jax.types import Params, UserError, require
 
@@ -43,30 +44,69 @@ class _DamagedError(Exception):
     """Files of a checkpoint are missing, cut short or garbled."""
 
 
-def _manager(workdir: epath.Path, keep: int | None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,  # what a killed process left half-written
-    )
-    return ocp.CheckpointManager(_folder(workdir), options=options)
+class _Place:
+    """Where the checkpoints of a workdir lie.
 
-
-def _folder(workdir: str | epath.Path) -> epath.Path:
-    """Where checkpoints lie, absolute.
-
-    Raises:
-      UserError: a store that orbax does not write to.
+    Attributes:
+      folder: absolute; of a mirrored workdir the one here, with what was opened or saved.
     """
-    scheme, remote, _ = str(workdir).partition("://")
-    require(
-        not remote or scheme == "gs",
-        f"workdir {workdir}: checkpoints are written to local folders and gs:// buckets, not to "
-        f"{scheme}://; data may lie there (config.data.path).",
-    )
-    # `resolve` would make a local folder of gs://...
-    folder = epath.Path(workdir)
-    return (folder if remote else folder.resolve()) / "checkpoints"
+
+    def __init__(self, workdir: str | epath.Path):
+        # `resolve` would make a local folder of gs://...
+        folder = epath.Path(workdir)
+        folder = (folder if "://" in str(workdir) else folder.resolve()) / "checkpoints"
+        self.mirror = Mirror(folder) if needed(workdir) else None
+        self.folder = self.mirror.local if self.mirror else folder
+
+    def steps(self) -> list[int]:
+        """Numbers of the complete checkpoints, newest first, as process 0 sees them."""
+        found = self.mirror.steps() if self.mirror else ocp.utils.checkpoint_steps(self.folder)
+        return from_first(sorted(found, reverse=True), _MOST_STEPS)
+
+    def open(self, step: int) -> epath.Path:
+        """The folder of one checkpoint, fetched if need be.
+
+        Raises:
+          UserError: the store does not give it.
+        """
+        if self.mirror:
+            try:
+                self.mirror.fetch(step)
+            except Exception as error:  # each kind of store has its own
+                raise UserError(
+                    f"the checkpoint of step {step} cannot be fetched ({_reason(error)}); expected "
+                    "storage that answers: mend that and run the same command again."
+                ) from error
+        return self.folder / str(step)
+
+    def set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, on process 0."""
+        path = self.folder / str(step)
+        if jax.process_index() == 0:
+            taken = {other.name for other in self.folder.iterdir()}
+            name, number = f"{path.name}{_DAMAGED}", 2
+            while name in taken:  # the step was reached, and damaged, once more
+                name, number = f"{path.name}{_DAMAGED}-{number}", number + 1
+            path.rename(path.parent / name)
+            if self.mirror:
+                self.mirror.disown(step)
+            _warn(f"it was set aside as {path.parent / name}; trying the checkpoint before it.")
+        wait_for_all(f"set aside {path.name}")
+
+    def damaged(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        if self.mirror:
+            return self.mirror.disowned()
+        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+        return sorted(name for name in names if _DAMAGED in name)
+
+    def manager(self, keep: int | None) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what a killed process left half-written
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
@@ -77,8 +117,19 @@ class Checkpoints:
     """Saves and restores the state of one run, asynchronously, keeping the newest few."""
 
     def __init__(self, workdir: str | epath.Path, keep: int | None = None):
-        self._manager = _manager(epath.Path(workdir), keep)
-        self._workdir = workdir
+        """
+        Raises:
+          UserError: several processes and a store whose checkpoints are copies; each process would
+            hold a part of every one.
+        """
+        self._place = _Place(workdir)
+        require(
+            self._place.mirror is None or jax.process_count() == 1,
+            f"workdir {workdir}: {jax.process_count()} processes write checkpoints together to a "
+            "shared folder or a gs:// bucket only; expected one of these, or one process.",
+        )
+        self._manager = self._place.manager(keep)
+        self._workdir, self._keep = workdir, keep
         self._saving: int | None = None
 
     @property
@@ -102,8 +153,13 @@ class Checkpoints:
         )
         with self._named_errors():
             self._manager.wait_until_finished()
+            mirror = self._place.mirror
+            if mirror:
+                mirror.wait()
             self._saving = step
             self._manager.save(step, args=items)
+            if mirror:
+                mirror.copy_behind(step, self._manager.wait_until_finished, self._keep)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where nothing was saved yet.
@@ -123,10 +179,9 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
         wanted = {"ema": abstract.ema_params, "train": _without_ema(abstract), "meta": None}
-        folder = _folder(self._workdir)
-        if not _steps(folder) and not _set_aside_before(folder):
+        if not self._place.steps() and not self._place.damaged():
             return None
-        found, _ = _read_newest(folder, wanted, _set_aside)
+        found, _ = _read_newest(self._place, wanted, self._place.set_aside)
         self._manager.reload()
         return TrainState(ema_params=found["ema"], **found["train"]), found["meta"]
 
@@ -137,6 +192,8 @@ class Checkpoints:
           UserError: the last save could not be written.
         """
         with self._named_errors():
+            if self._place.mirror:
+                self._place.mirror.wait()
             self._manager.close()
 
     @contextlib.contextmanager
@@ -160,32 +217,9 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text if len(text) < 240 else '... ' + text[-240:]}"
 
 
-def _steps(folder: epath.Path) -> list[int]:
-    """Numbers of the complete checkpoints, newest first, as process 0 sees them."""
-    found = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-    return from_first(found, _MOST_STEPS)
-
-
-def _set_aside_before(folder: epath.Path) -> list[str]:
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(name for name in names if _DAMAGED in name)
-
-
-def _set_aside(path: epath.Path) -> None:
-    """Renames a damaged checkpoint, on process 0."""
-    if jax.process_index() == 0:
-        taken = {other.name for other in path.parent.iterdir()}
-        name, number = f"{path.name}{_DAMAGED}", 2
-        while name in taken:  # the step was reached, and damaged, once more
-            name, number = f"{path.name}{_DAMAGED}-{number}", number + 1
-        path.rename(path.parent / name)
-        _warn(f"it was set aside as {path.parent / name}; trying the checkpoint before it.")
-    wait_for_all(f"set aside {path.name}")
-
-
-def _pass_over(path: epath.Path) -> None:
+def _pass_over(step: int) -> None:
     """Leaves a damaged checkpoint where it is: who reads a workdir does not change it."""
-    _warn(f"{path} is left as it is; trying the checkpoint before it.")
+    _warn(f"the checkpoint of step {step} is left as it is; trying the one before it.")
 
 
 def _warn(line: str) -> None:
@@ -194,18 +228,18 @@ def _warn(line: str) -> None:
 
 
 def _read_newest(
-    folder: epath.Path, wanted: dict[str, Any], on_damage: Callable[[epath.Path], None]
+    place: _Place, wanted: dict[str, Any], on_damage: Callable[[int], None]
 ) -> tuple[dict[str, Any], int]:
     """Items of the newest checkpoint that every process can read, and its step.
 
     Raises:
       UserError: there is none, or one is whole but not of this model.
     """
-    tried = _steps(folder)
+    tried, folder = place.steps(), place.folder
     for step in tried:
         path, found, problem = folder / str(step), None, None
         try:
-            found, verdict = _read(path, wanted), _Verdict.READ
+            found, verdict = _read(place.open(step), wanted), _Verdict.READ
         except _DamagedError as error:
             verdict, problem = _Verdict.DAMAGED, str(error)
         except UserError as error:
@@ -218,9 +252,9 @@ def _read_newest(
                 f"checkpoint {path} could not be read by another process; see its message."
             )
         _warn(f"checkpoint {path} is DAMAGED ({problem or 'found by another process'})")
-        on_damage(path)
+        on_damage(step)
     names = [str(step) for step in tried if (folder / str(step)).exists()]
-    names += _set_aside_before(folder)
+    names += place.damaged()
     raise UserError(
         f"none of the checkpoints in {folder} can be read, expected at least one (damaged: "
         f"{', '.join(names)}): restore one from a copy under its number, or start anew with "
@@ -295,7 +329,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def latest_step(workdir: str | epath.Path) -> int | None:
     """The newest checkpoint's step, or None; nothing is opened."""
-    return max(_steps(_folder(workdir)), default=None)
+    return max(_Place(workdir).steps(), default=None)
 
 
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
@@ -313,23 +347,27 @@ def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
     Raises:
       UserError: no checkpoint, none that can be read, or one of another model.
     """
-    folder = _folder(workdir)
+    place = _Place(workdir)
     require(
-        folder.exists(),
+        place.folder.exists(),
         f"workdir {workdir} has no checkpoints; expected the --workdir of a training run.",
     )
-    require(bool(_steps(folder)), f"workdir {workdir} has no complete checkpoint; train it first.")
-    found, step = _read_newest(folder, {"ema": abstract}, _pass_over)
+    require(bool(place.steps()), f"workdir {workdir} has no complete checkpoint; train it first.")
+    found, step = _read_newest(place, {"ema": abstract}, _pass_over)
     return found["ema"], step
 
 
 def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any]) -> None:
     """A checkpoint of averaged parameters alone, as `convert` writes."""
-    manager = _manager(epath.Path(workdir), None)
+    place = _Place(workdir)
+    manager = place.manager(None)
     items = ocp.args.Composite(ema=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
     manager.save(step, args=items)
     manager.wait_until_finished()
     manager.close()
+    if place.mirror:
+        place.mirror.copy_behind(step, lambda: None, None)
+        place.mirror.wait()
 
 
 def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
