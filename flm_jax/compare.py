@@ -4,20 +4,30 @@ Everything lies in one folder: models/NAME (a workdir each), rows/NAME-STEPS.jso
 report.json and plots. What is there already is not done again.
 """
 
+import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from flm_jax import trainer
 from flm_jax.config import check
+from flm_jax.data.prepare import PrepareConfig, prepare
+from flm_jax.data.sources import SourceConfig
+from flm_jax.evals.judge import Judge
 from flm_jax.families import family
-from flm_jax.measure import Row, measure, table
+from flm_jax.judging import load_judge
+from flm_jax.measure import Row, measure, measure_data, subject, table
 from flm_jax.plots import draw_comparison
 from flm_jax.training.checkpoint import latest_step
 from flm_jax.types import UserError, require, unknown_name
 
 _KEYS = ("title", "samples", "batch_size", "seed", "models")
+# judge: name of a model of the comparison, or a folder as of `judging.load_judge`; "" for none.
+# prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
+_OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
 
 
@@ -27,7 +37,8 @@ class Entry(NamedTuple):
     Attributes:
       name: its folder's name and its label in the report.
       config: a checked training configuration.
-      steps: numbers of steps to sample it with; the length where a model has no choice.
+      steps: numbers of steps to sample it with; the length where a model has no choice;
+        none where it is not sampled.
       teacher: name of an earlier entry to distil, or "".
     """
 
@@ -44,7 +55,7 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
       UserError: unknown or missing keys, a teacher that does not stand before its student, step
         counts below 1, a bad training configuration.
     """
-    _check_keys(config, _KEYS, "the comparison")
+    _check_keys(config, (*_KEYS, *_OPTIONAL), "the comparison")
     require(bool(config["models"]), "the comparison has no models; add some under config.models.")
     for key in ("samples", "batch_size"):
         require(config[key] >= 1, f"config.{key} is {config[key]}; expected at least 1.")
@@ -53,8 +64,9 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         _check_keys(given, _MODEL_KEYS, f"config.models.{name}")
         steps, teacher = list(given["steps"]), given["teacher"]
         require(
-            bool(steps) and all(type(n) is int and n >= 1 for n in steps),
-            f"config.models.{name}.steps is {steps}; expected numbers from 1, such as (1, 4).",
+            all(type(n) is int and n >= 1 for n in steps),
+            f"config.models.{name}.steps is {steps}; expected numbers from 1, such as (1, 4), or "
+            "none for a model that only judges or teaches.",
         )
         earlier = [entry.name for entry in found]
         if teacher and teacher not in earlier:
@@ -62,9 +74,12 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         trained = check(given["config"])
         if teacher:
             trained["objective"]["teacher"] = str(_workdir(folder, teacher))
-        if not family(trained).steps_free:
+        if config["prepare"]:
+            trained["data"]["path"] = str(_data(folder))
+        if steps and not family(trained).steps_free:
             steps = [trained["model"]["length"]]
         found.append(Entry(name, trained, steps, teacher))
+    require(any(e.steps for e in found), "no model of the comparison has steps to sample it with.")
     return found
 
 
@@ -80,6 +95,10 @@ def _workdir(folder: epath.Path, name: str) -> epath.Path:
     return folder / "models" / name
 
 
+def _data(folder: epath.Path) -> epath.Path:
+    return folder / "data"
+
+
 def run(config: dict[str, Any], workdir: str) -> int:
     """Trains, measures and reports; continues where an earlier call was stopped.
 
@@ -93,8 +112,12 @@ def run(config: dict[str, Any], workdir: str) -> int:
     Raises:
       UserError: bad configurations; before anything is trained.
     """
-    folder = epath.Path(workdir)
+    folder, config = epath.Path(workdir), _OPTIONAL | config
     models = entries(config, folder)
+    judge = _judge(config["judge"], models, folder)
+    preparation = _preparation(config["prepare"], str(_data(folder)))
+    if preparation:
+        prepare(preparation)
     for number, entry in enumerate(models, 1):
         where = _workdir(folder, entry.name)
         if latest_step(where) == entry.config["train"]["steps"]:
@@ -104,32 +127,102 @@ def run(config: dict[str, Any], workdir: str) -> int:
         status = trainer.run(entry.config, str(where))
         if status:
             return status
-    rows = [row for entry in models for row in _rows(folder, entry, config)]
+    given = {key: config[key] for key in ("samples", "batch_size", "seed")}
+    job = _Measuring(folder, given, judge, functools.cache(lambda: judge and load_judge(judge)))
+    rows = [row for entry in models if entry.steps for row in _rows(job, entry)]
+    rows.append(_data_row(job, next(entry for entry in models if entry.steps)))
     _write_report(folder, config["title"], models, rows)
     print(f"wrote {folder / 'report.md'}", flush=True)
     return 0
 
 
-def _rows(folder: epath.Path, entry: Entry, config: dict[str, Any]) -> list[Row]:
+def _preparation(given: dict[str, Any], out: str) -> PrepareConfig | None:
+    """config.prepare: keys of `SourceConfig` and of the tokenizer of `PrepareConfig`."""
+    if not given:
+        return None
+    source = [field.name for field in dataclasses.fields(SourceConfig)]
+    tokenizer = ["tokenizer", "vocab_size", "sentencepiece_model"]
+    for key in given:
+        if key not in source + tokenizer:
+            raise unknown_name("key of config.prepare", key, source + tokenizer)
+    require(
+        bool(given.get("path")) or given.get("source") == "pydoc",
+        "this comparison reads files that are not part of it; name them by --config.prepare.path=.",
+    )
+    cfg = SourceConfig(**{key: given[key] for key in source if key in given})
+    return PrepareConfig(cfg, out, **{key: given[key] for key in tokenizer if key in given})
+
+
+def _judge(name: str, models: list[Entry], folder: epath.Path) -> str:
+    """The judge's folder; "" for none."""
+    own = {entry.name: entry for entry in models}
+    if not name or name not in own:
+        require(
+            not name or (epath.Path(name) / "config.json").exists(),
+            f"config.judge is {name!r}; expected a model of the comparison "
+            f"({', '.join(own)}), a workdir or a GPT-2 folder.",
+        )
+        return name
+    goal = own[name].config["objective"]["name"]
+    require(
+        goal == "autoregressive",
+        f"config.judge {name} is a model of objective {goal}; expected an autoregressive one.",
+    )
+    return str(_workdir(folder, name))
+
+
+class _Measuring(NamedTuple):
+    """What all rows share: samples, batch_size and seed; the judge's folder, and how to open it."""
+
+    folder: epath.Path
+    given: dict[str, int]
+    judge: str
+    open_judge: Callable[[], Judge | None]
+
+    def settings(self, trained_steps: int) -> dict[str, Any]:
+        """What a row depends on; one with other settings is measured again."""
+        judge = {"judge": self.judge, "judge_steps": latest_step(self.judge)} if self.judge else {}
+        return self.given | {"trained_steps": trained_steps} | judge
+
+    def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
+        path = self.folder / "rows" / f"{name}.json"
+        row = json.loads(path.read_text()) if path.exists() else {}
+        return row if row.get("settings") == settings else None
+
+    def keep(self, name: str, row: Row) -> Row:
+        path = self.folder / "rows" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row) + "\n")
+        return row
+
+
+def _rows(job: _Measuring, entry: Entry) -> list[Row]:
     """A row for each number of steps, read back where it was measured with the same settings.
 
     What is missing is measured together: model, data and likelihood are read and computed once.
     """
-    given = {key: config[key] for key in ("samples", "batch_size", "seed")}
-    settings = given | {"trained_steps": entry.config["train"]["steps"]}
-    paths = {steps: folder / "rows" / f"{entry.name}-{steps}.json" for steps in entry.steps}
-    found = {steps: json.loads(path.read_text()) for steps, path in paths.items() if path.exists()}
-    found = {steps: row for steps, row in found.items() if row.get("settings") == settings}
-    missing = [steps for steps in entry.steps if steps not in found]
+    settings = job.settings(entry.config["train"]["steps"])
+    found = {steps: job.kept(f"{entry.name}-{steps}", settings) for steps in entry.steps}
+    missing = [steps for steps, row in found.items() if row is None]
     if missing:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
-        workdir = str(_workdir(folder, entry.name))
-        for steps, row in zip(missing, measure(workdir, missing, **given)):
+        workdir = str(_workdir(job.folder, entry.name))
+        rows = measure(workdir, missing, judge=job.open_judge(), **job.given)
+        for steps, row in zip(missing, rows):
             row |= {"model": entry.name, "settings": settings}
-            paths[steps].parent.mkdir(parents=True, exist_ok=True)
-            paths[steps].write_text(json.dumps(row) + "\n")
-            found[steps] = row
-    return [found[steps] for steps in entry.steps]
+            found[steps] = job.keep(f"{entry.name}-{steps}", row)
+    return list(found.values())
+
+
+def _data_row(job: _Measuring, entry: Entry) -> Row:
+    """The figures of held-out data, by which the others are read."""
+    settings = job.settings(0)
+    row = job.kept("data", settings)
+    if row is None:
+        what = subject(str(_workdir(job.folder, entry.name)), job.open_judge())
+        row = measure_data(what, job.given["samples"], job.given["batch_size"])
+        row = job.keep("data", row | {"settings": settings})
+    return row
 
 
 def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
@@ -146,6 +239,10 @@ def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
     return profile
 
 
+def _calls(row: Row) -> str:
+    return f", {row['calls']:g} calls" if "calls" in row else ""
+
+
 def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: list[Row]) -> None:
     profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in models}
     try:
@@ -158,9 +255,7 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
         for e in models
     )
     pictures = "\n".join(f"![{name}]({name})" for name in plots)
-    samples = "\n".join(
-        f"- {row['model']}, {row['calls']:g} calls: {row['samples'][0]!r}" for row in rows
-    )
+    samples = "\n".join(f"- {row['model']}{_calls(row)}: {row['samples'][0]!r}" for row in rows)
     text = f"# {title}\n\n{table(rows)}\n\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
     (folder / "report.md").write_text(f"{text}{samples}\n")
     (folder / "report.json").write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")

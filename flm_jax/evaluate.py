@@ -1,9 +1,10 @@
 """Compares models: a table of speed, diversity and loss, and sample texts.
 
 python -m flm_jax.evaluate --model=runs/flm:64 --model=runs/fmlm:1,2,4 --json=report.json
+python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
 python -m flm_jax.evaluate --config=configs/compare_tasks.py:phrases4 --workdir=runs/compare
 
-The second trains what is missing, measures what is missing, and writes report.md, report.json and
+The last trains what is missing, measures what is missing, and writes report.md, report.json and
 plots into the workdir; stopped, it continues when run again.
 """
 
@@ -15,12 +16,18 @@ from ml_collections import config_flags
 
 from flm_jax import compare, sampling_flags
 from flm_jax.cli import given_config, run_cli
-from flm_jax.measure import measure, table
+from flm_jax.judging import load_judge
+from flm_jax.measure import measure, measure_data, subject, table
+from flm_jax.training.checkpoint import read_config
 from flm_jax.types import require
 
 _MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
+_STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
+_JUDGE = flags.DEFINE_string(
+    "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison, configs/compare_*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the comparison that --config names.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
@@ -38,29 +45,35 @@ def _parse(text: str) -> tuple[str, list[int]]:
     return workdir, [int(c) for c in counts]
 
 
+def _models() -> list[tuple[str, list[int]]]:
+    """(workdir, numbers of steps) of every model that the flags name."""
+    models = [_parse(text) for text in _MODELS.value]
+    if _WORKDIR.value:
+        steps = _STEPS.value or [read_config(_WORKDIR.value)["eval"]["sample_steps"]]
+        models.append(_parse(f"{_WORKDIR.value}:{','.join(map(str, steps))}"))
+    return models
+
+
 def main(argv) -> int:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
-    require(
-        bool(_MODELS.value) != (_CONFIG.value is not None),
-        "expected either --model=WORKDIR:STEPS, several times if wanted, or --config=FILE with "
-        "--workdir.",
-    )
     if _CONFIG.value is not None:
+        require(not _MODELS.value, "got --config and --model; expected one of them.")
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")
         return compare.run(given_config(_CONFIG), _WORKDIR.value)
-    options = sampling_flags.options()
-    rows = []
-    for workdir, steps in [_parse(text) for text in _MODELS.value]:
-        rows += measure(
-            workdir,
-            steps,
-            samples=_NUM.value,
-            batch_size=_BATCH.value,
-            seed=_SEED.value,
-            options=options,
-        )
+    models = _models()
+    require(
+        bool(models),
+        "expected --model=WORKDIR:STEPS, several times if wanted, or --workdir=WORKDIR, or "
+        "--config=FILE with --workdir.",
+    )
+    judge = load_judge(_JUDGE.value) if _JUDGE.value else None
+    given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
+    options, rows = sampling_flags.options(), []
+    for workdir, steps in models:
+        rows += measure(workdir, steps, seed=_SEED.value, options=options, **given)
+    rows.append(measure_data(subject(models[0][0], judge), _NUM.value, _BATCH.value))
     print(table(rows))
-    for row in rows:
+    for row in rows[:-1]:
         print(f"\n{row['model']}, {row['calls']:g} network calls:")
         for sample in row["samples"][: _SHOW.value]:
             print(f"  {sample}")

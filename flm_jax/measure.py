@@ -1,7 +1,7 @@
 """Samples a trained model and says how good its samples are; tables of such rows."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,9 +9,11 @@ import numpy as np
 from flm_jax import build, sampling
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evals.denoising import tau_profile
+from flm_jax.evals.judge import Judge, judge_samples, perplexity
 from flm_jax.evals.likelihood import likelihood
 from flm_jax.evals.text import diversity_report, unigram_entropy
 from flm_jax.families import PLAIN, Options, family
+from flm_jax.judging import framing
 from flm_jax.samplers.common import nothing_given
 from flm_jax.types import require
 
@@ -35,6 +37,36 @@ def loss(model: build.Model, data: build.Data, batch_size: int) -> float:
     return tau_profile(row_nll, model.params, batches, 0, jax.random.key(1))["nll_nats_per_token"]
 
 
+class Subject(NamedTuple):
+    """What the samples of one model are compared with.
+
+    Attributes:
+      model, data: as trained.
+      reference: held-out sequences [M, L].
+      judge: scores the samples, or None.
+    """
+
+    model: build.Model
+    data: build.Data
+    reference: np.ndarray
+    judge: Judge | None
+
+
+def subject(workdir: str, judge: Judge | None = None) -> Subject:
+    """Opens a trained model with its data.
+
+    Raises:
+      UserError: no such model, or other data than it was trained on.
+    """
+    model = build.load_model(workdir)
+    data = build.data(model.config)
+    require(
+        data.tokenizer.fingerprint == model.tokenizer.fingerprint,
+        f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
+    )
+    return Subject(model, data, _held_out(data, slice(_reference_size(data))), judge)
+
+
 def measure(
     workdir: str,
     steps: Sequence[int],
@@ -43,6 +75,7 @@ def measure(
     batch_size: int,
     seed: int,
     options: Options = PLAIN,
+    judge: Judge | None = None,
 ) -> Iterator[Row]:
     """One row after another, for each number of steps that the model can be sampled with.
 
@@ -52,6 +85,7 @@ def measure(
       samples: drawn for each row.
       batch_size: samples, and validation rows, at a time.
       seed: of the noise.
+      judge: scores the samples; None for no generative perplexity.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -59,35 +93,67 @@ def measure(
     Raises:
       UserError: no such model, other data, impossible numbers; before the first row.
     """
-    model = build.load_model(workdir)
-    data = build.data(model.config)
-    require(
-        data.tokenizer.fingerprint == model.tokenizer.fingerprint,
-        f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
-    )
-    length = model.net.max_length
+    what = subject(workdir, judge)
+    model, length = what.model, what.model.net.max_length
     sampling.check_request(model, steps, samples, length)
-    nats = loss(model, data, batch_size)
-    held_out = np.stack([data.valid[i]["tokens"] for i in range(min(_HELD_OUT, len(data.valid)))])
+    nats = loss(model, what.data, batch_size)
     given = nothing_given(min(batch_size, samples), length)
     for count in sampling.step_counts(model, steps, length):
         drawn = sampling.draw(model, given, steps=count, num=samples, seed=seed, options=options)
-        row = {
+        yield {
             "model": workdir,
             "kind": family(model.config).kind(model.net),
             "calls": drawn.calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
-            **diversity_report(drawn.tokens, held_out),
-            "data_entropy_nats": unigram_entropy(held_out[:256]),
+            **figures(what, drawn.tokens, batch_size),
+            "data_entropy_nats": unigram_entropy(what.reference[:256]),
             "nll_nats_per_token": nats,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
-        if data.task:
-            row |= {f"task_{k}": v for k, v in data.task.report(drawn.tokens).items()}
-            row["task_valid_low"], row["task_valid_high"] = share_interval(
-                row["task_valid"], samples
-            )
-        yield row
+
+
+def measure_data(what: Subject, samples: int, batch_size: int) -> Row:
+    """The same figures for held-out data in the place of samples: what a perfect model would have.
+
+    As many sequences as there are, up to `samples`, none of which is in the reference.
+    """
+    left = max(len(what.data.valid) - _reference_size(what.data), 1)
+    tokens = _held_out(what.data, slice(-min(left, samples), None))
+    return {
+        "model": "data",
+        "kind": f"{len(tokens)} held-out sequences",
+        **figures(what, tokens, batch_size),
+        "data_entropy_nats": unigram_entropy(what.reference[:256]),
+        "samples": [what.model.tokenizer.decode(r) for r in tokens[:64]],
+    }
+
+
+def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
+    """Quality and diversity of sequences [N, L]; a perplexity only with the entropy beside it."""
+    row = {}
+    if what.judge:
+        own = what.model.tokenizer, framing(what.model.config)
+        judged = judge_samples(what.judge, tokens, *own, batch_size)
+        row["judge_perplexity"], low, high = perplexity(judged)
+        row |= {"judge_perplexity_low": low, "judge_perplexity_high": high}
+    row |= diversity_report(tokens, what.reference)
+    if task := what.data.task:
+        row |= {f"task_{k}": v for k, v in task.report(tokens).items()}
+        row["task_valid_low"], row["task_valid_high"] = share_interval(
+            row["task_valid"], len(tokens)
+        )
+    return row
+
+
+def _reference_size(data: build.Data) -> int:
+    """Half of the held-out sequences are left for `measure_data`, where there are few."""
+    return max(1, min(_HELD_OUT, len(data.valid) // 2))
+
+
+def _held_out(data: build.Data, places: slice) -> np.ndarray:
+    """Held-out sequences in a fixed random order: neighbours are of one document."""
+    order = np.random.default_rng(0).permutation(len(data.valid))[places]
+    return np.stack([data.valid[int(i)]["tokens"] for i in order])
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
@@ -118,5 +184,5 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         cells = " | ".join(_cell(row, n) for n in numbers)
-        lines.append(f"| {row['model']} | {row['kind']} | {row['calls']:g} | {cells} |")
+        lines.append(f"| {row['model']} | {row['kind']} | {_cell(row, 'calls')} | {cells} |")
     return "\n".join(lines)

@@ -6,12 +6,26 @@ from typing import Any
 from etils import epath
 
 Row = dict[str, Any]
-_QUALITY = ("task_valid", "kernel_distance", "entropy_nats")  # the first that all rows have
+# The first that all rows have; and whether its axis is logarithmic.
+_QUALITY = {"judge_perplexity": True, "task_valid": False, "kernel_distance": False}
+_ENTROPY_NEAR = 0.2  # nats: samples further from the data's entropy do not compare in perplexity
+_MARKERS = "osD^vPX*"
 
 
 def quality_name(rows: Sequence[Row]) -> str:
     """The measure of quality that a comparison is drawn by."""
     return next((n for n in _QUALITY if all(n in row for row in rows)), "entropy_nats")
+
+
+def _label(name: str) -> str:
+    return {
+        "judge_perplexity": "generative perplexity (by the judge)",
+        "task_valid": "share of valid samples",
+        "kernel_distance": "kernel distance to held-out data",
+        "entropy_nats": "unigram entropy, nats",
+        "calls": "network calls",
+        "seconds_per_1000_tokens": "seconds per 1000 tokens",
+    }[name]
 
 
 def draw_comparison(
@@ -39,32 +53,51 @@ def draw_comparison(
 
 
 def _quality(rows: Sequence[Row]):
+    """Three panels with one legend: quality by calls, by time, and entropy by calls."""
     from matplotlib import pyplot
 
     quality = quality_name(rows)
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5))
-    panels = (
-        ("calls", quality, "network calls", quality.replace("_", " ")),
-        ("seconds_per_1000_tokens", quality, "seconds per 1000 tokens", quality.replace("_", " ")),
-        ("calls", "entropy_nats", "network calls", "unigram entropy, nats"),
-    )
-    for axis, (x, y, x_label, y_label) in zip(axes, panels):
-        for name in dict.fromkeys(row["model"] for row in rows):
-            own = sorted((r for r in rows if r["model"] == name), key=lambda r: r["calls"])
-            errors = [_errors(row, y) for row in own]
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5))
+    drawn = [row for row in rows if "calls" in row]
+    data = next((row for row in rows if "calls" not in row), None)
+    panels = (("calls", quality), ("seconds_per_1000_tokens", quality), ("calls", "entropy_nats"))
+    for axis, (x, y) in zip(axes, panels):
+        for place, name in enumerate(dict.fromkeys(row["model"] for row in drawn)):
+            own = sorted((r for r in drawn if r["model"] == name), key=lambda r: r[x])
+            errors = list(zip(*[_errors(row, y) for row in own]))
             points = [row[x] for row in own], [row[y] for row in own]
-            axis.errorbar(*points, list(zip(*errors)), marker="o", capsize=3, label=name)
-        axis.set_xscale("log", base=2 if x == "calls" else 10)
-        if x == "calls":
-            axis.set_xticks(sorted({row["calls"] for row in rows}), minor=False)
-            axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
-        axis.grid(alpha=0.3)
-    axes[2].axhline(rows[0]["data_entropy_nats"], color="black", linestyle="--", label="data")
-    for axis in (axes[0], axes[2]):
-        axis.legend()
+            style = {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
+            axis.errorbar(*points, errors, capsize=3, label=name, linewidth=1.8, **style)
+        if data:
+            axis.axhline(data[y], color="black", linestyle="--", label="held-out data")
+        if y == "entropy_nats":
+            middle = rows[0]["data_entropy_nats"]
+            span = (middle - _ENTROPY_NEAR, middle + _ENTROPY_NEAR)
+            axis.axhspan(*span, color="black", alpha=0.08, label=f"data ± {_ENTROPY_NEAR} nats")
+        _scales(axis, x, _QUALITY.get(y, False), drawn)
+        axis.set(xlabel=_label(x), ylabel=_label(y))
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    handles, labels = axes[2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     return figure
+
+
+def _scales(axis, x: str, log_y: bool, rows: Sequence[Row]) -> None:
+    from matplotlib import ticker
+
+    axis.set_xscale("log", base=2 if x == "calls" else 10)
+    if log_y:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+    if x == "calls":
+        calls = sorted({row["calls"] for row in rows})
+        # Calls that were saved put points beside the powers of two: those alone get a number.
+        axis.set_xticks([c for c in calls if c == int(c)] or calls)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.grid(alpha=0.3)
 
 
 def _errors(row: Row, name: str) -> tuple[float, float]:
@@ -77,19 +110,20 @@ def _profiles(profiles: dict[str, dict[float, float]]):
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4.5))
-    for name, profile in profiles.items():
-        axis.plot(list(profile), list(profile.values()), marker="o", label=name)
+    for place, (name, profile) in enumerate(profiles.items()):
+        style = {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
+        axis.plot(list(profile), list(profile.values()), label=name, **style)
     axis.set_xlabel("tau (0 noise, 1 data)")
     axis.set_ylabel("denoising loss, nats/token")
     axis.grid(alpha=0.3)
     axis.legend()
+    figure.tight_layout()
     return figure
 
 
 def _save(figure, path: epath.Path) -> None:
     from matplotlib import pyplot
 
-    figure.tight_layout()
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)

@@ -104,12 +104,16 @@ def test_evaluate_prints_a_table_and_writes_a_report(runs, tmp_path):
         f"--model={runs}/flm:4",
         f"--model={runs}/fmlm:1,2",
         "--num_samples=4",
+        "--judge=tests/goldens/gpt2",
         f"--json={report}",
     )
     rows = json.loads(report.read_text())
+    *rows, data = rows
     assert [r["calls"] for r in rows] == [4, 1, 2]
     assert all(r["entropy_nats"] > 0 and r["nll_nats_per_token"] > 0 for r in rows)
+    assert data["model"] == "data" and data["entropy_nats"] > 0
     assert output.count("| flow map |") == 2
+    assert all(1.0 < r["judge_perplexity_low"] <= r["judge_perplexity"] for r in [*rows, data])
 
 
 def test_weights_leave_and_come_back(runs, tmp_path):

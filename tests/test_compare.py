@@ -16,11 +16,15 @@ def comparison():
     flow = tiny_config()
     map_ = tiny_config()
     map_.objective.name, map_.model.two_time = "semigroup", True
+    ar = tiny_config()
+    ar.objective.name, ar.model.name = "autoregressive", "causal"
     models = {
         "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
         "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM"},
+        "AR": {"config": ar.to_dict(), "steps": (), "teacher": ""},
     }
-    return {"title": "Two", "samples": 64, "batch_size": 32, "seed": 0, "models": models}
+    settings = {"samples": 64, "batch_size": 32, "seed": 0, "judge": "AR"}
+    return {"title": "Two", "models": models} | settings
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,14 @@ def measured(monkeypatch):
 def test_every_model_is_measured_at_every_number_of_steps(finished):
     report = (finished / "report.md").read_text()
     rows = json.loads((finished / "report.json").read_text())["rows"]
+    *rows, data = rows
     assert [(r["model"], r["calls"]) for r in rows] == [("FLM", 4), ("FMLM", 1), ("FMLM", 2)]
+    assert data["model"] == "data" and data["task_valid"] == 1.0
+    for row in [*rows, data]:
+        found = [row[f"judge_perplexity{end}"] for end in ("_low", "", "_high")]
+        assert 1.0 < found[0] <= found[1] <= found[2]
+        perplexity = f"{found[1]:.4g} [{found[0]:.4g}, {found[2]:.4g}]"
+        assert f"{perplexity} | {row['entropy_nats']:.4g} [" in report  # the entropy beside it
     for row in rows:
         assert f"| {row['model']} | {row['kind']} | {row['calls']:g} |" in report
         assert f"{row['task_valid']:.4g}" in report
@@ -94,6 +105,10 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
         ({"sampels": 1}, "did you mean 'samples'"),
         ({"models": {}}, "has no models"),
         ({"samples": 0}, "config.samples is 0"),
+        ({"judge": "FLM"}, "config.judge FLM is a model of objective denoising"),
+        ({"judge": "runs/none"}, "config.judge is 'runs/none'; expected a model of the comp"),
+        ({"prepare": {"sorce": "text"}}, "unknown key of config.prepare 'sorce'; did you mean 'so"),
+        ({"prepare": {"source": "text"}}, "name them by --config.prepare.path="),
     ],
 )
 def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):

@@ -93,10 +93,10 @@ def diversity_report(tokens: np.ndarray, reference: np.ndarray, seed: int = 0) -
     if min(len(tokens), len(reference)) >= 2:
         few = tokens[:_ROWS], reference[:_ROWS]
         found["kernel_distance"] = kernel_distance(*few, seed=seed)
-    report = {"distinct_2": distinct_n(tokens, n)}
+    report = {}
     for key, (value, low, high) in found.items():
         report |= {key: value, f"{key}_low": low, f"{key}_high": high}
-    return report
+    return report | {"distinct_2": distinct_n(tokens, n)}
 
 
 def _row_entropy(row: np.ndarray) -> float:
