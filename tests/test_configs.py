@@ -56,14 +56,21 @@ def test_comparison_builds(path, tmp_path):
     """
     module = runpy.run_path(str(path))
     assert f"--config=configs/{path.name}" in module["__doc__"]
-    for task in module["TASKS"]:
-        models = entries(module["get_config"](task).to_dict(), tmp_path)
+    for task in module.get("TASKS") or module["CORPORA"]:
+        given = module["get_config"](task).to_dict()
         sizes, tokens = {}, {}
-        for entry in models:
-            data = build.data(entry.config)
-            config = build.resolve_vocabulary(entry.config, data.tokenizer)
-            params = build.abstract_params(build.network(config))
-            sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
-            tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
+        for entry in entries(given | {"judge": "", "prepare": {}}, tmp_path):
+            if entry.steps:
+                config = _with_vocabulary(entry.config, given)
+                params = build.abstract_params(build.network(config))
+                sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
+                tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
         assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
         assert tokens["FLM"] + tokens["FMLM"] == tokens["MDLM"] == tokens["AR"]
+
+
+def _with_vocabulary(config, comparison):
+    """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
+    if size := comparison.get("prepare", {}).get("vocab_size"):
+        return config | {"model": config["model"] | {"vocab_size": size}}
+    return build.resolve_vocabulary(config, build.data(config).tokenizer)
