@@ -24,7 +24,7 @@ from flm_jax.losses.masked import MaskedConfig, masked_loss
 from flm_jax.models.attention import KINDS, AttentionPlan, available
 from flm_jax.models.causal import CausalConfig, causal
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.routes import ROUTES, distillation
+from flm_jax.routes import ROUTES, context_config, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
@@ -137,16 +137,24 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return config | {"model": config["model"] | {"vocab_size": got or need}}
 
 
-def _dit(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
+# What a workdir may be too old to have.
+_NEW_MODEL_KEYS = {"attention": "xla", "position_table": False}
+_NEW_KEYS = {"context": 0.0, "prompt": 0, "weighting": "equal"}
+
+
+def _dit(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
     require(
-        goal != "autoregressive",
+        aim["name"] != "autoregressive",
         "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
     )
-    anchor = goal == "masked"
-    return dit(DiTConfig(max_length=cfg.pop("length"), anchor=anchor, **cfg), plan)
+    weighting = _choice("config.objective.weighting", aim["weighting"], ("equal", "learned"))
+    more = {"anchor": aim["name"] == "masked", "weighting": weighting == "learned"}
+    net = dit(DiTConfig(max_length=cfg.pop("length"), **more, **cfg), plan)
+    return dataclasses.replace(net, any_order=aim["context"] > 0.0 or aim["prompt"] > 0)
 
 
-def _causal(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
+def _causal(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
+    goal = aim["name"]
     require(
         goal == "autoregressive",
         f"objective {goal} needs a network that sees all positions; set config.model.name = "
@@ -155,7 +163,11 @@ def _causal(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
     require(
         not cfg["two_time"], "a causal network has no times; set config.model.two_time = False."
     )
-    del cfg["two_time"], cfg["cond_dim"]
+    require(
+        not cfg["position_table"],
+        "a causal network has rotary positions alone; set config.model.position_table = False.",
+    )
+    del cfg["two_time"], cfg["cond_dim"], cfg["position_table"]
     return causal(CausalConfig(max_length=cfg.pop("length"), **cfg), plan)
 
 
@@ -164,7 +176,7 @@ MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal, "ll
 
 def network(config: Config, mesh: Mesh | None = None) -> Network:
     """The denoiser of a configuration with its vocabulary resolved; to run over `mesh`."""
-    cfg = {"attention": "xla"} | config["model"]  # a workdir's may be older than the key
+    cfg = _NEW_MODEL_KEYS | config["model"]
     _choice("config.model.attention", cfg["attention"], KINDS)
     name = _choice("config.model.name", cfg.pop("name"), MODELS)
     make, own, adapters = MODELS[name], cfg.pop("llama", {}), adapter_config(config)
@@ -185,7 +197,7 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
         0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
     )
     plan = attention_plan(cfg["attention"], mesh)
-    net = make(cfg, plan, config["objective"]["name"])
+    net = make(cfg, plan, _NEW_KEYS | config["objective"])
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
@@ -215,7 +227,7 @@ def mesh(config: Config) -> MeshConfig:
 
 def _denoising(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
     del teacher
-    cfg = DenoisingConfig(noise=config["objective"]["noise"])
+    cfg = DenoisingConfig(noise=config["objective"]["noise"], context=context_config(config))
 
     def objective(params, frozen, batch, key, rows):
         del frozen
@@ -271,6 +283,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "autoregressive": _autoregressive,
     "masked": _masked,
 } | dict.fromkeys(ROUTES, distillation)
+NO_FLOWS = ("autoregressive", "masked")
 
 
 def objective(
@@ -280,6 +293,12 @@ def objective(
     given = config["objective"]
     _choice("config.objective.noise", given["noise"], NOISE_KINDS)
     make = OBJECTIVES[_choice("config.objective.name", given["name"], OBJECTIVES)]
+    for key, off in _NEW_KEYS.items():
+        require(
+            given[key] == off or given["name"] not in NO_FLOWS,
+            f"config.objective.{key} is {given[key]!r}, and objective {given['name']} trains no "
+            f"flow; set it to {off!r}.",
+        )
     return make(config, net, clock, teacher)
 
 
@@ -339,11 +358,17 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     """Refuses a teacher of other sizes, of another tokenizer, or that is no flow."""
     goal = teacher.config["objective"]["name"]
     require(
-        goal not in ("autoregressive", "masked"),
+        goal not in NO_FLOWS,
         f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
         "denoising).",
     )
-    student, other = config["model"], teacher.config["model"]
+    aim = config["objective"]
+    require(
+        teacher.net.any_order or not (aim["context"] or aim["prompt"]),
+        "config.objective.context and prompt need a teacher that was trained with clean context; "
+        "got one without: train it with config.objective.context > 0, or set both to 0.",
+    )
+    student, other = config["model"], _NEW_MODEL_KEYS | teacher.config["model"]
     wrong = [
         f"{key}: teacher {other[key]!r}, student {student[key]!r}"
         for key in student
@@ -363,5 +388,9 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
 
 
 def student_params(fresh: Params, teacher: Params) -> Params:
-    """The teacher's parameters, with what it lacks (the second time embedding) fresh."""
-    return {k: jax.tree.map(jnp.copy, teacher.get(k, v)) for k, v in fresh.items()}
+    """The teacher's parameters, with what it lacks (the second time embedding) fresh.
+
+    So are the weights of the loss, which is another one.
+    """
+    taken = {k: v for k, v in teacher.items() if k != "weighting"}
+    return {k: jax.tree.map(jnp.copy, taken.get(k, v)) for k, v in fresh.items()}

@@ -20,6 +20,9 @@ def base_config() -> ConfigDict:
     config.model.heads = 4  # attention heads; dim / heads must be even
     config.model.cond_dim = 128  # width of the time embedding
     config.model.mlp_ratio = 4  # hidden width of the MLP / dim
+    # dit: a learned vector for each position is added to the state, beside rotary positions; for
+    # data that lie on a grid.
+    config.model.position_table = False
     config.model.dropout = 0.0  # rate in [0, 1), on both branches of a block
     config.model.two_time = False  # True for flow maps: a second time embedding
     config.model.attention_softcap = 50.0  # cap of attention scores; 0 = none
@@ -75,6 +78,12 @@ def base_config() -> ConfigDict:
     config.objective.projection = "default"
     config.objective.derivative_bound = 1.0  # eulerian: largest factor of the derivative, > 0
     config.objective.ema_target = False  # routes: targets from the averaged parameters
+    # denoising and routes: share of rows in which a random subset of positions is held clean, the
+    # flow then being any-order; and first positions of each sequence that are always clean.
+    config.objective.context = 0.0
+    config.objective.prompt = 0
+    # denoising and routes: weights of the times in the loss, equal or learned.
+    config.objective.weighting = "equal"
     config.objective.time_conditioning = False  # masked: tell the network the share of masks
 
     config.optim = ConfigDict()

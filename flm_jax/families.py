@@ -11,7 +11,7 @@ from flm_jax.build import masked_config
 from flm_jax.evals.denoising import make_row_nll
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
-from flm_jax.samplers import autoregressive, flow_map, masked_diffusion
+from flm_jax.samplers import autoregressive, flow_map, masked_diffusion, refinement
 from flm_jax.samplers.categorical import Choice
 from flm_jax.types import Network, require, unknown_name
 
@@ -26,12 +26,17 @@ class Options:
       temperature, top_p: of AR and masked diffusion; see `Choice`.
       method: of masked diffusion: "ancestral" or "confidence".
       block_length: of "confidence"; 0 for one block.
+      refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
+        for none.
+      refine_threshold: of refinement: probability above which predictions are kept at once.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     method: str = "ancestral"
     block_length: int = 0
+    refine: str = ""
+    refine_threshold: float = 1.0
 
 
 PLAIN = Options()
@@ -69,11 +74,34 @@ def _refuse(options: Options, kind: str, *names: str) -> None:
 
 
 def _flow(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
-    del config
     _refuse(options, "a flow", "temperature", "top_p", "method", "block_length")
+    if options.refine:
+        return _refined(config, net, steps, options)
+    _refuse(options, "a flow without refinement", "refine_threshold")
 
     def draw(key, params, given):
         return flow_map.sample(key, net, params, clock=clock, steps=steps, given=given)
+
+    return draw
+
+
+def _refined(config: Config, net: Network, steps: int, options: Options) -> Callable:
+    if options.refine not in refinement.BUDGETS:
+        raise unknown_name("refine", options.refine, refinement.BUDGETS)
+    require(
+        net.two_time and {"context": 0.0, **config["objective"]}["context"] > 0.0,
+        f"got refine={options.refine}, which needs a flow map trained with random clean context; "
+        "train it with config.model.two_time = True and config.objective.context > 0.",
+    )
+    threshold = options.refine_threshold
+    require(
+        0.0 <= threshold <= 1.0,
+        f"got refine_threshold={threshold}; expected a probability, 1 for none.",
+    )
+    given_options = {"steps": steps, "budget": options.refine, "threshold": threshold}
+
+    def draw(key, params, given):
+        return refinement.sample_refined(key, net, params, given=given, **given_options)
 
     return draw
 
@@ -82,7 +110,7 @@ def _autoregressive(
     config: Config, net: Network, clock: Clock, steps: int, options: Options
 ) -> Callable:
     del config, clock, steps
-    _refuse(options, "an autoregressive model", "method", "block_length")
+    _refuse(options, "an autoregressive model", "method", "block_length", "refine")
     choice = Choice(options.temperature, options.top_p)
 
     def draw(key, params, given):
@@ -93,6 +121,7 @@ def _autoregressive(
 
 def _masked(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
     del clock
+    _refuse(options, "masked diffusion", "refine", "refine_threshold")
     methods = {
         "ancestral": masked_diffusion.sample_ancestral,
         "confidence": masked_diffusion.sample_confident,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.losses.context import ContextConfig
 from flm_jax.losses.distillation import DistillationConfig, Route, distillation_loss, row_groups
 from flm_jax.losses.endpoint import endpoint_loss_at
 from flm_jax.losses.eulerian import eulerian_loss_at
@@ -37,6 +38,21 @@ def _choice(kind: str, got: str, valid: Iterable[str]) -> str:
     if got not in valid:
         raise unknown_name(kind, got, valid)
     return got
+
+
+def context_config(config: Config) -> ContextConfig:
+    """Checked objective.context and objective.prompt."""
+    given, length = config["objective"], config["model"]["length"]
+    share, prompt = given["context"], given["prompt"]
+    require(
+        0.0 <= share <= 1.0, f"config.objective.context is {share}; expected a share in [0, 1]."
+    )
+    require(
+        0 <= prompt < length,
+        f"config.objective.prompt is {prompt}; expected 0 to {length - 1}, fewer than "
+        f"config.model.length = {length}.",
+    )
+    return ContextConfig(share, prompt)
 
 
 def _target_config(given: Config) -> TargetConfig:
@@ -131,7 +147,10 @@ def distillation(config: Config, net: Network, clock: Clock, teacher: Network | 
     """The objective of a route, checked; the diagonal and the rows are the same for all."""
     given = config["objective"]
     name = given["name"]
-    cfg = DistillationConfig(**{key: given[key] for key in ("noise", "diagonal", "boundary")})
+    cfg = DistillationConfig(
+        **{key: given[key] for key in ("noise", "diagonal", "boundary")},
+        context=context_config(config),
+    )
     require(net.two_time, f"objective {name} trains a flow map; set config.model.two_time = True.")
     require(
         0.0 <= cfg.diagonal <= 1.0, f"config.objective.diagonal is {cfg.diagonal}, not in [0, 1]."

@@ -3,6 +3,7 @@
 python -m flm_jax.sample --workdir=W --steps=1,2,4,64 --num_samples=8 --out=samples.jsonl
 python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
+python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
 python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
 """
 

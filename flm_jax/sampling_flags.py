@@ -12,8 +12,21 @@ _METHOD = flags.DEFINE_string(
 _BLOCK = flags.DEFINE_integer(
     "block_length", 0, "MDLM by confidence: tokens of a block, written in turn; 0 = one block."
 )
+_REFINE = flags.DEFINE_string(
+    "refine", "", "Any-order FMLM: posterior refinement, topk or uniform; --steps calls at most."
+)
+_THRESHOLD = flags.DEFINE_float(
+    "refine_threshold", 1.0, "--refine: also keep predictions of more than this probability."
+)
 
 
 def options() -> Options:
     """What the flags say."""
-    return Options(_TEMPERATURE.value, _TOP_P.value, _METHOD.value, _BLOCK.value)
+    return Options(
+        temperature=_TEMPERATURE.value,
+        top_p=_TOP_P.value,
+        method=_METHOD.value,
+        block_length=_BLOCK.value,
+        refine=_REFINE.value,
+        refine_threshold=_THRESHOLD.value,
+    )

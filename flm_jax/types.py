@@ -84,6 +84,9 @@ class Network:
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
+      any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
+      log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
+        weights the loss (see `losses.weighting`); None for equal weights.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
         diffusion alone.
       cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
@@ -103,6 +106,8 @@ class Network:
     two_time: bool = False
     loss_tile: int = 0
     parallel: Parallel | None = None
+    any_order: bool = False
+    log_loss: Callable[..., jax.Array] | None = None
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None
     extend: Callable[..., tuple[jax.Array, Params]] | None = None

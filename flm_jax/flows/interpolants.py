@@ -47,6 +47,11 @@ def over_features(t: Times) -> Times:
     return t[..., None] if t.ndim == 2 else t[:, None, None]
 
 
+def over_positions(t: Times, shape: tuple[int, ...]) -> Times:
+    """Times, or weights, [B] or [B, L] as [B, L] = `shape`."""
+    return jnp.broadcast_to(t if t.ndim == 2 else t[:, None], shape)
+
+
 def interpolate(
     interpolant: Interpolant,
     t: Times,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.flows import tiled
+from flm_jax.flows.interpolants import over_features, over_positions
 from flm_jax.types import Network, Params, States, Times, require
 
 
@@ -85,7 +86,7 @@ def cross_entropy(
 
 def mixture_cross_entropy(
     out: Readout,
-    targets: Sequence[tuple[Float[Array, "b"], Readout]],
+    targets: Sequence[tuple[Times, Readout]],
     weights: Float[Array, "b l"],
     net: Network,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
@@ -93,7 +94,7 @@ def mixture_cross_entropy(
 
     Args:
       out: features [B, L, D] and head of the student.
-      targets: pairs (w_k [B], out_k); w_k sum to 1 in each row. No gradient flows into them.
+      targets: pairs (w_k [B] or [B, L], out_k); w_k sum to 1. No gradient flows into them.
       weights, net: as in `cross_entropy`; the soft cap is shared by all readouts.
 
     Returns:
@@ -105,11 +106,11 @@ def mixture_cross_entropy(
         heads, rows = [], []
         for w, q in jax.lax.stop_gradient(list(targets)):
             heads.append((q.kernel, q.bias))
-            rows += [jnp.broadcast_to(w[:, None], weights.shape), q.features]
+            rows += [over_positions(w, weights.shape), q.features]
         target = (tuple(heads), tuple(rows))
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     log_probs = jax.nn.log_softmax(logits(out, net), axis=-1)
-    target = sum(w[:, None, None] * probabilities(q, net) for w, q in targets)
+    target = sum(over_features(w) * probabilities(q, net) for w, q in targets)
     ce = -jnp.sum(jax.lax.stop_gradient(target) * log_probs, axis=-1)
     return jnp.sum(weights * ce), jax.lax.stop_gradient(ce)
 

@@ -65,6 +65,8 @@ def hold_given(
 ) -> States:
     """Puts given positions on their own interpolant t E[x_l] + (1-t) xi_l with xi_l fixed.
 
+    With t = 1 there they are clean.
+
     Args:
       y_t: states [B, L, D] at time t.
       tokens, given: [B, L]; `given` is True where `tokens` is prescribed.

@@ -10,14 +10,22 @@ from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.readout import cross_entropy, read
 from flm_jax.flows.states import NoiseKind, noisy_states
 from flm_jax.flows.times import Rows, stratified_uniform
+from flm_jax.losses.context import ContextConfig, at_clean, clean_context, counted
+from flm_jax.losses.weighting import time_weights
 from flm_jax.types import Key, Metrics, Network, Params, States, Times
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingConfig:
-    """noise: how eps is drawn, "projected" or "onehot"."""
+    """Choices of denoising.
+
+    Attributes:
+      noise: how eps is drawn, "projected" or "onehot".
+      context: which positions are held clean.
+    """
 
     noise: NoiseKind = "projected"
+    context: ContextConfig = ContextConfig()
 
 
 def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
@@ -57,6 +65,8 @@ def denoising_loss(
 ) -> tuple[jax.Array, Metrics]:
     """CE(x, delta_tt(y_t)) with tau low-discrepancy U(0, 1) over the global batch.
 
+    The noisy positions of a row share one time; those of a clean context stand at 1.
+
     Args:
       params: network parameters; gradients reach the embedding through clean data and noise.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
@@ -65,15 +75,17 @@ def denoising_loss(
       rows: which rows of the global batch these are.
 
     Returns:
-      Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}.
+      Mean over valid tokens that are not clean, nats/token, weighted over times where the network
+      says how; and metrics {"nll_nats_per_token"}, the mean itself.
     """
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     tau = stratified_uniform(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
-    y_t, _ = noisy_states(
-        noise_key, tau_to_t(clock, tau), tokens, net.table(params), noise=cfg.noise
-    )
-    weights = token_weights(batch["mask"])
-    loss, _ = denoising_loss_at(params, y_t, tau, tokens, weights, net=net, key=dropout_key)
-    return loss, {"nll_nats_per_token": loss}
+    clean = clean_context(key, batch, cfg.context, rows)
+    weights = token_weights(counted(batch["mask"], clean))
+    scaled, penalty = time_weights(net, params, weights, tau, tau)
+    tau, t = at_clean(clean, tau, tau_to_t(clock, tau))
+    y_t, _ = noisy_states(noise_key, t, tokens, net.table(params), noise=cfg.noise)
+    loss, nll = denoising_loss_at(params, y_t, tau, tokens, scaled, net=net, key=dropout_key)
+    return loss + penalty, {"nll_nats_per_token": jnp.sum(weights * nll)}

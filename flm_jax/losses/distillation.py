@@ -18,7 +18,9 @@ from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.readout import cross_entropy, mixture_cross_entropy, read
 from flm_jax.flows.states import NoiseKind, noisy_states
 from flm_jax.flows.times import Rows, stratified_uniform, time_pairs
+from flm_jax.losses.context import ContextConfig, at_clean, clean_context, counted
 from flm_jax.losses.denoising import token_weights
+from flm_jax.losses.weighting import time_weights
 from flm_jax.types import Key, Metrics, Network, Params, States, Times
 
 Teacher = tuple[Network, Params]
@@ -33,11 +35,13 @@ class DistillationConfig:
       noise: how eps is drawn, "projected" or "onehot".
       diagonal: share of the rows with t = s, a fraction with denominator at most 8.
       boundary: share of the other rows with (s, t) = (0, 1).
+      context: which positions are held clean, on the diagonal and off it.
     """
 
     noise: NoiseKind = "projected"
     diagonal: float = 0.5
     boundary: float = 1 / 32
+    context: ContextConfig = ContextConfig()
 
 
 class Pairs(NamedTuple):
@@ -46,7 +50,7 @@ class Pairs(NamedTuple):
     Attributes:
       views: states [B, L, D] at time s seen through the student's table, and, for a route that
         asks it, through the teacher's (else None).
-      tau_s, tau_t: clock times [B], tau_s <= tau_t.
+      tau_s, tau_t: clock times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
       s, t: the same as interpolant times.
       weights: weight of each position in the sum, [B, L].
     """
@@ -142,45 +146,51 @@ def distillation_loss(
         `params` themselves, without gradient either way.
 
     Returns:
-      Mean over valid tokens and metrics: "diagonal_nats_per_token" and the route's, each the mean
-      over its own rows.
+      Mean over valid tokens that are not clean, weighted over times where the network says how;
+      and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own rows.
     """
     d_key, p_key, u_key, noise_key, drop_key = jax.random.split(key, 5)
     group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
+    clean = clean_context(key, batch, cfg.context, rows)
+    mask = counted(batch["mask"], clean)
     tokens_d, tokens_o = _split(batch["tokens"], group, n_diag)
-    mask_d, mask_o = _split(batch["mask"], group, n_diag)
+    mask_d, mask_o = _split(mask, group, n_diag)
+    clean_d, clean_o = (None, None) if clean is None else _split(clean, group, n_diag)
     noise_d, noise_o = jax.random.split(rows.fold(noise_key))
     drop_d, drop_o = jax.random.split(rows.fold(drop_key))
-    table, total = net.table(params), jnp.maximum(jnp.sum(batch["mask"]).astype(jnp.float32), 1.0)
+    table, total = net.table(params), jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
     other = None if teacher is None else teacher[0].table(teacher[1])
     loss, metrics = 0.0, {}
 
     if n_diag:
         part = Rows(rows.start * n_diag // group, rows.total * n_diag // group)
         tau = stratified_uniform(d_key, tokens_d.shape[0], part)
-        views = noisy_states(noise_d, tau_to_t(clock, tau), tokens_d, table, other, noise=cfg.noise)
+        weights, penalty = time_weights(net, params, mask_d / total, tau, tau)
+        tau, t = at_clean(clean_d, tau, tau_to_t(clock, tau))
+        views = noisy_states(noise_d, t, tokens_d, table, other, noise=cfg.noise)
         value, ce = diagonal_loss_at(
-            params, views, tau, tokens_d, mask_d / total, net=net, teacher=teacher, key=drop_d
+            params, views, tau, tokens_d, weights, net=net, teacher=teacher, key=drop_d
         )
-        loss, metrics = loss + value, {"diagonal_nats_per_token": _mean(ce, mask_d)}
+        loss, metrics = value + penalty, {"diagonal_nats_per_token": _mean(ce, mask_d)}
     if n_diag < group:
         n_off = group - n_diag
         part = Rows(rows.start * n_off // group, rows.total * n_off // group)
         taus = time_pairs(p_key, tokens_o.shape[0], part, cfg.boundary)
-        s, t = (tau_to_t(clock, tau) for tau in taus)
+        weights, penalty = time_weights(net, params, mask_o / total, *taus)
+        times = at_clean(clean_o, *taus, *(tau_to_t(clock, tau) for tau in taus))
         seen = other if route.asks_teacher else None
-        views = noisy_states(noise_o, s, tokens_o, table, seen, noise=cfg.noise)
+        views = noisy_states(noise_o, times[2], tokens_o, table, seen, noise=cfg.noise)
         value, values = route.loss_at(
             params,
             params if target_params is None else target_params,
-            Pairs(views, *taus, s, t, mask_o / total),
+            Pairs(views, *times, weights),
             net=net,
             clock=clock,
             teacher=teacher,
             split_key=rows.fold(u_key),
             key=drop_o,
         )
-        loss = loss + value
+        loss = loss + value + penalty
         metrics |= {name: _mean(value, mask_o) for name, value in values.items()}
     return loss, metrics
 

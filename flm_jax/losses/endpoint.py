@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from flm_jax.flows import tiled
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.flows.interpolants import over_positions
 from flm_jax.flows.readout import expected_embedding, mixture_cross_entropy, read
 from flm_jax.losses.distillation import Pairs, Teacher
 from flm_jax.losses.lagrangian import derivative_in_t
@@ -55,7 +56,8 @@ def endpoint_loss_at(
     out, tangent = derivative_in_t(params, pairs, net=net, clock=clock, key=key)
     target = [(jnp.ones_like(pairs.t), now)]
     ce_sum, ce = mixture_cross_entropy(out, target, pairs.weights, net)
-    factor = jnp.square(flow_map_weights(pairs.s, pairs.t)[1])[:, None]
+    factor = over_positions(flow_map_weights(pairs.s, pairs.t)[1], pairs.weights.shape)
+    head = (out.kernel, out.bias)
     plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
-    norm = factor * tiled.squared_rate(plan, out.features, tangent, (out.kernel, out.bias))
+    norm = jnp.square(factor) * tiled.squared_rate(plan, out.features, tangent, head)
     return ce_sum + jnp.sum(pairs.weights * norm), (ce, jax.lax.stop_gradient(norm))

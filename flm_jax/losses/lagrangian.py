@@ -29,10 +29,12 @@ def derivative_in_t(
     params: Params, pairs: Pairs, *, net: Network, clock: Clock, key: Key | None = None
 ) -> tuple[Readout, jax.Array]:
     """delta_st at the pairs and the derivative of its features [B, L, D] in t, by forward mode."""
+    # Clean positions, where s = t = 1, stay there while the others' end time moves.
+    slope = jnp.where(pairs.s < 1.0, clock_slope(clock, pairs.t), 0.0)
     features, tangent = jax.jvp(
         lambda tau_t: net.features(params, pairs.views[0], pairs.tau_s, tau_t, key=key),
         (pairs.tau_t,),
-        (clock_slope(clock, pairs.t),),
+        (slope,),
     )
     return Readout(features, *net.readout(params)), tangent
 

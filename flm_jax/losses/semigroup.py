@@ -7,11 +7,11 @@ gradient, is the target. It stays on the simplex.
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flm_jax.flows import tiled
 from flm_jax.flows.flow_map import flow_map, semigroup_weight
+from flm_jax.flows.interpolants import over_positions
 from flm_jax.flows.readout import expected_embedding, mixture_cross_entropy, read
 from flm_jax.losses.targets import Form, squared
 from flm_jax.types import Key, Network, Params, States, Times
@@ -21,8 +21,12 @@ SPLITS = ("midpoint", "uniform")
 
 
 def split_times(key: Key, tau_s: Times, tau_t: Times, split: Split) -> Times:
-    """tau_u between tau_s and tau_t, [B]: in the middle, or uniform (which alone uses the key)."""
-    where = 0.5 if split == "midpoint" else jax.random.uniform(key, tau_s.shape)
+    """tau_u between tau_s and tau_t, [B] or [B, L]: in the middle, or uniform, which uses the key.
+
+    All positions of a row split at one share of their interval.
+    """
+    shape = (tau_s.shape[0],) + (1,) * (tau_s.ndim - 1)
+    where = 0.5 if split == "midpoint" else jax.random.uniform(key, shape)
     return tau_s + where * (tau_t - tau_s)
 
 
@@ -43,7 +47,7 @@ def semigroup_loss_at(
     Args:
       params: the student's; target_params: those of the target (no gradient, no dropout).
       y_s: states [B, L, D] at time s.
-      taus: clock times (tau_s, tau_u, tau_t), each [B]; times: the same as t (s, u, t).
+      taus: clock times (tau_s, tau_u, tau_t), each [B] or [B, L]; times: the same as t (s, u, t).
       form: "ce", or "mse" for the squared distance.
 
     Returns:
@@ -60,7 +64,7 @@ def semigroup_loss_at(
     if form == "ce":
         return mixture_cross_entropy(out, targets, weights, net)
     heads = tuple((q.kernel, q.bias) for _, q in targets)
-    wide = [(jnp.broadcast_to(w[:, None], weights.shape), q.features) for w, q in targets]
+    wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
     rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
     plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
     fn, head = squared(tiled.mixture_target), (out.kernel, out.bias)

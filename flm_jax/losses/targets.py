@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from flm_jax.flows import tiled
 from flm_jax.flows.clocks import Clock, t_to_tau
+from flm_jax.flows.interpolants import over_positions
 from flm_jax.flows.readout import Readout
 from flm_jax.losses.distillation import Pairs, Teacher
 from flm_jax.types import Network, Params, States, Times
@@ -45,7 +46,7 @@ class TargetConfig:
 
 
 def clock_slope(clock: Clock, t: Times) -> Times:
-    """dtau/dt [B], which turns derivatives in the clock into derivatives in t; bounded."""
+    """dtau/dt, which turns derivatives in the clock into derivatives in t; bounded."""
     return jax.jvp(lambda time: t_to_tau(clock, time), (t,), (jnp.ones_like(t),))[1]
 
 
@@ -158,7 +159,7 @@ def loss_to_target(
       out: the student's delta_st.
       now: D.
       moving: delta_st without gradient, and the tangent of its features.
-      coefficients: (share, rate), each [B].
+      coefficients: (share, rate), each [B] or [B, L].
       weights: of each position in the sum.
 
     Returns:
@@ -168,7 +169,7 @@ def loss_to_target(
     now, delta, tangent, share, rate = jax.lax.stop_gradient((now, delta, tangent, share, rate))
     fn = functools.partial(moving_target, projection=cfg.projection)
     fn = squared(fn) if cfg.form == "mse" else fn
-    share, rate = (jnp.broadcast_to(x[:, None], weights.shape) for x in (share, rate))
+    share, rate = (over_positions(x, weights.shape) for x in (share, rate))
     heads = ((now.kernel, now.bias), (delta.kernel, delta.bias))
     rows = (share, now.features, rate, delta.features, tangent)
     plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)

@@ -25,6 +25,7 @@ from flm_jax.models.layers import REMAT, dropout, gelu, layer_norm
 from flm_jax.types import Key, Network, Params, Times, unknown_name
 
 _TIME_FEATURES = 256
+_LOG_LIMIT = 5.0  # no pair of times counts more than e^5 times as much as in the plain mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class DiTConfig:
     scan_blocks: bool
     loss_tile: int = 0
     attention: str = "xla"
+    position_table: bool = False  # whether a learned vector for each position is added
+    weighting: bool = False  # whether a function of the times is trained to weight the loss
     anchor: bool = False  # whether there are embeddings of masked positions besides the table
 
 
@@ -73,6 +76,20 @@ class _TimeEmbedding(nnx.Module):
 
     def __call__(self, times: Times) -> jax.Array:
         return self.out(jax.nn.silu(self.hidden(time_features(times))))
+
+
+class _LogLoss(nnx.Module):
+    """Two times -> one number in (-_LOG_LIMIT, _LOG_LIMIT), 0 at first; float32."""
+
+    def __init__(self, cond_dim: int, rngs: nnx.Rngs):
+        zeros, small = nnx.initializers.zeros, nnx.initializers.normal(0.02)
+        self.hidden = nnx.Linear(2 * _TIME_FEATURES, cond_dim, kernel_init=small, rngs=rngs)
+        self.out = nnx.Linear(cond_dim, 1, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, s: Times, t: Times) -> jax.Array:
+        features = jnp.concatenate([time_features(s), time_features(t)], axis=-1)
+        out = self.out(jax.nn.silu(self.hidden(features)))[..., 0]
+        return _LOG_LIMIT * jnp.tanh(out / _LOG_LIMIT)
 
 
 class _Block(nnx.Module):
@@ -123,11 +140,16 @@ class _Trunk(nnx.Module):
         self.time = _TimeEmbedding(cfg.cond_dim, zero_init=False, rngs=rngs)
         if cfg.two_time:
             self.target_time = _TimeEmbedding(cfg.cond_dim, zero_init=True, rngs=rngs)
+        if cfg.weighting:
+            self.weighting = _LogLoss(cfg.cond_dim, rngs)
         self.norm = layer_norm(dim, rngs)
         self.modulation = nnx.Linear(
             cfg.cond_dim, 2 * dim, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        if cfg.position_table:
+            rows = 0.02 * jax.random.normal(rngs.params(), (cfg.max_length, dim))
+            self.positions = nnx.Param(rows)
         if cfg.anchor:
             # One for each position, equal at first: with rotary positions alone a state that is
             # masked throughout looks the same from every position, and so would be its tokens.
@@ -173,8 +195,11 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         trunk["head"]["kernel"] = trunk["table"].T
         return trunk | {"blocks": blocks}
 
+    def trunk_of(params: Params):
+        return bind_trunk({k: v for k, v in params.items() if k != "blocks"})
+
     def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
-        trunk = bind_trunk({k: v for k, v in params.items() if k != "blocks"})
+        trunk = trunk_of(params)
         cond = trunk.time(s) + (trunk.target_time(t) if cfg.two_time else 0.0)
         cond = jax.nn.silu(cond if cond.ndim == 3 else cond[:, None, :])
         angles = rotary_angles(x_s.shape[1], cfg.dim // cfg.heads)
@@ -185,6 +210,8 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
 
         if cfg.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
+        if cfg.position_table:
+            x_s = x_s + params["positions"][None, : x_s.shape[1]]
         keys = None if key is None else jax.random.split(key, cfg.depth)
         unroll = 1 if cfg.scan_blocks else cfg.depth
         x_BLD, _ = jax.lax.scan(body, x_s.astype(dtype), (params["blocks"], keys), unroll=unroll)
@@ -202,5 +229,6 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         logit_softcap=cfg.logit_softcap,
         loss_tile=cfg.loss_tile,
         two_time=cfg.two_time,
+        log_loss=(lambda params, s, t: trunk_of(params).weighting(s, t)) if cfg.weighting else None,
         anchor=(lambda params: params["anchor"]) if cfg.anchor else None,
     )

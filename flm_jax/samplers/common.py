@@ -55,7 +55,8 @@ def call(
     given: Given,
     y_0: States,
 ) -> tuple[States, States, tuple[jax.Array, jax.Array]]:
-    """One network call with given positions held on their interpolant.
+    """One network call with given positions held: clean, at time 1, by an any-order network, else
+    on their interpolant.
 
     Args:
       y_t: states at interpolant time t (scalar).
@@ -67,8 +68,12 @@ def call(
     """
     rows = y_t.shape[0]
     table = net.table(params)
-    y_t = hold_given(y_t, jnp.full(rows, t), given.tokens, given.mask, y_0, table)
-    out = readout.read(net, params, y_t, *(jnp.full(rows, tau) for tau in taus))
+    if net.any_order:
+        t, *taus = (jnp.where(given.mask, 1.0, time) for time in (t, *taus))
+    else:
+        t, *taus = (jnp.full(rows, time) for time in (t, *taus))
+    y_t = hold_given(y_t, t, given.tokens, given.mask, y_0, table)
+    out = readout.read(net, params, y_t, *taus)
     delta, (tokens, confidence) = readout.summary(out, table, net)
     tokens = jnp.where(given.mask, given.tokens, tokens)
     return y_t, delta, (tokens, jnp.where(given.mask, 1.0, confidence))

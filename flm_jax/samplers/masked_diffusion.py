@@ -1,7 +1,5 @@
 """Samplers of masked diffusion: ancestral, and low-confidence remasking in blocks."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -9,54 +7,29 @@ from flm_jax.flows import readout
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.categorical import Choice, choose
 from flm_jax.samplers.common import Given, Samples
+from flm_jax.samplers.revealing import Partial, even_share, reveal_in_steps
 from flm_jax.types import Key, Network, Params, require
 
 
-class _State(NamedTuple):
-    """tokens [B, L], masked [B, L], the last read-out (tokens, confidence), calls so far."""
-
-    tokens: jax.Array
-    masked: jax.Array
-    seen: tuple[jax.Array, jax.Array]
-    calls: jax.Array
-
-
-def _predict(key, net, params, state: _State, progress, choice: Choice):
-    """Tokens drawn for masked positions, the others carried over; and their probabilities."""
-    states = masked_states(state.tokens, state.masked, net.table(params), net.anchor(params))
-    logits = readout.denoise(net, params, states, progress, progress)
-    tokens, confidence = choose(key, logits, choice)
-    tokens = jnp.where(state.masked, tokens, state.tokens)
-    return tokens, jnp.where(state.masked, confidence, 1.0)
-
-
 def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, plan, reveal):
-    """Reveals positions in `steps` steps; one that reveals nothing makes no network call.
+    """Reveals positions in `steps` steps; see `reveal_in_steps`.
 
     Args:
-      progress: (state, step) -> progress the network is told, scalar or [B].
-      plan: (state, step) -> whether this step reveals anything, and what `reveal` needs for it.
-      reveal: (state, confidence, plan) -> positions [B, L] that take their drawn tokens.
+      progress: (partial, step) -> progress the network is told, scalar or [B].
     """
     rows = given.tokens.shape[0]
 
-    def step(state: _State, k):
-        wanted, details = plan(state, k)
+    def predict(partial: Partial, k):
+        told = jnp.broadcast_to(progress(partial, k), (rows,))
+        states = masked_states(
+            partial.tokens, partial.masked, net.table(params), net.anchor(params)
+        )
+        logits = readout.denoise(net, params, states, told, told)
+        tokens, confidence = choose(jax.random.fold_in(key, k), logits, choice)
+        tokens = jnp.where(partial.masked, tokens, partial.tokens)
+        return tokens, jnp.where(partial.masked, confidence, 1.0)
 
-        def call(state: _State) -> _State:
-            told = jnp.broadcast_to(progress(state, k), (rows,))
-            seen = _predict(jax.random.fold_in(key, k), net, params, state, told, choice)
-            now = state.masked & reveal(state, seen[1], details)
-            tokens = jnp.where(now, seen[0], state.tokens)
-            return _State(tokens, state.masked & ~now, seen, state.calls + 1)
-
-        state = jax.lax.cond(wanted, call, lambda state: state, state)
-        return state, state.seen
-
-    confidence = jnp.where(given.mask, 1.0, 0.0)
-    first = _State(given.tokens, ~given.mask, (given.tokens, confidence), jnp.int32(0))
-    last, seen = jax.lax.scan(step, first, jnp.arange(steps))
-    return Samples(last.tokens, *seen, last.calls)
+    return reveal_in_steps(given, steps, predict, plan, reveal)
 
 
 def sample_ancestral(
@@ -89,12 +62,12 @@ def sample_ancestral(
     when_key, key = jax.random.split(key)
     when = jax.random.randint(when_key, given.tokens.shape, 0, steps)
 
-    def plan(state: _State, k):
+    def plan(partial: Partial, k):
         now = when == k
-        return jnp.any(now & state.masked), now
+        return jnp.any(now & partial.masked), now
 
-    progress = lambda state, k: k / steps if time_conditioning else jnp.zeros(())
-    reveal = lambda state, confidence, now: now
+    progress = lambda partial, k: k / steps if time_conditioning else jnp.zeros(())
+    reveal = lambda partial, confidence, now: now
     return _run(key, net, params, given, steps, choice, progress, plan, reveal)
 
 
@@ -142,17 +115,17 @@ def sample_confident(
     # [B, blocks]: positions to write.
     total = jnp.sum((~given.mask)[:, :, None] & (block[None, :, None] == index[:, None]), axis=1)
 
-    def plan(state: _State, k):
+    def plan(partial: Partial, k):
         now, part = k // each, k % each
         todo = jnp.take(total, now, axis=1)
-        count = todo // each + (part < todo % each)
+        count = even_share(todo, each, part)
         return jnp.any(count > 0), (jnp.broadcast_to(block == now, given.mask.shape), count)
 
-    def progress(state: _State, k):
-        return 1.0 - jnp.mean(state.masked, axis=1) if time_conditioning else jnp.zeros(())
+    def progress(partial: Partial, k):
+        return 1.0 - jnp.mean(partial.masked, axis=1) if time_conditioning else jnp.zeros(())
 
-    def reveal(state: _State, confidence, details):
+    def reveal(partial: Partial, confidence, details):
         inside, count = details
-        return highest(confidence, inside & state.masked, count)
+        return highest(confidence, inside & partial.masked, count)
 
     return _run(key, net, params, given, steps, choice, progress, plan, reveal)
