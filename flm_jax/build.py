@@ -163,15 +163,15 @@ def _causal(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
     require(
         not cfg["two_time"], "a causal network has no times; set config.model.two_time = False."
     )
-    require(
-        not cfg["position_table"],
-        "a causal network has rotary positions alone; set config.model.position_table = False.",
-    )
-    del cfg["two_time"], cfg["cond_dim"], cfg["position_table"]
+    del cfg["two_time"], cfg["cond_dim"]
     return causal(CausalConfig(max_length=cfg.pop("length"), **cfg), plan)
 
 
-MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal, "llama": make_llama}
+def _llama(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
+    return make_llama(cfg, plan, aim["name"])
+
+
+MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal, "llama": _llama}
 
 
 def network(config: Config, mesh: Mesh | None = None) -> Network:
@@ -180,6 +180,11 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
     _choice("config.model.attention", cfg["attention"], KINDS)
     name = _choice("config.model.name", cfg.pop("name"), MODELS)
     make, own, adapters = MODELS[name], cfg.pop("llama", {}), adapter_config(config)
+    if name != "dit":
+        require(
+            not cfg.pop("position_table"),
+            f"config.model.position_table is set, config.model.name is {name!r}; only 'dit' has one.",
+        )
     if name == "llama":
         cfg |= {"llama": own, "adapters": adapters}
     require(
@@ -283,7 +288,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "autoregressive": _autoregressive,
     "masked": _masked,
 } | dict.fromkeys(ROUTES, distillation)
-NO_FLOWS = ("autoregressive", "masked")
 
 
 def objective(
@@ -295,9 +299,9 @@ def objective(
     make = OBJECTIVES[_choice("config.objective.name", given["name"], OBJECTIVES)]
     for key, off in _NEW_KEYS.items():
         require(
-            given[key] == off or given["name"] not in NO_FLOWS,
-            f"config.objective.{key} is {given[key]!r}, and objective {given['name']} trains no "
-            f"flow; set it to {off!r}.",
+            given[key] == off or given["name"] in ("denoising", *ROUTES),
+            f"config.objective.{key} is {given[key]!r}, which objective {given['name']} does not "
+            f"know; set it to {off!r}.",
         )
     return make(config, net, clock, teacher)
 
@@ -358,7 +362,7 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     """Refuses a teacher of other sizes, of another tokenizer, or that is no flow."""
     goal = teacher.config["objective"]["name"]
     require(
-        goal not in NO_FLOWS,
+        goal not in ("autoregressive", "masked"),
         f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
         "denoising).",
     )

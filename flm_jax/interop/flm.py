@@ -198,7 +198,15 @@ def state_dict_from_params(params: Params, heads: int | None = None) -> State:
 
     Returns:
       Their name -> float32 array in torch's layout, C-contiguous.
+
+    Raises:
+      UserError: learned positions, which the reference does not have.
     """
+    require(
+        "positions" not in params,
+        "got a model with config.model.position_table, which the reference's files cannot hold; "
+        "expected one without.",
+    )
     depth = params["blocks"]["qkv"]["kernel"].shape[0]
     host: dict[tuple[str, ...], np.ndarray] = {}
     state = {}
