@@ -183,7 +183,8 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
     if name != "dit":
         require(
             not cfg.pop("position_table"),
-            f"config.model.position_table is set, config.model.name is {name!r}; only 'dit' has one.",
+            f"config.model.position_table is for 'dit' alone, got model.name {name!r}; set it to "
+            "False.",
         )
     if name == "llama":
         cfg |= {"llama": own, "adapters": adapters}
