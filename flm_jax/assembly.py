@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from flm_jax import build
+from flm_jax import adaptation, build
 from flm_jax.flows.clocks import Clock, decoding_clock
 from flm_jax.training import sharding
 from flm_jax.training.loop import TrainConfig
@@ -23,7 +23,8 @@ class Assembly(NamedTuple):
       clock: tau(t) of its vocabulary.
       cfg: steps, batch and so on.
       state: shapes of the train state with their shardings.
-      initial_state: teacher parameters, or {}, -> state at step 0, created already sharded.
+      initial_state: parameters of a teacher or of the base of adapters, or {}, -> state at step 0,
+        created already sharded.
       train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
     """
 
@@ -43,7 +44,8 @@ def assemble(
     Args:
       config: checked, its vocabulary resolved.
       mesh: devices, attached or not.
-      teacher: its network and parameters, of which only the shapes are read.
+      teacher: its network and parameters, of which only the shapes are read; likewise the base
+        of adapters.
 
     Raises:
       UserError: a value, or a combination of values, that cannot be trained.
@@ -54,10 +56,13 @@ def assemble(
     clock = decoding_clock(net.vocab_size)
     objective = build.objective(config, net, clock, teacher and teacher[0])
     optimizer = make_optimizer(optim, cfg.steps)
+    tracker = adaptation.tracker(config)
 
     def fresh(teacher_params):
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
-        return new_state(build.student_params(params, teacher_params), optimizer)
+        taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
+        params = build.student_params(adaptation.trained(config, params), taken)
+        return new_state(params, optimizer, tracker)
 
     shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})
     shardings = sharding.tree_shardings(shapes, mesh)
@@ -67,6 +72,7 @@ def assemble(
         seed=config["seed"],
         microbatches=cfg.microbatches,
         ema_decay=optim.ema_decay,
+        tracker=tracker,
     )
     return Assembly(
         net=net,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from flm_jax.adaptation import adapter_config, make_llama
+from flm_jax.adaptation import adapter_config, bridge_objective, make_llama, trained, whole
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.store import load_prepared
@@ -288,6 +288,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "denoising": _denoising,
     "autoregressive": _autoregressive,
     "masked": _masked,
+    "masked_bridge": bridge_objective,
 } | dict.fromkeys(ROUTES, distillation)
 
 
@@ -344,7 +345,9 @@ def load_model(
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
         "restore the tokenizer folder of the run.",
     )
-    params, step = load_ema(workdir, abstract_params(net, mesh))
+    params, step = load_ema(workdir, trained(config, abstract_params(net, mesh)))
+    if adapter_config(config):
+        params = whole(config, params, load_model(config["adapters"]["base"], mesh, kind).params)
     return Model(config, net, params, decoding_clock(net.vocab_size), tokenizer, step)
 
 
@@ -356,6 +359,7 @@ _STUDENT_MAY_DIFFER = (
     "remat",
     "scan_blocks",
     "loss_tile",
+    "llama",  # no flow's
 )
 
 
@@ -363,7 +367,7 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     """Refuses a teacher of other sizes, of another tokenizer, or that is no flow."""
     goal = teacher.config["objective"]["name"]
     require(
-        goal not in ("autoregressive", "masked"),
+        goal not in ("autoregressive", "masked", "masked_bridge"),
         f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
         "denoising).",
     )

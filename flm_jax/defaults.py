@@ -51,6 +51,22 @@ def base_config() -> ConfigDict:
     config.adapters.dropout = 0.05  # rate in [0, 1), on the input of LoRA in the blocks
     config.adapters.cond_dim = 512  # hidden width of the time embedding
 
+    config.bridge = ConfigDict()  # read by objective masked_bridge alone
+    config.bridge.sigma = 0.2  # scale of the bridge's noise
+    config.bridge.embedding_weight = 10.0  # of the squared distance of embeddings
+    config.bridge.least_share = 0.05  # smallest share of hidden positions
+    config.bridge.whole = 0.0  # share of rows hidden entirely, prompts apart
+    config.bridge.prompt = 0  # first positions of each sequence, which stay visible
+    config.bridge.eos_id = -1  # token left out of an empirical curve; -1 = the tokenizer's EOS
+    # gamma = log noise over signal: shares that are uniform and normal; the rest is learnt by
+    # "logistic" (a fit to the cross entropy over gamma) or "empirical" (its quantiles).
+    config.bridge.uniform = 0.1
+    config.bridge.normal = 0.2
+    config.bridge.learnt = "logistic"
+    config.bridge.bins = 64  # of gamma
+    config.bridge.decay = 0.999  # of the averages in the bins, a step
+    config.bridge.refit_every = 200  # steps
+
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set mixture, or task
     config.data.mixture = ()  # several folders: pairs (folder, weight > 0), one tokenizer
@@ -64,7 +80,8 @@ def base_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint;
-    # baselines: autoregressive (model.name causal), masked (MDLM)
+    # baselines: autoregressive (model.name causal), masked (MDLM); masked_bridge
+    # (MLFM: adapters of a masked llama, see config.adapters)
     config.objective.name = "denoising"
     config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
     config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data

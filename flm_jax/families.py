@@ -7,11 +7,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flm_jax.adaptation import bridge_config
 from flm_jax.build import masked_config
+from flm_jax.evals.bridge import make_bridge_nll
 from flm_jax.evals.denoising import make_row_nll
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
-from flm_jax.samplers import autoregressive, flow_map, masked_diffusion, refinement
+from flm_jax.samplers import (
+    autoregressive,
+    flow_map,
+    masked_bridge,
+    masked_diffusion,
+    refinement,
+)
 from flm_jax.samplers.categorical import Choice
 from flm_jax.types import Network, require, unknown_name
 
@@ -29,6 +37,7 @@ class Options:
       refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
         for none.
       refine_threshold: of refinement: probability above which predictions are kept at once.
+      bridge: of masked language flows.
     """
 
     temperature: float = 1.0
@@ -37,6 +46,7 @@ class Options:
     block_length: int = 0
     refine: str = ""
     refine_threshold: float = 1.0
+    bridge: masked_bridge.Bridging = masked_bridge.Bridging()  # noqa: RUF009  frozen
 
 
 PLAIN = Options()
@@ -152,6 +162,19 @@ def _masked(config: Config, net: Network, clock: Clock, steps: int, options: Opt
     return draw
 
 
+def _bridge(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
+    del clock
+    _refuse(options, "a masked flow", "temperature", "top_p", "method", "block_length", "refine")
+    how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
+    sigma = config["bridge"]["sigma"]
+
+    def draw(key, params, given):
+        run = masked_bridge.sample
+        return run(key, net, params, steps=steps, given=given, how=how, sigma=sigma)
+
+    return draw
+
+
 FLOW = Family(
     kind=lambda net: "flow map" if net.two_time else "flow (Euler)",
     sampler=_flow,
@@ -172,6 +195,12 @@ FAMILIES = {
         sampler=_masked,
         row_nll=lambda config, net, clock: make_masked_nll(net, masked_config(config)),
         draws=16,
+    ),
+    "masked_bridge": Family(
+        kind=lambda net: "masked flow",
+        sampler=_bridge,
+        row_nll=lambda config, net, clock: make_bridge_nll(net, bridge_config(config)),
+        draws=0,
     ),
 }
 

@@ -5,6 +5,7 @@ python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
 python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
 python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
+python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
 
 import json
@@ -12,7 +13,7 @@ import json
 from absl import flags
 from etils import epath
 
-from flm_jax import build, sampling, sampling_flags
+from flm_jax import build, problems, sampling, sampling_flags
 from flm_jax.cli import run_cli
 from flm_jax.evals.text import unigram_entropy
 from flm_jax.types import require
@@ -27,6 +28,9 @@ _LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained."
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same samples.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
 _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
+_PROBLEMS = flags.DEFINE_integer(
+    "problems", 0, "Complete so many problems of the model's task at once; says the share solved."
+)
 _OUT = flags.DEFINE_string("out", "", "JSONL file for the samples.")
 _TRAJECTORY = flags.DEFINE_string("trajectory", "", "JSONL file for the text after each call.")
 _SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
@@ -45,23 +49,27 @@ def main(argv) -> None:
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     model = build.load_model(_WORKDIR.value)
     steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
-    sampling.check_request(model, steps, _NUM.value, length)
-    rows = min(_BATCH.value, _NUM.value)
+    num = _PROBLEMS.value or _NUM.value
+    sampling.check_request(model, steps, num, length)
+    rows = min(_BATCH.value, num)
     require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     given = sampling.given_tokens(model, _PROMPT.value, _INFILL.value, rows, length)
+    if _PROBLEMS.value:
+        task = problems.task_of(model)
+        given = problems.given_problems(task, num)
     records, paths = [], []
     options = sampling_flags.options()
     for count in sampling.step_counts(model, steps, length):
-        drawn = sampling.draw(
-            model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
-        )
+        drawn = sampling.draw(model, given, steps=count, num=num, seed=_SEED.value, options=options)
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
         entropy = unigram_entropy(drawn.tokens)
         print(
-            f"{drawn.calls:g} network calls: {_NUM.value} samples, "
+            f"{drawn.calls:g} network calls: {num} samples, "
             f"{per_thousand:.3f} s per 1000 tokens, unigram entropy {entropy:.3f} nats"
         )
+        if _PROBLEMS.value:
+            print(f"solved: {problems.solved(task, drawn, given):.4f}")
         for text in texts[: _SHOW.value]:
             print(f"  {text!r}")
         records += [

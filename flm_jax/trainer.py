@@ -5,10 +5,11 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax import build
+from flm_jax import adaptation, build
 from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.pipeline import eval_batches, make_iterator
@@ -32,14 +33,20 @@ def run(config: dict[str, Any], workdir: str) -> int:
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
     data = build.data(config)
+    base = config["adapters"]["base"]
+    if base:
+        config = adaptation.resolve(config, read_config(base), data.tokenizer)
     config = build.resolve_vocabulary(config, data.tokenizer)
     mesh = sharding.make_mesh(build.mesh(config))
     _check_workdir(workdir, config, data.tokenizer)
     teacher = None
-    if config["objective"]["teacher"]:
+    if config["objective"]["teacher"] or base:
         attention = config["model"]["attention"]
-        teacher = build.load_model(config["objective"]["teacher"], mesh, attention)
-        build.check_teacher(config, data.tokenizer, teacher)
+        teacher = build.load_model(base or config["objective"]["teacher"], mesh, attention)
+        if base:
+            adaptation.check_tokenizer(config, data.tokenizer, teacher.tokenizer)
+        else:
+            build.check_teacher(config, data.tokenizer, teacher)
     frozen = {} if teacher is None else teacher.params
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
     net, clock, cfg = program.net, program.clock, program.cfg
@@ -56,24 +63,35 @@ def run(config: dict[str, Any], workdir: str) -> int:
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     state = program.initial_state(frozen)
     found = checkpoints.restore(state)
-    if found is not None:
+    if found is None:
+        state = _started(config, state)
+    else:
         state, meta = found
         batches.set_state(meta["iterator"])
         if jax.process_index() == 0:
             print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
+    evaluate = _evaluator(config, net, clock, data, to_global, rows, mesh)
     loop = Run(
         state=state,
         train_step=program.train_step,
         frozen=frozen,
         batches=batches,
         to_global=to_global,
-        evaluate=_evaluator(config, net, clock, data, to_global, rows, mesh),
+        evaluate=lambda params: evaluate(adaptation.whole(config, params, frozen)),
         eval_every=config["eval"]["every"],
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
     return train(loop, cfg, workdir, checkpoints)
+
+
+def _started(config: dict[str, Any], state: TrainState) -> TrainState:
+    """The state of step 0, with the adapters of config.adapters.start where it is set."""
+    adapters = adaptation.started(config, state.params)
+    if adapters is None:
+        return state
+    return state._replace(params=adapters, ema_params=jax.tree.map(jnp.copy, adapters))
 
 
 def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flm_jax import build
+from flm_jax import adaptation, build
 from flm_jax.compare import entries
 from flm_jax.config import check
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.times import Rows
+from flm_jax.models.adapters import split
 from flm_jax.training.step import Frozen
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMPARISONS = sorted(FOLDER.glob("compare_*.py"))
 CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS))
-VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4}
+VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4, "mlfm": 32000}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -31,19 +32,27 @@ def test_config_builds(path):
     rows = build.training(config).batch
     net, clock = build.network(config), decoding_clock(VOCABULARY[family])
     params = build.abstract_params(net)
-    teacher = net if config["objective"]["teacher"] else None
-    objective = build.objective(config, net, clock, teacher)
+    frozen = config["objective"]["teacher"] or config["adapters"]["base"]
+    objective = build.objective(config, net, clock, net if frozen else None)
+    tracker = adaptation.tracker(config)
+    tracked = tracker and tracker.fresh()
     shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
     batch = {"tokens": shape, "mask": shape}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, metrics = jax.eval_shape(
-        lambda p, b, k: objective(p, Frozen(p, p), b, k, Rows(0, rows)), params, batch, key
+        lambda p, b, k: objective(p, Frozen(p, p, tracked), b, k, Rows(0, rows)),
+        params,
+        batch,
+        key,
     )
     assert loss.shape == () and loss.dtype == jnp.float32
-    assert all(name.endswith("nats_per_token") for name in metrics)
+    assert all(name.endswith("_per_token") or name == "observed" for name in metrics)
     count = sum(x.size for x in jax.tree.leaves(params))
     if "_1b_" in path.stem:
         assert 1.44e9 < count < 1.46e9
+    elif path.stem in ("mlfm_adapt", "mlfm_sft"):
+        base = sum(x.size for x in jax.tree.leaves(split(params)[0]))
+        assert 1.13e9 < base < 1.15e9  # 1028 M and the embeddings of input and output
     elif family in ("lm1b", "owt"):
         assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
 

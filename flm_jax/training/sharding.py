@@ -121,7 +121,7 @@ def _path_name(path) -> str:
 
 def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
     """Logical axes of the parameter whose path ends `name`."""
-    if not shape:
+    if not shape or name.startswith("tracked/"):  # statistics are small: whole everywhere
         return ()
     found = [(pattern, axes) for pattern, axes in _RULES if re.search(pattern, name)]
     if len(found) != 1:

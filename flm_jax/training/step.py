@@ -18,14 +18,30 @@ class Frozen(NamedTuple):
     Attributes:
       teacher: those of the teacher, {} without one.
       average: the averaged ones of the model that is trained.
+      tracked: what a `Tracker` holds, None without one.
     """
 
     teacher: Params
     average: Params
+    tracked: Any = None
 
 
 # objective(params, frozen, batch, key, rows) -> (loss, metrics)
 Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
+
+
+class Tracker(NamedTuple):
+    """Statistics that an objective gathers and uses, besides what it trains.
+
+    Its metrics then hold, under "observed", what a batch adds: sums, which microbatches share.
+
+    Attributes:
+      fresh: () -> statistics at step 0.
+      update: (statistics, observed, step) -> statistics.
+    """
+
+    fresh: Callable[[], Any]
+    update: Callable[[Any, Any, jax.Array], Any]
 
 
 class TrainState(NamedTuple):
@@ -36,6 +52,7 @@ class TrainState(NamedTuple):
       params, ema_params: float32 trees.
       opt_state: optax state.
       skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
+      tracked: statistics of a `Tracker`, None without one.
     """
 
     step: jax.Array
@@ -43,13 +60,17 @@ class TrainState(NamedTuple):
     ema_params: Params
     opt_state: optax.OptState
     skipped: jax.Array
+    tracked: Any = None
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def new_state(
+    params: Params, optimizer: optax.GradientTransformation, tracker: Tracker | None = None
+) -> TrainState:
     """State at step 0; the average starts as a copy of the parameters."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params)
-    return TrainState(zero, params, average, optimizer.init(params), zero)
+    tracked = tracker.fresh() if tracker else None
+    return TrainState(zero, params, average, optimizer.init(params), zero, tracked)
 
 
 def step_key(seed: int, step: jax.Array) -> Key:
@@ -91,19 +112,26 @@ def make_train_step(
     seed: int,
     microbatches: int,
     ema_decay: float,
+    tracker: Tracker | None = None,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """train_step(state, teacher, batch) -> (state, metrics), to be jitted with `state` donated.
 
     `teacher` holds its parameters, or is {}.
 
-    A non-finite loss or gradient leaves parameters, moments and average as they were; the step
-    still counts, and `skipped` counts such steps in a row.
+    A non-finite loss or gradient leaves parameters, moments, average and statistics as they were;
+    the step still counts, and `skipped` counts such steps in a row.
     """
 
     def train_step(state: TrainState, teacher, batch):
         key = step_key(seed, state.step)
-        frozen = Frozen(teacher, state.ema_params)
+        frozen = Frozen(teacher, state.ema_params, state.tracked)
         grads, metrics = _gradients(objective, state.params, frozen, batch, key, microbatches)
+        tracked = state.tracked
+        if tracker:
+            metrics = dict(metrics)
+            # `_gradients` gives the mean over microbatches; sums are wanted.
+            observed = jax.tree.map(lambda x: x * microbatches, metrics.pop("observed"))
+            tracked = tracker.update(tracked, observed, state.step)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.all(
             jnp.stack([jnp.isfinite(m) for m in metrics.values()])
@@ -111,12 +139,12 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, ema_decay, state.step)
-        new = (params, ema_params, opt_state)
-        old = (state.params, state.ema_params, state.opt_state)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        new = (params, ema_params, opt_state, tracked)
+        old = (state.params, state.ema_params, state.opt_state, state.tracked)
+        *kept, tracked = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         return (
-            TrainState(state.step + 1, *kept, skipped),
+            TrainState(state.step + 1, *kept, skipped, tracked),
             metrics | {"grad_norm": norm, "skipped_in_a_row": skipped},
         )
 
