@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flm_jax import aot, build, flops, hlo, sampling
+from flm_jax import adaptation, aot, build, flops, hlo, sampling
 from flm_jax.assembly import assemble
 from flm_jax.losses.distillation import row_groups
 from flm_jax.routes import ROUTES
@@ -47,7 +47,12 @@ def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
 
 
 def _abstract_teacher(config: Config, mesh: Mesh):
-    """A teacher of the student's sizes: shapes of parameters alone, or None."""
+    """A teacher of the student's sizes, or the base of adapters: shapes alone, or None."""
+    if config["adapters"]["base"]:
+        objective = config["objective"] | {"name": "masked"}
+        plain = {"objective": objective, "adapters": config["adapters"] | {"base": ""}}
+        net = build.network(config | plain, mesh)
+        return net, build.abstract_params(net, mesh)
     if not config["objective"]["teacher"]:
         return None
     net = build.network(config | {"model": config["model"] | {"two_time": False}}, mesh)
@@ -75,7 +80,9 @@ def train_job(config: Config, mesh: Mesh) -> aot.Job:
 def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
     """The sampler of a resolved configuration, for train.batch samples in `steps` network calls."""
     require(steps >= 1, f"got {steps} network calls; expected at least 1.")
-    made = assemble(config, mesh, _abstract_teacher(config, mesh))
+    teacher = _abstract_teacher(config, mesh)
+    made = assemble(config, mesh, teacher)
+    params = adaptation.whole(config, made.state.params, teacher[1] if teacher else {})
     shape = (made.cfg.batch, made.net.max_length)
     rows, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     given = Given(
@@ -85,7 +92,7 @@ def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     run = sampling.sampler(config, made.net, made.clock, steps)
-    args = (key, made.state.params, given)
+    args = (key, params, given)
     return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
 
 
@@ -93,23 +100,28 @@ def forward_minimum(config: Config, rows: int) -> int:
     """Operations of one network call on `rows` sequences, head included.
 
     2 for each weight of the blocks' matrices and of the head and each token, and 4 L D a token and
-    block for attention's two products. Embedding look-ups, time embeddings and adaLN count nothing.
+    block for attention's two products. Embedding look-ups, time embeddings, adaLN and LoRA count
+    nothing.
     """
     model = config["model"]
     dim, length = model["dim"], model["length"]
-    weights = model["depth"] * (4 + 2 * model["mlp_ratio"]) * dim**2 + dim * model["vocab_size"]
+    squares = 4 + 2 * model["mlp_ratio"]
+    if model["name"] == "llama":
+        shared = (model["llama"]["kv_heads"] or model["heads"]) / model["heads"]
+        squares = 2 + 2 * shared + 3 * model["mlp_ratio"]
+    weights = int(model["depth"] * squares * dim**2) + dim * model["vocab_size"]
     return rows * length * (2 * weights + 4 * length * dim * model["depth"])
 
 
 def train_minimum(config: Config) -> int:
-    """Least operations of a train step: forward and twice that backward.
+    """Least operations of a train step: forward and twice that backward; once for a frozen base.
 
     Distillation adds one forward call of the teacher on the diagonal rows, and on the others two
     forward calls of the target with one product probabilities @ E. Where one of them is a tangent,
     it shares its forward call with the student. Endpoint consistency goes back through it.
     """
     rows, objective = config["train"]["batch"], config["objective"]
-    total = 3 * forward_minimum(config, rows)
+    total = (2 if config["adapters"]["base"] else 3) * forward_minimum(config, rows)
     if objective["name"] not in ROUTES:
         return total
     group, diagonal = row_groups(objective["diagonal"], 840)
@@ -121,8 +133,14 @@ def train_minimum(config: Config) -> int:
 
 
 def sample_minimum(config: Config, steps: int) -> int:
-    """Least operations of sampling a flow: network calls, and between them probabilities @ E."""
+    """Least operations of sampling a flow: network calls, and between them probabilities @ E.
+
+    Of a masked flow those of one step: the run decides how many there are, and counts take the body
+    of such a loop once.
+    """
     rows = config["train"]["batch"]
+    if config["objective"]["name"] == "masked_bridge":
+        return forward_minimum(config, rows) + _embedding_minimum(config, rows)
     return steps * forward_minimum(config, rows) + (steps - 1) * _embedding_minimum(config, rows)
 
 

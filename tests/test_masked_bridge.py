@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from flm_jax import build, sampling, trainer
+from flm_jax import build, flops, planning, sampling, trainer
 from flm_jax.config import check
 from flm_jax.defaults import base_config
 from flm_jax.flows import gamma_schedule as schedule
@@ -42,6 +42,7 @@ from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import masked_bridge
 from flm_jax.samplers.common import Given, nothing_given
 from flm_jax.samplers.masked_bridge import Bridging
+from flm_jax.training import sharding
 from flm_jax.training.step import TrainState
 from flm_jax.types import Network, UserError
 
@@ -449,6 +450,16 @@ def test_adapters_may_start_from_others(base, adapted):
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, c)
     assert state.params["time"]["out"]["bias"] is not state.ema_params["time"]["out"]["bias"]
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_plans_count_what_runs(steps):
+    """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
+    config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
+    config = planning.resolve(check(config), vocab_size=256, batch=8)
+    mesh = sharding.make_mesh(build.mesh(config))
+    job = planning.sample_job(config, mesh, steps) if steps else planning.train_job(config, mesh)
+    assert 1.0 <= flops.total_flops(flops.trace(job.program, *job.args)) / job.minimum_flops < 2.0
 
 
 @pytest.mark.parametrize(
