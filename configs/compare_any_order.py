@@ -64,10 +64,14 @@ def get_config(arg: str = ""):
     config.batch_size = 2500
     config.seed = 0
     config.models = ConfigDict()
-    for name, model, steps, teacher in (
-        ("FLM", flm, (1, *calls, 64), ""),
-        ("FMLM", fmlm, (1, *calls), "FLM"),
-        ("MDLM", mdlm, (1, *calls), ""),
+    refined = {label: {"steps": calls, "refine": label} for label in ("topk", "uniform")}
+    confident = {"confidence": {"steps": calls, "method": "confidence"}}
+    for name, model, steps, teacher, ways in (
+        ("FLM", flm, (1, *calls, 64), "", {}),
+        ("FMLM", fmlm, (1, *calls), "FLM", refined),
+        ("MDLM", mdlm, (1, *calls), "", confident),
     ):
-        config.models[name] = ConfigDict({"config": model, "steps": steps, "teacher": teacher})
+        config.models[name] = ConfigDict(
+            {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
+        )
     return config

@@ -17,7 +17,7 @@ from flm_jax.config import check
 from flm_jax.data.prepare import PrepareConfig, prepare
 from flm_jax.data.sources import SourceConfig
 from flm_jax.evals.judge import Judge
-from flm_jax.families import family
+from flm_jax.families import PLAIN, Options, family
 from flm_jax.judging import load_judge
 from flm_jax.measure import Row, measure, measure_data, subject, table
 from flm_jax.plots import draw_comparison
@@ -29,6 +29,8 @@ _KEYS = ("title", "samples", "batch_size", "seed", "models")
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
 _OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
+# ways: {label: {"steps": ..., and keys of `families.Options`}}: the same model sampled otherwise.
+_MODEL_OPTIONAL = {"ways": {}}
 
 
 class Entry(NamedTuple):
@@ -40,12 +42,16 @@ class Entry(NamedTuple):
       steps: numbers of steps to sample it with; the length where a model has no choice;
         none where it is not sampled.
       teacher: name of an earlier entry to distil, or "".
+      options: how it is sampled.
+      of: name of the entry that trains it; its own, or an earlier one that is sampled otherwise.
     """
 
     name: str
     config: dict[str, Any]
     steps: list[int]
     teacher: str
+    options: Options
+    of: str
 
 
 def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
@@ -61,14 +67,10 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         require(config[key] >= 1, f"config.{key} is {config[key]}; expected at least 1.")
     found: list[Entry] = []
     for name, given in config["models"].items():
-        _check_keys(given, _MODEL_KEYS, f"config.models.{name}")
-        steps, teacher = list(given["steps"]), given["teacher"]
-        require(
-            all(type(n) is int and n >= 1 for n in steps),
-            f"config.models.{name}.steps is {steps}; expected numbers from 1, such as (1, 4), or "
-            "none for a model that only judges or teaches.",
-        )
-        earlier = [entry.name for entry in found]
+        given = _MODEL_OPTIONAL | dict(given)
+        _check_keys(given, (*_MODEL_KEYS, *_MODEL_OPTIONAL), f"config.models.{name}")
+        steps, teacher = _steps(given, f"config.models.{name}"), given["teacher"]
+        earlier = [entry.of for entry in found]
         if teacher and teacher not in earlier:
             raise unknown_name(f"teacher of {name} (a model before it)", teacher, earlier)
         trained = check(given["config"])
@@ -78,9 +80,39 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
             trained["data"]["path"] = str(_data(folder))
         if steps and not family(trained).steps_free:
             steps = [trained["model"]["length"]]
-        found.append(Entry(name, trained, steps, teacher))
+        found.append(Entry(name, trained, steps, teacher, PLAIN, name))
+        found += [_way(found[-1], label, way) for label, way in given["ways"].items()]
     require(any(e.steps for e in found), "no model of the comparison has steps to sample it with.")
     return found
+
+
+def _steps(given: dict[str, Any], where: str) -> list[int]:
+    steps = list(given["steps"])
+    require(
+        all(type(n) is int and n >= 1 for n in steps),
+        f"{where}.steps is {steps}; expected numbers from 1, such as (1, 4), or none for a model "
+        "that only judges or teaches.",
+    )
+    return steps
+
+
+def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
+    """The model of `entry` sampled otherwise, under the name "NAME LABEL"."""
+    where, names = (
+        f"config.models.{entry.name}.ways.{label}",
+        [f.name for f in dataclasses.fields(Options)],
+    )
+    require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
+    for key in given:
+        if key not in ("steps", *names):
+            raise unknown_name(f"key of {where}", key, ("steps", *names))
+    options = Options(**{key: value for key, value in given.items() if key != "steps"})
+    name, steps = f"{entry.name} {label}", _steps(given, where)
+    return entry._replace(name=name, steps=steps, options=options)
+
+
+def _trained(models: list[Entry]) -> list[Entry]:
+    return [entry for entry in models if entry.of == entry.name]
 
 
 def _check_keys(got: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
@@ -118,12 +150,13 @@ def run(config: dict[str, Any], workdir: str) -> int:
     preparation = _preparation(config["prepare"], str(_data(folder)))
     if preparation:
         prepare(preparation)
-    for number, entry in enumerate(models, 1):
+    trained = _trained(models)
+    for number, entry in enumerate(trained, 1):
         where = _workdir(folder, entry.name)
         if latest_step(where) == entry.config["train"]["steps"]:
-            print(f"[{number}/{len(models)}] {entry.name}: trained", flush=True)
+            print(f"[{number}/{len(trained)}] {entry.name}: trained", flush=True)
             continue
-        print(f"[{number}/{len(models)}] {entry.name}: training in {where}", flush=True)
+        print(f"[{number}/{len(trained)}] {entry.name}: training in {where}", flush=True)
         status = trainer.run(entry.config, str(where))
         if status:
             return status
@@ -202,12 +235,14 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
     What is missing is measured together: model, data and likelihood are read and computed once.
     """
     settings = job.settings(entry.config["train"]["steps"])
+    if entry.options != PLAIN:
+        settings |= {"options": dataclasses.asdict(entry.options)}
     found = {steps: job.kept(f"{entry.name}-{steps}", settings) for steps in entry.steps}
     missing = [steps for steps, row in found.items() if row is None]
     if missing:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
-        workdir = str(_workdir(job.folder, entry.name))
-        rows = measure(workdir, missing, judge=job.open_judge(), **job.given)
+        workdir = str(_workdir(job.folder, entry.of))
+        rows = measure(workdir, missing, judge=job.open_judge(), options=entry.options, **job.given)
         for steps, row in zip(missing, rows):
             row |= {"model": entry.name, "settings": settings}
             found[steps] = job.keep(f"{entry.name}-{steps}", row)
@@ -219,7 +254,7 @@ def _data_row(job: _Measuring, entry: Entry) -> Row:
     settings = job.settings(0)
     row = job.kept("data", settings)
     if row is None:
-        what = subject(str(_workdir(job.folder, entry.name)), job.open_judge())
+        what = subject(str(_workdir(job.folder, entry.of)), job.open_judge())
         row = measure_data(what, job.given["samples"], job.given["batch_size"])
         row = job.keep("data", row | {"settings": settings})
     return row
@@ -244,7 +279,8 @@ def _calls(row: Row) -> str:
 
 
 def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: list[Row]) -> None:
-    profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in models}
+    trained = _trained(models)
+    profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in trained}
     try:
         plots = draw_comparison(folder, rows, {k: v for k, v in profiles.items() if v})
     except ImportError as error:
@@ -252,7 +288,7 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     budget = "\n".join(
         f"- {e.name}: {e.config['train']['steps']:,} steps of {e.config['train']['batch']} rows"
         + (f", from {e.teacher}" if e.teacher else "")
-        for e in models
+        for e in trained
     )
     pictures = "\n".join(f"![{name}]({name})" for name in plots)
     samples = "\n".join(f"- {row['model']}{_calls(row)}: {row['samples'][0]!r}" for row in rows)

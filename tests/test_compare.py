@@ -18,9 +18,11 @@ def comparison():
     map_.objective.name, map_.model.two_time = "semigroup", True
     ar = tiny_config()
     ar.objective.name, ar.model.name = "autoregressive", "causal"
+    flow.objective.context = map_.objective.context = 0.5
+    refined = {"topk": {"steps": (2,), "refine": "topk"}}
     models = {
         "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
-        "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM"},
+        "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM", "ways": refined},
         "AR": {"config": ar.to_dict(), "steps": (), "teacher": ""},
     }
     settings = {"samples": 64, "batch_size": 32, "seed": 0, "judge": "AR"}
@@ -51,7 +53,10 @@ def test_every_model_is_measured_at_every_number_of_steps(finished):
     report = (finished / "report.md").read_text()
     rows = json.loads((finished / "report.json").read_text())["rows"]
     *rows, data = rows
-    assert [(r["model"], r["calls"]) for r in rows] == [("FLM", 4), ("FMLM", 1), ("FMLM", 2)]
+    drawn = [("FLM", 4), ("FMLM", 1), ("FMLM", 2), ("FMLM topk", 2)]
+    assert [(r["model"], r["calls"]) for r in rows] == drawn
+    assert rows[-1]["settings"]["options"]["refine"] == "topk"
+    assert rows[-1]["samples"] != rows[-2]["samples"]
     assert data["model"] == "data" and data["task_valid"] == 1.0
     for row in [*rows, data]:
         found = [row[f"judge_perplexity{end}"] for end in ("_low", "", "_high")]
@@ -62,7 +67,7 @@ def test_every_model_is_measured_at_every_number_of_steps(finished):
         assert f"| {row['model']} | {row['kind']} | {row['calls']:g} |" in report
         assert f"{row['task_valid']:.4g}" in report
         assert 0.0 <= row["task_valid"] <= 1.0 and len(row["samples"]) == 64
-    assert "FMLM: 8 steps of 16 rows, from FLM" in report
+    assert "FMLM: 8 steps of 16 rows, from FLM" in report and "FMLM topk: " not in report
     for name in ("quality.png", "loss_by_tau.png"):
         assert f"![{name}]({name})" in report
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
@@ -79,7 +84,7 @@ def test_finished_work_is_not_repeated(finished, measured, capsys):
 def test_other_settings_are_measured_again(finished, measured):
     """All numbers of steps of a model at once: model and data are read once."""
     compare.run(comparison() | {"samples": 32}, str(finished))
-    assert measured == [("FLM", 4), ("FMLM", 1, 2)]
+    assert measured == [("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
 
 
 def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
@@ -96,7 +101,7 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
         compare.run(changed, str(finished))
     measured.clear()
     compare.run(changed, str(finished))
-    assert measured == [("FMLM", 2)]
+    assert measured == [("FMLM", 2), ("FMLM", 2)]  # the second is refined
 
 
 @pytest.mark.parametrize(
@@ -122,6 +127,8 @@ def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     [
         ({"teacher": "FML"}, "unknown teacher of FMLM .a model before it. 'FML'; did you mean"),
         ({"steps": (0,)}, "config.models.FMLM.steps is .0.; expected numbers from 1"),
+        ({"ways": {"a": {"refine": "topk"}}}, "config.models.FMLM.ways.a lacks steps"),
+        ({"ways": {"a": {"steps": (1,), "refin": ""}}}, "ways.a 'refin'; did you mean 'refine'"),
         ({"calls": 1}, "unknown key of config.models.FMLM 'calls'"),
     ],
 )
