@@ -321,6 +321,20 @@ def abstract_params(net: Network, mesh: Mesh | None = None) -> Params:
     )
 
 
+def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
+    """A configuration with `attention`; by default its own, or "xla" where that cannot run here."""
+    kind = attention or config["model"].get("attention", "xla")
+    if not attention and not available(kind, attention_plan(kind, mesh).platform):
+        kind = "xla"
+    return config | {"model": config["model"] | {"attention": kind}}
+
+
+def with_dropout(model: Model, rate: float) -> Network:
+    """The network of a loaded model at another dropout rate, on one device."""
+    config = _usable(model.config, None, None)
+    return network(config | {"model": config["model"] | {"dropout": rate}})
+
+
 def load_model(
     workdir: str | epath.Path, mesh: Mesh | None = None, attention: str | None = None
 ) -> Model:
@@ -336,10 +350,7 @@ def load_model(
     """
     config = read_config(workdir)
     tokenizer = load_tokenizer(epath.Path(workdir) / "tokenizer")
-    kind = attention or config["model"].get("attention", "xla")
-    if not attention and not available(kind, attention_plan(kind, mesh).platform):
-        kind = "xla"
-    net = network(config | {"model": config["model"] | {"attention": kind}}, mesh)
+    net = network(_usable(config, mesh, attention), mesh)
     require(
         tokenizer.vocab_size <= net.vocab_size,
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "

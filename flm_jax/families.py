@@ -13,13 +13,8 @@ from flm_jax.evals.bridge import make_bridge_nll
 from flm_jax.evals.denoising import make_row_nll
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
-from flm_jax.samplers import (
-    autoregressive,
-    flow_map,
-    masked_bridge,
-    masked_diffusion,
-    refinement,
-)
+from flm_jax.samplers import autoregressive, masked_bridge, masked_diffusion, refinement
+from flm_jax.samplers import steering as steers
 from flm_jax.samplers.categorical import Choice
 from flm_jax.types import Network, require, unknown_name
 
@@ -31,22 +26,30 @@ class Options:
     """How tokens are drawn; the defaults fit every family.
 
     Attributes:
-      temperature, top_p: of AR and masked diffusion; see `Choice`.
+      temperature, top_p: see `Choice`; by default a flow takes the most probable tokens of its last
+        read-out, and the others draw at temperature 1.
       method: of masked diffusion: "ancestral" or "confidence".
       block_length: of "confidence"; 0 for one block.
       refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
         for none.
       refine_threshold: of refinement: probability above which predictions are kept at once.
       bridge: of masked language flows.
+      steering: of flows.
     """
 
-    temperature: float = 1.0
+    temperature: float | None = None
     top_p: float = 1.0
     method: str = "ancestral"
     block_length: int = 0
     refine: str = ""
     refine_threshold: float = 1.0
     bridge: masked_bridge.Bridging = masked_bridge.Bridging()  # noqa: RUF009  frozen
+    steering: steers.Steering = steers.NONE
+
+    def choice(self, temperature: float) -> Choice:
+        """How tokens are drawn, with the temperature that a family takes by default."""
+        given = self.temperature
+        return Choice(temperature if given is None else given, self.top_p)
 
 
 PLAIN = Options()
@@ -57,8 +60,8 @@ class Family(NamedTuple):
 
     Attributes:
       kind: network -> its name in tables.
-      sampler: (config, net, clock, steps, options) -> ((key, params, given) -> Samples), to be
-        jitted.
+      sampler: (config, net, clock, steps, options, aids) -> ((key, params, given, extra) ->
+        Samples), to be jitted; aids and extra are what steering needs, see `steering.Aids`.
       row_nll: (config, net, clock) -> row_nll, see `evals.denoising`.
       draws: of row_nll a sequence for a likelihood; 0 where it is none: a flow's denoising cross
         entropy over the clock.
@@ -83,19 +86,46 @@ def _refuse(options: Options, kind: str, *names: str) -> None:
         )
 
 
-def _flow(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
-    _refuse(options, "a flow", "temperature", "top_p", "method", "block_length")
+def _unsteered(options: Options, kind: str) -> None:
+    for field in dataclasses.fields(options.steering):
+        got = getattr(options.steering, field.name)
+        require(
+            got == field.default,
+            f"got {field.name}={got}, which steers flows; this is {kind}: leave it at "
+            f"{field.default!r}.",
+        )
+
+
+def _flow(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options,
+    aids: steers.Aids = steers.NO_AIDS,
+) -> Callable:
+    _refuse(options, "a flow", "method", "block_length")
     if options.refine:
         return _refined(config, net, steps, options)
     _refuse(options, "a flow without refinement", "refine_threshold")
+    choice = options.choice(0.0)
+    require(
+        choice.top_p == 1.0 or choice.temperature > 0.0,
+        f"got top_p={choice.top_p} without a temperature: a flow takes the most probable tokens; "
+        "give temperature=1, for example.",
+    )
+    steers.check(options.steering, net, steps)
+    how = {"clock": clock, "steps": steps, "steering": options.steering, "choice": choice}
 
-    def draw(key, params, given):
-        return flow_map.sample(key, net, params, clock=clock, steps=steps, given=given)
+    def draw(key, params, given, extra=None):
+        return steers.sample(key, net, params, given=given, aids=aids, extra=extra, **how)
 
     return draw
 
 
 def _refined(config: Config, net: Network, steps: int, options: Options) -> Callable:
+    _unsteered(options, "posterior refinement")
+    _refuse(options, "posterior refinement", "temperature", "top_p")
     if options.refine not in refinement.BUDGETS:
         raise unknown_name("refine", options.refine, refinement.BUDGETS)
     require(
@@ -110,28 +140,42 @@ def _refined(config: Config, net: Network, steps: int, options: Options) -> Call
     )
     given_options = {"steps": steps, "budget": options.refine, "threshold": threshold}
 
-    def draw(key, params, given):
+    def draw(key, params, given, extra=None):
         return refinement.sample_refined(key, net, params, given=given, **given_options)
 
     return draw
 
 
 def _autoregressive(
-    config: Config, net: Network, clock: Clock, steps: int, options: Options
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options,
+    aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
-    del config, clock, steps
+    del config, clock, steps, aids
     _refuse(options, "an autoregressive model", "method", "block_length", "refine")
-    choice = Choice(options.temperature, options.top_p)
+    _unsteered(options, "an autoregressive model")
+    choice = options.choice(1.0)
 
-    def draw(key, params, given):
+    def draw(key, params, given, extra=None):
         return autoregressive.sample(key, net, params, given=given, choice=choice)
 
     return draw
 
 
-def _masked(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
-    del clock
+def _masked(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options,
+    aids: steers.Aids = steers.NO_AIDS,
+) -> Callable:
+    del clock, aids
     _refuse(options, "masked diffusion", "refine", "refine_threshold")
+    _unsteered(options, "masked diffusion")
     methods = {
         "ancestral": masked_diffusion.sample_ancestral,
         "confidence": masked_diffusion.sample_confident,
@@ -151,24 +195,32 @@ def _masked(config: Config, net: Network, clock: Clock, steps: int, options: Opt
     cfg = masked_config(config)
     given_options = {
         "steps": steps,
-        "choice": Choice(options.temperature, options.top_p),
+        "choice": options.choice(1.0),
         "time_conditioning": cfg.time_conditioning,
     }
 
-    def draw(key, params, given):
+    def draw(key, params, given, extra=None):
         run = methods[options.method]
         return run(key, net, params, given=given, **given_options, **more)
 
     return draw
 
 
-def _bridge(config: Config, net: Network, clock: Clock, steps: int, options: Options) -> Callable:
-    del clock
+def _bridge(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options,
+    aids: steers.Aids = steers.NO_AIDS,
+) -> Callable:
+    del clock, aids
+    _unsteered(options, "a masked flow")
     _refuse(options, "a masked flow", "temperature", "top_p", "method", "block_length", "refine")
     how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
     sigma = config["bridge"]["sigma"]
 
-    def draw(key, params, given):
+    def draw(key, params, given, extra=None):
         run = masked_bridge.sample
         return run(key, net, params, steps=steps, given=given, how=how, sigma=sigma)
 

@@ -121,6 +121,28 @@ def _profiles(profiles: dict[str, dict[float, float]]):
     return figure
 
 
+def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
+    """Draws what rows say against the values of `option`, shares in [0, 1] on one axis, as PNG."""
+    import matplotlib  # the extra `plots`
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.5, 4.5))
+    shares = [n for n in ("task_valid", "matching", "task_total_variation") if n in rows[0]]
+    values = [row[option] for row in rows]
+    for name in shares or ["entropy_nats"]:
+        errors = list(zip(*(_errors(row, name) for row in rows)))
+        label = name.removeprefix("task_").replace("_", " ")
+        points = [row[name] for row in rows]
+        axis.errorbar(values, points, errors, marker="o", capsize=3, label=label)
+    axis.set_xlabel(option.replace("_", " "))
+    axis.set_ylabel("share of samples" if shares else "unigram entropy, nats")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
 def _save(figure, path: epath.Path) -> None:
     from matplotlib import pyplot
 

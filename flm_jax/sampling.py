@@ -13,6 +13,8 @@ from flm_jax.build import Model
 from flm_jax.families import PLAIN, Options, family
 from flm_jax.flows.clocks import Clock
 from flm_jax.samplers.common import Given, Samples, nothing_given
+from flm_jax.samplers.steering import NO_AIDS, Aids
+from flm_jax.steering import load
 from flm_jax.types import Network, require
 
 _GAP = re.compile(r"\{(\d+)\}")
@@ -85,10 +87,15 @@ def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) 
 
 
 def sampler(
-    config: _Config, net: Network, clock: Clock, steps: int, options: Options = PLAIN
+    config: _Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options = PLAIN,
+    aids: Aids = NO_AIDS,
 ) -> Callable:
-    """Jitted (key, params, given) -> Samples in `steps` steps, by the family of `config`."""
-    return jax.jit(family(config).sampler(config, net, clock, steps, options))
+    """Jitted (key, params, given, extra) -> Samples in `steps` steps, by the family of `config`."""
+    return jax.jit(family(config).sampler(config, net, clock, steps, options, aids))
 
 
 def draw(
@@ -116,12 +123,14 @@ def draw(
     """
     rows = given.tokens.shape[0]
     root = jax.random.key(seed)
-    program = sampler(model.config, model.net, model.clock, steps, options)
-    compiled = program.lower(root, model.params, given).compile()
+    aids, extra = load(model, options.steering)
+    program = sampler(model.config, model.net, model.clock, steps, options, aids)
+    compiled = program.lower(root, model.params, given, extra).compile()
     parts: list[Samples] = []
     began = time.perf_counter()
     for batch in range(-(-num // rows)):
-        parts.append(jax.device_get(compiled(jax.random.fold_in(root, batch), model.params, given)))
+        key = jax.random.fold_in(root, batch)
+        parts.append(jax.device_get(compiled(key, model.params, given, extra)))
         show(min(num, (batch + 1) * rows))
     seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
     tokens = np.concatenate([p.tokens for p in parts])[:num]
@@ -136,13 +145,13 @@ def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
     A model that writes token by token has one, after its last call.
     """
     kept = drawn.steps_tokens.shape[0]
-    first = 1 if kept > 1 else round(drawn.calls)
+    each = max(1, round(drawn.calls / kept))  # more where guidance asks more networks
     for i in range(drawn.tokens.shape[0]):
         for k in range(kept):
             row = drawn.steps_tokens[k, i]
             yield {
                 "sample": i,
-                "call": first + k,
+                "call": each * (k + 1),
                 "text": model.tokenizer.decode(row),
                 "tokens": row.tolist(),
                 "confidence": np.round(drawn.steps_confidence[k, i], 4).tolist(),

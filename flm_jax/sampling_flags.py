@@ -4,9 +4,15 @@ from absl import flags
 
 from flm_jax.families import Options
 from flm_jax.samplers.masked_bridge import EOS_POLICIES, Bridging
+from flm_jax.samplers.steering import SOLVERS, Steering
 
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "AR, MDLM: 0 = the most probable token.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "AR, MDLM: share of the probability that is kept.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature",
+    None,
+    "Of drawn tokens, 0 = the most probable; by default 1 for AR and MDLM, and for flows 0: they "
+    "draw from the last read-out alone.",
+)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Share of the probability that is kept in drawing.")
 _METHOD = flags.DEFINE_string(
     "method", "ancestral", "MDLM: ancestral, or confidence (low-confidence remasking)."
 )
@@ -29,10 +35,39 @@ _EOS = flags.DEFINE_string(
     "eos", "free", f"MLFM: when the end of a text is so kept: {', '.join(EOS_POLICIES)}."
 )
 
+_SOLVER = flags.DEFINE_string(
+    "solver", "euler", f"FLM: {', '.join(SOLVERS)}; adaptive takes at most --steps calls."
+)
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", Steering.tolerance, "--solver=adaptive: error of a step, 1 = an embedding's norm."
+)
+_GAMMA = flags.DEFINE_float(
+    "gamma", 0.0, "FMLM: fresh noise after each jump, 0 = none, 1 = all (consistency sampling)."
+)
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", 1.0, "Flows: eta of autoguidance by --weak or --weak_dropout; 1 = none."
+)
+_WEAK = flags.DEFINE_string("weak", "", "Workdir of a weaker model, for --guidance.")
+_WEAK_DROPOUT = flags.DEFINE_float(
+    "weak_dropout", 0.0, "For --guidance: the model itself at this dropout rate; 0 = unused."
+)
+_REWARD = flags.DEFINE_string("reward", "", "Flows: folder of train_reward, for --reward_scale.")
+_REWARD_SCALE = flags.DEFINE_float("reward_scale", 0.0, "Weight of --reward; 0 = none.")
+
 
 def options() -> Options:
     """What the flags say."""
     bridge = Bridging(_CONTEXT_GUIDANCE.value, _PROMOTE.value, _EOS.value)
+    steering = Steering(
+        solver=_SOLVER.value,
+        tolerance=_TOLERANCE.value,
+        gamma=_GAMMA.value,
+        guidance=_GUIDANCE.value,
+        weak=_WEAK.value,
+        weak_dropout=_WEAK_DROPOUT.value,
+        reward=_REWARD.value,
+        reward_scale=_REWARD_SCALE.value,
+    )
     return Options(
         temperature=_TEMPERATURE.value,
         top_p=_TOP_P.value,
@@ -41,4 +76,5 @@ def options() -> Options:
         refine=_REFINE.value,
         refine_threshold=_THRESHOLD.value,
         bridge=bridge,
+        steering=steering,
     )

@@ -1,4 +1,4 @@
-"""What every sampler of the one-hot flow shares: start, given tokens, read-out, result."""
+"""What the samplers share: start, given tokens, read-out, grid, result."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ class Samples(NamedTuple):
     """Result of a sampler.
 
     Attributes:
-      tokens: [B, L], argmax of the last denoiser output; given positions are exactly as given.
+      tokens: [B, L], argmax of the last denoiser output, or drawn from it; given positions are
+        exactly as given.
       steps_tokens: [K, B, L], the same read-out after each network call.
       steps_confidence: [K, B, L], the largest probability at each; where tokens are drawn, that of
         the token drawn.
@@ -46,6 +47,15 @@ def start(key: Key, net: Network, params: Params, given: Given) -> States:
     return embedded_noise(key, net.table(params), given.tokens.shape)
 
 
+def held_times(net: Network, given: Given, time: Times) -> Times:
+    """A time, scalar or [B], as the network takes it.
+
+    [B]; of an any-order network [B, L], with given positions at time 1.
+    """
+    time = jnp.broadcast_to(time, given.mask.shape[:1])
+    return jnp.where(given.mask, 1.0, time[:, None]) if net.any_order else time
+
+
 def call(
     net: Network,
     params: Params,
@@ -66,12 +76,8 @@ def call(
     Returns:
       The held state, delta @ E, and (tokens, confidence), each [B, L].
     """
-    rows = y_t.shape[0]
     table = net.table(params)
-    if net.any_order:
-        t, *taus = (jnp.where(given.mask, 1.0, time) for time in (t, *taus))
-    else:
-        t, *taus = (jnp.full(rows, time) for time in (t, *taus))
+    t, *taus = (held_times(net, given, time) for time in (t, *taus))
     y_t = hold_given(y_t, t, given.tokens, given.mask, y_0, table)
     out = readout.read(net, params, y_t, *taus)
     delta, (tokens, confidence) = readout.summary(out, table, net)

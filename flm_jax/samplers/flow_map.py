@@ -1,55 +1,115 @@
-"""Samplers of the one-hot flow: flow-map jumps and Euler steps, both linear in (state, delta).
+"""Samplers of the one-hot flow on a grid: flow-map jumps and Euler steps, both linear in
+(state, delta).
 
 Source: arXiv 2602.16813v3. From time s to t,  y <- w_y y + w_delta (probs @ E)  with
 w_delta = (t-s)/(1-s): one Euler step of the ODE and one flow-map jump X_st have the same weights.
 They differ only in the target time the network is told: t for a flow map, s for a denoiser.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
 from flm_jax.flows.flow_map import flow_map
-from flm_jax.samplers.common import Given, Samples, call, clock_grid, start
-from flm_jax.types import Key, Network, Params, States
+from flm_jax.samplers.categorical import Choice
+from flm_jax.samplers.common import Given, Samples, clock_grid
+from flm_jax.samplers.denoisers import GREEDY, Denoiser, plain, target_time
+from flm_jax.types import Key, Network, Params, States, Times
+
+# (y_s [B, L, W], y_0, tau_s, s, t) -> y_s: moves a state before the network carries it from s to t.
+Nudge = Callable[[States, States, Times, Times, Times], States]
 
 
-def sample_from(
-    y_0: States, net: Network, params: Params, *, clock: Clock, steps: int, given: Given
-) -> Samples:
-    """Carries the noise y_0 to data in `steps` network calls on a grid uniform in tau.
+def step_key(key: Key, step: int | jax.Array) -> Key:
+    """The key of one step; the noise at the start takes `key` itself and its first fold."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2), step)
+
+
+def overshoot(t: Times, gamma: float) -> Times:
+    """t' = 1 - (1-t) sqrt(1 - gamma^2): where a stochastic jump towards t lands before its noise.
+
+    Noise of scale gamma (1-t) brings the total back to 1-t.
+    """
+    return 1.0 - (1.0 - t) * (1.0 - gamma**2) ** 0.5
+
+
+def renoised(y: States, delta: States, t: Times, gamma: float, eps: States) -> States:
+    """From t' = overshoot(t, gamma) back to t: y + (t - t') delta + gamma (1-t) eps.
+
+    Source: "gamma-sampling" of arXiv 2602.16813v3. Exact at gamma = 1, where y = delta: the state
+    becomes t delta + (1-t) eps. Between 0 and 1 delta stands for clean data.
 
     Args:
-      y_0: embedded noise [B, L, D].
-      net: a two-time network takes flow-map jumps, a one-time network Euler steps.
+      y: state at t'; delta: the two-time denoiser that led there; eps: fresh embedded noise.
+      t: scalar.
+    """
+    return y + (t - overshoot(t, gamma)) * delta + gamma * (1.0 - t) * eps
+
+
+def carry(
+    key: Key,
+    y_0: States,
+    denoiser: Denoiser,
+    *,
+    clock: Clock,
+    steps: int,
+    gamma: float = 0.0,
+    choice: Choice = GREEDY,
+    nudge: Nudge | None = None,
+) -> Samples:
+    """Carries the noise y_0 to data in `steps` steps on a grid uniform in tau.
+
+    Args:
+      key: of fresh noise, dropout and drawn tokens; a deterministic sampler does not use it.
+      y_0: embedded noise [B, L, W].
+      denoiser: a two-time one takes flow-map jumps, a one-time one Euler steps.
       clock: tau(t) of the vocabulary.
-      steps: K >= 1, network calls; static.
-      given: prescribed tokens.
+      steps: K >= 1, evaluations of the denoiser; static.
+      gamma: share of fresh noise after each jump but the last, in [0, 1]; static.
+      choice: how the tokens of the last read-out are chosen.
+      nudge: applied to the state before each step.
 
     Returns:
       Samples. The last step returns delta itself (X_{s,1} = delta_{s,1}).
     """
     taus = clock_grid(steps)
     times = tau_to_t(clock, taus)
+    # Where each jump lands; at gamma = 0 the grid itself, to the bit.
+    ends = overshoot(times, gamma) if gamma else times
+    tau_ends = t_to_tau(clock, ends) if gamma else taus
 
-    def step(y_s, now):
-        tau_s, tau_t, s, t = now
-        target = tau_t if net.two_time else tau_s
-        y_s, delta, seen = call(net, params, y_s, s, (tau_s, target), given, y_0)
-        return flow_map(y_s, delta, jnp.full(y_s.shape[0], s), jnp.full(y_s.shape[0], t)), seen
+    def step(y_s, now, choice=GREEDY):
+        k, tau_s, tau_end, s, t, end = now
+        own = step_key(key, k)
+        if nudge is not None:
+            y_s = nudge(y_s, y_0, tau_s, s, t)
+        target = target_time(denoiser, tau_s, tau_end)
+        y_s, delta, seen = denoiser.ask(y_0, y_s, s, (tau_s, target), own, choice)
+        y_t = flow_map(y_s, delta, jnp.full(y_s.shape[0], s), jnp.full(y_s.shape[0], end))
+        if gamma:
+            y_t = renoised(y_t, delta, t, gamma, denoiser.noise(jax.random.fold_in(own, 1)))
+        return y_t, seen
 
-    grid = jnp.stack([taus[:-1], taus[1:], times[:-1], times[1:]], axis=1)
-    y_s, early = jax.lax.scan(step, y_0, grid[:-1])
+    grid = (jnp.arange(steps), taus[:-1], tau_ends[1:], times[:-1], times[1:], ends[1:])
+    y_s, early = jax.lax.scan(step, y_0, tuple(x[:-1] for x in grid))
     # Alone, so that the compiler drops delta @ E of the last call, which nothing reads.
-    _, last = step(y_s, grid[-1])
+    _, last = step(y_s, tuple(x[-1] for x in grid), choice)
     tokens, confidence = (jnp.concatenate([a, b[None]]) for a, b in zip(early, last))
     return Samples(last[0], tokens, confidence)
+
+
+def sample_from(
+    y_0: States, net: Network, params: Params, *, clock: Clock, steps: int, given: Given
+) -> Samples:
+    """Carries the noise y_0 [B, L, D] to data deterministically in `steps` calls; see `carry`."""
+    return carry(jax.random.key(0), y_0, plain(net, params, given), clock=clock, steps=steps)
 
 
 def sample(
     key: Key, net: Network, params: Params, *, clock: Clock, steps: int, given: Given
 ) -> Samples:
-    """Draws noise and carries it to data; see `sample_from`."""
-    return sample_from(
-        start(key, net, params, given), net, params, clock=clock, steps=steps, given=given
-    )
+    """Draws noise and carries it to data deterministically; see `carry`."""
+    denoiser = plain(net, params, given)
+    return carry(key, denoiser.noise(key), denoiser, clock=clock, steps=steps)
