@@ -23,8 +23,10 @@ from flm_jax.losses.distillation import diagonal_loss_at
 from flm_jax.losses.semigroup import semigroup_loss_at
 from flm_jax.models.dit import DiTConfig, dit, time_features
 from flm_jax.samplers.common import nothing_given
-from flm_jax.samplers.flow_map import sample_from
+from flm_jax.samplers.denoisers import plain
+from flm_jax.samplers.flow_map import carry, sample_from, step_key
 
+KEY = jax.random.key(0)
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 2e-5
 DIAGONAL, OFF_DIAGONAL = slice(0, 3), slice(3, 8)
@@ -255,3 +257,22 @@ def test_flow_map_tokens(clock, steps):
     y_0 = golden["z0"] @ params["table"]
     samples = sample_from(y_0, net, params, clock=clock, steps=steps, given=nothing_given(4, 16))
     assert (samples.tokens == golden[f"samp_g0.0_n{steps}_f32_tokens"]).all()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+@pytest.mark.parametrize("steps", [2, 4])
+def test_stochastic_flow_map_tokens(clock, steps, gamma):
+    """With the fresh noise of the published code, found by the key of its step."""
+    golden, fresh = arrays("fmlm"), arrays("gamma")
+    net, params = network("dit_double")
+    data = lambda k: jax.random.key_data(jax.random.fold_in(step_key(KEY, k), 1))
+    keys = jnp.stack([data(k) for k in range(3)])
+
+    def noise(key):
+        place = jnp.argmax(jnp.all(keys == jax.random.key_data(key)[None], axis=1))
+        return fresh["fresh"][place] @ params["table"]
+
+    denoiser = plain(net, params, nothing_given(4, 16))._replace(noise=noise)
+    y_0, how = golden["z0"] @ params["table"], {"clock": clock, "steps": steps, "gamma": gamma}
+    samples = jax.jit(lambda y: carry(KEY, y, denoiser, **how))(y_0)
+    assert (samples.tokens == fresh[f"samp_g{gamma}_n{steps}_f32_tokens"]).all()

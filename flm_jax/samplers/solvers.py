@@ -132,7 +132,7 @@ def heun(
     return Samples(last[0], tokens, confidence)
 
 
-class _Progress(NamedTuple):
+class Progress(NamedTuple):
     """Rows [B] on their way: state, tau, step in tau, D there, evaluations so far."""
 
     y: States
@@ -140,6 +140,59 @@ class _Progress(NamedTuple):
     step: jax.Array
     first: States
     calls: jax.Array
+
+
+def advance(
+    key: Key,
+    y_0: States,
+    denoiser: Denoiser,
+    *,
+    clock: Clock,
+    most: int,
+    given: Given,
+    tolerance: float,
+) -> Progress:
+    """Third-order steps, each row with its own length, as long as the tolerance allows.
+
+    A step is taken if the estimated error of no free position is above the tolerance; the next
+    length in tau follows from the error (order 3). Rows end at tau = 0.999, or where the
+    evaluations are used up.
+
+    Args:
+      key: of the one dropout mask of all evaluations, without which the error would be that of the
+        masks.
+      most: evaluations of the denoiser.
+      tolerance: as of `adaptive`.
+    """
+    unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(denoiser.table), axis=-1)))
+
+    def denoise(y, t):
+        tau = t_to_tau(clock, t)
+        return denoiser.ask(y_0, y, t, (tau, tau), key)[1]
+
+    def body(now: Progress) -> Progress:
+        tau_t = jnp.minimum(now.tau + now.step, _END)
+        s, t = tau_to_t(clock, now.tau), tau_to_t(clock, tau_t)
+        y_t, last, gap = bogacki_shampine_step(denoise, now.first, now.y, s, t)
+        norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
+        error = jnp.max(norms, axis=1) / unit
+        good = error <= tolerance
+        factor = _SAFETY * (tolerance / jnp.maximum(error, 1e-12)) ** (1.0 / 3.0)
+        taken = lambda a, b: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return Progress(
+            taken(y_t, now.y),
+            taken(tau_t, now.tau),
+            (tau_t - now.tau) * jnp.clip(factor, _SHRINK, _GROW),
+            taken(last, now.first),
+            now.calls + 3,
+        )
+
+    def unfinished(now: Progress):
+        return jnp.any(now.tau < _END) & (now.calls + 3 <= most)
+
+    zeros = jnp.zeros(y_0.shape[0])
+    start = Progress(y_0, zeros, zeros + _FIRST, denoise(y_0, zeros), jnp.int32(1))
+    return jax.lax.while_loop(unfinished, body, start)
 
 
 def adaptive(
@@ -153,11 +206,7 @@ def adaptive(
     tolerance: float,
     choice: Choice = GREEDY,
 ) -> Samples:
-    """Third-order steps, each row with its own length, as long as the tolerance allows.
-
-    A step is taken if the estimated error of no free position is above the tolerance; its length in
-    tau then follows from the error (order 3). Rows end at tau = 0.999, or where the evaluations
-    are used up; the read-out there jumps to t = 1, as in the last step of Euler's method.
+    """Steps chosen by their errors (`advance`), then a read-out that jumps to t = 1.
 
     Args:
       steps: most evaluations of the denoiser, at least 5; static.
@@ -172,39 +221,9 @@ def adaptive(
         f"got steps={steps}; the adaptive solver needs at least {MIN_ADAPTIVE_CALLS} network "
         "calls: give its most calls, for example --steps=256.",
     )
-    unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(denoiser.table), axis=-1)))
-    # One dropout mask for the whole way, or the error would be that of the masks.
-    mask_key, draw_key = step_key(key, 0), step_key(key, 1)
-
-    def denoise(y, t):
-        tau = t_to_tau(clock, t)
-        return denoiser.ask(y_0, y, t, (tau, tau), mask_key)[1]
-
-    def body(now: _Progress) -> _Progress:
-        tau_t = jnp.minimum(now.tau + now.step, _END)
-        s, t = tau_to_t(clock, now.tau), tau_to_t(clock, tau_t)
-        y_t, last, gap = bogacki_shampine_step(denoise, now.first, now.y, s, t)
-        norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
-        error = jnp.max(norms, axis=1) / unit
-        good = error <= tolerance
-        factor = _SAFETY * (tolerance / jnp.maximum(error, 1e-12)) ** (1.0 / 3.0)
-        taken = lambda a, b: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        return _Progress(
-            taken(y_t, now.y),
-            taken(tau_t, now.tau),
-            (tau_t - now.tau) * jnp.clip(factor, _SHRINK, _GROW),
-            taken(last, now.first),
-            now.calls + 3,
-        )
-
-    def unfinished(now: _Progress):
-        return jnp.any(now.tau < _END) & (now.calls + 4 <= steps)
-
-    zeros = jnp.zeros(y_0.shape[0])
-    first = denoise(y_0, zeros)
-    start = _Progress(y_0, zeros, zeros + _FIRST, first, jnp.int32(1))
-    end = jax.lax.while_loop(unfinished, body, start)
+    more = {"clock": clock, "most": steps - 1, "given": given, "tolerance": tolerance}
+    end = advance(step_key(key, 0), y_0, denoiser, **more)
     t = tau_to_t(clock, end.tau)
-    _, _, seen = denoiser.ask(y_0, end.y, t, (end.tau, end.tau), draw_key, choice)
+    _, _, seen = denoiser.ask(y_0, end.y, t, (end.tau, end.tau), step_key(key, 1), choice)
     calls = (end.calls + 1) * denoiser.calls
     return Samples(seen[0], seen[0][None], seen[1][None], calls)
