@@ -140,6 +140,7 @@ def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
     axis.set_ylabel("share of samples" if shares else "unigram entropy, nats")
     axis.grid(alpha=0.3)
     axis.legend()
+    figure.tight_layout()
     _save(figure, path)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from flm_jax import build, rewards
 from flm_jax.build import Model
+from flm_jax.families import FAMILIES
 from flm_jax.samplers.steering import Aids, Steering
 from flm_jax.types import require
 
@@ -19,7 +20,7 @@ def _weak(model: Model, workdir: str) -> Model:
     )
     goal = weak.config["objective"]["name"]
     require(
-        goal not in ("autoregressive", "masked") and weak.net.two_time == model.net.two_time,
+        goal not in FAMILIES and weak.net.two_time == model.net.two_time,
         f"weak={workdir} is a model of objective {goal}; expected a "
         f"{'flow map' if model.net.two_time else 'flow (objective denoising)'}, as the model that "
         "it is to guide.",
@@ -38,7 +39,7 @@ def load(model: Model, steering: Steering) -> tuple[Aids, dict]:
     Raises:
       UserError: missing, damaged or unfitting models.
     """
-    if model.config["objective"]["name"] in ("autoregressive", "masked"):
+    if model.config["objective"]["name"] in FAMILIES:
         return Aids(), {}  # their samplers refuse what steers flows
     weak, reward, extra = None, None, {}
     if steering.guidance != 1.0 and steering.weak:
