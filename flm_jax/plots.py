@@ -122,24 +122,23 @@ def _profiles(profiles: dict[str, dict[float, float]]):
 
 
 def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
-    """Draws what rows say against the values of `option`, shares in [0, 1] on one axis, as PNG."""
+    """Draws what rows say against the values of `option`, one panel a figure, as PNG."""
     import matplotlib  # the extra `plots`
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.5, 4.5))
-    shares = [n for n in ("task_valid", "matching", "task_total_variation") if n in rows[0]]
+    # A rewarded text is not to follow the law of the data.
+    names = ("task_valid", "matching" if "matching" in rows[0] else "task_total_variation")
+    names = [name for name in names if name in rows[0]] or ["entropy_nats"]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
     values = [row[option] for row in rows]
-    for name in shares or ["entropy_nats"]:
+    for axis, name in zip(axes[0], names):
         errors = list(zip(*(_errors(row, name) for row in rows)))
-        label = name.removeprefix("task_").replace("_", " ")
-        points = [row[name] for row in rows]
-        axis.errorbar(values, points, errors, marker="o", capsize=3, label=label)
-    axis.set_xlabel(option.replace("_", " "))
-    axis.set_ylabel("share of samples" if shares else "unigram entropy, nats")
-    axis.grid(alpha=0.3)
-    axis.legend()
+        axis.errorbar(values, [row[name] for row in rows], errors, marker="o", capsize=3)
+        axis.set_xlabel(option.replace("_", " "))
+        axis.set_ylabel(name.removeprefix("task_").replace("_", " "))
+        axis.grid(alpha=0.3)
     figure.tight_layout()
     _save(figure, path)
 

@@ -20,7 +20,8 @@ def _weak(model: Model, workdir: str) -> Model:
     )
     goal = weak.config["objective"]["name"]
     require(
-        goal not in FAMILIES and weak.net.two_time == model.net.two_time,
+        goal not in FAMILIES
+        and (weak.net.two_time, weak.net.any_order) == (model.net.two_time, model.net.any_order),
         f"weak={workdir} is a model of objective {goal}; expected a "
         f"{'flow map' if model.net.two_time else 'flow (objective denoising)'}, as the model that "
         "it is to guide.",

@@ -12,7 +12,7 @@ from flm_jax.flows.gaussian import embedded_noise, joint_embedded_noise
 from flm_jax.flows.mixtures import Part, Pick, mixture
 from flm_jax.flows.states import hold_given
 from flm_jax.samplers.categorical import Choice, choose
-from flm_jax.samplers.common import Given
+from flm_jax.samplers.common import Given, held_times
 from flm_jax.types import Key, Network, Params, States, Times
 
 GREEDY = Choice(temperature=0.0)
@@ -36,9 +36,10 @@ class Denoiser(NamedTuple):
     Attributes:
       table: clean embeddings [V, W]; two networks have theirs side by side.
       noise: key -> embedded noise [B, L, W], the same eps seen through both tables.
-      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice) -> (y_t with given positions
-        held on their interpolant from y_0, delta @ table, (tokens, confidence) [B, L]). Times are
-        scalars or [B]; the key is for dropout and drawn tokens.
+      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice) -> (y_t, delta @ table,
+        (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order networks,
+        else on their interpolant from y_0. Times are scalars or [B]; the key is for dropout and
+        drawn tokens.
       calls: network calls of one `ask`.
       two_time: whether tau_target is read.
     """
@@ -59,9 +60,9 @@ def _picker(key: Key, choice: Choice) -> Pick:
     return jax.vmap(one, in_axes=(0, 1), out_axes=1)
 
 
-def _held(given: Given, y_0, y_t, t, table):
-    """States and their times [B], given positions on their interpolant."""
-    t = jnp.broadcast_to(t, (y_t.shape[0],))
+def _held(net: Network, given: Given, y_0, y_t, t, table):
+    """States with given positions clean, by an any-order network, else on their interpolant."""
+    t = held_times(net, given, t)
     return hold_given(y_t, t, given.tokens, given.mask, y_0, table)
 
 
@@ -70,9 +71,8 @@ def _settled(given: Given, seen):
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
 
-def _read(net: Network, params: Params, y_t, taus, key=None) -> readout.Readout:
-    rows = y_t.shape[:1]
-    return readout.read(net, params, y_t, *(jnp.broadcast_to(x, rows) for x in taus), key=key)
+def _read(net: Network, params: Params, given: Given, y_t, taus, key=None) -> readout.Readout:
+    return readout.read(net, params, y_t, *(held_times(net, given, x) for x in taus), key=key)
 
 
 def plain(net: Network, params: Params, given: Given) -> Denoiser:
@@ -80,8 +80,8 @@ def plain(net: Network, params: Params, given: Given) -> Denoiser:
     table = net.table(params)
 
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
-        y_t = _held(given, y_0, y_t, t, table)
-        out = _read(net, params, y_t, taus)
+        y_t = _held(net, given, y_0, y_t, t, table)
+        out = _read(net, params, given, y_t, taus)
         if choice.temperature == 0.0:
             delta, seen = readout.summary(out, table, net)
         else:
@@ -109,13 +109,13 @@ def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Give
     width = table.shape[1]
 
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
-        y_t = _held(given, y_0, y_t, t, joint)
+        y_t = _held(net, given, y_0, y_t, t, joint)
         draw_key, dropout_key = jax.random.split(key)
-        out = _read(net, params, y_t[..., :width], taus)
+        out = _read(net, params, given, y_t[..., :width], taus)
         if other is None:
-            second = _read(weak.net, params, y_t, taus, dropout_key)
+            second = _read(weak.net, params, given, y_t, taus, dropout_key)
         else:
-            second = _read(weak.net, weak.params, y_t[..., width:], taus)
+            second = _read(weak.net, weak.params, given, y_t[..., width:], taus)
         parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]
         delta, seen = mixture(parts, joint, _picker(draw_key, choice))
         return y_t, delta, _settled(given, seen)

@@ -13,7 +13,7 @@ from flm_jax.flows.clocks import Clock
 from flm_jax.flows.states import hold_given
 from flm_jax.samplers import flow_map, solvers
 from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.common import Given, Samples
+from flm_jax.samplers.common import Given, Samples, held_times
 from flm_jax.samplers.denoisers import GREEDY, Denoiser, Weak, autoguided, plain
 from flm_jax.types import Key, Network, Params, require, unknown_name
 
@@ -163,13 +163,13 @@ def make_nudge(
     width = table.shape[1]
 
     def nudge(y_s, y_0, tau_s, s, t):
-        rows = y_s.shape[0]
-        taus = (jnp.full(rows, tau_s), jnp.full(rows, 1.0 if net.two_time else tau_s))
+        t_held, *taus = (
+            held_times(net, given, x)
+            for x in (s, tau_s, jnp.ones_like(tau_s) if net.two_time else tau_s)
+        )
 
         def value(y):
-            held = hold_given(
-                y, jnp.full(rows, s), given.tokens, given.mask, y_0[..., :width], table
-            )
+            held = hold_given(y, t_held, given.tokens, given.mask, y_0[..., :width], table)
             out = readout.read(net, params, held, *taus)
             ahead = readout.expected_embedding(out, wishes, net)
             ahead = jnp.where(given.mask[..., None], wishes[given.tokens], ahead)
