@@ -47,7 +47,7 @@ def start(key: Key, net: Network, params: Params, given: Given) -> States:
     return embedded_noise(key, net.table(params), given.tokens.shape)
 
 
-def held_times(net: Network, given: Given, time: Times) -> Times:
+def held_times(net: Network, given: Given, time: Times | float) -> Times:
     """A time, scalar or [B], as the network takes it.
 
     [B]; of an any-order network [B, L], with given positions at time 1.
