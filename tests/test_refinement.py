@@ -46,14 +46,17 @@ UNEVEN = np.arange(LENGTH)[None] < np.array([0, 2, LENGTH])[:, None]  # 6, 4 and
 
 @pytest.mark.parametrize("mask", [False, np.arange(LENGTH) % 2 == 0], ids=["free", "infill"])
 def test_one_call_is_the_plain_one_step(mask):
-    """Bit-equal, with either budget: all free positions are written by the one call."""
+    """The same tokens with either budget: all free positions are written by the one call.
+
+    Two programs: their confidences agree within rounding.
+    """
     net, params = any_order()
     given = infill(mask)
     want = jax.jit(lambda key: sample(key, net, params, clock=CLOCK, steps=1, given=given))(KEY)
     for budget in BUDGETS:
         got = refined(1, budget)(KEY, params, given)
         np.testing.assert_array_equal(got.tokens, want.tokens)
-        np.testing.assert_array_equal(got.steps_confidence, want.steps_confidence)
+        np.testing.assert_allclose(got.steps_confidence, want.steps_confidence, atol=1e-6)
         assert int(got.calls) == 1
 
 
