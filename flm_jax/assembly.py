@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from flm_jax import adaptation, build
-from flm_jax.flows.clocks import Clock, decoding_clock
+from flm_jax.flows.clocks import Clock
 from flm_jax.training import sharding
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import make_optimizer
@@ -53,7 +53,7 @@ def assemble(
     cfg, optim = build.training(config), build.optim(config)
     net = build.network(config, mesh)
     _check_batch(cfg, mesh)
-    clock = decoding_clock(net.vocab_size)
+    clock = build.clock(config, net.vocab_size)
     objective = build.objective(config, net, clock, teacher and teacher[0])
     optimizer = make_optimizer(optim, cfg.steps)
     tracker = adaptation.tracker(config)

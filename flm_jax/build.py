@@ -16,15 +16,15 @@ from flm_jax.data.store import load_prepared
 from flm_jax.data.tasks import Task, make_task
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.data.tokenizers import load_tokenizer
-from flm_jax.flows.clocks import Clock, decoding_clock
+from flm_jax.flows.clocks import Clock
 from flm_jax.flows.states import NOISE_KINDS
 from flm_jax.losses.autoregressive import autoregressive_loss
-from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.masked import MaskedConfig, masked_loss
 from flm_jax.models.attention import KINDS, AttentionPlan, available
 from flm_jax.models.causal import CausalConfig, causal
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.routes import ROUTES, context_config, distillation
+from flm_jax.objectives import clock, denoising, prediction
+from flm_jax.routes import ROUTES, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
@@ -231,17 +231,6 @@ def mesh(config: Config) -> MeshConfig:
     return MeshConfig(**config["mesh"])
 
 
-def _denoising(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
-    del teacher
-    cfg = DenoisingConfig(noise=config["objective"]["noise"], context=context_config(config))
-
-    def objective(params, frozen, batch, key, rows):
-        del frozen
-        return denoising_loss(params, batch, key, net=net, clock=clock, cfg=cfg, rows=rows)
-
-    return objective
-
-
 def _autoregressive(
     config: Config, net: Network, clock: Clock, teacher: Network | None
 ) -> Objective:
@@ -285,7 +274,7 @@ def _no_teacher(config: Config, teacher: Network | None) -> None:
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "denoising": _denoising,
+    "denoising": denoising,
     "autoregressive": _autoregressive,
     "masked": _masked,
     "masked_bridge": bridge_objective,
@@ -305,6 +294,11 @@ def objective(
             f"config.objective.{key} is {given[key]!r}, which objective {given['name']} does not "
             f"know; set it to {off!r}.",
         )
+    require(
+        prediction(config) == "probabilities" or given["name"] == "denoising",
+        f"config.objective.prediction {given['prediction']!r} belongs to objective denoising; set "
+        "it to 'probabilities'.",
+    )
     return make(config, net, clock, teacher)
 
 
@@ -359,7 +353,7 @@ def load_model(
     params, step = load_ema(workdir, trained(config, abstract_params(net, mesh)))
     if adapter_config(config):
         params = whole(config, params, load_model(config["adapters"]["base"], mesh, kind).params)
-    return Model(config, net, params, decoding_clock(net.vocab_size), tokenizer, step)
+    return Model(config, net, params, clock(config, net.vocab_size), tokenizer, step)
 
 
 _STUDENT_MAY_DIFFER = (
@@ -387,6 +381,16 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
         teacher.net.any_order or not (aim["context"] or aim["prompt"]),
         "config.objective.context and prompt need a teacher that was trained with clean context; "
         "got one without: train it with config.objective.context > 0, or set both to 0.",
+    )
+    require(
+        prediction(teacher.config) == "probabilities",
+        f"config.objective.teacher predicts a {prediction(teacher.config)}; expected a model of "
+        "prediction probabilities.",
+    )
+    clocks = [c["objective"].get("clock", "decoding") for c in (teacher.config, config)]
+    require(
+        clocks[0] == clocks[1],
+        f"config.objective.clock is {clocks[1]!r}, the teacher's {clocks[0]!r}; set it to that.",
     )
     student, other = config["model"], _NEW_MODEL_KEYS | teacher.config["model"]
     wrong = [

@@ -88,7 +88,13 @@ def base_config() -> ConfigDict:
     config.objective.diagonal = 0.5  # routes: share of rows with t = s
     config.objective.boundary = 1 / 32  # routes: share of the others with (s, t) = (0, 1)
     config.objective.split = "midpoint"  # semigroup: u in tau, midpoint or uniform
-    # Routes, off the diagonal: ce, mse (squared distance); default is mse for eulerian, else ce.
+    # tau that times are drawn in, grids laid in and the network told: decoding (error), identity
+    config.objective.clock = "decoding"
+    # denoising: what the network's output is; probabilities (softmax of it), denoiser or velocity
+    # (the output itself, a vector of R^V, form mse; ablations alone, see losses/regression.py)
+    config.objective.prediction = "probabilities"
+    # denoising, and routes off the diagonal: ce, mse (squared distance); default is mse for
+    # eulerian and for predictions that are no probabilities, else ce.
     config.objective.form = "default"
     # lagrangian, eulerian: targets that leave the simplex; none (mse only), clip, sparsemax,
     # entmax15; default is none for mse, else sparsemax.

@@ -11,9 +11,11 @@ from flm_jax.adaptation import bridge_config
 from flm_jax.build import masked_config
 from flm_jax.evals.bridge import make_bridge_nll
 from flm_jax.evals.denoising import make_row_nll
+from flm_jax.evals.flow_likelihood import make_flow_bound
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
-from flm_jax.samplers import autoregressive, masked_bridge, masked_diffusion, refinement
+from flm_jax.objectives import prediction
+from flm_jax.samplers import autoregressive, masked_bridge, masked_diffusion, onehot, refinement
 from flm_jax.samplers import steering as steers
 from flm_jax.samplers.categorical import Choice
 from flm_jax.types import Network, require, unknown_name
@@ -62,16 +64,21 @@ class Family(NamedTuple):
       kind: network -> its name in tables.
       sampler: (config, net, clock, steps, options, aids) -> ((key, params, given, extra) ->
         Samples), to be jitted; aids and extra are what steering needs, see `steering.Aids`.
-      row_nll: (config, net, clock) -> row_nll, see `evals.denoising`.
-      draws: of row_nll a sequence for a likelihood; 0 where it is none: a flow's denoising cross
-        entropy over the clock.
+      row_nll: (config, net, clock) -> row_nll, see `evals.denoising`; None where the output is no
+        distribution.
+      row_likelihood: likewise, of which `evals.likelihood` makes the negative log-likelihood or a
+        bound on it; the same as row_nll but for flows. None where there is none.
+      likelihood: what that is: "exact" or "upper bound".
+      draws: of row_likelihood a sequence.
       steps_free: whether the number of steps is a choice; else it is the length.
       timed: whether row_nll depends on tau.
     """
 
     kind: Callable[[Network], str]
     sampler: Callable[..., Callable]
-    row_nll: Callable[..., Callable]
+    row_nll: Callable[..., Callable | None]
+    row_likelihood: Callable[..., Callable | None]
+    likelihood: str
     draws: int
     steps_free: bool = True
     timed: bool = True
@@ -105,6 +112,8 @@ def _flow(
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
     _refuse(options, "a flow", "method", "block_length")
+    if (kind := prediction(config)) != "probabilities":
+        return _onehot(net, clock, steps, options, kind)
     if options.refine:
         return _refined(config, net, steps, options)
     _refuse(options, "a flow without refinement", "refine_threshold")
@@ -119,6 +128,17 @@ def _flow(
 
     def draw(key, params, given, extra=None):
         return steers.sample(key, net, params, given=given, aids=aids, extra=extra, **how)
+
+    return draw
+
+
+def _onehot(net: Network, clock: Clock, steps: int, options: Options, kind: str) -> Callable:
+    _unsteered(options, f"one that predicts a {kind}")
+    _refuse(options, f"a flow that predicts a {kind}", "temperature", "top_p", "refine")
+
+    def draw(key, params, given, extra=None):
+        settings = dict(clock=clock, steps=steps, given=given, prediction=kind)
+        return onehot.sample(key, net, params, **settings)
 
     return draw
 
@@ -144,6 +164,15 @@ def _refined(config: Config, net: Network, steps: int, options: Options) -> Call
         return refinement.sample_refined(key, net, params, given=given, **given_options)
 
     return draw
+
+
+def _flow_losses(make: Callable[[Network, Clock], Callable]) -> Callable[..., Callable | None]:
+    """(config, net, clock) -> make(net, clock), or None where the output is no distribution."""
+
+    def made(config: Config, net: Network, clock: Clock) -> Callable | None:
+        return make(net, clock) if prediction(config) == "probabilities" else None
+
+    return made
 
 
 def _autoregressive(
@@ -230,14 +259,30 @@ def _bridge(
 FLOW = Family(
     kind=lambda net: "flow map" if net.two_time else "flow (Euler)",
     sampler=_flow,
-    row_nll=lambda config, net, clock: make_row_nll(net, clock),
-    draws=0,
+    row_nll=_flow_losses(make_row_nll),
+    row_likelihood=_flow_losses(make_flow_bound),
+    likelihood="upper bound",
+    draws=32,
 )
+
+
+def _causal_nll(config: Config, net: Network, clock: Clock) -> Callable:
+    del config, clock
+    return make_autoregressive_nll(net)
+
+
+def _masked_nll(config: Config, net: Network, clock: Clock) -> Callable:
+    del clock
+    return make_masked_nll(net, masked_config(config))
+
+
 FAMILIES = {
     "autoregressive": Family(
         kind=lambda net: "autoregressive",
         sampler=_autoregressive,
-        row_nll=lambda config, net, clock: make_autoregressive_nll(net),
+        row_nll=_causal_nll,
+        row_likelihood=_causal_nll,
+        likelihood="exact",
         draws=1,
         steps_free=False,
         timed=False,
@@ -245,13 +290,17 @@ FAMILIES = {
     "masked": Family(
         kind=lambda net: "masked diffusion",
         sampler=_masked,
-        row_nll=lambda config, net, clock: make_masked_nll(net, masked_config(config)),
+        row_nll=_masked_nll,
+        row_likelihood=_masked_nll,
+        likelihood="upper bound",
         draws=16,
     ),
     "masked_bridge": Family(
         kind=lambda net: "masked flow",
         sampler=_bridge,
         row_nll=lambda config, net, clock: make_bridge_nll(net, bridge_config(config)),
+        row_likelihood=lambda config, net, clock: None,
+        likelihood="",
         draws=0,
     ),
 }

@@ -1,6 +1,6 @@
 """Samples a trained model and says how good its samples are; tables of such rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from flm_jax import build, sampling
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evals.denoising import tau_profile
 from flm_jax.evals.judge import Judge, judge_samples, perplexity
-from flm_jax.evals.likelihood import likelihood
+from flm_jax.evals.likelihood import Likelihood, likelihood
 from flm_jax.evals.text import diversity_report, unigram_entropy
 from flm_jax.families import PLAIN, Options, family
 from flm_jax.judging import framing
@@ -18,23 +18,49 @@ from flm_jax.samplers.common import nothing_given
 from flm_jax.types import require
 
 Row = dict[str, Any]
-_TEXTS = ("model", "kind", "calls", "samples", "settings")
+_APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
 _HELD_OUT = 512  # sequences that samples are compared with
+_LIKELIHOOD_ROWS = 512  # sequences at most for the likelihood, with 32 draws each for flows
 
 
-def loss(model: build.Model, data: build.Data, batch_size: int) -> float:
-    """Loss on held-out data, nats/token.
+def losses(model: build.Model, data: build.Data, batch_size: int) -> Row:
+    """What the model makes of held-out data, nats/token; nothing for outputs of no distribution.
 
-    The exact negative log-likelihood of AR, a bound on it for masked diffusion, for flows the
-    denoising cross entropy over the clock, which is neither.
+    Returns:
+      nll_nats_per_token with the 95% interval of its estimate, and `likelihood`: "exact", or "upper
+      bound" (the NELBO of masked diffusion, `evals.flow_likelihood` of flows). For flows also
+      denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
+      is no likelihood.
     """
     kind = family(model.config)
-    batches = eval_batches(data.valid, batch_size, max_batches=8)
-    row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
-    if kind.draws:
-        found = likelihood(row_nll, model.params, batches, draws=kind.draws)
-        return found.nats_per_token
-    return tau_profile(row_nll, model.params, batches, 0, jax.random.key(1))["nll_nats_per_token"]
+    if kind.row_likelihood(model.config, model.net, model.clock) is None:
+        return {}
+    most = max(1, _LIKELIHOOD_ROWS // batch_size)
+    batches = lambda: eval_batches(data.valid, batch_size, max_batches=most)
+    row = nll_figures(model, corpus_likelihood(model, batches()))
+    if kind.row_nll is not kind.row_likelihood:
+        row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
+        profile = tau_profile(row_nll, model.params, batches(), 0, jax.random.key(1))
+        row["denoising_nats_per_token"] = profile["nll_nats_per_token"]
+    return row
+
+
+def corpus_likelihood(model: build.Model, batches: Iterable[dict]) -> Likelihood:
+    """Negative log-likelihood, or a bound, of batches of `eval_batches`."""
+    kind = family(model.config)
+    row = kind.row_likelihood(model.config, model.net, model.clock)
+    return likelihood(jax.jit(row), model.params, batches, draws=kind.draws)
+
+
+def nll_figures(model: build.Model, found: Likelihood) -> Row:
+    """A likelihood as columns of a table."""
+    half = 1.96 * found.standard_error
+    return {
+        "likelihood": family(model.config).likelihood,
+        "nll_nats_per_token": found.nats_per_token,
+        "nll_nats_per_token_low": found.nats_per_token - half,
+        "nll_nats_per_token_high": found.nats_per_token + half,
+    }
 
 
 class Subject(NamedTuple):
@@ -96,7 +122,7 @@ def measure(
     what = subject(workdir, judge)
     model, length = what.model, what.model.net.max_length
     sampling.check_request(model, steps, samples, length)
-    nats = loss(model, what.data, batch_size)
+    nats = losses(model, what.data, batch_size)
     given = nothing_given(min(batch_size, samples), length)
     for count in sampling.step_counts(model, steps, length):
         drawn = sampling.draw(model, given, steps=count, num=samples, seed=seed, options=options)
@@ -107,7 +133,7 @@ def measure(
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             **figures(what, drawn.tokens, batch_size),
             "data_entropy_nats": unigram_entropy(what.reference[:256]),
-            "nll_nats_per_token": nats,
+            **nats,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
 
@@ -168,6 +194,8 @@ def _cell(row: Row, name: str) -> str:
     """A figure of a row, with its interval where it has one."""
     if name not in row:
         return ""
+    if isinstance(row[name], str):
+        return row[name]
     if f"{name}_low" not in row:
         return f"{row[name]:.4g}"
     return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
@@ -176,7 +204,7 @@ def _cell(row: Row, name: str) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Markdown table of rows: every figure that any of them has."""
     # Of all rows: without a valid sample there is no perplexity, for example.
-    names = dict.fromkeys(k for row in rows for k in row if k not in _TEXTS)
+    names = dict.fromkeys(k for row in rows for k in row if k not in _APART)
     numbers = [k for k in names if not k.endswith(("_low", "_high"))]
     lines = [
         "| model | kind | calls | " + " | ".join(n.replace("_", " ") for n in numbers) + " |",

@@ -142,7 +142,8 @@ def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, 
     """evaluate(params) -> (values, texts): loss by tau, samples with their statistics."""
     cfg, batch = config["eval"], config["train"]["batch"]
     everywhere, kind = sharding.replicated(mesh), family(config)
-    row_nll = jax.jit(kind.row_nll(config, net, clock), out_shardings=everywhere)
+    row_nll = kind.row_nll(config, net, clock)
+    row_nll = row_nll and jax.jit(row_nll, out_shardings=everywhere)
     bins = cfg["tau_bins"] if kind.timed else 0
     count = 2048 if data.task else max(cfg["samples"], 1)
     whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
@@ -153,8 +154,10 @@ def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, 
     )
 
     def evaluate(params):
-        held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
-        values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
+        values = {}
+        if row_nll:
+            held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
+            values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
         tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params)))
         values["sample_entropy_nats"] = unigram_entropy(tokens)
         if data.task:

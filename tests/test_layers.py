@@ -27,7 +27,8 @@ ALLOWED = {
     "evals": SYSTEMS,
     "routes": SYSTEMS,
     "adaptation": [*SYSTEMS, "defaults"],
-    "build": [*SYSTEMS, "adaptation", "config", "defaults", "routes"],
+    "objectives": [*SYSTEMS, "routes"],
+    "build": [*SYSTEMS, "adaptation", "config", "defaults", "routes", "objectives"],
 }
 LIBRARY = ALLOWED.keys() - {"defaults", "config", "build"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -68,6 +68,12 @@ def decoding_clock(vocab_size: int) -> Clock:
     return Clock(*(jnp.asarray(k, jnp.float32) for k in knots))
 
 
+def identity_clock() -> Clock:
+    """tau(t) = t: no reparameterisation, for comparison with the decoding-error clock."""
+    ends, one = jnp.array([0.0, 1.0]), jnp.ones(1)
+    return Clock(ends, ends, one, one, one, one)
+
+
 def _tail_and_slope(t: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """1 - tau and dtau/dt at the times t, by the trapezoid rule (spectrally accurate here)."""
     z = np.linspace(-9.5, 9.5, 1201)

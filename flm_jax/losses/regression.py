@@ -1,0 +1,95 @@
+"""Squared errors in place of the denoiser's cross entropy: the ablation of arXiv 2602.16813v3.
+
+What the network's last layer means is a choice (`PREDICTIONS`):
+
+    probabilities   softmax of the logits, the denoiser as a point of the simplex
+    denoiser        the output itself, a vector of R^V; the least-squares solution is the same D_t
+    velocity        the output itself is b_t = E[x_1 - x_0 | x_t], and D_t = x_t + (1 - t) b_t
+
+All have the same minimiser as a flow, so that what differs is how well it is learnt. The last two
+hold [B, L, V] in training and sampling.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.flows import tiled
+from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.readout import Readout, read
+from flm_jax.flows.states import NoiseKind, noisy_states, states_from_onehot
+from flm_jax.flows.times import Rows, stratified_uniform
+from flm_jax.losses.denoising import token_weights
+from flm_jax.losses.targets import squared
+from flm_jax.types import Key, Metrics, Network, Params
+
+Prediction = Literal["probabilities", "denoiser", "velocity"]
+PREDICTIONS = ("probabilities", "denoiser", "velocity")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionConfig:
+    """prediction: one of `PREDICTIONS`; noise: "projected", or "onehot", which velocity needs."""
+
+    prediction: Prediction
+    noise: NoiseKind = "projected"
+
+
+def squared_to_tokens(
+    out: Readout, tokens: Int[Array, "b l"], weights: Float[Array, "b l"], net: Network
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """|softmax(logits) - onehot(x)|^2, tile by tile.
+
+    Returns:
+      Weighted sum, differentiable in `out`, and values [B, L] in [0, 2], without gradient.
+    """
+    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    fn, head = squared(tiled.token_target), (out.kernel, out.bias)
+    return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, ((), (tokens,)))
+
+
+def output(out: Readout) -> Float[Array, "b l v"]:
+    """The last layer's output itself, float32, without soft cap."""
+    return tiled.head_logits(out.features, (out.kernel, out.bias), 0.0)
+
+
+def regression_loss(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: Key,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: RegressionConfig,
+    rows: Rows,
+) -> tuple[jax.Array, Metrics]:
+    """Squared distance, summed over the vocabulary, with tau low-discrepancy U(0, 1).
+
+    The target is onehot(x), or for a velocity onehot(x) - eps.
+
+    Args:
+      params, batch, key, net, clock, rows: as of `denoising_loss`.
+
+    Returns:
+      Mean over valid tokens, and metrics {"squared_per_token"}, the same.
+    """
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    tokens, table = batch["tokens"], net.table(params)
+    tau = stratified_uniform(time_key, tokens.shape[0], rows)
+    t, noise_key = tau_to_t(clock, tau), rows.fold(noise_key)
+    clean = jax.nn.one_hot(tokens, net.vocab_size, dtype=jnp.float32)
+    if cfg.prediction == "velocity":
+        eps = jax.random.normal(noise_key, clean.shape)
+        (y_t,), target = states_from_onehot(eps, t, tokens, table), clean - eps
+    else:
+        (y_t, _), target = noisy_states(noise_key, t, tokens, table, noise=cfg.noise), clean
+    out = read(net, params, y_t, tau, tau, key=rows.fold(dropout_key))
+    weights = token_weights(batch["mask"])
+    if cfg.prediction == "probabilities":
+        loss, _ = squared_to_tokens(out, tokens, weights, net)
+    else:
+        loss = jnp.sum(weights * jnp.sum(jnp.square(output(out) - target), axis=-1))
+    return loss, {"squared_per_token": loss}

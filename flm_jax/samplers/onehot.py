@@ -1,0 +1,80 @@
+"""Euler steps of the one-hot flow with its state in R^V, for outputs that are no probabilities.
+
+The state of `samplers.flow_map` lives in R^D and its read-out is a softmax. A network that was
+trained to give the denoiser or the velocity as a plain vector (`losses.regression`) is read in R^V:
+its token is the largest entry of the last denoiser. It holds [B, L, V] in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.flows import readout
+from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.flow_map import denoiser_from_velocity, flow_map
+from flm_jax.flows.tiled import head_logits
+from flm_jax.samplers.common import Given, Samples, clock_grid
+from flm_jax.types import Key, Network, Params
+
+
+def sample(
+    key: Key,
+    net: Network,
+    params: Params,
+    *,
+    clock: Clock,
+    steps: int,
+    given: Given,
+    prediction: str,
+) -> Samples:
+    """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau; see `sample_from`."""
+    x_0 = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
+    settings = dict(clock=clock, steps=steps, given=given, prediction=prediction)
+    return sample_from(x_0, net, params, **settings)
+
+
+def sample_from(
+    x_0: Float[Array, "b l v"],
+    net: Network,
+    params: Params,
+    *,
+    clock: Clock,
+    steps: int,
+    given: Given,
+    prediction: str,
+) -> Samples:
+    """Euler steps x_t = x_s + (t-s) b_s(x_s); the last returns the denoiser.
+
+    Args:
+      x_0: noise in R^V.
+      net: a one-time network.
+      clock, steps, given: as of `flow_map.sample_from`; given tokens are held on their paths.
+      prediction: what the network's output means, one of `losses.regression.PREDICTIONS`.
+
+    Returns:
+      Samples; the confidence is the largest entry of the denoiser, which need not be in [0, 1].
+    """
+    taus = clock_grid(steps)
+    times = tau_to_t(clock, taus)
+    table, rows = net.table(params), x_0.shape[0]
+    clean = jax.nn.one_hot(given.tokens, net.vocab_size, dtype=jnp.float32)
+
+    def denoised(x_s, out, s):
+        if prediction == "probabilities":
+            return readout.probabilities(out, net)
+        raw = head_logits(out.features, (out.kernel, out.bias), 0.0)
+        return denoiser_from_velocity(x_s, raw, s) if prediction == "velocity" else raw
+
+    def step(x_s, now):
+        tau_s, s, t = (jnp.full(rows, time) for time in now)
+        held = s[:, None, None] * clean + (1.0 - s)[:, None, None] * x_0
+        x_s = jnp.where(given.mask[..., None], held, x_s)
+        y_s = jnp.matmul(x_s, table, precision=jax.lax.Precision.HIGH)
+        delta = denoised(x_s, readout.read(net, params, y_s, tau_s, tau_s), s)
+        tokens = jnp.where(given.mask, given.tokens, jnp.argmax(delta, -1).astype(jnp.int32))
+        seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(delta, axis=-1)))
+        return flow_map(x_s, delta, s, t), seen
+
+    grid = jnp.stack([taus[:-1], times[:-1], times[1:]], axis=1)
+    _, (tokens, confidence) = jax.lax.scan(step, x_0, grid)
+    return Samples(tokens[-1], tokens, confidence)
