@@ -2,6 +2,7 @@
 
 python -m flm_jax.evaluate --model=runs/flm:64 --model=runs/fmlm:1,2,4 --json=report.json
 python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
+python -m flm_jax.evaluate --workdir=runs/fmlm --corpus=data/other
 python -m flm_jax.evaluate --config=configs/compare_tasks.py:phrases4 --workdir=runs/compare
 
 The last trains what is missing, measures what is missing, and writes report.md, report.json and
@@ -16,8 +17,9 @@ from ml_collections import config_flags
 
 from flm_jax import compare, sampling_flags
 from flm_jax.cli import given_config, run_cli
+from flm_jax.corpora import corpus_row
 from flm_jax.judging import load_judge
-from flm_jax.measure import measure, measure_data, subject, table
+from flm_jax.measure import Row, measure, measure_data, subject, table
 from flm_jax.training.checkpoint import read_config
 from flm_jax.types import require
 
@@ -31,6 +33,11 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "A model; with --config the compar
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_CORPUS = flags.DEFINE_string(
+    "corpus", "", "A prepared folder: its likelihood under the models, in place of samples."
+)
+_SPLIT = flags.DEFINE_string("split", "valid", "Of --corpus.")
+_SEQUENCES = flags.DEFINE_integer("corpus_sequences", 1024, "Of --corpus; 0 for all.")
 _SHOW = flags.DEFINE_integer("show", 2, "Samples printed for each row.")
 _JSON = flags.DEFINE_string("json", "", "File for the rows and all samples.")
 
@@ -66,17 +73,26 @@ def main(argv) -> int:
         "expected --model=WORKDIR:STEPS, several times if wanted, or --workdir=WORKDIR, or "
         "--config=FILE with --workdir.",
     )
+    if _CORPUS.value:
+        settings = dict(split=_SPLIT.value, sequences=_SEQUENCES.value, batch_size=_BATCH.value)
+        return _report([corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models])
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
     given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
     options, rows = sampling_flags.options(), []
     for workdir, steps in models:
         rows += measure(workdir, steps, seed=_SEED.value, options=options, **given)
     rows.append(measure_data(subject(models[0][0], judge), _NUM.value, _BATCH.value))
+    return _report(rows)
+
+
+def _report(rows: list[Row]) -> int:
+    """Prints a table and some texts, and writes the rows where the flags say."""
     print(table(rows))
-    for row in rows[:-1]:
-        print(f"\n{row['model']}, {row['calls']:g} network calls:")
-        for sample in row["samples"][: _SHOW.value]:
-            print(f"  {sample}")
+    for row in rows:
+        if "calls" in row:
+            print(f"\n{row['model']}, {row['calls']:g} network calls:")
+            for sample in row["samples"][: _SHOW.value]:
+                print(f"  {sample}")
     if _JSON.value:
         epath.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
     return 0

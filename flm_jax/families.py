@@ -72,6 +72,7 @@ class Family(NamedTuple):
       draws: of row_likelihood a sequence.
       steps_free: whether the number of steps is a choice; else it is the length.
       timed: whether row_nll depends on tau.
+      sees_ahead: whether what is written takes account of given tokens after it.
     """
 
     kind: Callable[[Network], str]
@@ -82,6 +83,7 @@ class Family(NamedTuple):
     draws: int
     steps_free: bool = True
     timed: bool = True
+    sees_ahead: bool = True
 
 
 def _refuse(options: Options, kind: str, *names: str) -> None:
@@ -286,6 +288,7 @@ FAMILIES = {
         draws=1,
         steps_free=False,
         timed=False,
+        sees_ahead=False,
     ),
     "masked": Family(
         kind=lambda net: "masked diffusion",

@@ -14,12 +14,13 @@ from flm_jax.evals.likelihood import Likelihood, likelihood
 from flm_jax.evals.text import diversity_report, unigram_entropy
 from flm_jax.families import PLAIN, Options, family
 from flm_jax.judging import framing
-from flm_jax.samplers.common import nothing_given
+from flm_jax.samplers.common import Given, nothing_given
 from flm_jax.types import require
 
 Row = dict[str, Any]
 _APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
 _HELD_OUT = 512  # sequences that samples are compared with
+_PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
 _LIKELIHOOD_ROWS = 512  # sequences at most for the likelihood, with 32 draws each for flows
 
 
@@ -132,6 +133,7 @@ def measure(
             "calls": drawn.calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             **figures(what, drawn.tokens, batch_size),
+            **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, options),
             "data_entropy_nats": unigram_entropy(what.reference[:256]),
             **nats,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
@@ -169,6 +171,32 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
             row["task_valid"], len(tokens)
         )
     return row
+
+
+def completions(
+    what: Subject, steps: int, count: int, batch_size: int, seed: int, options: Options
+) -> Row:
+    """Problems of the model's task that it completes right; {} where it has none to complete.
+
+    Every family can be given clean tokens, but an autoregressive model does not see those after the
+    place it writes: it gets problems that begin with all that is given, such as sums, alone. A
+    flow that was not trained with given tokens holds them on their own path from noise.
+
+    Returns:
+      problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval.
+    """
+    task, model = what.data.task, what.model
+    if task is None or not task.has_problems:
+        return {}
+    tokens, given = task.problems(count, _PROBLEM_SEED)
+    # A prefix: no position is given behind one that is not.
+    if not family(model.config).sees_ahead and (np.diff(given.astype(int), axis=1) > 0).any():
+        return {}
+    settings = dict(steps=steps, batch_size=batch_size, seed=seed, options=options)
+    answers = sampling.complete(model, Given(tokens, given), **settings)
+    row = {f"problem_{k}": v for k, v in task.report_problems(answers, tokens, given).items()}
+    low, high = share_interval(row["problem_solved"], count)
+    return row | {"problem_solved_low": low, "problem_solved_high": high}
 
 
 def _reference_size(data: build.Data) -> int:

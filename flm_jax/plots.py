@@ -44,15 +44,21 @@ def draw_comparison(
     import matplotlib  # the extra `plots`
 
     matplotlib.use("Agg")
-    names = {"quality.png": _quality(rows)}
+    # One look for a model in all pictures.
+    models = dict.fromkeys([row["model"] for row in rows if "calls" in row] + list(profiles))
+    styles = {
+        name: {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
+        for place, name in enumerate(models)
+    }
+    names = {"quality.png": _quality(rows, styles)}
     if profiles:
-        names["loss_by_tau.png"] = _profiles(profiles)
+        names["loss_by_tau.png"] = _profiles(profiles, styles)
     for name, figure in names.items():
         _save(figure, folder / name)
     return list(names)
 
 
-def _quality(rows: Sequence[Row]):
+def _quality(rows: Sequence[Row], styles: dict[str, dict[str, str]]):
     """Three panels with one legend: quality by calls, by time, and entropy by calls."""
     from matplotlib import pyplot
 
@@ -62,12 +68,11 @@ def _quality(rows: Sequence[Row]):
     data = next((row for row in rows if "calls" not in row), None)
     panels = (("calls", quality), ("seconds_per_1000_tokens", quality), ("calls", "entropy_nats"))
     for axis, (x, y) in zip(axes, panels):
-        for place, name in enumerate(dict.fromkeys(row["model"] for row in drawn)):
+        for name in dict.fromkeys(row["model"] for row in drawn):
             own = sorted((r for r in drawn if r["model"] == name), key=lambda r: r[x])
             errors = list(zip(*[_errors(row, y) for row in own]))
             points = [row[x] for row in own], [row[y] for row in own]
-            style = {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
-            axis.errorbar(*points, errors, capsize=3, label=name, linewidth=1.8, **style)
+            axis.errorbar(*points, errors, capsize=3, label=name, linewidth=1.8, **styles[name])
         if data:
             axis.axhline(data[y], color="black", linestyle="--", label="held-out data")
         if y == "entropy_nats":
@@ -106,13 +111,12 @@ def _errors(row: Row, name: str) -> tuple[float, float]:
     return max(row[name] - low, 0.0), max(high - row[name], 0.0)
 
 
-def _profiles(profiles: dict[str, dict[float, float]]):
+def _profiles(profiles: dict[str, dict[float, float]], styles: dict[str, dict[str, str]]):
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4.5))
-    for place, (name, profile) in enumerate(profiles.items()):
-        style = {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
-        axis.plot(list(profile), list(profile.values()), label=name, **style)
+    for name, profile in profiles.items():
+        axis.plot(list(profile), list(profile.values()), label=name, **styles[name])
     axis.set_xlabel("tau (0 noise, 1 data)")
     axis.set_ylabel("denoising loss, nats/token")
     axis.grid(alpha=0.3)

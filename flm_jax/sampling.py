@@ -139,6 +139,28 @@ def draw(
     return Draw(tokens, *stacked, seconds, float(np.mean(calls)))
 
 
+def complete(
+    model: Model, given: Given, *, steps: int, batch_size: int, seed: int, options: Options = PLAIN
+) -> np.ndarray:
+    """One completion of each row of `given`, int32 [N, L]; a last, shorter batch is filled up.
+
+    Args:
+      given: tokens and which of them are prescribed, [N, L], as of `Task.problems`.
+      steps, seed, options: as of `draw`.
+      batch_size: rows at a time.
+    """
+    num = given.tokens.shape[0]
+    rows = min(batch_size, num)
+    program = sampler(model.config, model.net, model.clock, steps, options)
+    root, parts = jax.random.key(seed), []
+    for batch in range(-(-num // rows)):
+        places = np.minimum(np.arange(batch * rows, (batch + 1) * rows), num - 1)
+        some = Given(*(jnp.asarray(np.asarray(x)[places]) for x in given))
+        tokens = program(jax.random.fold_in(root, batch), model.params, some).tokens
+        parts.append(np.asarray(tokens))
+    return np.concatenate(parts)[:num]
+
+
 def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
     """One record per sample and step: tokens, their text, and confidence per position.
 
