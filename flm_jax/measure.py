@@ -33,15 +33,15 @@ def losses(model: build.Model, data: build.Data, batch_size: int) -> Row:
       denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
       is no likelihood.
     """
-    kind = family(model.config)
-    if kind.row_likelihood(model.config, model.net, model.clock) is None:
-        return {}
+    kind, parts = family(model.config), (model.config, model.net, model.clock)
     most = max(1, _LIKELIHOOD_ROWS // batch_size)
     batches = lambda: eval_batches(data.valid, batch_size, max_batches=most)
-    row = nll_figures(model, corpus_likelihood(model, batches()))
-    if kind.row_nll is not kind.row_likelihood:
-        row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
-        profile = tau_profile(row_nll, model.params, batches(), 0, jax.random.key(1))
+    row = {}
+    if kind.row_likelihood(*parts) is not None:
+        row |= nll_figures(model, corpus_likelihood(model, batches()))
+    row_nll = None if kind.row_nll is kind.row_likelihood else kind.row_nll(*parts)
+    if row_nll is not None:
+        profile = tau_profile(jax.jit(row_nll), model.params, batches(), 0, jax.random.key(1))
         row["denoising_nats_per_token"] = profile["nll_nats_per_token"]
     return row
 
