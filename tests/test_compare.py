@@ -29,6 +29,14 @@ def comparison():
     return {"title": "Two", "models": models} | settings
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_likelihoods():
+    """Of few held-out sequences: what they are is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flm_jax.measure._LIKELIHOOD_ROWS", 32)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
