@@ -264,7 +264,7 @@ FLOW = Family(
     row_nll=_flow_losses(make_row_nll),
     row_likelihood=_flow_losses(make_flow_bound),
     likelihood="upper bound",
-    draws=32,
+    draws=16,
 )
 
 

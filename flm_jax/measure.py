@@ -21,7 +21,7 @@ Row = dict[str, Any]
 _APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
 _HELD_OUT = 512  # sequences that samples are compared with
 _PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
-_LIKELIHOOD_ROWS = 512  # sequences at most for the likelihood, with 32 draws each for flows
+_LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws each
 
 
 def losses(model: build.Model, data: build.Data, batch_size: int) -> Row:
