@@ -151,12 +151,13 @@ def complete(
     """
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
-    program = sampler(model.config, model.net, model.clock, steps, options)
+    aids, extra = load(model, options.steering)
+    program = sampler(model.config, model.net, model.clock, steps, options, aids)
     root, parts = jax.random.key(seed), []
     for batch in range(-(-num // rows)):
         places = np.minimum(np.arange(batch * rows, (batch + 1) * rows), num - 1)
         some = Given(*(jnp.asarray(np.asarray(x)[places]) for x in given))
-        tokens = program(jax.random.fold_in(root, batch), model.params, some).tokens
+        tokens = program(jax.random.fold_in(root, batch), model.params, some, extra).tokens
         parts.append(np.asarray(tokens))
     return np.concatenate(parts)[:num]
 
