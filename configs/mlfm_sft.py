@@ -3,9 +3,8 @@
 python -m flm_jax.train --config=configs/mlfm_sft.py --workdir=runs/mlfm_sft
 
 The adapters start from the average of runs/mlfm_adapt with a fresh optimizer; half of the rows hide
-everything but the prompt, and gamma follows the cross entropy of whole answers. The prompt is the
-first config.bridge.prompt positions of each sequence. Number of steps, batch and length are not
-from the paper. Hardware: accelerators; duration and metrics unmeasured.
+everything but the prompt, and gamma follows the cross entropy of whole answers. Number of steps,
+batch and length are not from the paper. Hardware: accelerators; duration and metrics unmeasured.
 """
 
 from configs import mlfm_adapt
@@ -16,8 +15,8 @@ def get_config(arg: str = ""):
     runs = arg or "runs"
     config = mlfm_adapt.get_config(runs)
     config.adapters.start = f"{runs}/mlfm_adapt"
-    config.data.path = "data/instructions"
-    config.data.packing = "pad"
+    config.data.path = ""
+    config.data.chat = (("data/gsm8k/train.jsonl", 1.0),)
     config.model.length = 512
     config.bridge.learnt = "empirical"
     config.bridge.normal = 0.0

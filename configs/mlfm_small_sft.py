@@ -16,5 +16,5 @@ def get_config(arg: str = ""):
     config.bridge.normal = 0.0
     config.bridge.whole = 0.5
     config.optim.lr = 5e-4
-    config.train.steps = 300
+    config.train.steps = 180
     return config

@@ -10,12 +10,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.adaptation import adapter_config, bridge_objective, make_llama, trained, whole
+from flm_jax.data.chat import open_chat
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.store import load_prepared
 from flm_jax.data.tasks import Task, make_task
 from flm_jax.data.tokenizer_base import Tokenizer
-from flm_jax.data.tokenizers import load_tokenizer
+from flm_jax.data.tokenizers import load_tokenizer, make_tokenizer
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.states import NOISE_KINDS
 from flm_jax.losses.autoregressive import autoregressive_loss
@@ -71,14 +72,19 @@ def data(config: Config) -> Data:
       UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
         no example; a mixture of several tokenizers.
     """
-    cfg, length = config["data"], config["model"]["length"]
-    given = [f"config.data.{key}" for key in ("path", "mixture", "task") if cfg[key]]
+    cfg, length = {"chat": (), "tokenizer": ""} | config["data"], config["model"]["length"]
+    given = [f"config.data.{key}" for key in ("path", "mixture", "chat", "task") if cfg[key]]
     require(
         len(given) == 1,
         f"got {' and '.join(given) or 'no data'}; set exactly one of config.data.path (a folder "
-        "that prepare_data wrote), config.data.mixture (pairs of folder and weight) and "
-        "config.data.task.",
+        "that prepare_data wrote), config.data.mixture (pairs of folder and weight), "
+        "config.data.chat (pairs of file and weight) and config.data.task.",
     )
+    if cfg["chat"]:
+        name = cfg["tokenizer"] or (config["adapters"]["base"] or ".") + "/tokenizer"
+        tokenizer = make_tokenizer(name, documents=lambda: ())
+        train, valid = open_chat(_mixture(cfg["chat"], "chat"), tokenizer, length)
+        return Data(train, valid, tokenizer, None)
     if cfg["task"]:
         task = make_task(cfg["task"])
         require(
@@ -108,8 +114,8 @@ def data(config: Config) -> Data:
     return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)
 
 
-def _mixture(pairs: Any) -> list[tuple[str, float]]:
-    """Checked (folder, weight) pairs of config.data.mixture."""
+def _mixture(pairs: Any, key: str = "mixture") -> list[tuple[str, float]]:
+    """Checked (folder or file, weight) pairs of config.data.mixture or chat."""
     good = isinstance(pairs, (list, tuple)) and all(
         isinstance(pair, (list, tuple))
         and len(pair) == 2
@@ -120,7 +126,7 @@ def _mixture(pairs: Any) -> list[tuple[str, float]]:
     )
     require(
         good,
-        f"config.data.mixture is {pairs!r}; expected pairs of folder and weight > 0, such as "
+        f"config.data.{key} is {pairs!r}; expected pairs of path and weight > 0, such as "
         "(('data/a', 3.0), ('data/b', 1.0)).",
     )
     return [(folder, float(weight)) for folder, weight in pairs]

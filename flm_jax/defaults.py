@@ -70,6 +70,10 @@ def base_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set mixture, or task
     config.data.mixture = ()  # several folders: pairs (folder, weight > 0), one tokenizer
+    # Files of questions and answers, see data/chat.py: pairs (file, weight > 0), and the tokenizer
+    # (bytes, hf:NAME_OR_FOLDER, or a saved folder); "" = that of config.adapters.base.
+    config.data.chat = ()
+    config.data.tokenizer = ""
     # Synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2),
     # arithmetic, arithmetic_reversed (12), sudoku (81), grammar (16).
     config.data.task = ""

@@ -12,6 +12,7 @@ from etils import epath
 from flm_jax import adaptation, build
 from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
+from flm_jax.data.chat import cropped
 from flm_jax.data.pipeline import eval_batches, make_iterator
 from flm_jax.data.tokenizers import load_tokenizer
 from flm_jax.evals.denoising import tau_profile
@@ -72,6 +73,9 @@ def run(config: dict[str, Any], workdir: str) -> int:
             print(f"continuing {workdir} from step {int(state.step)}", flush=True)
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
+    if config["data"]["chat"] and jax.process_count() == 1:  # several would need to agree
+        whole_batch = to_global
+        to_global = lambda batch: whole_batch(cropped(batch))
     evaluate = _evaluator(config, net, clock, data, to_global, rows, mesh)
     loop = Run(
         state=state,

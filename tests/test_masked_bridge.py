@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from flm_jax import build, flops, planning, sampling, trainer
+from flm_jax import build, flops, planning, problems, sampling, trainer
 from flm_jax.config import check
+from flm_jax.data.tasks import make_task
 from flm_jax.defaults import base_config
 from flm_jax.flows import gamma_schedule as schedule
 from flm_jax.flows.flow_map import velocity
@@ -374,6 +375,54 @@ def test_bad_sampling_is_refused(bad):
         Bridging(**bad)
 
 
+# A law of pairs of tokens, and the denoiser that is exact for it.
+PAIRS = np.array([[0, 1], [2, 3], [0, 3], [2, 1]])
+LAW = np.array([0.90, 0.03, 0.05, 0.02])  # the first token is 0 with probability 0.95
+
+
+def exact():
+    """Posterior of LAW given bridges; a state that equals an embedding is context."""
+    table, anchor = jnp.eye(4), jnp.full((2, 4), 0.25)
+
+    def features(params, x_s, s, t, *, key=None):
+        now = t_from_gamma(gamma_at(s))[:, None, None]
+        clean = table[PAIRS]  # [pairs, 2, 4]
+        mean = now[..., None] * clean[None] + (1 - now[..., None]) * anchor[None, None]
+        gap = jnp.sum((x_s[:, None] - mean) ** 2, axis=-1) / (2 * 0.04 * now * (1 - now))
+        same = jnp.sum((x_s[:, None] - clean[None]) ** 2, axis=-1)
+        context = jnp.any(jnp.all(x_s[:, :, None] == table[None, None], axis=-1), axis=-1)[:, None]
+        evidence = jnp.where(context, jnp.where(same == 0, 0.0, -1e9), -gap)
+        weights = jax.nn.softmax(jnp.log(jnp.asarray(LAW))[None] + jnp.sum(evidence, -1), axis=-1)
+        probs = jnp.einsum("bp,plv->blv", weights, clean)
+        return jnp.log(jnp.maximum(probs, 1e-30))
+
+    return Network(
+        init=lambda key: {},
+        features=features,
+        readout=lambda params: (jnp.eye(4), jnp.zeros(4)),
+        table=lambda params: table,
+        vocab_size=4,
+        dim=4,
+        max_length=2,
+        anchor=lambda params: anchor,
+    )
+
+
+def total_variation(tokens):
+    share = np.mean(np.all(np.asarray(tokens)[:, None] == PAIRS[None], axis=-1), axis=0)
+    return (np.abs(share - LAW).sum() + 1 - share.sum()) / 2
+
+
+def test_promotion_errs_by_at_most_eps_times_length_on_a_solvable_law():
+    given, eps = nothing_given(8192, 2), 0.06
+    plain = draw(exact(), given, steps=48)
+    assert total_variation(plain.tokens) < 0.02
+    out = draw(exact(), given, steps=48, promote=eps)
+    assert (np.asarray(out.tokens)[:, 0] == 0).all()  # 0.95 sure at once
+    assert 0.03 < total_variation(out.tokens) <= eps * 2
+    assert int(out.calls) < int(plain.calls)
+
+
 # Whole runs.
 def tiny(**values):
     config = base_config()
@@ -479,3 +528,19 @@ def test_bad_adaptations_are_refused(base, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
         trainer.run(check(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_problems_are_the_same_for_all_and_scored():
+    task = make_task("arithmetic1")
+    given = problems.given_problems(task, 50)
+    again = problems.given_problems(task, 50)
+    np.testing.assert_array_equal(given.tokens, again.tokens)
+    right = task.write(given.tokens[:, 0], given.tokens[:, 2])
+    wrong = np.where(np.arange(50)[:, None] < 20, right, (right + 1) % 10 * ~given.mask)
+    drawn = sampling.Draw(wrong, wrong[None], wrong[None], 0.0, 1.0)
+    assert problems.solved(task, drawn, given) == 0.4
+
+
+def test_problems_need_a_task(adapted):
+    with pytest.raises(UserError, match="trained on phrases2, which has no problems"):
+        problems.task_of(adapted[1])

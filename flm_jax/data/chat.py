@@ -1,0 +1,137 @@
+"""Questions and answers from JSON lines, each framed as one exchange; the question is the prompt.
+
+    USER:\n{prompt}\nASSISTANT:\n{response}EOS
+
+A line is an object with "prompt" and "response", or, as GSM8K has them, "question" and "answer";
+of the latter the calculator's notes <<...>> are dropped and the last line becomes "### {result}".
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from flm_jax.data.pipeline import Batch, MixedSource, Mixture, Source
+from flm_jax.data.tokenizer_base import Tokenizer
+from flm_jax.types import UserError, require
+
+_FIELDS = (("prompt", "response"), ("question", "answer"))
+_NOTES = re.compile(r"<<[^>]*>>")
+_HELD_OUT = 20  # every so many lines one is kept for validation
+MULTIPLE = 64  # tokens; batches are cropped to multiples of it
+
+
+def framed(prompt: str) -> str:
+    """The text before an answer."""
+    return f"USER:\n{prompt}\nASSISTANT:\n"
+
+
+def read_exchanges(path: str) -> list[tuple[str, str]]:
+    """(prompt, response) of every line.
+
+    Raises:
+      UserError: no such file, no line, or one that is no JSON object with the fields (its number).
+    """
+    file = epath.Path(path)
+    require(file.exists(), f"no file {path}; expected JSON lines of questions and answers.")
+    found = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error}).") from error
+        found.append(_exchange(record, f"{path}, line {number}"))
+    require(bool(found), f"{path} has no line; expected questions and answers.")
+    return found
+
+
+def _exchange(record, where: str) -> tuple[str, str]:
+    for first, second in _FIELDS:
+        if isinstance(record, dict) and first in record:
+            texts = record[first], record.get(second)
+            require(
+                all(isinstance(text, str) and text for text in texts),
+                f"{where}: {first!r} and {second!r} must both be text, got {texts[1]!r} for "
+                f"{second!r}.",
+            )
+            if first == "question":
+                return texts[0], _NOTES.sub("", texts[1]).replace("\n#### ", "\n### ")
+            return texts
+    names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
+    keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+    raise UserError(f"{where}: expected {names}, got {keys}.")
+
+
+class ChatSource:
+    """Random-access examples {"tokens": int32 [L], "mask", "prompt": bool [L]}.
+
+    `mask` is True where valid, `prompt` where the question stands. An answer that does not fit
+    loses its end and the EOS; one whose question leaves no room is refused.
+    """
+
+    def __init__(self, exchanges: Sequence[tuple[str, str]], tokenizer: Tokenizer, length: int):
+        require(
+            tokenizer.eos_id is not None,
+            f"this {tokenizer.kind} tokenizer has no EOS token, which ends every answer.",
+        )
+        prompts = tokenizer.encode_batch([framed(prompt) for prompt, _ in exchanges])
+        answers = tokenizer.encode_batch([response for _, response in exchanges])
+        longest = max(len(prompt) for prompt in prompts)
+        require(
+            longest < length,
+            f"a question takes {longest} tokens and must leave room for an answer in "
+            f"config.model.length {length}; set that higher, or leave such questions out.",
+        )
+        self._rows = [
+            (len(p), np.concatenate([p, a, [tokenizer.eos_id]]).astype(np.int32)[:length])
+            for p, a in zip(prompts, answers)
+        ]
+        self._length = length
+        self._pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        digest = hashlib.sha256(f"{length} {tokenizer.fingerprint}".encode())
+        for prompt, row in self._rows:
+            digest.update(f" {prompt} ".encode() + row.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        prompt, row = self._rows[index]
+        tokens = np.full(self._length, self._pad, np.int32)
+        tokens[: len(row)] = row
+        place = np.arange(self._length)
+        return {"tokens": tokens, "mask": place < len(row), "prompt": place < prompt}
+
+
+def open_chat(
+    parts: Sequence[tuple[str, float]], tokenizer: Tokenizer, length: int
+) -> tuple[Mixture, Source]:
+    """Training and held-out examples of (file, weight) pairs; every 20th line is held out."""
+    train, valid = [], []
+    for path, weight in parts:
+        found = read_exchanges(path)
+        require(
+            len(found) >= 2, f"{path} has {len(found)} line; expected at least 2, one is held out."
+        )
+        held_out = found[::_HELD_OUT]
+        rest = [pair for i, pair in enumerate(found) if i % _HELD_OUT]
+        train.append((ChatSource(rest, tokenizer, length), weight))
+        valid.append((ChatSource(held_out, tokenizer, length), weight))
+    return train, valid[0][0] if len(valid) == 1 else MixedSource(valid)
+
+
+def cropped(batch: Batch) -> Batch:
+    """A batch without the columns in which no row is valid, its length a multiple of 64.
+
+    The few lengths that occur are each compiled once.
+    """
+    length = batch["tokens"].shape[1]
+    longest = int(np.max(np.sum(batch["mask"], axis=1), initial=1))
+    keep = min(length, -(-longest // MULTIPLE) * MULTIPLE)
+    return {name: value[:, :keep] for name, value in batch.items()}

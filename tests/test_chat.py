@@ -1,0 +1,106 @@
+"""Questions and answers as training data: frames, masks, cropping, refusals, and a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from flm_jax import build, trainer
+from flm_jax.config import check
+from flm_jax.data.chat import ChatSource, cropped, framed, open_chat, read_exchanges
+from flm_jax.data.tokenizers import ByteTokenizer
+from flm_jax.defaults import base_config
+from flm_jax.training.checkpoint import save_ema, write_config
+from flm_jax.types import UserError
+
+BYTES = ByteTokenizer()
+
+
+def lines(path, *records):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
+    return str(path)
+
+
+def test_both_pairs_of_fields_are_read(tmp_path):
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"prompt": "Hi", "response": "Yes <<1>>", "more": 3},
+        "",
+        {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"},
+    )
+    assert read_exchanges(path) == [("Hi", "Yes <<1>>"), ("2+2?", "It is 4.\n### 4")]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2: no JSON"),
+        ({"prompt": "a"}, "line 2: 'prompt' and 'response' must both be text, got None"),
+        ({"question": "a", "answer": 4}, "line 2: .* got 4 for 'answer'"),
+        ({"text": "a"}, r"line 2: expected 'prompt' with 'response' or .*, got \['text'\]"),
+        ([1], "line 2: expected .*, got list"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = lines(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, line)
+    with pytest.raises(UserError, match=message):
+        read_exchanges(path)
+    with pytest.raises(UserError, match="no file"):
+        read_exchanges(str(tmp_path / "absent.jsonl"))
+
+
+def test_examples_are_framed_and_masked():
+    prompt, length = framed("Hi"), 40
+    assert prompt == "USER:\nHi\nASSISTANT:\n"
+    row = ChatSource([("Hi", "Yes"), ("Hi", "Y" * 90)], BYTES, length)
+    first, cut = row[0], row[1]
+    valid = len(prompt) + 4
+    assert BYTES.decode(first["tokens"][: valid - 1]) == prompt + "Yes"
+    assert first["tokens"][valid - 1] == BYTES.eos_id
+    assert first["mask"].tolist() == [i < valid for i in range(length)]
+    assert first["prompt"].tolist() == [i < len(prompt) for i in range(length)]
+    assert cut["mask"].all() and BYTES.decode(cut["tokens"][len(prompt) :]) == "Y" * 20
+    with pytest.raises(UserError, match=r"a question takes 20 tokens .*model.length 20"):
+        ChatSource([("Hi", "Yes")], BYTES, 20)
+
+
+def test_batches_are_cropped_to_multiples_of_64():
+    def batch(valid, length=200):
+        mask = np.arange(length)[None] < np.array(valid)[:, None]
+        return {"tokens": np.zeros((len(valid), length), np.int32), "mask": mask}
+
+    for valid, want in (([3, 64], 64), ([65, 1], 128), ([193, 5], 200), ([0, 0], 64)):
+        assert {v.shape[1] for v in cropped(batch(valid)).values()} == {want}
+
+
+def test_every_20th_line_is_held_out_and_mixtures_keep_weights(tmp_path):
+    pairs = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(41)]
+    one, two = lines(tmp_path / "a.jsonl", *pairs), lines(tmp_path / "b.jsonl", *pairs[:2])
+    train, valid = open_chat([(one, 3.0), (two, 1.0)], BYTES, 64)
+    assert [(len(source), weight) for source, weight in train] == [(38, 3.0), (1, 1.0)]
+    assert len(valid) >= 1 and train[0][0].fingerprint != train[1][0].fingerprint
+
+
+def test_adapters_are_fine_tuned_on_answers(tmp_path):
+    pairs = [{"prompt": f"{i}+1?", "response": str(i + 1) * (i % 60 + 1)} for i in range(60)]
+    path = lines(tmp_path / "a.jsonl", *pairs)
+    config = base_config()
+    config.model.name, config.objective.name = "llama", "masked"
+    config.model.length, config.model.dim, config.model.depth, config.model.heads = 160, 16, 1, 2
+    config.model.attention_softcap = config.model.logit_softcap = 0.0
+    config.model.vocab_size = BYTES.vocab_size
+    base = check(config)
+    params = build.network(base).init(jax.random.key(0))
+    save_ema(tmp_path / "base", params, 0, {})
+    write_config(tmp_path / "base", base)
+    BYTES.save(tmp_path / "base" / "tokenizer")
+
+    config.data.chat, config.adapters.base = ((path, 1.0),), str(tmp_path / "base")
+    config.adapters.rank = config.adapters.head_rank = 2
+    config.objective.name, config.bridge.learnt = "masked_bridge", "empirical"
+    config.train.steps, config.train.batch, config.eval.sample_steps = 2, 8, 1
+    config.eval.samples, config.eval.batches, config.mesh.data = 1, 1, 8
+    assert trainer.run(check(config), str(tmp_path / "sft")) == 0
+    model = build.load_model(tmp_path / "sft")
+    assert model.config["bridge"]["eos_id"] == BYTES.eos_id
