@@ -1,9 +1,13 @@
 """Problems of a synthetic task: given to a model's sampler, its completions scored."""
 
+import jax
+import numpy as np
+
+from flm_jax import sampling
 from flm_jax.build import Model
 from flm_jax.data.tasks import Task, make_task
+from flm_jax.families import Options
 from flm_jax.samplers.common import Given
-from flm_jax.sampling import Draw
 from flm_jax.types import require
 
 _SEED = 12345  # apart from those of training data
@@ -24,11 +28,27 @@ def task_of(model: Model) -> Task:
     return make_task(name)
 
 
-def given_problems(task: Task, num: int) -> Given:
-    """The same `num` problems for all models and samplers, as NumPy arrays [num, length]."""
-    return Given(*task.problems(num, _SEED))
+def solve(
+    model: Model, task: Task, num: int, steps: int, rows: int, seed: int, options: Options
+) -> tuple[float, float]:
+    """Completes problems, the same ones for all models and samplers.
 
+    Args:
+      num: problems; the last ones that do not fill a batch stand in it with others again.
+      steps: of the sampler.
+      rows: problems in a batch. Where a sampler stops early, it does when all of these are done.
+      seed: of the draws.
 
-def solved(task: Task, drawn: Draw, given: Given) -> float:
-    """Share of the problems whose completions are right as a whole."""
-    return task.report_problems(drawn.tokens, given.tokens, given.mask)["solved"]
+    Returns:
+      Share of the problems solved, and network calls of a batch, the mean over batches.
+    """
+    tokens, given = task.problems(num, _SEED)
+    run = sampling.sampler(model.config, model.net, model.clock, steps, options)
+    found, calls = np.empty_like(tokens), []
+    for batch, start in enumerate(range(0, num, rows)):
+        which = np.arange(start, start + rows) % num
+        key = jax.random.fold_in(jax.random.key(seed), batch)
+        out = jax.device_get(run(key, model.params, Given(tokens[which], given[which])))
+        found[which] = out.tokens
+        calls.append(len(out.steps_tokens) if out.calls is None else int(out.calls))
+    return task.report_problems(found, tokens, given)["solved"], float(np.mean(calls))

@@ -29,7 +29,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the s
 _PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
 _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
 _PROBLEMS = flags.DEFINE_integer(
-    "problems", 0, "Complete so many problems of the model's task at once; says the share solved."
+    "problems", 0, "Complete so many problems of the model's task and say the share solved."
 )
 _OUT = flags.DEFINE_string("out", "", "JSONL file for the samples.")
 _TRAJECTORY = flags.DEFINE_string("trajectory", "", "JSONL file for the text after each call.")
@@ -49,27 +49,31 @@ def main(argv) -> None:
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     model = build.load_model(_WORKDIR.value)
     steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
-    num = _PROBLEMS.value or _NUM.value
-    sampling.check_request(model, steps, num, length)
-    rows = min(_BATCH.value, num)
+    sampling.check_request(model, steps, _PROBLEMS.value or _NUM.value, length)
+    rows = min(_BATCH.value, _PROBLEMS.value or _NUM.value)
     require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    given = sampling.given_tokens(model, _PROMPT.value, _INFILL.value, rows, length)
+    options = sampling_flags.options()
     if _PROBLEMS.value:
         task = problems.task_of(model)
-        given = problems.given_problems(task, num)
+        for count in sampling.step_counts(model, steps, length):
+            share, calls = problems.solve(
+                model, task, _PROBLEMS.value, count, rows, _SEED.value, options
+            )
+            print(f"{calls:g} network calls: {share:.4f} of {_PROBLEMS.value} problems solved")
+        return
+    given = sampling.given_tokens(model, _PROMPT.value, _INFILL.value, rows, length)
     records, paths = [], []
-    options = sampling_flags.options()
     for count in sampling.step_counts(model, steps, length):
-        drawn = sampling.draw(model, given, steps=count, num=num, seed=_SEED.value, options=options)
+        drawn = sampling.draw(
+            model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
+        )
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
         entropy = unigram_entropy(drawn.tokens)
         print(
-            f"{drawn.calls:g} network calls: {num} samples, "
+            f"{drawn.calls:g} network calls: {_NUM.value} samples, "
             f"{per_thousand:.3f} s per 1000 tokens, unigram entropy {entropy:.3f} nats"
         )
-        if _PROBLEMS.value:
-            print(f"solved: {problems.solved(task, drawn, given):.4f}")
         for text in texts[: _SHOW.value]:
             print(f"  {text!r}")
         records += [

@@ -1,6 +1,7 @@
 """Masked language flows: closed forms, schedules, adaptation and its restarts, the sampler."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flm_jax import build, flops, planning, problems, sampling, trainer
 from flm_jax.config import check
 from flm_jax.data.tasks import make_task
 from flm_jax.defaults import base_config
+from flm_jax.families import Options
 from flm_jax.flows import gamma_schedule as schedule
 from flm_jax.flows.flow_map import velocity
 from flm_jax.flows.gamma_schedule import GammaConfig
@@ -41,7 +43,7 @@ from flm_jax.losses.masked_bridge import (
 from flm_jax.models.adapters import AdapterConfig, join, split
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import masked_bridge
-from flm_jax.samplers.common import Given, nothing_given
+from flm_jax.samplers.common import Given, Samples, nothing_given
 from flm_jax.samplers.masked_bridge import Bridging
 from flm_jax.training import sharding
 from flm_jax.training.step import TrainState
@@ -530,15 +532,28 @@ def test_bad_adaptations_are_refused(base, tmp_path, values, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_problems_are_the_same_for_all_and_scored():
+@pytest.mark.parametrize("rows", [1, 4])
+def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
+    """By a sampler that is right wherever the first summand is odd, in 3 calls if it is even."""
     task = make_task("arithmetic1")
-    given = problems.given_problems(task, 50)
-    again = problems.given_problems(task, 50)
-    np.testing.assert_array_equal(given.tokens, again.tokens)
-    right = task.write(given.tokens[:, 0], given.tokens[:, 2])
-    wrong = np.where(np.arange(50)[:, None] < 20, right, (right + 1) % 10 * ~given.mask)
-    drawn = sampling.Draw(wrong, wrong[None], wrong[None], 0.0, 1.0)
-    assert problems.solved(task, drawn, given) == 0.4
+
+    def sampler(*args):
+        def run(key, params, given):
+            tokens = np.asarray(given.tokens)
+            right = task.write(tokens[:, 0], tokens[:, 2])
+            odd = tokens[:, :1] % 2 == 1
+            out = np.where(given.mask | odd, right, (right + 1) % 10)
+            return Samples(out, out[None], out[None], np.where(odd.all(), 1, 3))
+
+        return run
+
+    monkeypatch.setattr(sampling, "sampler", sampler)
+    model = SimpleNamespace(config={}, net=None, clock=None, params=None)
+    share, calls = problems.solve(model, task, 10, 3, rows, 0, Options())
+    odd = task.problems(10, problems._SEED)[0][:, 0] % 2 == 1
+    assert share == odd.mean()
+    groups = [odd[np.arange(i, i + rows) % 10].all() for i in range(0, 10, rows)]
+    assert calls == np.mean(np.where(groups, 1, 3))
 
 
 def test_problems_need_a_task(adapted):
