@@ -358,7 +358,9 @@ def load_model(
     )
     params, step = load_ema(workdir, trained(config, abstract_params(net, mesh)))
     if adapter_config(config):
-        params = whole(config, params, load_model(config["adapters"]["base"], mesh, attention).params)
+        params = whole(
+            config, params, load_model(config["adapters"]["base"], mesh, attention).params
+        )
     return Model(config, net, params, clock(config, net.vocab_size), tokenizer, step)
 
 
