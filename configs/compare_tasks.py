@@ -15,6 +15,9 @@ from flm_jax.defaults import base_config
 TASKS = {
     "phrases2": dict(length=2, dim=64, depth=2, ar_dim=104, batch=512, flow=1500, distil=3000),
     "phrases4": dict(length=2, dim=64, depth=4, ar_dim=96, batch=512, flow=1500, distil=6000),
+    "arithmetic1": dict(
+        length=6, dim=64, depth=4, ar_dim=96, batch=256, lr=5e-3, flow=12_000, distil=6000
+    ),
     "arithmetic": dict(length=12, dim=128, depth=4, ar_dim=160, batch=256, flow=2000, distil=2000),
     "grammar": dict(length=16, dim=128, depth=4, ar_dim=160, batch=256, flow=2000, distil=2000),
 }
@@ -28,7 +31,7 @@ def _model(task: str, steps: int):
     config.model.dim = sizes["dim"]
     config.model.depth = sizes["depth"]
     config.model.heads = 4
-    config.optim.lr = 1e-3
+    config.optim.lr = sizes.get("lr", 1e-3)
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.998
     config.train.steps = steps

@@ -21,7 +21,7 @@ CORPORA = {
     "tinyshakespeare": dict(source="text", path="", split_documents="file"),
     "wikitext2": dict(source="text", path="", split_documents="line"),
 }
-FLOW_STEPS, DISTIL_STEPS, JUDGE_STEPS = 1800, 1200, 2500
+FLOW_STEPS, DISTIL_STEPS, JUDGE_STEPS = 1200, 800, 1500
 
 
 def _model(steps: int):

@@ -27,6 +27,8 @@ from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.objectives import clock, denoising, prediction
 from flm_jax.routes import ROUTES, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
+from flm_jax.training.folder import WEIGHTS, located
+from flm_jax.training.folder import read as read_folder
 from flm_jax.training.loop import TrainConfig
 from flm_jax.training.optim import OptimConfig
 from flm_jax.training.sharding import MeshConfig, attention_plan, loss_parallel, tree_shardings
@@ -341,26 +343,29 @@ def load_model(
     """Reads a model that `train` or `convert` wrote; its averaged parameters.
 
     Args:
-      workdir: its folder.
+      workdir: its folder, or hf:OWNER/NAME on the Hugging Face hub.
       mesh: devices to spread it over.
       attention: kernel to use; as in training by default, or "xla" where these devices lack that.
 
     Raises:
       UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
     """
-    config = read_config(workdir)
-    tokenizer = load_tokenizer(epath.Path(workdir) / "tokenizer")
+    folder = located(workdir)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
     net = network(_usable(config, mesh, attention), mesh)
     require(
         tokenizer.vocab_size <= net.vocab_size,
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
         "restore the tokenizer folder of the run.",
     )
-    params, step = load_ema(workdir, trained(config, abstract_params(net, mesh)))
-    if adapter_config(config):
-        params = whole(
-            config, params, load_model(config["adapters"]["base"], mesh, attention).params
-        )
+    if (folder / WEIGHTS).exists():
+        params, step = read_folder(folder, abstract_params(net, mesh))
+    else:
+        params, step = load_ema(folder, trained(config, abstract_params(net, mesh)))
+        if adapter_config(config):
+            base = load_model(config["adapters"]["base"], mesh, attention)
+            params = whole(config, params, base.params)
     return Model(config, net, params, clock(config, net.vocab_size), tokenizer, step)
 
 

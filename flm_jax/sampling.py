@@ -93,9 +93,54 @@ def sampler(
     steps: int,
     options: Options = PLAIN,
     aids: Aids = NO_AIDS,
-) -> Callable:
+) -> Any:
     """Jitted (key, params, given, extra) -> Samples in `steps` steps, by the family of `config`."""
     return jax.jit(family(config).sampler(config, net, clock, steps, options, aids))
+
+
+def prepare(
+    model: Model, shape: tuple[int, ...], steps: int, options: Options = PLAIN
+) -> Callable[..., Draw]:
+    """Compiles a sampler for batches of one shape.
+
+    Args:
+      shape: (B, L), rows and tokens of a batch.
+      steps: of the sampler.
+      options: how tokens are drawn, where the model's family knows it.
+
+    Returns:
+      run(given, *, num, seed, show) -> Draw, as `draw` without its compilation; `given` of `shape`.
+
+    Raises:
+      UserError: options that the family does not know, or that do not fit the steps.
+    """
+    rows, length = shape
+    root, example = jax.random.key(0), nothing_given(rows, length)
+    aids, extra = load(model, options.steering)
+    program = sampler(model.config, model.net, model.clock, steps, options, aids)
+    compiled = program.lower(root, model.params, example, extra).compile()
+
+    def run(given: Given, *, num: int, seed: int, show=lambda done: None) -> Draw:
+        root, parts = jax.random.key(seed), []
+        given = Given(*map(jnp.asarray, given))
+        began = time.perf_counter()
+        for batch in range(-(-num // rows)):
+            key = jax.random.fold_in(root, batch)
+            parts.append(jax.device_get(compiled(key, model.params, given, extra)))
+            show(min(num, (batch + 1) * rows))
+        seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
+        return _joined(parts, num, seconds)
+
+    return run
+
+
+def _joined(parts: list[Samples], num: int, seconds: float) -> Draw:
+    """Batches as one, cut to the first `num` rows."""
+    tokens = np.concatenate([p.tokens for p in parts])[:num]
+    steps_tokens = np.concatenate([p.steps_tokens for p in parts], axis=1)[:, :num]
+    confidence = np.concatenate([p.steps_confidence for p in parts], axis=1)[:, :num]
+    calls = [len(p.steps_tokens) if p.calls is None else int(p.calls) for p in parts]
+    return Draw(tokens, steps_tokens, confidence, seconds, float(np.mean(calls)))
 
 
 def draw(
@@ -121,22 +166,8 @@ def draw(
     Raises:
       UserError: options that the family does not know, or that do not fit the steps.
     """
-    rows = given.tokens.shape[0]
-    root = jax.random.key(seed)
-    aids, extra = load(model, options.steering)
-    program = sampler(model.config, model.net, model.clock, steps, options, aids)
-    compiled = program.lower(root, model.params, given, extra).compile()
-    parts: list[Samples] = []
-    began = time.perf_counter()
-    for batch in range(-(-num // rows)):
-        key = jax.random.fold_in(root, batch)
-        parts.append(jax.device_get(compiled(key, model.params, given, extra)))
-        show(min(num, (batch + 1) * rows))
-    seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
-    tokens = np.concatenate([p.tokens for p in parts])[:num]
-    stacked = [np.concatenate([p[i] for p in parts], axis=1)[:, :num] for i in (1, 2)]
-    calls = [len(p.steps_tokens) if p.calls is None else int(p.calls) for p in parts]
-    return Draw(tokens, *stacked, seconds, float(np.mean(calls)))
+    run = prepare(model, given.tokens.shape, steps, options)
+    return run(given, num=num, seed=seed, show=show)
 
 
 def complete(

@@ -77,15 +77,15 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
     return row_nll
 
 
-def likelihood(
+def sequence_nats(
     row_nll: RowNll,
     params: Params,
     batches: Iterable[dict[str, jax.Array]],
     *,
     draws: int = 1,
     seed: int = 1,
-) -> Likelihood:
-    """Mean over the valid tokens of a corpus.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood, or a bound, of each sequence that has a valid token.
 
     Args:
       row_nll: jitted; of `make_autoregressive_nll` (one draw is exact) or `make_masked_nll`.
@@ -94,7 +94,7 @@ def likelihood(
       seed: of the draws.
 
     Returns:
-      Likelihood; its standard error is that of a ratio of means over sequences.
+      nats and number of valid tokens, float64 [N] each.
     """
     rng, root = np.random.default_rng(seed), jax.random.key(seed)
     totals, counts = [], []
@@ -108,7 +108,23 @@ def likelihood(
             mean += np.asarray(row_nll(params, batch, tau, key)[0], np.float64) / draws
         totals.append((mean * count)[count > 0])
         counts.append(count[count > 0])
-    total, count = np.concatenate(totals), np.concatenate(counts)
+    return np.concatenate(totals), np.concatenate(counts)
+
+
+def likelihood(
+    row_nll: RowNll,
+    params: Params,
+    batches: Iterable[dict[str, jax.Array]],
+    *,
+    draws: int = 1,
+    seed: int = 1,
+) -> Likelihood:
+    """Mean over the valid tokens of a corpus; arguments as of `sequence_nats`.
+
+    Returns:
+      Likelihood; its standard error is that of a ratio of means over sequences.
+    """
+    total, count = sequence_nats(row_nll, params, batches, draws=draws, seed=seed)
     value = total.sum() / count.sum()
     spread = np.sqrt(np.sum((total - value * count) ** 2)) / count.sum()
     return Likelihood(float(value), float(spread), int(count.sum()), len(count), draws)
