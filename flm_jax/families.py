@@ -15,7 +15,14 @@ from flm_jax.evals.flow_likelihood import make_flow_bound
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
 from flm_jax.objectives import prediction
-from flm_jax.samplers import autoregressive, masked_bridge, masked_diffusion, onehot, refinement
+from flm_jax.samplers import (
+    autoregressive,
+    masked_bridge,
+    masked_diffusion,
+    onehot,
+    refinement,
+    x_prediction,
+)
 from flm_jax.samplers import steering as steers
 from flm_jax.samplers.categorical import Choice
 from flm_jax.types import Network, require, unknown_name
@@ -30,8 +37,9 @@ class Options:
     Attributes:
       temperature, top_p: see `Choice`; by default a flow takes the most probable tokens of its last
         read-out, and the others draw at temperature 1.
-      method: of masked diffusion: "ancestral" or "confidence".
-      block_length: of "confidence"; 0 for one block.
+      method: of masked diffusion: "ancestral", "confidence" or "flow".
+      block_length: of "confidence" and "flow"; 0 for one block.
+      step_size, re_edit, hard_commit: of "flow", see `x_prediction.Flowing`.
       refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
         for none.
       refine_threshold: of refinement: probability above which predictions are kept at once.
@@ -43,6 +51,9 @@ class Options:
     top_p: float = 1.0
     method: str = "ancestral"
     block_length: int = 0
+    step_size: float = 0.0
+    re_edit: bool = True
+    hard_commit: bool = True
     refine: str = ""
     refine_threshold: float = 1.0
     bridge: masked_bridge.Bridging = masked_bridge.Bridging()  # noqa: RUF009  frozen
@@ -86,6 +97,10 @@ class Family(NamedTuple):
     sees_ahead: bool = True
 
 
+_FLOWING = ("step_size", "re_edit", "hard_commit")
+_OF_MASKED = ("method", "block_length", *_FLOWING)
+
+
 def _refuse(options: Options, kind: str, *names: str) -> None:
     for name in names:
         got, default = getattr(options, name), getattr(Options, name)
@@ -113,7 +128,7 @@ def _flow(
     options: Options,
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
-    _refuse(options, "a flow", "method", "block_length")
+    _refuse(options, "a flow", *_OF_MASKED)
     if (kind := prediction(config)) != "probabilities":
         return _onehot(net, clock, steps, options, kind)
     if options.refine:
@@ -186,7 +201,7 @@ def _autoregressive(
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
     del config, clock, steps, aids
-    _refuse(options, "an autoregressive model", "method", "block_length", "refine")
+    _refuse(options, "an autoregressive model", "refine", *_OF_MASKED)
     _unsteered(options, "an autoregressive model")
     choice = options.choice(1.0)
 
@@ -211,28 +226,36 @@ def _masked(
         "ancestral": masked_diffusion.sample_ancestral,
         "confidence": masked_diffusion.sample_confident,
     }
-    if options.method not in methods:
-        raise unknown_name("method", options.method, methods)
+    if options.method not in (*methods, "flow"):
+        raise unknown_name("method", options.method, (*methods, "flow"))
     more = {}
-    if options.method == "confidence":
+    if options.method == "ancestral":
+        _refuse(options, "method ancestral", "block_length")
+    else:
         require(
             0 <= options.block_length <= net.max_length,
             f"got block_length={options.block_length}; expected 0 (one block) to "
             f"{net.max_length} tokens.",
         )
         more["block_length"] = options.block_length
-    else:
-        _refuse(options, "method ancestral", "block_length")
-    cfg = masked_config(config)
-    given_options = {
-        "steps": steps,
-        "choice": options.choice(1.0),
-        "time_conditioning": cfg.time_conditioning,
-    }
+    more |= {"steps": steps, "time_conditioning": masked_config(config).time_conditioning}
+    if options.method == "flow":
+        return _x_prediction(net, options, more)
+    _refuse(options, f"method {options.method}", *_FLOWING)
+    more["choice"] = options.choice(1.0)
 
     def draw(key, params, given, extra=None):
-        run = methods[options.method]
-        return run(key, net, params, given=given, **given_options, **more)
+        return methods[options.method](key, net, params, given=given, **more)
+
+    return draw
+
+
+def _x_prediction(net: Network, options: Options, more: dict[str, Any]) -> Callable:
+    _refuse(options, "method flow", "temperature", "top_p")
+    how = x_prediction.Flowing(**{name: getattr(options, name) for name in _FLOWING})
+
+    def draw(key, params, given, extra=None):
+        return x_prediction.sample(net, params, given=given, how=how, **more)
 
     return draw
 
@@ -247,7 +270,7 @@ def _bridge(
 ) -> Callable:
     del clock, aids
     _unsteered(options, "a masked flow")
-    _refuse(options, "a masked flow", "temperature", "top_p", "method", "block_length", "refine")
+    _refuse(options, "a masked flow", "temperature", "top_p", "refine", *_OF_MASKED)
     how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
     sigma = config["bridge"]["sigma"]
 

@@ -5,6 +5,7 @@ python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
 python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
 python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
+python -m flm_jax.sample --workdir=MDLM --steps=16 --method=flow --trajectory=path.jsonl
 python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
 

@@ -29,6 +29,8 @@ class Draw(NamedTuple):
       steps_tokens, steps_confidence: [K, N, L], after each step, or after the last alone.
       seconds: wall time without compilation.
       calls: network calls made for a batch, the mean over batches.
+      steps_progress: [K, N, L], progress of each position after each step; None where all
+        positions of a text share it.
     """
 
     tokens: np.ndarray
@@ -36,6 +38,7 @@ class Draw(NamedTuple):
     steps_confidence: np.ndarray
     seconds: float
     calls: float
+    steps_progress: np.ndarray | None = None
 
 
 def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> None:
@@ -137,10 +140,11 @@ def prepare(
 def _joined(parts: list[Samples], num: int, seconds: float) -> Draw:
     """Batches as one, cut to the first `num` rows."""
     tokens = np.concatenate([p.tokens for p in parts])[:num]
-    steps_tokens = np.concatenate([p.steps_tokens for p in parts], axis=1)[:, :num]
-    confidence = np.concatenate([p.steps_confidence for p in parts], axis=1)[:, :num]
+    path = lambda name: np.concatenate([getattr(p, name) for p in parts], axis=1)[:, :num]
+    progress = None if parts[0].steps_progress is None else path("steps_progress")
     calls = [len(p.steps_tokens) if p.calls is None else int(p.calls) for p in parts]
-    return Draw(tokens, steps_tokens, confidence, seconds, float(np.mean(calls)))
+    paths = path("steps_tokens"), path("steps_confidence")
+    return Draw(tokens, *paths, seconds, float(np.mean(calls)), progress)
 
 
 def draw(
@@ -196,6 +200,8 @@ def complete(
 def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
     """One record per sample and step: tokens, their text, and confidence per position.
 
+    With progress per position where each has its own.
+
     A model that writes token by token has one, after its last call.
     """
     kept = drawn.steps_tokens.shape[0]
@@ -203,10 +209,13 @@ def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
     for i in range(drawn.tokens.shape[0]):
         for k in range(kept):
             row = drawn.steps_tokens[k, i]
-            yield {
+            record = {
                 "sample": i,
                 "call": each * (k + 1),
                 "text": model.tokenizer.decode(row),
                 "tokens": row.tolist(),
                 "confidence": np.round(drawn.steps_confidence[k, i], 4).tolist(),
             }
+            if drawn.steps_progress is not None:
+                record["progress"] = np.round(drawn.steps_progress[k, i], 4).tolist()
+            yield record

@@ -14,10 +14,21 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Share of the probability that is kept in drawing.")
 _METHOD = flags.DEFINE_string(
-    "method", "ancestral", "MDLM: ancestral, or confidence (low-confidence remasking)."
+    "method",
+    "ancestral",
+    "MDLM: ancestral, confidence (low-confidence remasking), or flow (x-prediction flow).",
 )
 _BLOCK = flags.DEFINE_integer(
-    "block_length", 0, "MDLM by confidence: tokens of a block, written in turn; 0 = one block."
+    "block_length",
+    0,
+    "MDLM by confidence or flow: tokens of a block, written in turn; 0 = one block.",
+)
+_STEP_SIZE = flags.DEFINE_float(
+    "step_size", 0.0, "--method=flow: a in [1/256, 1]; 0 = so that tokens arrive in --steps calls."
+)
+_RE_EDIT = flags.DEFINE_bool("re_edit", True, "--method=flow: edit again what became unlikely.")
+_HARD_COMMIT = flags.DEFINE_bool(
+    "hard_commit", True, "--method=flow: each call writes the most confident token."
 )
 _REFINE = flags.DEFINE_string(
     "refine", "", "Any-order FMLM: posterior refinement, topk or uniform; --steps calls at most."
@@ -73,6 +84,9 @@ def options() -> Options:
         top_p=_TOP_P.value,
         method=_METHOD.value,
         block_length=_BLOCK.value,
+        step_size=_STEP_SIZE.value,
+        re_edit=_RE_EDIT.value,
+        hard_commit=_HARD_COMMIT.value,
         refine=_REFINE.value,
         refine_threshold=_THRESHOLD.value,
         bridge=bridge,

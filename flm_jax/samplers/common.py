@@ -29,12 +29,15 @@ class Samples(NamedTuple):
       steps_confidence: [K, B, L], the largest probability at each; where tokens are drawn, that of
         the token drawn.
       calls: int32 scalar, network calls made, where these are not K; else None.
+      steps_progress: [K, B, L], t of each position after each call, where each has its own; else
+        None.
     """
 
     tokens: Int[Array, "b l"]
     steps_tokens: Int[Array, "k b l"]
     steps_confidence: Float[Array, "k b l"]
     calls: Int[Array, ""] | None = None
+    steps_progress: Float[Array, "k b l"] | None = None
 
 
 def nothing_given(num: int, length: int) -> Given:

@@ -1,0 +1,283 @@
+"""Masked diffusion decoded as a flow in which every token has a progress of its own.
+
+Source: arXiv 2606.29066. The state of position l is y_l = t_l E[x_l] + (1 - t_l) m_l, from the mask
+(t_l = 0) to a token (t_l = 1). Each step asks a network of masked diffusion once, and at every
+position, with x the most probable token, c its probability and a in (0, 1] the step size:
+
+    move          y += a (E[x] - y),  t += a (1 - t)    where t < 1: dt = a (1 - t) along the
+                                                        velocity (E[x] - y) / (1 - t)
+    re-edit       y = c E[x] + (1 - c) m,  t = c        where c - t < -0.1
+    hard commit   y = E[x],  t = 1                      at the position with the largest c among
+                                                        those with t < 0.99
+
+in this order, t being that of the line before. A text is done when all its tokens have t >= 0.99;
+until then a token that has arrived may be edited again. With the hard commit alone this is
+low-confidence remasking of one token a step; with a = 1 and nothing else, one greedy prediction.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flm_jax.flows import readout
+from flm_jax.flows.interpolants import interpolate, mask_anchored
+from flm_jax.flows.masking import highest, masked_states
+from flm_jax.samplers.common import Given, Samples
+from flm_jax.types import Network, Params, require
+
+DONE = 0.99  # progress at which a token counts as written
+RE_EDIT = -0.1  # confidence - progress below which a token is edited again
+LEAST_STEP = 1 / 256
+FEATURES = 8
+_TOP = 4  # probabilities among the features
+
+# features [B, L, 8] of `Look` -> step sizes [B, L] in [0, 1].
+Stepper = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flowing:
+    """How masked diffusion is decoded as a flow.
+
+    Attributes:
+      step_size: a, the same everywhere, in [1/256, 1]; 0 for 1 - 0.01^(1/n), with which a token is
+        written (t = 0.99) after the n calls that its block has.
+      re_edit: whether tokens whose confidence fell are edited again.
+      hard_commit: whether each step writes the most confident token.
+    """
+
+    step_size: float = 0.0
+    re_edit: bool = True
+    hard_commit: bool = True
+
+    def __post_init__(self):
+        require(
+            self.step_size == 0.0 or LEAST_STEP <= self.step_size <= 1.0,
+            f"got step_size={self.step_size}; expected 1/256 to 1, or 0 for the size with which a "
+            "token arrives as the calls end.",
+        )
+
+
+class Walk(NamedTuple):
+    """Texts on their way.
+
+    Attributes:
+      y: float32 [B, L, D]; t: float32 [B, L], progress; tokens: int32 [B, L].
+      reached: float32 [B, L], progress before the last call of a block wrote what was left.
+      seen: float32 [B, L], the last confidence.
+      block: int32 [B], the block that a row is in; past the last one where it is done.
+      count: int32 [B], calls that the row has had in this block.
+    """
+
+    y: Float[Array, "b l d"]
+    t: Float[Array, "b l"]
+    tokens: Int[Array, "b l"]
+    reached: Float[Array, "b l"]
+    seen: Float[Array, "b l"]
+    block: Int[Array, "b"]
+    count: Int[Array, "b"]
+
+
+class Look(NamedTuple):
+    """What a network call says of a walk.
+
+    Attributes:
+      tokens: int32 [B, L], the most probable ones; confidence: their probabilities.
+      features: float32 [B, L, 8]: the four largest probabilities, the entropy of these four
+        (renormalised) over log 4, the first minus the second, t, and step / (T - 1) in the block.
+      active: positions of the block that the row is in, but for given ones; none of a row that is
+        done. All others stay as they are.
+    """
+
+    tokens: Int[Array, "b l"]
+    confidence: Float[Array, "b l"]
+    features: Float[Array, "b l f"]
+    active: Bool[Array, "b l"]
+
+    def moves(self, walk: Walk) -> Bool[Array, "b l"]:
+        """Positions whose step size matters."""
+        return self.active & (walk.t < 1.0)
+
+
+class Decoder(NamedTuple):
+    """A decoding as functions, of which `sample` makes a loop.
+
+    Attributes:
+      start: the walk before the first call.
+      look: walk -> Look, by one network call.
+      advance: (walk, look, step sizes [B, L]) -> walk.
+      going: walk -> rows [B] that are not done.
+    """
+
+    start: Walk
+    look: Callable[[Walk], Look]
+    advance: Callable[[Walk, Look, jax.Array], Walk]
+    going: Callable[[Walk], jax.Array]
+
+
+def features(top: Float[Array, "b l k"], t: Float[Array, "b l"], share: Float[Array, "b"]):
+    """The 8 numbers of `Look.features`, float32 [B, L, 8].
+
+    Args:
+      top: the four largest probabilities, falling; t: progress.
+      share: step / (T - 1) of each row.
+    """
+    four = top / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), 1e-30)
+    entropy = -jnp.sum(four * jnp.log(jnp.maximum(four, 1e-30)), axis=-1) / jnp.log(float(_TOP))
+    rest = (entropy, top[..., 0] - top[..., 1], t, jnp.broadcast_to(share[:, None], t.shape))
+    return jnp.concatenate([top, jnp.stack(rest, axis=-1)], axis=-1)
+
+
+def _top(logits: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], Float[Array, "b l k"]]:
+    """The most probable token and the four largest probabilities, 0 where V is less than 4."""
+    most = min(_TOP, logits.shape[-1])
+    values, which = jax.lax.top_k(logits, most)
+    top = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    top = jnp.pad(top, ((0, 0), (0, 0), (0, _TOP - most)))
+    return which[..., 0].astype(jnp.int32), top
+
+
+def _moved(walk: Walk, look: Look, a: jax.Array, table, anchor, how: Flowing) -> Walk:
+    """Moves, edits again, commits; see the head of this file."""
+    clean, confidence = table[look.tokens], look.confidence
+    changed = look.moves(walk)
+    a = jnp.where(changed, a, 0.0)
+    # Not y + a (clean - y): with a = 1 the embedding itself, bit for bit.
+    y = (1.0 - a)[..., None] * walk.y + a[..., None] * clean
+    t = jnp.clip(walk.t + a * (1.0 - walk.t), 0.0, 1.0)
+    if how.re_edit:
+        again = look.active & (confidence - t < RE_EDIT)
+        edited = interpolate(mask_anchored, confidence, clean, anchor=anchor)
+        y, t = jnp.where(again[..., None], edited, y), jnp.where(again, confidence, t)
+        changed |= again
+    if how.hard_commit:
+        now = highest(confidence, look.active & (t < DONE), jnp.ones(t.shape[0], jnp.int32))
+        y, t = jnp.where(now[..., None], clean, y), jnp.where(now, 1.0, t)
+    tokens = jnp.where(changed, look.tokens, walk.tokens)
+    reached = jnp.where(look.active, t, walk.reached)
+    seen = jnp.where(jnp.any(look.active, axis=1)[:, None], confidence, walk.seen)
+    return walk._replace(y=y, t=t, tokens=tokens, reached=reached, seen=seen)
+
+
+def decoder(
+    net: Network,
+    params: Params,
+    *,
+    steps: int,
+    given: Given,
+    how: Flowing,
+    block_length: int = 0,
+    time_conditioning: bool = False,
+) -> Decoder:
+    """The parts of a decoding; arguments as of `sample`.
+
+    Raises:
+      UserError: steps that do not divide over the blocks; a network without an anchor.
+    """
+    rows, length = given.tokens.shape
+    require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
+    size = block_length or length
+    blocks = -(-length // size)
+    require(
+        steps % blocks == 0,
+        f"{steps} steps do not divide over {blocks} blocks of {size} tokens; give a multiple of "
+        f"{blocks}, or another block length.",
+    )
+    each = steps // blocks
+    place = jnp.broadcast_to(jnp.arange(length) // size, (rows, length))
+    free = ~given.mask
+    table, anchor = net.table(params), net.anchor(params)
+    anchor = jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim))
+
+    def block_of(t: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(free & (t < DONE), place, blocks), axis=1)
+
+    def look(walk: Walk) -> Look:
+        told = jnp.mean(walk.t, axis=1) if time_conditioning else jnp.zeros(rows)
+        tokens, top = _top(readout.denoise(net, params, walk.y, told, told))
+        active = free & (place == walk.block[:, None])
+        seen = features(top, walk.t, walk.count / max(each - 1, 1))
+        return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active)
+
+    def advance(walk: Walk, look: Look, a: jax.Array) -> Walk:
+        walk = _moved(walk, look, a, table, anchor, how)
+        left = look.active & (walk.count == each - 1)[:, None]
+        t = jnp.where(left, 1.0, walk.t)
+        y = jnp.where(left[..., None], table[walk.tokens], walk.y)
+        block = block_of(t)
+        count = jnp.where(block == walk.block, walk.count + 1, 0)
+        return walk._replace(y=y, t=t, block=block, count=count)
+
+    t = jnp.where(free, 0.0, 1.0)
+    y = masked_states(given.tokens, free, table, net.anchor(params))
+    zeros = jnp.zeros(rows, jnp.int32)
+    start = Walk(y, t, given.tokens, t, t, block_of(t), zeros)
+    return Decoder(start, look, advance, lambda walk: walk.block < blocks)
+
+
+def fixed(how: Flowing, calls: int) -> Stepper:
+    """The step size of `how` everywhere; `calls` are those of a block."""
+    size = how.step_size or 1.0 - (1.0 - DONE) ** (1.0 / calls)
+    return lambda seen: jnp.full(seen.shape[:2], size)
+
+
+def sample(
+    net: Network,
+    params: Params,
+    *,
+    steps: int,
+    given: Given,
+    how: Flowing,
+    block_length: int = 0,
+    time_conditioning: bool = False,
+    stepper: Stepper | None = None,
+) -> Samples:
+    """Decodes in at most `steps` network calls, without any draw.
+
+    Args:
+      net: a network of masked diffusion, with an anchor.
+      steps: K >= 1, a multiple of the number of blocks; static. The last call of a block writes
+        what is left of it by its predictions.
+      given: prescribed tokens, at t = 1 from the start and never changed.
+      how: step size and what else a step does.
+      block_length: positions in a block, written in turn from the left; 0 for one block. Each row
+        goes on to its next block by itself.
+      time_conditioning: as the network was trained; it is told the mean progress.
+      stepper: step sizes in the place of how.step_size, as of a policy.
+
+    Returns:
+      Samples with steps_progress, t after each call; steps_tokens holds predictions where nothing
+      is written yet. calls counts the network calls made: none once all rows are done. A row's
+      result does not depend on the other rows.
+
+    Raises:
+      UserError: steps that do not divide over the blocks; a network without an anchor.
+    """
+    settings = dict(steps=steps, given=given, how=how, block_length=block_length)
+    made = decoder(net, params, time_conditioning=time_conditioning, **settings)
+    length = given.tokens.shape[1]
+    step_sizes = stepper or fixed(how, steps // -(-length // (block_length or length)))
+
+    def body(state):
+        walk, calls, paths = state
+        look = made.look(walk)
+        after = made.advance(walk, look, step_sizes(look.features))
+        ahead = made.going(walk)[:, None] & ~look.active & (walk.t < DONE)
+        shown = (jnp.where(ahead, look.tokens, after.tokens), after.seen, after.t)
+        paths = tuple(path.at[calls].set(now) for path, now in zip(paths, shown))
+        return after, calls + 1, paths
+
+    def going(state):
+        return jnp.any(made.going(state[0]))
+
+    walk = made.start
+    paths = tuple(jnp.tile(x[None], (steps, 1, 1)) for x in (walk.tokens, walk.seen, walk.t))
+    walk, calls, paths = jax.lax.while_loop(going, body, (walk, jnp.int32(0), paths))
+    # Calls that were not made repeat the last one's read-out.
+    index = jnp.clip(jnp.arange(steps), 0, jnp.maximum(calls - 1, 0))
+    tokens, confidence, progress = (path[index] for path in paths)
+    return Samples(walk.tokens, tokens, confidence, calls, progress)
