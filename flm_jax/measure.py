@@ -183,7 +183,8 @@ def completions(
     flow that was not trained with given tokens holds them on their own path from noise.
 
     Returns:
-      problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval.
+      problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval;
+      problem_calls, network calls of a batch.
     """
     task, model = what.data.task, what.model
     if task is None or not task.has_problems:
@@ -193,10 +194,14 @@ def completions(
     if not family(model.config).sees_ahead and (np.diff(given.astype(int), axis=1) > 0).any():
         return {}
     settings = dict(steps=steps, batch_size=batch_size, seed=seed, options=options)
-    answers = sampling.complete(model, Given(tokens, given), **settings)
-    row = {f"problem_{k}": v for k, v in task.report_problems(answers, tokens, given).items()}
+    done = sampling.complete(model, Given(tokens, given), **settings)
+    row = {f"problem_{k}": v for k, v in task.report_problems(done.tokens, tokens, given).items()}
     low, high = share_interval(row["problem_solved"], count)
-    return row | {"problem_solved_low": low, "problem_solved_high": high}
+    return row | {
+        "problem_solved_low": low,
+        "problem_solved_high": high,
+        "problem_calls": done.calls,
+    }
 
 
 def _reference_size(data: build.Data) -> int:

@@ -1,8 +1,5 @@
 """Problems of a synthetic task: given to a model's sampler, its completions scored."""
 
-import jax
-import numpy as np
-
 from flm_jax import sampling
 from flm_jax.build import Model
 from flm_jax.data.tasks import Task, make_task
@@ -34,21 +31,15 @@ def solve(
     """Completes problems, the same ones for all models and samplers.
 
     Args:
-      num: problems; the last ones that do not fill a batch stand in it with others again.
+      num: problems.
       steps: of the sampler.
-      rows: problems in a batch. Where a sampler stops early, it does when all of these are done.
+      rows: problems in a batch, see `sampling.completions`.
       seed: of the draws.
 
     Returns:
       Share of the problems solved, and network calls of a batch, the mean over batches.
     """
     tokens, given = task.problems(num, _SEED)
-    run = sampling.sampler(model.config, model.net, model.clock, steps, options)
-    found, calls = np.empty_like(tokens), []
-    for batch, start in enumerate(range(0, num, rows)):
-        which = np.arange(start, start + rows) % num
-        key = jax.random.fold_in(jax.random.key(seed), batch)
-        out = jax.device_get(run(key, model.params, Given(tokens[which], given[which])))
-        found[which] = out.tokens
-        calls.append(len(out.steps_tokens) if out.calls is None else int(out.calls))
-    return task.report_problems(found, tokens, given)["solved"], float(np.mean(calls))
+    settings = dict(steps=steps, batch_size=rows, seed=seed, options=options)
+    done = sampling.complete(model, Given(tokens, given), **settings)
+    return task.report_problems(done.tokens, tokens, given)["solved"], done.calls

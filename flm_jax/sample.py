@@ -3,6 +3,7 @@
 python -m flm_jax.sample --workdir=W --steps=1,2,4,64 --num_samples=8 --out=samples.jsonl
 python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
+python -m flm_jax.sample --workdir=W --steps=64 --prompts=questions.jsonl --chat --out=answers.jsonl
 python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
 python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
 python -m flm_jax.sample --workdir=MDLM --steps=16 --method=flow --trajectory=path.jsonl
@@ -15,8 +16,11 @@ from absl import flags
 from etils import epath
 
 from flm_jax import build, problems, sampling, sampling_flags
+from flm_jax.answering import Answering, answers
 from flm_jax.cli import run_cli
 from flm_jax.evals.text import unigram_entropy
+from flm_jax.families import Options
+from flm_jax.prompts import read_prompts
 from flm_jax.types import require
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
@@ -29,6 +33,13 @@ _LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained."
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same samples.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
 _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", "", "JSONL file of prompts (prompt, infill, answer_length), each answered once."
+)
+_CHAT = flags.DEFINE_bool("chat", False, "Prompts are questions, framed as in data/chat.py.")
+_ANSWER = flags.DEFINE_integer(
+    "answer_length", 0, "--prompts: tokens of an answer; 0 = as many as there is room for."
+)
 _PROBLEMS = flags.DEFINE_integer(
     "problems", 0, "Complete so many problems of the model's task and say the share solved."
 )
@@ -45,26 +56,41 @@ def _counts(values: list[str]) -> list[int]:
     return [int(v) for v in values]
 
 
-def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
-    require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
-    model = build.load_model(_WORKDIR.value)
-    steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
-    sampling.check_request(model, steps, _PROBLEMS.value or _NUM.value, length)
-    rows = min(_BATCH.value, _PROBLEMS.value or _NUM.value)
-    require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    options = sampling_flags.options()
-    if _PROBLEMS.value:
-        task = problems.task_of(model)
-        for count in sampling.step_counts(model, steps, length):
-            share, calls = problems.solve(
-                model, task, _PROBLEMS.value, count, rows, _SEED.value, options
-            )
-            print(f"{calls:g} network calls: {share:.4f} of {_PROBLEMS.value} problems solved")
-        return
-    given = sampling.given_tokens(model, _PROMPT.value, _INFILL.value, rows, length)
+def _write(path: str, lines: list[dict]) -> None:
+    if path:
+        epath.Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"wrote {len(lines)} records to {path}")
+
+
+def _solve(model: build.Model, counts: list[int], rows: int, options: Options) -> None:
+    task, num = problems.task_of(model), _PROBLEMS.value
+    for count in counts:
+        share, calls = problems.solve(model, task, num, count, rows, _SEED.value, options)
+        print(f"{calls:g} network calls: {share:.4f} of {num} problems solved")
+
+
+def _answer(model: build.Model, counts: list[int], length: int, options: Options) -> None:
+    asked, records = read_prompts(_PROMPTS.value), []
+    rows = min(_BATCH.value, len(asked))
+    for count in counts:
+        how = Answering(count, rows, _SEED.value, length, _ANSWER.value, _CHAT.value, options)
+        for answer in answers(model, asked, how):
+            prompt = asked[answer.place]
+            own = {"infill": prompt.infill} if prompt.infill else {}
+            more = {"steps": count, "seed": _SEED.value, "calls": answer.calls}
+            texts = {"prompt": prompt.text, **own, "answer": answer.text, "text": answer.whole}
+            records.append(texts | more)
+        print(f"{count} steps: {len(asked)} prompts answered")
+        for record in records[-len(asked) :][: _SHOW.value]:
+            print(f"  {record['prompt']!r}: {record['answer']!r}")
+    _write(_OUT.value, records)
+
+
+def _draw(model: build.Model, counts: list[int], rows: int, length: int, options: Options) -> None:
+    prescribed = _PROMPT.value, _INFILL.value
+    given = sampling.given_tokens(model, *prescribed, rows, length, _CHAT.value)
     records, paths = [], []
-    for count in sampling.step_counts(model, steps, length):
+    for count in counts:
         drawn = sampling.draw(
             model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
         )
@@ -82,10 +108,27 @@ def main(argv) -> None:
             for i, (t, row) in enumerate(zip(texts, drawn.tokens))
         ]
         paths += [{"steps": count} | record for record in sampling.trajectory(model, drawn)]
-    for path, lines in ((_OUT.value, records), (_TRAJECTORY.value, paths)):
-        if path:
-            epath.Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
-            print(f"wrote {len(lines)} records to {path}")
+    _write(_OUT.value, records)
+    _write(_TRAJECTORY.value, paths)
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
+    alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
+    require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")
+    model = build.load_model(_WORKDIR.value)
+    steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
+    num = _PROBLEMS.value or _NUM.value
+    sampling.check_request(model, steps, num, length)
+    rows, options = min(_BATCH.value, num), sampling_flags.options()
+    require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
+    counts = sampling.step_counts(model, steps, length)
+    if _PROMPTS.value:
+        return _answer(model, counts, length, options)
+    if _PROBLEMS.value:
+        return _solve(model, counts, rows, options)
+    return _draw(model, counts, rows, length, options)
 
 
 if __name__ == "__main__":

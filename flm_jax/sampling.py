@@ -1,6 +1,5 @@
 """Samples from a loaded model: prompts, infills, trajectories; one program a shape."""
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +11,12 @@ import numpy as np
 from flm_jax.build import Model
 from flm_jax.families import PLAIN, Options, family
 from flm_jax.flows.clocks import Clock
+from flm_jax.prompts import Prompt, lay_out
 from flm_jax.samplers.common import Given, Samples, nothing_given
 from flm_jax.samplers.steering import NO_AIDS, Aids
 from flm_jax.steering import load
 from flm_jax.types import Network, require
 
-_GAP = re.compile(r"\{(\d+)\}")
 _Config = dict[str, Any]
 
 
@@ -58,11 +57,12 @@ def step_counts(model: Model, steps: Sequence[int], length: int) -> list[int]:
     return list(steps) if family(model.config).steps_free else [length]
 
 
-def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) -> Given:
+def given_tokens(
+    model: Model, prompt: str, infill: str, num: int, length: int, chat: bool = False
+) -> Given:
     """Prescribed positions of a prompt or an infill template, for `num` equal rows.
 
-    A prompt stands at the start, after BOS where the model was trained with one. In an infill
-    template {n} stands for n tokens to write: "the {3} of the {5}"; what follows its end is free.
+    See `prompts.lay_out`; what follows their end is free.
 
     Raises:
       UserError: both given; nothing free; more tokens than `length`.
@@ -70,23 +70,8 @@ def given_tokens(model: Model, prompt: str, infill: str, num: int, length: int) 
     require(not (prompt and infill), "got both --prompt and --infill; expected one of them.")
     if not (prompt or infill):
         return nothing_given(num, length)
-    parts = _GAP.split(infill) if infill else [prompt]
-    tokens, free = [], []
-    if model.config["data"]["packing"] != "stream" and model.tokenizer.bos_id is not None:
-        tokens, free = [model.tokenizer.bos_id], [False]
-    for i, part in enumerate(parts):
-        ids = [0] * int(part) if i % 2 else [int(t) for t in model.tokenizer.encode(part)]
-        tokens += ids
-        free += [bool(i % 2)] * len(ids)
-    require(
-        len(tokens) <= length and (len(tokens) < length or any(free)),
-        f"the {'infill' if infill else 'prompt'} takes {len(tokens)} of {length} tokens and must "
-        "leave room to write; shorten it.",
-    )
-    rest = length - len(tokens)
-    row = np.array(tokens + [0] * rest, np.int32)
-    mask = ~np.array(free + [True] * rest)
-    return Given(jnp.asarray(np.tile(row, (num, 1))), jnp.asarray(np.tile(mask, (num, 1))))
+    row = lay_out(model, [Prompt(prompt, infill)], length, chat=chat, whole=True).given
+    return Given(*(jnp.asarray(np.tile(x, (num, 1))) for x in row))
 
 
 def sampler(
@@ -174,27 +159,69 @@ def draw(
     return run(given, num=num, seed=seed, show=show)
 
 
-def complete(
-    model: Model, given: Given, *, steps: int, batch_size: int, seed: int, options: Options = PLAIN
-) -> np.ndarray:
-    """One completion of each row of `given`, int32 [N, L]; a last, shorter batch is filled up.
+class Completed(NamedTuple):
+    """Completed rows.
+
+    Attributes:
+      places: int [N], which of the rows to complete these are.
+      tokens: int32 [N, L].
+      calls: network calls made for a batch; the mean over several.
+    """
+
+    places: np.ndarray
+    tokens: np.ndarray
+    calls: float
+
+
+def completions(
+    model: Model,
+    given: Given,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    options: Options = PLAIN,
+    wanted: Callable[[int], bool] = lambda place: True,
+) -> Iterator[Completed]:
+    """Completes each row of `given`, batch after batch of one shape.
+
+    Row i depends on the seed, the batch size and its own batch alone. A last batch that they do not
+    fill holds the first rows again: where a sampler stops early, it does when all are done.
 
     Args:
       given: tokens and which of them are prescribed, [N, L], as of `Task.problems`.
       steps, seed, options: as of `draw`.
       batch_size: rows at a time.
+      wanted: place of a row -> whether it is asked for; a batch without such a row is left out.
+
+    Yields:
+      The wanted rows of a batch, and its calls.
     """
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
     aids, extra = load(model, options.steering)
     program = sampler(model.config, model.net, model.clock, steps, options, aids)
-    root, parts = jax.random.key(seed), []
+    root = jax.random.key(seed)
     for batch in range(-(-num // rows)):
-        places = np.minimum(np.arange(batch * rows, (batch + 1) * rows), num - 1)
-        some = Given(*(jnp.asarray(np.asarray(x)[places]) for x in given))
-        tokens = program(jax.random.fold_in(root, batch), model.params, some, extra).tokens
-        parts.append(np.asarray(tokens))
-    return np.concatenate(parts)[:num]
+        places = np.arange(batch * rows, (batch + 1) * rows)
+        asked = np.array([place < num and wanted(int(place)) for place in places])
+        if not asked.any():
+            continue
+        some = Given(*(jnp.asarray(np.asarray(x)[places % num]) for x in given))
+        key = jax.random.fold_in(root, batch)
+        found = jax.device_get(program(key, model.params, some, extra))
+        yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))
+
+
+def complete(model: Model, given: Given, **settings) -> Completed:
+    """All of `completions` at once."""
+    parts = list(completions(model, given, **settings))
+    places, tokens = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return Completed(places, tokens, float(np.mean([part.calls for part in parts])))
+
+
+def _calls(found: Samples) -> int:
+    return len(found.steps_tokens) if found.calls is None else int(found.calls)
 
 
 def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:

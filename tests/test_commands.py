@@ -97,6 +97,19 @@ def test_prompts_and_infills_keep_what_is_given(runs, tmp_path, model):
     assert all(r["text"].startswith("the ") and " noise" in r["text"] for r in _records(out))
 
 
+def test_prompts_of_a_file_are_answered(runs, tmp_path):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts = [{"prompt": "the flow "}, {"prompt": "the ", "infill": "{2} noise"}, {"prompt": "of"}]
+    file.write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    flags = (f"--workdir={runs}/fmlm", f"--prompts={file}", "--batch_size=2", f"--out={out}")
+    command("sample", *flags, "--steps=1,2")
+    found = _records(out)
+    assert [(r["steps"], r["calls"]) for r in found] == [(1, 1)] * 3 + [(2, 2)] * 3
+    assert [r["prompt"] for r in found] == [p["prompt"] for p in prompts] * 2
+    assert all(r["text"] == r["prompt"] + r["answer"] for r in found)
+    assert all(" noise" in found[i]["answer"] for i in (1, 4))
+
+
 def test_evaluate_prints_a_table_and_writes_a_report(runs, tmp_path):
     report = tmp_path / "report.json"
     output = command(

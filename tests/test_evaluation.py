@@ -103,11 +103,12 @@ def test_right_answers_solve_problems(monkeypatch):
 
     def complete(model, asked, **settings):
         np.testing.assert_array_equal(asked.tokens, tokens)
-        return right
+        return measure.sampling.Completed(np.arange(10), right, 2.0)
 
     monkeypatch.setattr(measure.sampling, "complete", complete)
     row = measure.completions(untrained("arithmetic"), 2, 10, 4, 0, PLAIN)
     assert row["problem_solved"] == 1.0 and row["problem_solved_high"] >= 1.0 - 1e-9
+    assert row["problem_calls"] == 2.0
 
 
 def test_only_models_that_can_read_the_givens_are_asked():

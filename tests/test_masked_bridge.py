@@ -538,7 +538,7 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
     task = make_task("arithmetic1")
 
     def sampler(*args):
-        def run(key, params, given):
+        def run(key, params, given, extra):
             tokens = np.asarray(given.tokens)
             right = task.write(tokens[:, 0], tokens[:, 2])
             odd = tokens[:, :1] % 2 == 1
@@ -548,7 +548,9 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
         return run
 
     monkeypatch.setattr(sampling, "sampler", sampler)
-    model = SimpleNamespace(config={}, net=None, clock=None, params=None)
+    model = SimpleNamespace(
+        config={"objective": {"name": "masked"}}, net=None, clock=None, params=None
+    )
     share, calls = problems.solve(model, task, 10, 3, rows, 0, Options())
     odd = task.problems(10, problems._SEED)[0][:, 0] % 2 == 1
     assert share == odd.mean()

@@ -7,14 +7,13 @@ of the latter the calculator's notes <<...>> are dropped and the last line becom
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
 from flm_jax.data.pipeline import Batch, MixedSource, Mixture, Source
+from flm_jax.data.records import read_records
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.types import UserError, require
 
@@ -35,24 +34,13 @@ def read_exchanges(path: str) -> list[tuple[str, str]]:
     Raises:
       UserError: no such file, no line, or one that is no JSON object with the fields (its number).
     """
-    file = epath.Path(path)
-    require(file.exists(), f"no file {path}; expected JSON lines of questions and answers.")
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error}).") from error
-        found.append(_exchange(record, f"{path}, line {number}"))
-    require(bool(found), f"{path} has no line; expected questions and answers.")
-    return found
+    records = read_records(path, "JSON lines of questions and answers")
+    return [_exchange(record, where) for where, record in records]
 
 
 def _exchange(record, where: str) -> tuple[str, str]:
     for first, second in _FIELDS:
-        if isinstance(record, dict) and first in record:
+        if first in record:
             texts = record[first], record.get(second)
             require(
                 all(isinstance(text, str) and text for text in texts),
@@ -63,8 +51,7 @@ def _exchange(record, where: str) -> tuple[str, str]:
                 return texts[0], _NOTES.sub("", texts[1]).replace("\n#### ", "\n### ")
             return texts
     names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
-    keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-    raise UserError(f"{where}: expected {names}, got {keys}.")
+    raise UserError(f"{where}: expected {names}, got {sorted(record)}.")
 
 
 class ChatSource:
