@@ -59,7 +59,7 @@ def test_humaneval_answers_become_programs(half):
     assert half.text.rstrip() in humaneval_prompt(half, True)
     body = HUMANEVAL["canonical_solution"]
     whole = f"def half(x):\n{body}"
-    after = "\ndef more(x):\n    this is not Python"
+    after = "\ndef more(x):\n    this is no Python"
     cases = [
         (body, False, True),
         (body + after, False, True),

@@ -77,7 +77,7 @@ def test_right_and_wrong_programs(sandbox):
         "import os; os._exit(0)",
         "raise SystemExit(0)",
         "print('passed')",
-        "import os\nfor n in range(3, 64):\n try: os.write(n, b'0 passed\\npassed\\n')\n"
+        "import os\nfor n in range(3, 64):\n try: os.write(n, b'0' * 32 + b' passed\\n')\n"
         " except OSError: pass",
     ],
 )
