@@ -36,12 +36,12 @@ def adapter_config(config: Config) -> AdapterConfig | None:
 def make_llama(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
     """A network of model.name llama; `cfg` holds config.model, "llama" and "adapters"."""
     more = base_config().to_dict()["model"]["llama"] | cfg.pop("llama")
-    fits = "masked" if cfg["adapters"] is None else "masked_bridge"
+    adapted = cfg["adapters"] is not None
     require(
-        goal == fits,
-        f"objective {goal} with {'no ' if fits == 'masked' else ''}adapters: a llama learns by "
-        "objective masked, and by masked_bridge with config.adapters.base set, whose adapters "
-        "tell it the time.",
+        goal in ("alignment", "masked_bridge" if adapted else "masked"),
+        f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by objective "
+        "masked, by masked_bridge with config.adapters.base set, whose adapters tell it the time, "
+        "and by alignment either way.",
     )
     require(not cfg["two_time"], "a llama network has one time; set config.model.two_time = False.")
     if more["param_dtype"] not in _PARAM_DTYPES:

@@ -10,7 +10,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.adaptation import adapter_config, bridge_objective, make_llama, trained, whole
+from flm_jax.alignment import alignment_objective, check_base
 from flm_jax.data.chat import open_chat
+from flm_jax.data.generated import open_generated
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.store import load_prepared
@@ -74,7 +76,10 @@ def data(config: Config) -> Data:
       UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
         no example; a mixture of several tokenizers.
     """
-    cfg, length = {"chat": (), "tokenizer": ""} | config["data"], config["model"]["length"]
+    old = {"chat": (), "tokenizer": "", "generated": ""}
+    cfg, length = old | config["data"], config["model"]["length"]
+    if cfg["generated"]:
+        return _generated(cfg, length)
     given = [f"config.data.{key}" for key in ("path", "mixture", "chat", "task") if cfg[key]]
     require(
         len(given) == 1,
@@ -114,6 +119,23 @@ def data(config: Config) -> Data:
         return [(source, weight) for source, (_, weight) in zip(sources, parts)]
 
     return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)
+
+
+def _generated(cfg: Config, length: int) -> Data:
+    """Texts that a model wrote; a task beside them is the one whose problems it answered."""
+    given = [f"config.data.{key}" for key in ("path", "mixture", "chat") if cfg[key]]
+    require(
+        not given,
+        f"got config.data.generated and {' and '.join(given)}; set one of them.",
+    )
+    train, valid, tokenizer = open_generated(cfg["generated"], length)
+    task = make_task(cfg["task"]) if cfg["task"] else None
+    require(
+        task is None or task.tokenizer.fingerprint == tokenizer.fingerprint,
+        f"{cfg['generated']} has another tokenizer than task {cfg['task']}; expected texts of a "
+        "model of that task, or config.data.task = ''.",
+    )
+    return Data([(train, 1.0)], valid, tokenizer, task)
 
 
 def _mixture(pairs: Any, key: str = "mixture") -> list[tuple[str, float]]:
@@ -156,7 +178,8 @@ def _dit(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
         "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
     )
     weighting = _choice("config.objective.weighting", aim["weighting"], ("equal", "learned"))
-    more = {"anchor": aim["name"] == "masked", "weighting": weighting == "learned"}
+    anchored = aim["name"] in ("masked", "alignment")
+    more = {"anchor": anchored, "weighting": weighting == "learned"}
     net = dit(DiTConfig(max_length=cfg.pop("length"), **more, **cfg), plan)
     return dataclasses.replace(net, any_order=aim["context"] > 0.0 or aim["prompt"] > 0)
 
@@ -286,6 +309,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "autoregressive": _autoregressive,
     "masked": _masked,
     "masked_bridge": bridge_objective,
+    "alignment": alignment_objective,
 } | dict.fromkeys(ROUTES, distillation)
 
 
@@ -384,8 +408,12 @@ _STUDENT_MAY_DIFFER = (
 def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     """Refuses a teacher of other sizes, of another tokenizer, or that is no flow."""
     goal = teacher.config["objective"]["name"]
+    if config["objective"]["name"] == "alignment":
+        check_base(config, teacher.config)
+        _same_form(config, tokenizer, teacher, _STUDENT_MAY_DIFFER[:-1])
+        return
     require(
-        goal not in ("autoregressive", "masked", "masked_bridge"),
+        goal not in ("autoregressive", "masked", "masked_bridge", "alignment"),
         f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
         "denoising).",
     )
@@ -405,11 +433,18 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
         clocks[0] == clocks[1],
         f"config.objective.clock is {clocks[1]!r}, the teacher's {clocks[0]!r}; set it to that.",
     )
+    _same_form(config, tokenizer, teacher, _STUDENT_MAY_DIFFER)
+
+
+def _same_form(
+    config: Config, tokenizer: Tokenizer, teacher: Model, may_differ: tuple[str, ...]
+) -> None:
+    """Refuses a teacher of other sizes or of another tokenizer."""
     student, other = config["model"], _NEW_MODEL_KEYS | teacher.config["model"]
     wrong = [
         f"{key}: teacher {other[key]!r}, student {student[key]!r}"
         for key in student
-        if key not in _STUDENT_MAY_DIFFER and student[key] != other[key]
+        if key not in may_differ and student[key] != other[key]
     ]
     if wrong:
         raise UserError(

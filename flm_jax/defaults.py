@@ -67,6 +67,10 @@ def base_config() -> ConfigDict:
     config.bridge.decay = 0.999  # of the averages in the bins, a step
     config.bridge.refit_every = 200  # steps
 
+    config.alignment = ConfigDict()  # read by objective alignment alone
+    # What stands at hidden positions: masked (masks), progress (between mask and token, at random).
+    config.alignment.inputs = "masked"
+
     config.data = ConfigDict()
     config.data.path = ""  # folder written by prepare_data; or set mixture, or task
     config.data.mixture = ()  # several folders: pairs (folder, weight > 0), one tokenizer
@@ -78,6 +82,8 @@ def base_config() -> ConfigDict:
     # arithmetic, arithmetic_reversed (12), sudoku (81), grammar (16).
     config.data.task = ""
     config.data.task_size = 100_000  # training sequences of the task
+    # Folder that `generate` wrote; with a task, the one whose problems were answered.
+    config.data.generated = ""
     config.data.packing = "wrap"  # wrap, stream, pad (see data/packing.py)
     config.data.threads = 1  # reader threads; 0 = read in the loop
     config.data.prefetch = 4  # batches read ahead
@@ -85,7 +91,8 @@ def base_config() -> ConfigDict:
     config.objective = ConfigDict()
     # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint;
     # baselines: autoregressive (model.name causal), masked (MDLM); masked_bridge
-    # (MLFM: adapters of a masked llama, see config.adapters)
+    # (MLFM: adapters of a masked llama, see config.adapters); alignment (a masked model on what it
+    # wrote itself, all of objective.teacher or adapters of config.adapters.base)
     config.objective.name = "denoising"
     config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
     config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data

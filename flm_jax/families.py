@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flm_jax.adaptation import bridge_config
+from flm_jax.alignment import alignment_config
 from flm_jax.build import masked_config
+from flm_jax.evals.alignment import make_alignment_figures
 from flm_jax.evals.bridge import make_bridge_nll
 from flm_jax.evals.denoising import make_row_nll
 from flm_jax.evals.flow_likelihood import make_flow_bound
@@ -84,6 +86,8 @@ class Family(NamedTuple):
       steps_free: whether the number of steps is a choice; else it is the length.
       timed: whether row_nll depends on tau.
       sees_ahead: whether what is written takes account of given tokens after it.
+      aligned: (config, net) -> figures of `evals.alignment` for training to report beside its
+        base's; None where there are none.
     """
 
     kind: Callable[[Network], str]
@@ -95,6 +99,7 @@ class Family(NamedTuple):
     steps_free: bool = True
     timed: bool = True
     sees_ahead: bool = True
+    aligned: Callable[..., Callable] | None = None
 
 
 _FLOWING = ("step_size", "re_edit", "hard_commit")
@@ -301,6 +306,15 @@ def _masked_nll(config: Config, net: Network, clock: Clock) -> Callable:
     return make_masked_nll(net, masked_config(config))
 
 
+_MASKED = Family(
+    kind=lambda net: "masked diffusion",
+    sampler=_masked,
+    row_nll=_masked_nll,
+    row_likelihood=_masked_nll,
+    likelihood="upper bound",
+    draws=16,
+)
+
 FAMILIES = {
     "autoregressive": Family(
         kind=lambda net: "autoregressive",
@@ -313,13 +327,9 @@ FAMILIES = {
         timed=False,
         sees_ahead=False,
     ),
-    "masked": Family(
-        kind=lambda net: "masked diffusion",
-        sampler=_masked,
-        row_nll=_masked_nll,
-        row_likelihood=_masked_nll,
-        likelihood="upper bound",
-        draws=16,
+    "masked": _MASKED,
+    "alignment": _MASKED._replace(
+        aligned=lambda config, net: make_alignment_figures(net, alignment_config(config))
     ),
     "masked_bridge": Family(
         kind=lambda net: "masked flow",

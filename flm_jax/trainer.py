@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax import adaptation, build
+from flm_jax import adaptation, alignment, build
 from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.chat import cropped
 from flm_jax.data.pipeline import eval_batches, make_iterator
 from flm_jax.data.tokenizers import load_tokenizer
+from flm_jax.evals.alignment import compare_with_base
 from flm_jax.evals.denoising import tau_profile
 from flm_jax.evals.text import unigram_entropy
 from flm_jax.families import PLAIN, family
@@ -24,7 +25,7 @@ from flm_jax.training import sharding
 from flm_jax.training.checkpoint import Checkpoints, read_config, write_config
 from flm_jax.training.loop import Run, train
 from flm_jax.training.step import TrainState
-from flm_jax.types import Network, require
+from flm_jax.types import Network, Params, require
 
 
 def run(config: dict[str, Any], workdir: str) -> int:
@@ -76,7 +77,10 @@ def run(config: dict[str, Any], workdir: str) -> int:
     if config["data"]["chat"] and jax.process_count() == 1:  # several would need to agree
         whole_batch = to_global
         to_global = lambda batch: whole_batch(cropped(batch))
-    evaluate = _evaluator(config, net, clock, data, to_global, rows, mesh)
+    base_params = None
+    if family(config).aligned:
+        base_params = alignment.base_params(config, state.params, frozen)
+    evaluate = _evaluator(config, net, clock, data, to_global, rows, mesh, base_params)
     loop = Run(
         state=state,
         train_step=program.train_step,
@@ -142,12 +146,26 @@ def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
         )
 
 
-def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, rows, mesh):
-    """evaluate(params) -> (values, texts): loss by tau, samples with their statistics."""
+def _evaluator(
+    config,
+    net: Network,
+    clock: Clock,
+    data: build.Data,
+    to_global,
+    rows,
+    mesh,
+    base_params: Params | None = None,
+):
+    """evaluate(params) -> (values, texts): loss by tau, samples with their statistics.
+
+    `base_params` are what an aligned model is compared with, None of other families.
+    """
     cfg, batch = config["eval"], config["train"]["batch"]
     everywhere, kind = sharding.replicated(mesh), family(config)
     row_nll = kind.row_nll(config, net, clock)
     row_nll = row_nll and jax.jit(row_nll, out_shardings=everywhere)
+    figures = kind.aligned and kind.aligned(config, net)
+    figures = figures and jax.jit(figures, out_shardings=everywhere)
     bins = cfg["tau_bins"] if kind.timed else 0
     count = 2048 if data.task else max(cfg["samples"], 1)
     whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
@@ -162,6 +180,10 @@ def _evaluator(config, net: Network, clock: Clock, data: build.Data, to_global, 
         if row_nll:
             held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
             values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
+        if figures:
+            held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
+            trees, key = (params, base_params), jax.random.key(3)
+            values |= compare_with_base(figures, *trees, map(to_global, held_out), key)
         tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params)))
         values["sample_entropy_nats"] = unigram_entropy(tokens)
         if data.task:

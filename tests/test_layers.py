@@ -28,7 +28,8 @@ ALLOWED = {
     "routes": SYSTEMS,
     "adaptation": [*SYSTEMS, "defaults"],
     "objectives": [*SYSTEMS, "routes"],
-    "build": [*SYSTEMS, "adaptation", "config", "defaults", "routes", "objectives"],
+    "alignment": [*SYSTEMS, "adaptation"],
+    "build": [*SYSTEMS, "adaptation", "alignment", "config", "defaults", "routes", "objectives"],
 }
 LIBRARY = ALLOWED.keys() - {"defaults", "config", "build"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

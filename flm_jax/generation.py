@@ -1,0 +1,112 @@
+"""Texts that a model writes for itself to learn from, part by part; interrupted, it continues."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from flm_jax import build, sampling
+from flm_jax.build import Model
+from flm_jax.data import generated
+from flm_jax.data.chat import ChatSource, read_exchanges
+from flm_jax.data.tasks import make_task
+from flm_jax.families import Options
+from flm_jax.samplers.common import Given
+from flm_jax.types import require
+
+
+class Prompts(NamedTuple):
+    """What is given: tokens int32 [N, L], 0 elsewhere; given bool [N, L]; and what they are."""
+
+    tokens: np.ndarray
+    given: np.ndarray
+    kind: str
+
+
+def prompts(model: Model, num: int, seed: int, chat: str = "") -> Prompts:
+    """Questions of a file, or problems of the model's task, or nothing given.
+
+    Args:
+      num: how many; of a file its first ones, again from the start where it has fewer.
+      seed: of the problems.
+      chat: JSON lines of questions, see `data.chat`; "" for none.
+    """
+    length, task = model.net.max_length, model.config["data"]["task"]
+    if chat:
+        rows = ChatSource(read_exchanges(chat), model.tokenizer, length)
+        some = [rows[i % len(rows)] for i in range(num)]
+        given = np.stack([row["prompt"] for row in some])
+        return Prompts(np.stack([row["tokens"] for row in some]) * given, given, "chat")
+    if task and make_task(task).has_problems:
+        return Prompts(*make_task(task).problems(num, seed), f"problems of {task}")
+    zeros = np.zeros((num, length), np.int32)
+    return Prompts(zeros, zeros.astype(bool), "nothing given")
+
+
+def ended(tokens: np.ndarray, given: np.ndarray, eos_id: int | None) -> np.ndarray:
+    """Valid positions, bool [N, L]: up to the first EOS after the prompt, itself included."""
+    if eos_id is None:
+        return np.ones(tokens.shape, bool)
+    stops = (tokens == eos_id) & ~given
+    return np.cumsum(stops, axis=1) - stops == 0
+
+
+def generate(
+    workdir: str,
+    out: str,
+    *,
+    num: int,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    options: Options,
+    chat: str = "",
+    show=lambda done, parts: None,
+) -> str:
+    """Writes `num` texts of a model to the folder `out`, those parts of it that are missing.
+
+    Args:
+      workdir: of a trained model.
+      num: texts; a last, shorter batch is filled up and cut.
+      steps, options: of the sampler; 0 steps for one a token.
+      batch_size: texts of a part.
+      seed: of the draws and of a task's problems. A text depends on seed and batch_size alone.
+      show: called after each part.
+
+    Returns:
+      One line about what was given.
+
+    Raises:
+      UserError: bad requests; a folder begun with other arguments.
+    """
+    model = build.load_model(workdir)
+    steps = steps or model.net.max_length
+    sampling.check_request(model, [steps], num, model.net.max_length)
+    require(batch_size >= 1, f"got batch_size={batch_size}; expected at least 1.")
+    rows = min(batch_size, num)
+    asked = prompts(model, num, seed, chat)
+    folder, parts = epath.Path(out), -(-num // rows)
+    args = {
+        "workdir": str(workdir),
+        "step": model.step,
+        "steps": steps,
+        "batch_size": rows,
+        "seed": seed,
+        "given": asked.kind,
+        "options": dataclasses.asdict(options),
+    }
+    run = sampling.sampler(model.config, model.net, model.clock, steps, options)
+    todo = generated.begin(folder, args, num, parts, model.tokenizer)
+    for part in todo:
+        which = np.arange(part * rows, (part + 1) * rows)
+        given = Given(*(jnp.asarray(x[which % num]) for x in (asked.tokens, asked.given)))
+        key = jax.random.fold_in(jax.random.key(seed), part)
+        tokens = np.asarray(run(key, model.params, given, {}).tokens)[which < num]
+        prompt = asked.given[which[which < num]]
+        mask = ended(tokens, prompt, model.tokenizer.eos_id)
+        generated.write_part(folder, part, {"tokens": tokens, "prompt": prompt, "mask": mask})
+        show(part + 1, parts)
+    return f"{num} texts, {asked.kind}; {len(todo)} of {parts} parts written now"
