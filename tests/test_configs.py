@@ -18,7 +18,14 @@ from flm_jax.training.step import Frozen
 FOLDER = Path(__file__).parents[1] / "configs"
 COMPARISONS = sorted(FOLDER.glob("compare_*.py"))
 CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS))
-VOCABULARY = {"lm1b": 30522, "owt": 50257, "quickstart": 2048, "phrases": 4, "mlfm": 32000}
+VOCABULARY = {
+    "lm1b": 30522,
+    "owt": 50257,
+    "quickstart": 2048,
+    "phrases": 4,
+    "mlfm": 32000,
+    "xflow": 12,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
