@@ -24,7 +24,7 @@ ABLATIONS = {
     "velocity": {"prediction": "velocity", "noise": "onehot"},
     "CE_no_clock": {"clock": "identity"},
 }
-STEPS, JUDGE_STEPS = 800, 800
+STEPS, JUDGE_STEPS = 600, 600
 
 
 def _model(steps: int):

@@ -51,8 +51,8 @@ def test_a_mixture_is_part_of_the_run(folders, tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("a", 1.0, 2.0)], "expected pairs of folder and weight > 0"),
-        ([("a", 0)], "expected pairs of folder and weight > 0"),
+        ([("a", 1.0, 2.0)], "expected pairs of path and weight > 0"),
+        ([("a", 0)], "expected pairs of path and weight > 0"),
         ([("a", 1.0), ("missing", 1.0)], "missing is not prepared data"),
         ([("a", 1.0), ("other", 1.0)], "have different tokenizers"),
     ],
