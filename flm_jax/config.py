@@ -1,6 +1,7 @@
 """Checks a ConfigDict against the defaults, once, before any work."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,14 +29,20 @@ _FREE_MODEL = (
 )
 
 
-def check(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+def check(
+    config: ConfigDict | dict[str, Any], complete: Callable[[], ConfigDict] = base_config
+) -> dict[str, Any]:
     """Plain nested dict of a complete configuration, as JSON would give it back.
+
+    Args:
+      config: what is to be checked.
+      complete: makes a configuration with all keys and their types.
 
     Raises:
       UserError: unknown key (with the nearest valid one), missing key, value of another type.
     """
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
-    plain, valid = json.loads(json.dumps([plain, base_config().to_dict()]))
+    plain, valid = json.loads(json.dumps([plain, complete().to_dict()]))
     _compare(plain, valid, "config")
     return plain
 
@@ -55,7 +62,9 @@ def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:
                 f"{where}.{key} must be {type(default).__name__}, got {value!r}.",
             )
     for key in valid:
-        require(key in got, f"{where}.{key} is missing; start from flm_jax.defaults.base_config().")
+        require(
+            key in got, f"{where}.{key} is missing; start from a configuration of flm_jax.defaults."
+        )
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,7 +68,8 @@ def base_config() -> ConfigDict:
     config.bridge.refit_every = 200  # steps
 
     config.alignment = ConfigDict()  # read by objective alignment alone
-    # What stands at hidden positions: masked (masks), progress (between mask and token, at random).
+    # What stands at hidden positions: masked (masks), progress (between mask and token, at random),
+    # mixed (either).
     config.alignment.inputs = "masked"
 
     config.data = ConfigDict()
@@ -153,4 +154,38 @@ def base_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices over which batch and parameters are split
     config.mesh.tensor = 1  # devices over which heads, MLP and vocabulary are split
     config.mesh.slices = 1  # TPU slices (groups with fast links); the data axis spans them
+    return config
+
+
+def policy_config() -> ConfigDict:
+    """A complete configuration of `train_policy`: every key with its default."""
+    config = ConfigDict()
+    config.seed = 0  # root of every random draw: initialisation, prompts, rollouts
+    config.model = ""  # workdir of the masked diffusion model that is decoded; it stays as it is
+    config.calls = (4,)  # network calls of a rollout; several take turns
+    config.block_length = 0  # tokens of a block, see sample --block_length
+    config.prompts = 2000  # problems of the model's task; those it solves in full are kept
+    config.prompt_batch = 8  # prompts of a step
+    config.group = 8  # answers to each
+    config.completion = 0.1  # lambda, reward for the progress that a token reached
+    config.clip = 0.2  # eps of the ratio of probabilities
+    config.epochs = 1  # updates on each batch of rollouts
+
+    config.policy = ConfigDict()
+    config.policy.hidden = 64  # width of the MLP
+    config.policy.least_step = 1 / 256  # smallest step size a
+    config.policy.most_step = 1.0  # largest
+    config.policy.least_concentration = 2.0  # of the Beta law
+    config.policy.most_concentration = 50.0
+    config.policy.start = 0.5  # step size of a fresh policy
+
+    config.optim = base_config().optim
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 10
+    config.optim.ema_decay = 0.98
+
+    config.train = ConfigDict()
+    config.train.steps = 300  # batches of rollouts
+    config.train.log_every = 10
+    config.train.checkpoint_every = 100
     return config

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flm_jax import policies
 from flm_jax.adaptation import bridge_config
 from flm_jax.alignment import alignment_config
 from flm_jax.build import masked_config
@@ -42,6 +43,7 @@ class Options:
       method: of masked diffusion: "ancestral", "confidence" or "flow".
       block_length: of "confidence" and "flow"; 0 for one block.
       step_size, re_edit, hard_commit: of "flow", see `x_prediction.Flowing`.
+      policy: of "flow": workdir of `train_policy`, whose step sizes are taken; "" for none.
       refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
         for none.
       refine_threshold: of refinement: probability above which predictions are kept at once.
@@ -56,6 +58,7 @@ class Options:
     step_size: float = 0.0
     re_edit: bool = True
     hard_commit: bool = True
+    policy: str = ""
     refine: str = ""
     refine_threshold: float = 1.0
     bridge: masked_bridge.Bridging = masked_bridge.Bridging()  # noqa: RUF009  frozen
@@ -103,7 +106,7 @@ class Family(NamedTuple):
 
 
 _FLOWING = ("step_size", "re_edit", "hard_commit")
-_OF_MASKED = ("method", "block_length", *_FLOWING)
+_OF_MASKED = ("method", "block_length", "policy", *_FLOWING)
 
 
 def _refuse(options: Options, kind: str, *names: str) -> None:
@@ -246,7 +249,7 @@ def _masked(
     more |= {"steps": steps, "time_conditioning": masked_config(config).time_conditioning}
     if options.method == "flow":
         return _x_prediction(net, options, more)
-    _refuse(options, f"method {options.method}", *_FLOWING)
+    _refuse(options, f"method {options.method}", "policy", *_FLOWING)
     more["choice"] = options.choice(1.0)
 
     def draw(key, params, given, extra=None):
@@ -258,6 +261,9 @@ def _masked(
 def _x_prediction(net: Network, options: Options, more: dict[str, Any]) -> Callable:
     _refuse(options, "method flow", "temperature", "top_p")
     how = x_prediction.Flowing(**{name: getattr(options, name) for name in _FLOWING})
+    if options.policy:
+        _refuse(options, "method flow with a policy", "step_size")
+        more["stepper"] = policies.stepper(policies.load(options.policy))
 
     def draw(key, params, given, extra=None):
         return x_prediction.sample(net, params, given=given, how=how, **more)

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -98,15 +96,13 @@ def generate(
         "given": asked.kind,
         "options": dataclasses.asdict(options),
     }
-    run = sampling.sampler(model.config, model.net, model.clock, steps, options)
     todo = generated.begin(folder, args, num, parts, model.tokenizer)
-    for part in todo:
-        which = np.arange(part * rows, (part + 1) * rows)
-        given = Given(*(jnp.asarray(x[which % num]) for x in (asked.tokens, asked.given)))
-        key = jax.random.fold_in(jax.random.key(seed), part)
-        tokens = np.asarray(run(key, model.params, given, {}).tokens)[which < num]
-        prompt = asked.given[which[which < num]]
-        mask = ended(tokens, prompt, model.tokenizer.eos_id)
-        generated.write_part(folder, part, {"tokens": tokens, "prompt": prompt, "mask": mask})
+    settings = dict(steps=steps, batch_size=rows, seed=seed, options=options)
+    wanted = lambda place: place // rows in todo
+    given = Given(asked.tokens, asked.given)
+    for done in sampling.completions(model, given, wanted=wanted, **settings):
+        part, prompt = int(done.places[0]) // rows, asked.given[done.places]
+        mask = ended(done.tokens, prompt, model.tokenizer.eos_id)
+        generated.write_part(folder, part, {"tokens": done.tokens, "prompt": prompt, "mask": mask})
         show(part + 1, parts)
     return f"{num} texts, {asked.kind}; {len(todo)} of {parts} parts written now"

@@ -30,6 +30,9 @@ _RE_EDIT = flags.DEFINE_bool("re_edit", True, "--method=flow: edit again what be
 _HARD_COMMIT = flags.DEFINE_bool(
     "hard_commit", True, "--method=flow: each call writes the most confident token."
 )
+_POLICY = flags.DEFINE_string(
+    "policy", "", "--method=flow: workdir of train_policy, whose step sizes are taken."
+)
 _REFINE = flags.DEFINE_string(
     "refine", "", "Any-order FMLM: posterior refinement, topk or uniform; --steps calls at most."
 )
@@ -87,6 +90,7 @@ def options() -> Options:
         step_size=_STEP_SIZE.value,
         re_edit=_RE_EDIT.value,
         hard_commit=_HARD_COMMIT.value,
+        policy=_POLICY.value,
         refine=_REFINE.value,
         refine_threshold=_THRESHOLD.value,
         bridge=bridge,

@@ -17,7 +17,7 @@ from flm_jax.evals.alignment import compare_with_base, make_alignment_figures
 from flm_jax.families import Options
 from flm_jax.flows.readout import denoise
 from flm_jax.flows.times import Rows
-from flm_jax.losses.alignment import AlignmentConfig, aligned_at, alignment_loss
+from flm_jax.losses.alignment import INPUTS, AlignmentConfig, aligned_at, alignment_loss
 from flm_jax.models.adapters import split
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.types import UserError
@@ -83,7 +83,8 @@ def test_the_embeddings_are_no_way_out():
 
 def test_inputs_between_mask_and_token():
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6), bool)}
-    assert loss_of(batch, inputs="progress")[0] != loss_of(batch)[0]
+    losses = {inputs: loss_of(batch, inputs=inputs)[0] for inputs in INPUTS}
+    assert len(set(losses.values())) == 3
 
 
 def test_figures_are_sums_over_masked_and_unmasked():

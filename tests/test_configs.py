@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flm_jax import adaptation, build
+from flm_jax import adaptation, build, policy_training
 from flm_jax.compare import entries
 from flm_jax.config import check
+from flm_jax.defaults import policy_config
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.times import Rows
 from flm_jax.models.adapters import split
@@ -17,7 +18,8 @@ from flm_jax.training.step import Frozen
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMPARISONS = sorted(FOLDER.glob("compare_*.py"))
-CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS))
+POLICIES = sorted(FOLDER.glob("*_policy.py"))
+CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS) - set(POLICIES))
 VOCABULARY = {
     "lm1b": 30522,
     "owt": 50257,
@@ -62,6 +64,13 @@ def test_config_builds(path):
         assert 1.13e9 < base < 1.15e9  # 1028 M and the embeddings of input and output
     elif family in ("lm1b", "owt"):
         assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=lambda p: p.stem)
+def test_policy_builds(path):
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{path.name}" in module["__doc__"]
+    policy_training.check(check(module["get_config"](), policy_config))
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)

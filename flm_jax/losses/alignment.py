@@ -21,8 +21,8 @@ from flm_jax.flows.times import Rows, stratified_uniform
 from flm_jax.losses.denoising import token_weights
 from flm_jax.types import Key, Metrics, Network, Params, Times
 
-Inputs = Literal["masked", "progress"]
-INPUTS = ("masked", "progress")
+Inputs = Literal["masked", "progress", "mixed"]
+INPUTS = ("masked", "progress", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AlignmentConfig:
 
     Attributes:
       inputs: what stands at hidden positions: "masked", the masks, as in the paper; "progress",
-        t E[x] + (1-t) m with t ~ U(0, 1) for each position.
+        t E[x] + (1-t) m with t ~ U(0, 1) for each position; "mixed", either with probability 1/2.
       time_conditioning: whether the network is told the mean progress; else it is told 0 always.
     """
 
@@ -109,8 +109,10 @@ def alignment_loss(
     share = stratified_uniform(share_key, tokens.shape[0], rows)
     hidden = hide(rows.fold(hide_key), share, counted)
     t = jnp.where(hidden, 0.0, 1.0)
-    if cfg.inputs == "progress":
-        t = jnp.where(hidden, jax.random.uniform(rows.fold(t_key), tokens.shape), 1.0)
+    if cfg.inputs != "masked":
+        u = jax.random.uniform(rows.fold(t_key), tokens.shape)
+        u = u if cfg.inputs == "progress" else jnp.maximum(2.0 * u - 1.0, 0.0)
+        t = jnp.where(hidden, u, 1.0)
     distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=rows.fold(dropout_key))
     mean = lambda where: jnp.sum(token_weights(where) * distance)
     loss = mean(counted)

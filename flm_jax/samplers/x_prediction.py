@@ -17,7 +17,7 @@ low-confidence remasking of one token a step; with a = 1 and nothing else, one g
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from flm_jax.flows import readout
 from flm_jax.flows.interpolants import interpolate, mask_anchored
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.common import Given, Samples
-from flm_jax.types import Network, Params, require
+from flm_jax.types import Key, Network, Params, require
 
 DONE = 0.99  # progress at which a token counts as written
 RE_EDIT = -0.1  # confidence - progress below which a token is edited again
@@ -223,6 +223,52 @@ def fixed(how: Flowing, calls: int) -> Stepper:
     """The step size of `how` everywhere; `calls` are those of a block."""
     size = how.step_size or 1.0 - (1.0 - DONE) ** (1.0 / calls)
     return lambda seen: jnp.full(seen.shape[:2], size)
+
+
+class Rollout(NamedTuple):
+    """A decoding with all that a policy needs to learn from it.
+
+    Attributes:
+      tokens: int32 [B, L]; reached: float32 [B, L], see `Walk`; calls: int32 [B], of each row.
+      features: float32 [K, B, L, 8]; moves: bool [K, B, L], where the step size mattered.
+      acts: what the actor said of each step, leaves [K, ...].
+    """
+
+    tokens: Int[Array, "b l"]
+    reached: Float[Array, "b l"]
+    calls: Int[Array, "b"]
+    features: Float[Array, "k b l f"]
+    moves: Bool[Array, "k b l"]
+    acts: Any
+
+
+def rollout(
+    key: Key,
+    net: Network,
+    params: Params,
+    act: Callable[[Key, jax.Array], tuple[jax.Array, Any]],
+    *,
+    steps: int,
+    **settings: Any,
+) -> Rollout:
+    """Decodes with step sizes that are drawn, all K calls in one loop.
+
+    Args:
+      key: of the draws.
+      act: (key, features [B, L, 8]) -> step sizes [B, L], and whatever is to be kept.
+      steps, settings: as of `decoder`.
+    """
+    made = decoder(net, params, steps=steps, **settings)
+
+    def body(walk: Walk, k):
+        look = made.look(walk)
+        a, acts = act(jax.random.fold_in(key, k), look.features)
+        kept = (look.features, look.moves(walk), made.going(walk), acts)
+        return made.advance(walk, look, a), kept
+
+    walk, (seen, moves, going, acts) = jax.lax.scan(body, made.start, jnp.arange(steps))
+    calls = jnp.sum(going.astype(jnp.int32), axis=0)
+    return Rollout(walk.tokens, walk.reached, calls, seen, moves, acts)
 
 
 def sample(

@@ -1,0 +1,30 @@
+"""Trains a policy of step sizes for --method=flow, by rewards on the problems of a model's task.
+
+python -m flm_jax.train_policy --config=configs/xflow_small_policy.py --workdir=runs/xflow/policy
+python -m flm_jax.sample --workdir=W --steps=2 --method=flow --policy=runs/xflow/policy
+
+Run again with the same workdir to continue from its last checkpoint.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from flm_jax import policy_training
+from flm_jax.cli import given_config, run_cli
+from flm_jax.config import check
+from flm_jax.defaults import policy_config
+from flm_jax.types import require
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the policy.")
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    config = check(given_config(_CONFIG), policy_config)
+    require(bool(_WORKDIR.value), "no --workdir; expected the folder of the policy.")
+    policy_training.run(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    run_cli(main)

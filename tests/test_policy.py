@@ -1,0 +1,275 @@
+"""Policies of step sizes: Beta laws, group-relative optimisation, rollouts, training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from flm_jax import build, policies, policy_training, problems, trainer
+from flm_jax.config import check
+from flm_jax.defaults import base_config, policy_config
+from flm_jax.families import Options
+from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_rewards
+from flm_jax.models import policy as laws
+from flm_jax.models.policy import Law, PolicyConfig
+from flm_jax.samplers import x_prediction
+from flm_jax.samplers.common import Given, nothing_given
+from flm_jax.samplers.x_prediction import Flowing
+from flm_jax.types import Network, UserError
+
+CFG = PolicyConfig()
+MEANS, CONCENTRATIONS = np.linspace(0.05, 0.95, 7), np.array([2.0, 3.3, 10.0, 50.0])
+ALPHA, BETA = (
+    np.array([k * m for k in CONCENTRATIONS for m in MEANS]),
+    np.array([k * (1 - m) for k in CONCENTRATIONS for m in MEANS]),
+)
+LAW = Law(jnp.asarray(ALPHA, jnp.float32), jnp.asarray(BETA, jnp.float32))
+
+
+def test_the_expected_step_size_is_exact():
+    got = jax.jit(lambda law: laws.expected_step_size(CFG, law))(LAW)
+    kummer = special.hyp1f1(ALPHA, ALPHA + BETA, np.log(256.0)) / 256.0
+    np.testing.assert_allclose(got, kummer, rtol=0, atol=1e-6)
+    for a, b, value in zip(ALPHA, BETA, np.asarray(got)):
+        # The density may be infinite at 0 and 1: its powers are the weight of the quadrature.
+        smooth = lambda u: 2.0 ** (-8.0 + 8.0 * u)
+        total, _ = integrate.quad(smooth, 0, 1, weight="alg", wvar=(a - 1, b - 1), epsabs=1e-12)
+        assert abs(total / special.beta(a, b) - value) < 1e-6
+
+
+def test_log_probabilities_are_those_of_scipy():
+    u = np.linspace(0.001, 0.999, 11)[:, None]
+    got = jax.jit(laws.log_prob)(
+        Law(*(jnp.broadcast_to(x, (11, len(ALPHA))) for x in LAW)),
+        jnp.broadcast_to(jnp.asarray(u, jnp.float32), (11, len(ALPHA))),
+    )
+    np.testing.assert_allclose(got, stats.beta.logpdf(u, ALPHA, BETA), rtol=2e-5, atol=1e-4)
+
+
+def test_draws_follow_the_law_and_step_sizes_their_range():
+    law = Law(jnp.full(4000, 3.0), jnp.full(4000, 1.5))
+    u = np.asarray(jax.jit(laws.draw)(jax.random.key(0), law))
+    assert stats.kstest(u, stats.beta(3.0, 1.5).cdf).pvalue > 0.01
+    a = laws.step_size(CFG, jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(a, [1 / 256, 1 / 16, 1.0], rtol=1e-5)
+
+
+def test_laws_stay_in_their_ranges_and_start_where_told():
+    made = laws.policy(CFG)
+    params = made.init(jax.random.key(0))
+    features = jax.random.normal(jax.random.key(1), (3, 5, 8))
+    law = made.law(params, features)
+    mean = law.alpha / (law.alpha + law.beta)
+    np.testing.assert_allclose(laws.step_size(CFG, mean), 0.5, rtol=1e-5)
+    for scale in (-100.0, 100.0):
+        wild = jax.tree.map(lambda x, scale=scale: jnp.full_like(x, scale), params)
+        law = made.law(wild, jnp.abs(features))
+        mean, total = law.alpha / (law.alpha + law.beta), law.alpha + law.beta
+        assert (mean > 0.049).all() and (mean < 0.951).all()
+        assert (total > 1.99).all() and (total < 50.01).all()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(start=0.9), "reach from"),
+        (dict(least_step=0.0), "least_step"),
+        (dict(most_concentration=1.0), "concentrations"),
+        (dict(hidden=0), "hidden"),
+    ],
+)
+def test_impossible_policies_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        PolicyConfig(**values)
+
+
+# Group-relative optimisation.
+def test_advantages_are_normalised_within_groups_token_by_token():
+    rng = np.random.default_rng(0)
+    answers, reached = rng.random(6), rng.random((6, 4))
+    rewards = token_rewards(jnp.asarray(answers), jnp.asarray(reached), 0.3)
+    want = (answers[:, None] + 0.3 * reached).reshape(2, 3, 4)
+    want = ((want - want.mean(1, keepdims=True)) / want.std(1, keepdims=True)).reshape(6, 4)
+    np.testing.assert_allclose(group_advantages(rewards, 3), want, rtol=1e-4)
+    assert not group_advantages(jnp.full((6, 4), 0.7), 3).any()
+
+
+def test_the_gradient_is_that_of_the_expected_reward_with_two_actions():
+    """A group that holds both actions as often as the policy takes them: the surrogate's gradient
+    is that of the expected reward over its standard deviation, for each token."""
+    theta = jnp.log(3.0)  # the first action has probability 3/4
+    actions = jnp.array([1.0, 1.0, 1.0, 0.0])[:, None] * jnp.ones((1, 2))
+    values = jnp.array([[0.2, 0.9], [1.0, 0.4]])  # of action 0 and 1, for two tokens
+    rewards = jnp.where(actions == 1.0, values[1:2], values[:1])
+    advantages = group_advantages(rewards, 4)
+
+    def log_prob(theta):
+        return jnp.where(actions == 1.0, jax.nn.log_sigmoid(theta), jax.nn.log_sigmoid(-theta))
+
+    def surrogate(theta, token):
+        counted = jnp.zeros((1, 4, 2), bool).at[:, :, token].set(True)
+        before = jax.lax.stop_gradient(log_prob(jnp.log(3.0)))[None]
+        return -clipped_loss(log_prob(theta)[None], before, advantages, counted, 0.2)[0]
+
+    def expected(theta, token):
+        p = 1.0 / (1.0 + np.exp(-theta))
+        return p * float(values[1, token]) + (1 - p) * float(values[0, token])
+
+    for token in (0, 1):
+        got = jax.grad(surrogate)(theta, token)
+        h, at = 1e-4, float(theta)
+        slope = (expected(at + h, token) - expected(at - h, token)) / (2 * h)
+        deviation = float(jnp.std(rewards[:, token]))
+        np.testing.assert_allclose(got, slope / deviation, rtol=1e-4)
+
+
+def test_ratios_are_clipped_where_that_lowers_the_gain():
+    before = jnp.zeros((1, 1, 4))
+    log_probs = jnp.log(jnp.array([[[2.0, 0.5, 2.0, 0.5]]]))
+    advantages = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+    counted = jnp.ones((1, 1, 4), bool)
+    loss, metrics = clipped_loss(log_probs, before, advantages, counted, 0.2)
+    # min(2, 1.2), min(.5, .8), min(-2, -1.2), min(-.5, -.8)
+    np.testing.assert_allclose(loss, -(1.2 + 0.5 - 2.0 - 0.8) / 4, rtol=1e-6)
+    np.testing.assert_allclose(metrics["clipped_share"], 0.5)
+    alone = clipped_loss(log_probs, before, advantages, counted.at[..., 1:].set(False), 0.2)[0]
+    np.testing.assert_allclose(alone, -1.2, rtol=1e-6)
+
+
+# Rollouts, of a network that is sure of token l at position l.
+def oracle(length=4, vocab=6, confidence=0.97):
+    probs = np.full((length, vocab), (1 - confidence) / (vocab - 1))
+    probs[np.arange(length), np.arange(length)] = confidence
+    logits = jnp.asarray(np.log(probs), jnp.float32)
+    return Network(
+        init=lambda key: {},
+        features=lambda params, x, s, t, key=None: jnp.broadcast_to(logits[None], x.shape),
+        readout=lambda params: (jnp.eye(vocab), jnp.zeros(vocab)),
+        table=lambda params: jnp.eye(vocab),
+        vocab_size=vocab,
+        dim=vocab,
+        max_length=length,
+        anchor=lambda params: jnp.full((length, vocab), 1 / vocab),
+    )
+
+
+def test_a_rollout_of_fixed_steps_is_the_sampler():
+    given = Given(jnp.array([[5, 0, 0, 0]] * 2), jnp.array([[True, False, False, False]] * 2))
+    settings = dict(steps=3, given=given, how=Flowing(step_size=0.4))
+    act = lambda key, features: (jnp.full((2, 4), 0.4), features[..., 6])
+    rolled = jax.jit(
+        lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **settings)
+    )()
+    want = jax.jit(lambda: x_prediction.sample(oracle(), {}, **settings))()
+    np.testing.assert_array_equal(rolled.tokens, want.tokens)
+    assert rolled.calls.tolist() == [3, 3] and rolled.features.shape == (3, 2, 4, 8)
+    # One is written a call; the last one by the end of the calls, which progress does not count.
+    assert rolled.moves.sum(axis=2).tolist() == [[3, 3], [2, 2], [1, 1]]
+    np.testing.assert_array_equal(rolled.acts[1], want.steps_progress[0])
+    assert (rolled.reached <= 1.0).all()
+    slow = settings | {"how": Flowing(step_size=0.4, hard_commit=False)}
+    rolled = jax.jit(lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **slow))()
+    np.testing.assert_allclose(rolled.reached[:, 1:], 1 - 0.6**3, rtol=1e-5)
+
+
+def test_rewarded_progress_makes_steps_longer():
+    """The whole chain: rollouts, rewards of tokens, updates; nothing else is rewarded."""
+    made, cfg = laws.policy(CFG), CFG
+    given, group = nothing_given(32, 4), 8
+    how = Flowing(hard_commit=False, re_edit=False)
+
+    @jax.jit
+    def step(params, key):
+        act = policy_training.actor(policies.Trained(cfg, made, params))
+        settings = dict(steps=2, given=given, how=how)
+        rolled = x_prediction.rollout(key, oracle(), {}, act, **settings)
+        rewards = token_rewards(jnp.zeros(32), rolled.reached, 1.0)
+        actions = Actions(rolled.features, *rolled.acts, rolled.moves)
+        advantages = group_advantages(rewards, group)
+        loss = lambda p: policy_training.policy_loss(p, made, actions, advantages, 0.2)
+        grads = jax.grad(loss, has_aux=True)(params)[0]
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, grads), rolled.reached.mean()
+
+    params = made.init(jax.random.key(0))
+    reached = []
+    for number in range(30):
+        params, mean = step(params, jax.random.key(number))
+        reached.append(float(mean))
+    assert np.mean(reached[-5:]) > np.mean(reached[:3]) + 0.03
+
+
+# Whole runs, on sums of one digit.
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = base_config()
+    config.model.name, config.objective.name = "llama", "masked"
+    config.data.task, config.data.task_size = "arithmetic1", 4096
+    config.model.length, config.model.dim, config.model.depth = 6, 32, 1
+    config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
+    config.optim.lr, config.optim.warmup_steps, config.optim.ema_decay = 5e-3, 5, 0.5
+    config.train.steps, config.train.batch, config.train.checkpoint_every = 100, 64, 100
+    config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
+    config.mesh.data, config.mesh.fsdp = 1, 8
+    folder = str(tmp_path_factory.mktemp("policy") / "model")
+    assert trainer.run(check(config), folder) == 0
+    return folder
+
+
+def tiny(folder, **values):
+    config = policy_config()
+    config.model, config.calls, config.prompts = folder, (2,), 200
+    config.prompt_batch, config.group, config.optim.warmup_steps = 2, 4, 0
+    config.train.steps, config.train.checkpoint_every, config.train.log_every = 4, 2, 1
+    config.update_from_flattened_dict(values)
+    return check(config, policy_config)
+
+
+def test_a_policy_is_trained_continued_and_used(model, tmp_path):
+    policy_training.run(tiny(model), str(tmp_path / "whole"))
+    policy_training.run(tiny(model, **{"train.steps": 2}), str(tmp_path / "parts"))
+    policy_training.run(tiny(model), str(tmp_path / "parts"))
+    whole, parts = (policies.load(str(tmp_path / name)) for name in ("whole", "parts"))
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
+        np.testing.assert_array_equal(a, b)
+    fresh = whole.made.init(jax.random.key(0))
+    assert any(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(fresh))
+    )
+    loaded = build.load_model(model)
+    options = Options(method="flow", policy=str(tmp_path / "whole"))
+    settings = (loaded, problems.task_of(loaded), 20, 2, 20, 0)
+    assert 0.0 <= problems.solve(*settings, options)[0] <= 1.0
+    with pytest.raises(UserError, match="with a policy"):
+        problems.solve(*settings, Options(**(vars(options) | {"step_size": 0.5})))
+    with pytest.raises(UserError, match="expected one of train_policy"):
+        problems.solve(*settings, Options(method="flow", policy=model))
+    with pytest.raises(UserError, match="another group"):
+        policy_training.run(tiny(model, group=8), str(tmp_path / "whole"))
+
+
+def test_rewards_are_for_exact_answers(model):
+    task = problems.task_of(build.load_model(model))
+    asked, given = task.problems(4, 0)
+    right = task.write(asked[:, 0], asked[:, 2])
+    wrong = right.copy()
+    wrong[1, -1] = (wrong[1, -1] + 1) % 10
+    wrong[2, 0] = (wrong[2, 0] + 1) % 10
+    reward = policy_training.exact_match(task)
+    assert reward(wrong, asked, given).tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"group": 1}, "config.group"),
+        ({"calls": ()}, "config.calls"),
+        ({"model": ""}, "config.model is ''"),
+        ({"prompts": 3, "prompt_batch": 4}, "solves"),
+        ({"policy.start": 0.99}, "reach from"),
+    ],
+)
+def test_bad_runs_are_refused(model, tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        policy_training.run(tiny(model, **values), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
