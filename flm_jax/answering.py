@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from flm_jax import sampling
 from flm_jax.build import Model
 from flm_jax.families import PLAIN, Options
-from flm_jax.prompts import Prompt, answer_text, lay_out
+from flm_jax.prompts import Layout, Prompt, answer_text, lay_out
 from flm_jax.types import require
 
 
@@ -50,13 +52,13 @@ class Answer(NamedTuple):
     calls: float
 
 
-def answers(
+def answer_batches(
     model: Model,
     prompts: Sequence[Prompt],
     how: Answering,
     wanted: Callable[[int], bool] = lambda place: True,
-) -> Iterator[Answer]:
-    """One answer to each wanted prompt, in order, as batches are done; see `sampling.completions`.
+) -> Iterator[list[Answer]]:
+    """One answer to each wanted prompt, batch by batch; see `sampling.completions`.
 
     Raises:
       UserError: a prompt that does not fit (its place), impossible numbers; before compiling.
@@ -74,8 +76,19 @@ def answers(
     (steps,) = sampling.step_counts(model, [how.steps], rows.given.tokens.shape[1])
     settings = dict(steps=steps, batch_size=how.batch_size, seed=how.seed, options=how.options)
     for done in sampling.completions(model, rows.given, wanted=wanted, **settings):
-        for place, tokens in zip(done.places.tolist(), done.tokens):
-            start, stop = int(rows.starts[place]), int(rows.stops[place])
-            text = answer_text(model, tokens, start, stop)
-            whole = model.tokenizer.decode(tokens[:start]) + text
-            yield Answer(place, text, whole, done.calls)
+        yield [
+            _answer(model, rows, place, tokens, done.calls)
+            for place, tokens in zip(done.places.tolist(), done.tokens)
+        ]
+
+
+def _answer(model: Model, rows: Layout, place: int, tokens: np.ndarray, calls: float) -> Answer:
+    start, stop = int(rows.starts[place]), int(rows.stops[place])
+    text = answer_text(model, tokens, start, stop)
+    return Answer(place, text, model.tokenizer.decode(tokens[:start]) + text, calls)
+
+
+def answers(model: Model, prompts: Sequence[Prompt], how: Answering) -> Iterator[Answer]:
+    """All of `answer_batches`, one by one."""
+    for batch in answer_batches(model, prompts, how):
+        yield from batch

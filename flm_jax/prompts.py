@@ -109,7 +109,7 @@ def lay_out(
     return Layout(Given(tokens, mask), starts, np.minimum(stops, width))
 
 
-def room(model: Model, prompt: Prompt, length: int, chat: bool) -> int:
+def room(model: Model, prompt: Prompt, length: int, chat: bool = False) -> int:
     """Tokens left to write after a prompt; 0 or less where it does not fit."""
     return length - len(_encoded(model, prompt, chat)[0])
 

@@ -56,8 +56,12 @@ def read_humaneval(path: str) -> list[Problem]:
     return found
 
 
-def read_mbpp(path: str) -> tuple[list[Problem], list[Problem]]:
+def read_mbpp(path: str, whole: bool = False) -> tuple[list[Problem], list[Problem]]:
     """Problems of a file in MBPP's format: the test split, or all where no number is in it.
+
+    Args:
+      path: of the file.
+      whole: all problems.
 
     Returns:
       The problems, and those to show in a prompt.
@@ -79,7 +83,7 @@ def read_mbpp(path: str) -> tuple[list[Problem], list[Problem]]:
         text, code = (text_field(record, n, where).replace("\r", "") for n in ("text", "code"))
         setup = str(record.get("test_setup_code") or "")
         found[number] = Problem(f"MBPP/{number}", text, "", tuple(tests), setup, code)
-    problems = [problem for number, problem in found.items() if number in _TEST_SPLIT]
+    problems = [problem for number, problem in found.items() if whole or number in _TEST_SPLIT]
     return problems or list(found.values()), [found[n] for n in _SHOTS if n in found]
 
 
