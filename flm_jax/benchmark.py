@@ -126,6 +126,10 @@ def _check() -> None:
         "expected --workdir, of a training run, or --reference, for the right answers.",
     )
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
+    require(
+        _TASK.value != "mt_bench" or _SAMPLES.value == 1,
+        f"got --samples={_SAMPLES.value}; mt_bench has one answer to each question.",
+    )
 
 
 def _answering(chat: bool) -> Answering:

@@ -72,7 +72,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
       UserError: records of other settings, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    path, settings = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
     if path.exists():
         before = json.loads(path.read_text())
         keys = [k for k in settings | before if settings.get(k) != before.get(k)]

@@ -39,9 +39,8 @@ def read_gsm8k(path: str) -> list[Problem]:
         question, answer = (text_field(record, name, where) for name in ("question", "answer"))
         number = strict(answer)
         if number is None:
-            raise UserError(
-                f"{where}: 'answer' has no '#### ' and a number; it ends {answer[-40:]!r}."
-            )
+            ends = answer[-40:]
+            raise UserError(f"{where}: expected an answer that ends in '#### N', got {ends!r}.")
         found.append(Problem(question, answer, number))
     return found
 
