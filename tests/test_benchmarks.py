@@ -144,7 +144,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, chat):
     assert len(kept) == 6
     path.write_text("".join(kept[:5]) + '{"id": 3, "sam')  # killed while it wrote
     assert records(tmp_path / "parts") == whole
-    assert path.read_text().splitlines(keepends=True)[:5] == kept[:5]
+    lines_now = path.read_text().splitlines(keepends=True)
+    assert lines_now[:5] == kept[:5] and len(lines_now) == 14
     before = path.read_text()
     assert records(tmp_path / "parts") == whole and path.read_text() == before
 
