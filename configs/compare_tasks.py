@@ -16,7 +16,7 @@ TASKS = {
     "phrases2": dict(length=2, dim=64, depth=2, ar_dim=104, batch=512, flow=1500, distil=3000),
     "phrases4": dict(length=2, dim=64, depth=4, ar_dim=96, batch=512, flow=1500, distil=6000),
     "arithmetic1": dict(
-        length=6, dim=64, depth=4, ar_dim=96, batch=256, lr=5e-3, flow=12_000, distil=6000
+        length=6, dim=64, depth=3, ar_dim=104, batch=256, lr=5e-3, flow=4000, distil=2000
     ),
     "arithmetic": dict(length=12, dim=128, depth=4, ar_dim=160, batch=256, flow=2000, distil=2000),
     "grammar": dict(length=16, dim=128, depth=4, ar_dim=160, batch=256, flow=2000, distil=2000),

@@ -5,6 +5,7 @@ python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --l
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
+python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
 An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher or as the base of
 adapters, `train`.
@@ -16,7 +17,7 @@ from absl import flags
 from etils import epath
 from safetensors.numpy import save_file
 
-from flm_jax import build
+from flm_jax import api, build
 from flm_jax.cli import run_cli
 from flm_jax.data.tokenizers import make_tokenizer, needs_training
 from flm_jax.defaults import base_config
@@ -60,7 +61,12 @@ _EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt wher
 _TRUST = flags.DEFINE_bool(
     "trust_pickle", False, "Unpickle a .ckpt without restriction: it may run code."
 )
-_EXPORT = flags.DEFINE_string("export", "", "Write --workdir's weights to this .safetensors file.")
+_EXPORT = flags.DEFINE_string(
+    "export",
+    "",
+    "Write --workdir's weights: to a .safetensors file under the names of their reference, or to a "
+    "folder that every command takes as a workdir.",
+)
 
 
 def _read_flm() -> tuple[Any, dict[str, Any], str]:
@@ -121,7 +127,14 @@ def _import(folder: epath.Path) -> None:
 
 def _export(folder: epath.Path, path: str) -> None:
     require(not _CHECKPOINT.value, "got both --checkpoint and --export; expected one of them.")
-    require(path.endswith(".safetensors"), f"got --export={path}; expected a .safetensors file.")
+    if path.endswith(".safetensors"):
+        _export_tensors(folder, path)
+        return
+    api.load(folder).save_pretrained(path)
+    print(f"wrote {path}: weights, configuration, tokenizer, model card")
+
+
+def _export_tensors(folder: epath.Path, path: str) -> None:
     model = build.load_model(folder)
     given = model.config["model"]
     if given["name"] == "llama":

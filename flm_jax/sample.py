@@ -3,6 +3,7 @@
 python -m flm_jax.sample --workdir=W --steps=1,2,4,64 --num_samples=8 --out=samples.jsonl
 python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
+python -m flm_jax.sample --workdir=W --steps=16 --live --html=texts.html
 python -m flm_jax.sample --workdir=W --steps=64 --prompts=questions.jsonl --chat --out=answers.jsonl
 python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
 python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
@@ -15,7 +16,7 @@ import json
 from absl import flags
 from etils import epath
 
-from flm_jax import build, problems, sampling, sampling_flags
+from flm_jax import build, problems, sampling, sampling_flags, views
 from flm_jax.answering import Answering, answers
 from flm_jax.cli import run_cli
 from flm_jax.evals.text import unigram_entropy
@@ -45,6 +46,10 @@ _PROBLEMS = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string("out", "", "JSONL file for the samples.")
 _TRAJECTORY = flags.DEFINE_string("trajectory", "", "JSONL file for the text after each call.")
+_HTML = flags.DEFINE_string(
+    "html", "", "Page that shows the samples of the last step count resolve, call by call."
+)
+_LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, call by call.")
 _SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
 
 
@@ -101,8 +106,12 @@ def _draw(model: build.Model, counts: list[int], rows: int, length: int, options
             f"{drawn.calls:g} network calls: {_NUM.value} samples, "
             f"{per_thousand:.3f} s per 1000 tokens, unigram entropy {entropy:.3f} nats"
         )
-        for text in texts[: _SHOW.value]:
-            print(f"  {text!r}")
+        if _LIVE.value:
+            shown = (x[:, : _SHOW.value] for x in (drawn.steps_tokens, drawn.steps_confidence))
+            views.in_terminal(model.tokenizer, *shown)
+        else:
+            for text in texts[: _SHOW.value]:
+                print(f"  {text!r}")
         records += [
             {"steps": count, "sample": i, "seed": _SEED.value, "text": t, "tokens": row.tolist()}
             for i, (t, row) in enumerate(zip(texts, drawn.tokens))
@@ -110,6 +119,10 @@ def _draw(model: build.Model, counts: list[int], rows: int, length: int, options
         paths += [{"steps": count} | record for record in sampling.trajectory(model, drawn)]
     _write(_OUT.value, records)
     _write(_TRAJECTORY.value, paths)
+    if _HTML.value:
+        page = views.to_html(model.tokenizer, drawn.steps_tokens, drawn.steps_confidence)
+        epath.Path(_HTML.value).write_text(page)
+        print(f"wrote {_HTML.value}")
 
 
 def main(argv) -> None:

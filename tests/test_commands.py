@@ -129,6 +129,16 @@ def test_evaluate_prints_a_table_and_writes_a_report(runs, tmp_path):
     assert all(1.0 < r["judge_perplexity_low"] <= r["judge_perplexity"] for r in [*rows, data])
 
 
+def test_an_exported_folder_is_sampled_and_shown(runs, tmp_path):
+    page = tmp_path / "texts.html"
+    command("convert", f"--export={tmp_path}/published", f"--workdir={runs}/fmlm")
+    shown = ("--steps=2", "--num_samples=3", "--show=2", "--live", f"--html={page}")
+    output = command("sample", f"--workdir={tmp_path}/published", *shown)
+    assert output.count("call 1/2") == output.count("call 2/2") == 2
+    frames = json.loads(page.read_text().split("const frames = ")[1].split(";\n")[0])
+    assert [len(sample) for sample in frames] == [2, 2, 2]
+
+
 def test_weights_leave_and_come_back(runs, tmp_path):
     weights = tmp_path / "weights.safetensors"
     command("convert", f"--export={weights}", f"--workdir={runs}/fmlm")
