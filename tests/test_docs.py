@@ -1,0 +1,105 @@
+"""The documentation: its links lead somewhere, its commands have the flags that they are given."""
+
+import functools
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+MODULES = sorted((ROOT / "flm_jax").glob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
+FLAG = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
+KEY = re.compile(r"^config\.([\w.]+)$")
+
+
+@functools.cache
+def flags_of(name):
+    """Flags that a command defines, with those of the modules of flags that it imports."""
+    text = (ROOT / f"flm_jax/{name}.py").read_text()
+    found = set(FLAG.findall(text))
+    if "sampling_flags" in text and name != "sampling_flags":
+        found |= flags_of("sampling_flags")
+    return found | ({"config"} if "given_config" in text or "DEFINE_config_file" in text else set())
+
+
+def commands(text):
+    """(module, words) of each `python -m flm_jax.MODULE ...` in a text."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for line in re.findall(r"python3? (?:-u )?-m flm_jax\.(\w+[^\n`|#]*)", text):
+        name, *words = shlex.split(line.split("&&")[0].split(" > ")[0].rstrip(" .,;)'"))
+        yield name, words
+
+
+@functools.cache
+def keys():
+    spec = importlib.util.spec_from_file_location("d", ROOT / "flm_jax/defaults.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(_flat(module.base_config().to_dict()))
+
+
+def _flat(tree, prefix=""):
+    for name, value in tree.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+
+
+def problems(text):
+    """What is wrong with the commands of a text."""
+    for name, words in commands(text):
+        if not (ROOT / f"flm_jax/{name}.py").exists():
+            yield f"no module flm_jax.{name}"
+            continue
+        known = flags_of(name)
+        for word in words:
+            if not word.startswith("--"):
+                continue
+            flag = word[2:].split("=")[0]
+            if flag.startswith("config."):
+                # Of a comparison the keys are its own.
+                key = flag.removeprefix("config.")
+                if not any("compare" in w for w in words) and key not in keys():
+                    yield f"flm_jax.{name}: no key config.{key}"
+            elif flag not in known and flag.removeprefix("no") not in known and flag != "help":
+                yield f"flm_jax.{name}: no flag --{flag}"
+            if flag == "config":
+                file = word.split("=")[1].split(":")[0]
+                if file.startswith("configs/") and "$" not in file and not (ROOT / file).exists():
+                    yield f"no file {file}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MODULES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_are_as_written(path):
+    assert not list(problems(path.read_text()))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_files_that_pages_name_exist(path):
+    for name in re.findall(
+        r"`((?:tests|configs|launch|docs|notebooks)/[\w./]+)`", path.read_text()
+    ):
+        assert list(ROOT.glob(f"{name.rstrip('/')}*")), name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("python -m flm_jax.smaple --steps=1", "no module flm_jax.smaple"),
+        ("python -m flm_jax.sample --step=1", "no flag --step"),
+        ("python -m flm_jax.train --config=configs/nothing.py", "no file configs/nothing.py"),
+        ("python -m flm_jax.train \\\n  --config.optim.rate=1", "no key config.optim.rate"),
+    ],
+)
+def test_the_check_bites(line, message):
+    assert any(message in problem for problem in problems(f"text `{line}` text"))
