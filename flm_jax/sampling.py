@@ -108,7 +108,9 @@ def prepare(
     program = sampler(model.config, model.net, model.clock, steps, options, aids)
     compiled = program.lower(root, model.params, example, extra).compile()
 
-    def run(given: Given, *, num: int, seed: int, show=lambda done: None) -> Draw:
+    def run(
+        given: Given, *, num: int, seed: int, show: Callable[[int], None] = lambda done: None
+    ) -> Draw:
         root, parts = jax.random.key(seed), []
         given = Given(*map(jnp.asarray, given))
         began = time.perf_counter()
@@ -140,7 +142,7 @@ def draw(
     num: int,
     seed: int,
     options: Options = PLAIN,
-    show=lambda done: None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
 
@@ -213,7 +215,7 @@ def completions(
         yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))
 
 
-def complete(model: Model, given: Given, **settings) -> Completed:
+def complete(model: Model, given: Given, **settings: Any) -> Completed:
     """All of `completions` at once."""
     parts = list(completions(model, given, **settings))
     places, tokens = (np.concatenate([part[i] for part in parts]) for i in (0, 1))

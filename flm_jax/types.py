@@ -53,7 +53,7 @@ class Parallel:
     vocab_axis: str | None = None
     embed_axis: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         axes = (*self.batch_axes, *([self.vocab_axis] if self.vocab_axis else []))
         for axis in axes:
             if axis not in self.mesh.axis_names:

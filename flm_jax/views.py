@@ -2,9 +2,10 @@
 
 import html
 import json
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def in_terminal(
     steps_confidence: np.ndarray,
     *,
     seconds: float = 0.3,
-    write=sys.stdout.write,
+    write: Callable[[str], object] = sys.stdout.write,
 ) -> None:
     """Shows one sample after another resolve in place; what the model doubts is dim.
 
@@ -108,8 +109,6 @@ def in_terminal(
 
 def _lines(text: str) -> Iterator[str]:
     """The lines that a text takes in the terminal."""
-    import shutil
-
     width = shutil.get_terminal_size().columns
     for start in range(0, max(len(text), 1), width):
         yield text[start : start + width]

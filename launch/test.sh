@@ -7,4 +7,5 @@ source launch/_venv.sh
 make_venv .venv-test dev
 ruff check .
 ruff format --check .
+mypy
 exec python -m pytest -q --durations=30 "$@"

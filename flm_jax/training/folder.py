@@ -51,7 +51,7 @@ def upload(folder: str | epath.Path, name: str, private: bool = False) -> None:
         ) from error
 
 
-def _hub():
+def _hub() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
