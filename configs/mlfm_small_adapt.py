@@ -23,6 +23,6 @@ def get_config(arg: str = ""):
     config.train.checkpoint_every = 200
     config.bridge.decay = 0.98
     config.bridge.refit_every = 100
-    config.eval.every = 0
+    config.eval.every = 100
     config.eval.sample_steps = 16
     return config

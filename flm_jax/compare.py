@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from flm_jax import trainer
+from flm_jax import schedule, trainer
 from flm_jax.config import check
 from flm_jax.data.prepare import PrepareConfig, prepare
 from flm_jax.data.sources import SourceConfig
@@ -20,7 +20,7 @@ from flm_jax.evals.judge import Judge
 from flm_jax.families import PLAIN, Options, family
 from flm_jax.judging import load_judge
 from flm_jax.measure import Row, measure, measure_data, subject, table
-from flm_jax.plots import draw_comparison
+from flm_jax.plots import draw_comparison, draw_schedule
 from flm_jax.training.checkpoint import latest_step
 from flm_jax.types import UserError, require, unknown_name
 
@@ -283,6 +283,10 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in trained}
     try:
         plots = draw_comparison(folder, rows, {k: v for k, v in profiles.items() if v})
+        for entry in trained:
+            if records := schedule.read(_workdir(folder, entry.name)):
+                plots.append(f"schedule_{entry.name}.png")
+                draw_schedule(folder / plots[-1], records)
     except ImportError as error:
         raise UserError(f"plots need matplotlib ({error}): pip install 'flm-jax[plots]'") from error
     budget = "\n".join(

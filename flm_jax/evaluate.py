@@ -15,11 +15,12 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from flm_jax import compare, sampling_flags
+from flm_jax import compare, sampling_flags, schedule
 from flm_jax.cli import given_config, run_cli
 from flm_jax.corpora import corpus_row
 from flm_jax.judging import load_judge
 from flm_jax.measure import Row, measure, measure_data, subject, table
+from flm_jax.plots import draw_schedule
 from flm_jax.training.checkpoint import read_config
 from flm_jax.types import require
 
@@ -82,7 +83,20 @@ def main(argv) -> int:
     for workdir, steps in models:
         rows += measure(workdir, steps, seed=_SEED.value, options=options, **given)
     rows.append(measure_data(subject(models[0][0], judge), _NUM.value, _BATCH.value))
+    for workdir, _ in models:
+        _draw_schedule(epath.Path(workdir))
     return _report(rows)
+
+
+def _draw_schedule(workdir: epath.Path) -> None:
+    """Of masked language flows; their workdirs alone hold one."""
+    if records := schedule.read(workdir):
+        try:
+            draw_schedule(workdir / "schedule.png", records)
+        except ImportError as error:
+            print(f"no picture of {workdir / schedule.FILE} ({error}); needs the extra plots")
+        else:
+            print(f"wrote {workdir / 'schedule.png'}")
 
 
 def _report(rows: list[Row]) -> int:

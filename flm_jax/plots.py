@@ -125,6 +125,44 @@ def _profiles(profiles: dict[str, dict[float, float]], styles: dict[str, dict[st
     return figure
 
 
+def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
+    """Draws a learnt schedule of gamma as PNG: the cross entropy it follows, and its quantiles.
+
+    Args:
+      path: where to.
+      records: of `schedule.read`, at least one; of the first panel the last one's points.
+    """
+    import matplotlib  # the extra `plots`
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
+    last, learnt = records[-1], [row for row in records if row["ready"]]
+    left.plot(last["gamma"], last["nats"], "o", markersize=4, color="C0", label="mean of its bin")
+    if last["ready"]:
+        # The law's distribution function is the cross entropy but for a scale and a shift.
+        share = np.interp(last["gamma"], last["quantiles"], last["u"])
+        scale, shift = np.polyfit(share, last["nats"], 1)
+        label = f"learnt law, R² of the last fit {last['r2']:.3f}" if last["r2"] else "learnt law"
+        curve = scale * np.array(last["u"]) + shift
+        left.plot(last["quantiles"], curve, color="C1", linewidth=2, label=label)
+    left.set(xlabel="gamma (-10 text, 6 mask)", ylabel="cross entropy, nats")
+    left.set_title(f"step {last['step']}")
+    left.legend()
+    for u in (0.1, 0.25, 0.5, 0.75, 0.9):
+        points = [np.interp(u, row["u"], row["quantiles"]) for row in learnt]
+        right.plot([row["step"] for row in learnt], points, "o-", markersize=3, label=f"{u:.0%}")
+    right.set(xlabel="step", ylabel="gamma", title="quantiles of the learnt law, by refit")
+    if learnt:
+        right.legend(title="share below")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
     """Draws what rows say against the values of `option`, one panel a figure, as PNG."""
     import matplotlib  # the extra `plots`

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax import adaptation, alignment, build
+from flm_jax import adaptation, alignment, build, schedule
 from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.chat import cropped
@@ -91,6 +91,8 @@ def run(config: dict[str, Any], workdir: str) -> int:
         eval_every=config["eval"]["every"],
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
+    if loop.state.tracked is not None:
+        loop = loop._replace(note=schedule.recorder(workdir, config))
     return train(loop, cfg, workdir, checkpoints)
 
 

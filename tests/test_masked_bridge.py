@@ -45,6 +45,7 @@ from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import masked_bridge
 from flm_jax.samplers.common import Given, Samples, nothing_given
 from flm_jax.samplers.masked_bridge import Bridging
+from flm_jax.schedule import read as read_schedule
 from flm_jax.training import sharding
 from flm_jax.training.step import TrainState
 from flm_jax.types import Network, UserError
@@ -477,6 +478,7 @@ def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
     saved = ocp.StandardCheckpointHandler().metadata(folder / "checkpoints" / "24" / "ema").tree
     assert set(saved) == {"blocks", "lora", "modulation", "time"}
     assert set(saved["blocks"]) == {"lora", "modulation"}
+    assert [row["step"] for row in read_schedule(folder)][-1] == 24
     given = sampling.given_tokens(model, "", "", 4, 2)
     assert sampling.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
 

@@ -53,6 +53,7 @@ class Run(NamedTuple):
       evaluate: ema_params -> (values, texts).
       eval_every: steps; 0 = at the end only.
       meta: saved with every checkpoint.
+      note: (step, state) -> None, after each evaluation.
     """
 
     state: TrainState
@@ -63,6 +64,7 @@ class Run(NamedTuple):
     evaluate: Callable[[Params], tuple[dict[str, float], list[str]]]
     eval_every: int
     meta: dict[str, Any]
+    note: Callable[[int, TrainState], None] = lambda step, state: None
 
 
 class _StopSignal:
@@ -204,6 +206,7 @@ class _Loop:
             _say(f"  | {text[:160]!r}")
         if self._log:
             self._log.write(number, {k: float(np.asarray(v)) for k, v in values.items()}, texts)
+        self._run.note(number, state)
         self._speed.skip(number)
 
 
