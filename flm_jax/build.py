@@ -276,7 +276,14 @@ def _autoregressive(
 
 
 def masked_config(config: Config) -> MaskedConfig:
-    return MaskedConfig(time_conditioning=config["objective"]["time_conditioning"])
+    given, length = config["objective"], config["model"]["length"]
+    prompt = given.get("prompt", 0)
+    require(
+        0 <= prompt < length,
+        f"config.objective.prompt is {prompt}; expected 0 to {length - 1}, fewer than "
+        f"config.model.length = {length}.",
+    )
+    return MaskedConfig(time_conditioning=given["time_conditioning"], prompt=prompt)
 
 
 def _masked(config: Config, net: Network, clock: Clock, teacher: Network | None) -> Objective:
@@ -322,7 +329,9 @@ def objective(
     make = OBJECTIVES[_choice("config.objective.name", given["name"], OBJECTIVES)]
     for key, off in _NEW_KEYS.items():
         require(
-            given[key] == off or given["name"] in ("denoising", *ROUTES),
+            given[key] == off
+            or given["name"] in ("denoising", *ROUTES)
+            or (key == "prompt" and given["name"] in ("masked", "alignment")),
             f"config.objective.{key} is {given[key]!r}, which objective {given['name']} does not "
             f"know; set it to {off!r}.",
         )

@@ -80,7 +80,7 @@ def base_config() -> ConfigDict:
     config.data.chat = ()
     config.data.tokenizer = ""
     # Synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2),
-    # arithmetic, arithmetic_reversed (12), sudoku (81), grammar (16).
+    # arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16).
     config.data.task = ""
     config.data.task_size = 100_000  # training sequences of the task
     # Folder that `generate` wrote; with a task, the one whose problems were answered.
@@ -114,7 +114,8 @@ def base_config() -> ConfigDict:
     config.objective.derivative_bound = 1.0  # eulerian: largest factor of the derivative, > 0
     config.objective.ema_target = False  # routes: targets from the averaged parameters
     # denoising and routes: share of rows in which a random subset of positions is held clean, the
-    # flow then being any-order; and first positions of each sequence that are always clean.
+    # flow then being any-order; and (also of masked) first positions of each sequence that are
+    # always clean.
     config.objective.context = 0.0
     config.objective.prompt = 0
     # denoising and routes: weights of the times in the loss, equal or learned.

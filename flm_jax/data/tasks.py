@@ -65,6 +65,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "arithmetic": ArithmeticTask,
     "arithmetic1": functools.partial(ArithmeticTask, "arithmetic1", digits=1),
     "arithmetic2": functools.partial(ArithmeticTask, "arithmetic2", digits=2),
+    "arithmetic7": functools.partial(ArithmeticTask, "arithmetic7", digits=7),
     "arithmetic_reversed": functools.partial(ArithmeticTask, "arithmetic_reversed", reverse=True),
     "sudoku": SudokuTask,
     "grammar": GrammarTask,

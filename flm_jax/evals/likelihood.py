@@ -61,18 +61,19 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
     L/n times the cross entropy summed over n hidden positions chosen uniformly (arXiv 2502.09992v3,
     eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that
     tau = 0 hides everything, as in a flow. Positions that are not valid are hidden like the others
-    and do not count, as in training.
+    and do not count, as in training. With cfg.prompt all this is of the positions after the prompt.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         tokens = batch["tokens"]
-        length = tokens.shape[1]
+        length = tokens.shape[1] - cfg.prompt
         count = jnp.clip(jnp.ceil((1.0 - tau) * length), 1, length).astype(jnp.int32)
-        masked = random_subset(key, count, length)
+        masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
         t = count / length
-        weights = batch["mask"].astype(jnp.float32) * masked / t[:, None]
+        valid = batch["mask"] * cfg.free(batch["mask"])
+        weights = valid.astype(jnp.float32) * masked / t[:, None]
         _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg)
-        return _per_row(nll, weights, batch["mask"])
+        return _per_row(nll, weights, valid)
 
     return row_nll
 

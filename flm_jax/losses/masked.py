@@ -12,7 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from flm_jax.flows.masking import masked_states
 from flm_jax.flows.readout import cross_entropy, read
@@ -29,10 +29,16 @@ class MaskedConfig:
       time_conditioning: whether the network is told the progress 1 - t; else it is told 0 always.
       least: smallest t of training. Below it 1/t makes the variance grow as log(1/least), while
         the part of the integral left out is of relative size `least`.
+      prompt: first positions, which stay visible and do not count: the law of the rest given them.
     """
 
     time_conditioning: bool = False
     least: float = 1e-3
+    prompt: int = 0
+
+    def free(self, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
+        """Positions that may be hidden: all after the prompt."""
+        return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= self.prompt, mask.shape)
 
 
 def masked_loss_at(
@@ -85,8 +91,9 @@ def masked_loss(
     time_key, mask_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
-    masked = jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None]
-    weights = token_weights(batch["mask"]) * masked / t[:, None]
+    free = cfg.free(batch["mask"])
+    masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
+    weights = token_weights(batch["mask"] * free) * masked / t[:, None]
     loss, _ = masked_loss_at(
         params, tokens, masked, t, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
