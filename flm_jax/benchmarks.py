@@ -134,7 +134,8 @@ def _pass_figures(records: Sequence[Record], pass_at: Sequence[int]) -> Record:
     for k in pass_at:
         each = np.array([code.pass_at_k(len(r), sum(r), k) for r in found.values()])
         share = float(each.mean())
-        single = all(len(results) == 1 for results in found.values())
+        # Where all problems are alike, drawing them again says nothing.
+        single = share in (0.0, 1.0) or all(len(results) == 1 for results in found.values())
         bounds = share_interval(share, len(each)) if single else interval(np.mean, each)[1:]
         row |= {f"pass@{k}": share, f"pass@{k}_low": bounds[0], f"pass@{k}_high": bounds[1]}
     broken = sum(record["status"] == "error" for record in records)

@@ -97,7 +97,23 @@ def test_right_answers_are_right(tmp_path, sandbox, task, chat):
     rules = ("strict_match", "flexible_match") if task == "gsm8k" else ("pass@1", "pass@2")
     assert [row[rule] for rule in rules] == [1.0, 1.0]
     assert all(row[f"{rule}_low"] <= 1.0 <= row[f"{rule}_high"] + 1e-9 for rule in rules)
+    assert all(row[f"{rule}_low"] < 0.95 for rule in rules)
     assert row["problems"] == len(records[task]) and row["samples_each"] == 2
+
+
+def test_pass_at_k_is_a_mean_over_problems(tmp_path, sandbox):
+    path = lines(tmp_path / "a.jsonl", *(mbpp(n) for n in range(5)))
+    benchmark = make_benchmark("mbpp", path, Choices(pass_at=(1, 2), whole=True), sandbox)
+    results = [(True, True), (True, False), (False, False), (False, True)]
+    records = [
+        {"id": i, "passed": passed, "status": "error" if i == 2 else "passed"}
+        for i, each in enumerate(results)
+        for passed in each
+    ]
+    row = benchmark.summary(records)
+    assert (row["pass@1"], row["pass@2"]) == (0.5, 0.75)
+    assert 0.0 <= row["pass@1_low"] < 0.5 < row["pass@1_high"] <= 1.0
+    assert row["programs_not_started"] == 2
 
 
 @pytest.mark.parametrize("task", FILES)
@@ -375,11 +391,9 @@ def test_the_command_scores_a_model(tmp_path, chat):
     assert done.returncode == 0, done.stderr
     assert "not judged: JUDGE_URL is not set" in done.stdout
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text())) >= 6
-    again = command(*flags, JUDGE_URL="http://127.0.0.1:9", JUDGE_MODEL="m")
+    again = command(*flags, JUDGE_URL="host", JUDGE_MODEL="m")
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
-    assert "gave no answer" in again.stderr and "0 of 4 grades are kept" in again.stderr
-    other = command(*flags, "--seed=1")
-    assert other.returncode == 2 and "seed: 0 there, 1 now" in other.stderr
+    assert "JUDGE_URL is 'host'; expected the base" in again.stderr
 
 
 def test_the_command_scores_right_answers(tmp_path):
