@@ -12,6 +12,7 @@ EXTRAS = {
     "plots": ["matplotlib>=3.8"],
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "beartype>=0.19",
         "scipy>=1.12",
         "tokenizers>=0.20",
