@@ -180,7 +180,7 @@ def policy_config() -> ConfigDict:
     config.policy.most_concentration = 50.0
     config.policy.start = 0.5  # step size of a fresh policy
 
-    config.optim = base_config().optim
+    config.optim = base_config().optim  # as of `train`, but for these
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 10
     config.optim.ema_decay = 0.98

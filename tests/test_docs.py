@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flm_jax import reference
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted((ROOT / "flm_jax").glob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
@@ -103,3 +105,9 @@ def test_files_that_pages_name_exist(path):
 )
 def test_the_check_bites(line, message):
     assert any(message in problem for problem in problems(f"text `{line}` text"))
+
+
+def test_the_reference_of_configurations_is_up_to_date():
+    assert (ROOT / "docs/configuration.md").read_text() == reference.page()
+    source = (ROOT / "flm_jax/defaults.py").read_text().partition("def policy_config")[0]
+    assert {key for key, _, _ in reference.rows(source)} == set(keys())
