@@ -40,7 +40,8 @@ def keys():
     spec = importlib.util.spec_from_file_location("d", ROOT / "flm_jax/defaults.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return dict(_flat(module.base_config().to_dict()))
+    trees = module.base_config().to_dict(), module.policy_config().to_dict()
+    return {name: value for tree in trees for name, value in _flat(tree)}
 
 
 def _flat(tree, prefix=""):
