@@ -36,12 +36,11 @@ def commands(text):
 
 
 @functools.cache
-def keys():
+def keys(name="base_config"):
     spec = importlib.util.spec_from_file_location("d", ROOT / "flm_jax/defaults.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    trees = module.base_config().to_dict(), module.policy_config().to_dict()
-    return {name: value for tree in trees for name, value in _flat(tree)}
+    return dict(_flat(getattr(module, name)().to_dict()))
 
 
 def _flat(tree, prefix=""):
@@ -58,6 +57,7 @@ def problems(text):
             yield f"no module flm_jax.{name}"
             continue
         known = flags_of(name)
+        own = keys("policy_config" if name == "train_policy" else "base_config")
         for word in words:
             if not word.startswith("--"):
                 continue
@@ -65,7 +65,7 @@ def problems(text):
             if flag.startswith("config."):
                 # Of a comparison the keys are its own.
                 key = flag.removeprefix("config.")
-                if not any("compare" in w for w in words) and key not in keys():
+                if not any("compare" in w for w in words) and key not in own:
                     yield f"flm_jax.{name}: no key config.{key}"
             elif flag not in known and flag.removeprefix("no") not in known and flag != "help":
                 yield f"flm_jax.{name}: no flag --{flag}"
@@ -102,6 +102,7 @@ def test_files_that_pages_name_exist(path):
         ("python -m flm_jax.sample --step=1", "no flag --step"),
         ("python -m flm_jax.train --config=configs/nothing.py", "no file configs/nothing.py"),
         ("python -m flm_jax.train \\\n  --config.optim.rate=1", "no key config.optim.rate"),
+        ("python -m flm_jax.train --config.completion=1", "no key config.completion"),
     ],
 )
 def test_the_check_bites(line, message):
