@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flm_jax import build, sampling
+from flm_jax import build, datasets, sampling
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evals.denoising import tau_profile
 from flm_jax.evals.judge import Judge, judge_samples, perplexity
@@ -24,7 +24,7 @@ _PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
 _LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws each
 
 
-def losses(model: build.Model, data: build.Data, batch_size: int) -> Row:
+def losses(model: build.Model, data: datasets.Data, batch_size: int) -> Row:
     """What the model makes of held-out data, nats/token; nothing for outputs of no distribution.
 
     Returns:
@@ -74,7 +74,7 @@ class Subject(NamedTuple):
     """
 
     model: build.Model
-    data: build.Data
+    data: datasets.Data
     reference: np.ndarray
     judge: Judge | None
 
@@ -86,7 +86,7 @@ def subject(workdir: str, judge: Judge | None = None) -> Subject:
       UserError: no such model, or other data than it was trained on.
     """
     model = build.load_model(workdir)
-    data = build.data(model.config)
+    data = datasets.open_data(model.config)
     require(
         data.tokenizer.fingerprint == model.tokenizer.fingerprint,
         f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
@@ -204,12 +204,12 @@ def completions(
     }
 
 
-def _reference_size(data: build.Data) -> int:
+def _reference_size(data: datasets.Data) -> int:
     """Half of the held-out sequences are left for `measure_data`, where there are few."""
     return max(1, min(_HELD_OUT, len(data.valid) // 2))
 
 
-def _held_out(data: build.Data, places: slice) -> np.ndarray:
+def _held_out(data: datasets.Data, places: slice) -> np.ndarray:
     """Held-out sequences in a fixed random order: neighbours are of one document."""
     order = np.random.default_rng(0).permutation(len(data.valid))[places]
     return np.stack([data.valid[int(i)]["tokens"] for i in order])

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from flm_jax import build
+from flm_jax import build, datasets
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.models.classifier import Classifier, ClassifierConfig, classifier
@@ -73,7 +73,7 @@ def train(
     require(lr > 0.0, f"got lr={lr}; expected more than 0.")
     _regex(pattern)
     model = build.load_model(workdir)
-    data, tokenizer = build.data(model.config), model.tokenizer
+    data, tokenizer = datasets.open_data(model.config), model.tokenizer
     held_out = np.stack([data.valid[i]["tokens"] for i in range(min(_HELD_OUT, len(data.valid)))])
     right = matches(held_out, tokenizer, pattern)
     share = float(right.mean())

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from flm_jax import build, rewards, sampling, sampling_flags
+from flm_jax import build, datasets, rewards, sampling, sampling_flags
 from flm_jax.cli import run_cli
 from flm_jax.evals.text import unigram_entropy
 from flm_jax.families import Options
@@ -81,7 +81,7 @@ def main(argv) -> None:
     length = model.net.max_length
     sampling.check_request(model, [_STEPS.value], _NUM.value, length)
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    task = build.data(model.config).task if model.config["data"]["task"] else None
+    task = datasets.open_data(model.config).task if model.config["data"]["task"] else None
     folder = plans[0][1].steering.reward
     pattern = rewards.pattern(folder) if folder else ""
     given = nothing_given(min(_BATCH.value, _NUM.value), length)

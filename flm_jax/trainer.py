@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax import adaptation, alignment, build, schedule
+from flm_jax import adaptation, alignment, build, datasets, schedule
 from flm_jax.assembly import assemble
 from flm_jax.config import check_resumable
 from flm_jax.data.chat import cropped
@@ -34,11 +34,11 @@ def run(config: dict[str, Any], workdir: str) -> int:
     Raises:
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
-    data = build.data(config)
+    data = datasets.open_data(config)
     base = config["adapters"]["base"]
     if base:
         config = adaptation.resolve(config, read_config(base), data.tokenizer)
-    config = build.resolve_vocabulary(config, data.tokenizer)
+    config = datasets.resolve_vocabulary(config, data.tokenizer)
     mesh = sharding.make_mesh(build.mesh(config))
     _check_workdir(workdir, config, data.tokenizer)
     teacher = None
@@ -127,7 +127,7 @@ def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
         write_config(folder, config)
 
 
-def _describe(net: Network, state: TrainState, data: build.Data, mesh) -> None:
+def _describe(net: Network, state: TrainState, data: datasets.Data, mesh) -> None:
     if jax.process_index() > 0:
         return
     count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -152,7 +152,7 @@ def _evaluator(
     config,
     net: Network,
     clock: Clock,
-    data: build.Data,
+    data: datasets.Data,
     to_global,
     rows,
     mesh,

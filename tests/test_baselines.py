@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import build, sampling, trainer
+from flm_jax import build, datasets, sampling, trainer
 from flm_jax.config import check, check_resumable
 from flm_jax.defaults import base_config
 from flm_jax.evals.likelihood import likelihood
@@ -136,7 +136,7 @@ def run(config, workdir):
 
 def refused(kind, **values):
     config = check(tiny(kind, **values))
-    config = build.resolve_vocabulary(config, build.data(config).tokenizer)
+    config = datasets.resolve_vocabulary(config, datasets.open_data(config).tokenizer)
     net = build.network(config)
     build.objective(config, net, None)
 
@@ -182,7 +182,7 @@ def valid(model, steps, **options):
     options = Options(**options)
     given = sampling.nothing_given(2000, 2)
     drawn = sampling.draw(model, given, steps=steps, num=2000, seed=0, options=options)
-    return build.data(model.config).task.report(drawn.tokens), drawn
+    return datasets.open_data(model.config).task.report(drawn.tokens), drawn
 
 
 def test_trained_baselines_write_valid_phrases(trained):
@@ -211,7 +211,7 @@ def test_trained_baselines_write_valid_phrases(trained):
 def test_trained_likelihood_is_the_entropy_of_the_task(trained):
     """ln 2 in 2 tokens, within 2%."""
     model, _ = trained
-    kind, data = family(model.config), build.data(model.config)
+    kind, data = family(model.config), datasets.open_data(model.config)
     row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
     tokens = np.stack([data.valid[i]["tokens"] for i in range(1024)])
     batch = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}

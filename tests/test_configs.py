@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flm_jax import adaptation, build, policy_training
+from flm_jax import adaptation, build, datasets, policy_training
 from flm_jax.compare import entries
 from flm_jax.config import check
 from flm_jax.defaults import policy_config
@@ -102,4 +102,4 @@ def _with_vocabulary(config, comparison):
     """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
     if size := comparison.get("prepare", {}).get("vocab_size"):
         return config | {"model": config["model"] | {"vocab_size": size}}
-    return build.resolve_vocabulary(config, build.data(config).tokenizer)
+    return datasets.resolve_vocabulary(config, datasets.open_data(config).tokenizer)

@@ -6,7 +6,7 @@ import pytest
 from test_judge import unigram_judge
 from test_training import tiny_config
 
-from flm_jax import build, corpora, measure
+from flm_jax import build, corpora, datasets, measure
 from flm_jax.config import check
 from flm_jax.data.prepare import PrepareConfig, prepare
 from flm_jax.data.sources import SourceConfig
@@ -48,7 +48,7 @@ def test_likelihood_of_a_corpus_is_exact(tmp_path, unigram, packing):
     unigram(packing)
     folder = prepared(tmp_path, "bytes")
     row = corpora.corpus_row("w", folder, split="valid", sequences=0, batch_size=4)
-    stream = build.load_prepared(folder).split("valid")
+    stream = datasets.load_prepared(folder).split("valid")
     block = 16 - 2 * (packing == "wrap")
     read = stream.read(0, len(stream) // block * block).reshape(-1, block)
     frame = ByteTokenizer.bos_id, ByteTokenizer.eos_id
@@ -83,7 +83,7 @@ def untrained(task_name, **settings):
     net = build.network(config)
     clock = build.clock(config, net.vocab_size)
     model = build.Model(config, net, jax.jit(net.init)(jax.random.key(0)), clock, task.tokenizer, 0)
-    data = build.Data([], None, task.tokenizer, task)
+    data = datasets.Data([], None, task.tokenizer, task)
     return measure.Subject(model, data, None, None)
 
 

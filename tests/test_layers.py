@@ -26,6 +26,7 @@ ALLOWED = {
     "training": SYSTEMS,
     "evals": SYSTEMS,
     "routes": SYSTEMS,
+    "datasets": SYSTEMS,
     "adaptation": [*SYSTEMS, "defaults"],
     "objectives": [*SYSTEMS, "routes"],
     "alignment": [*SYSTEMS, "adaptation"],

@@ -1,21 +1,14 @@
 """Masked language flows: closed forms, schedules, adaptation and its restarts, the sampler."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from flm_jax import build, flops, planning, problems, sampling, trainer
-from flm_jax.config import check
-from flm_jax.data.tasks import make_task
-from flm_jax.defaults import base_config
-from flm_jax.families import Options
 from flm_jax.flows import gamma_schedule as schedule
 from flm_jax.flows.flow_map import velocity
 from flm_jax.flows.gamma_schedule import GammaConfig
@@ -43,11 +36,8 @@ from flm_jax.losses.masked_bridge import (
 from flm_jax.models.adapters import AdapterConfig, join, split
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import masked_bridge
-from flm_jax.samplers.common import Given, Samples, nothing_given
+from flm_jax.samplers.common import Given, nothing_given
 from flm_jax.samplers.masked_bridge import Bridging
-from flm_jax.schedule import read as read_schedule
-from flm_jax.training import sharding
-from flm_jax.training.step import TrainState
 from flm_jax.types import Network, UserError
 
 KEY = jax.random.key(0)
@@ -427,139 +417,3 @@ def test_promotion_errs_by_at_most_eps_times_length_on_a_solvable_law():
 
 
 # Whole runs.
-def tiny(**values):
-    config = base_config()
-    config.model.name, config.objective.name = "llama", "masked"
-    config.data.task, config.data.task_size = "phrases2", 4096
-    config.model.length, config.model.dim, config.model.depth = 2, 32, 1
-    config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
-    config.optim.lr, config.optim.warmup_steps, config.optim.ema_decay = 3e-3, 5, 0.98
-    config.train.steps, config.train.batch, config.train.checkpoint_every = 20, 64, 20
-    config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
-    config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
-    config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
-    config.bridge.refit_every = 8
-    config.update_from_flattened_dict(values)
-    return config
-
-
-def run(config, workdir):
-    assert trainer.run(check(config), str(workdir)) == 0
-    return build.load_model(workdir)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bridge") / "base"
-    return folder, run(tiny(), folder)
-
-
-def adapt(base, **values):
-    more = {"adapters.base": str(base), "objective.name": "masked_bridge", "train.steps": 24}
-    return tiny(**(more | {"train.checkpoint_every": 12} | values))
-
-
-def leaves(tree):
-    return [np.asarray(x) for x in jax.tree.leaves(tree)]
-
-
-@pytest.fixture(scope="module")
-def adapted(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bridge") / "adapted"
-    return folder, run(adapt(base[0]), folder)
-
-
-def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
-    folder, model = adapted
-    kept, adapters = split(model.params)
-    for a, b in zip(leaves(kept), leaves(base[1].params)):
-        np.testing.assert_array_equal(a, b)
-    assert any(np.abs(x).max() > 0 for x in leaves(adapters["blocks"]["modulation"]))
-    saved = ocp.StandardCheckpointHandler().metadata(folder / "checkpoints" / "24" / "ema").tree
-    assert set(saved) == {"blocks", "lora", "modulation", "time"}
-    assert set(saved["blocks"]) == {"lora", "modulation"}
-    assert [row["step"] for row in read_schedule(folder)][-1] == 24
-    given = sampling.given_tokens(model, "", "", 4, 2)
-    assert sampling.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
-
-
-def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
-    config = adapt(base[0], **{"train.steps": 12})
-    assert trainer.run(check(config), str(tmp_path / "run")) == 0
-    run(adapt(base[0]), tmp_path / "run")
-    ends = [folder / "checkpoints" / "24" / "train" for folder in (adapted[0], tmp_path / "run")]
-    whole, again = (ocp.StandardCheckpointHandler().restore(end) for end in ends)
-    assert float(whole["tracked"]["examples"]) == 24 * 64
-    for a, b in zip(leaves(whole), leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_adapters_may_start_from_others(base, adapted):
-    folder, model = adapted
-    config = check(adapt(base[0], **{"adapters.start": str(folder)}))
-    mine = split(model.params)[1]
-    state = trainer._started(config, TrainState(0, mine, mine, (), 0))
-    for a, b, c in zip(leaves(state.params), leaves(state.ema_params), leaves(mine)):
-        np.testing.assert_array_equal(a, c)
-        np.testing.assert_array_equal(b, c)
-    assert state.params["time"]["out"]["bias"] is not state.ema_params["time"]["out"]["bias"]
-
-
-@pytest.mark.parametrize("steps", [0, 4])
-def test_plans_count_what_runs(steps):
-    """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
-    config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
-    config = planning.resolve(check(config), vocab_size=256, batch=8)
-    mesh = sharding.make_mesh(build.mesh(config))
-    job = planning.sample_job(config, mesh, steps) if steps else planning.train_job(config, mesh)
-    assert 1.0 <= flops.total_flops(flops.trace(job.program, *job.args)) / job.minimum_flops < 2.0
-
-
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"adapters.base": ""}, "by masked_bridge with config.adapters.base set"),
-        ({"model.length": 3}, "phrases2 has sequences of 2 tokens"),
-        ({"bridge.learnt": "logistics"}, "did you mean 'logistic'"),
-        ({"bridge.uniform": 0.9}, "add up to more than 1"),
-        ({"adapters.rank": 0}, "config.adapters.rank must be at least 1"),
-        ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
-    ],
-)
-def test_bad_adaptations_are_refused(base, tmp_path, values, message):
-    config = adapt(base[0])
-    config.update_from_flattened_dict(values)
-    with pytest.raises(UserError, match=message):
-        trainer.run(check(config), str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
-    """By a sampler that is right wherever the first summand is odd, in 3 calls if it is even."""
-    task = make_task("arithmetic1")
-
-    def sampler(*args):
-        def run(key, params, given, extra):
-            tokens = np.asarray(given.tokens)
-            right = task.write(tokens[:, 0], tokens[:, 2])
-            odd = tokens[:, :1] % 2 == 1
-            out = np.where(given.mask | odd, right, (right + 1) % 10)
-            return Samples(out, out[None], out[None], np.where(odd.all(), 1, 3))
-
-        return run
-
-    monkeypatch.setattr(sampling, "sampler", sampler)
-    model = SimpleNamespace(
-        config={"objective": {"name": "masked"}}, net=None, clock=None, params=None
-    )
-    share, calls = problems.solve(model, task, 10, 3, rows, 0, Options())
-    odd = task.problems(10, problems._SEED)[0][:, 0] % 2 == 1
-    assert share == odd.mean()
-    groups = [odd[np.arange(i, i + rows) % 10].all() for i in range(0, 10, rows)]
-    assert calls == np.mean(np.where(groups, 1, 3))
-
-
-def test_problems_need_a_task(adapted):
-    with pytest.raises(UserError, match="trained on phrases2, which has no problems"):
-        problems.task_of(adapted[1])

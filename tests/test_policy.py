@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from flm_jax import build, policies, policy_training, problems
+from flm_jax import build, datasets, policies, policy_training, problems
 from flm_jax.config import check
 from flm_jax.data.tasks import make_task
 from flm_jax.defaults import base_config, policy_config
@@ -209,7 +209,7 @@ def model(tmp_path_factory):
     config.model.length, config.model.dim, config.model.depth = 6, 32, 1
     config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
     task = make_task("arithmetic1")
-    config = build.resolve_vocabulary(check(config), task.tokenizer)
+    config = datasets.resolve_vocabulary(check(config), task.tokenizer)
     folder = tmp_path_factory.mktemp("policy") / "model"
     write_config(folder, config)
     task.tokenizer.save(folder / "tokenizer")

@@ -11,7 +11,7 @@ from test_route_fixed_points import FIRST, SIGN
 from test_samplers import CLOCK, LENGTH, ROWS, VOCAB, network
 from test_training import tiny_config
 
-from flm_jax import build, sampling
+from flm_jax import build, datasets, sampling
 from flm_jax.config import check
 from flm_jax.families import Options
 from flm_jax.flows.clocks import decoding_clock
@@ -171,8 +171,8 @@ def untrained(share):
     config.objective.name, config.model.two_time = "semigroup", True
     config.objective.context = share
     config = check(config)
-    tokenizer = build.data(config).tokenizer
-    config = build.resolve_vocabulary(config, tokenizer)
+    tokenizer = datasets.open_data(config).tokenizer
+    config = datasets.resolve_vocabulary(config, tokenizer)
     net = build.network(config)
     clock = decoding_clock(net.vocab_size)
     return build.Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)

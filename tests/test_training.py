@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax import build, sampling, trainer
+from flm_jax import build, datasets, sampling, trainer
 from flm_jax.config import check
 from flm_jax.defaults import base_config
 from flm_jax.flows.times import Rows
@@ -256,7 +256,7 @@ def test_one_step_flow_map_writes_valid_phrases(task, tmp_path):
     model = build.load_model(tmp_path / "fmlm")
     given = sampling.nothing_given(5000, 2)
     drawn = sampling.draw(model, given, steps=1, num=10_000, seed=0)
-    task = build.data(model.config).task
+    task = datasets.open_data(model.config).task
     report = task.report(drawn.tokens)
     print(task.name, report)
     assert report["valid"] >= 0.99
