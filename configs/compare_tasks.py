@@ -3,7 +3,7 @@
 python -m flm_jax.evaluate --config=configs/compare_tasks.py:phrases4 --workdir=runs/compare
 
 Two CPU cores; phrases4 takes about half an hour. The baselines take as many steps of as many rows
-as FLM and FMLM together. Unmeasured so far.
+as FLM and FMLM together.
 """
 
 from ml_collections import ConfigDict

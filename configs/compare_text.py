@@ -6,9 +6,9 @@ python -m flm_jax.evaluate --config=configs/compare_text.py:tinyshakespeare \
 python -m flm_jax.evaluate --config=configs/compare_text.py:wikitext2 \
     --config.prepare.path=FOLDER/wikitext2 --workdir=runs/wikitext2
 
-The first reads the documentation of the running Python. Two CPU cores, about 40 minutes. FLM and
+The first reads the documentation of the running Python. Two hours on one busy CPU core. FLM and
 FMLM together take as many rows as MDLM, and as AR. The judge is none of these: it is larger, so
-that AR is not judged by itself. Unmeasured so far.
+that AR is not judged by itself.
 """
 
 from ml_collections import ConfigDict
