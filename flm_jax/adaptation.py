@@ -5,16 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.defaults import base_config
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.gamma_schedule import GammaConfig, fresh_state, update_state
+from flm_jax.interop.llama import state_dict_from_params
 from flm_jax.losses.masked_bridge import BridgeConfig, bridge_loss
-from flm_jax.models.adapters import AdapterConfig, join, split
+from flm_jax.models.adapters import AdapterConfig, join, merged, split
 from flm_jax.models.attention import AttentionPlan
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.training.checkpoint import load_ema
+from flm_jax.training.folder import named
 from flm_jax.training.step import Objective, Tracker
 from flm_jax.types import Network, Params, require, unknown_name
 
@@ -138,6 +141,22 @@ def tracker(config: Config) -> Tracker | None:
         return None
     cfg = bridge_config(config).gamma
     return Tracker(functools.partial(fresh_state, cfg), functools.partial(update_state, cfg=cfg))
+
+
+def exported(config: Config, params: Params) -> dict[str, np.ndarray]:
+    """Tensors of a llama under the names of its reference.
+
+    LoRA is merged into the matrices; the time conditioning of adapters, which cannot be, stands
+    beside them under adapters.NAME.
+
+    Args:
+      params: the network's, adapters included where it has any.
+    """
+    sizes, rest = config["model"], {}
+    if cfg := adapter_config(config):
+        params, rest = merged(params, cfg)
+    state = state_dict_from_params(params, sizes["heads"], sizes["llama"]["kv_heads"])
+    return state | {f"adapters.{name}": np.asarray(x) for name, x in named(rest).items()}
 
 
 def trained(config: Config, params: Params) -> Params:

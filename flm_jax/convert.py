@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 from safetensors.numpy import save_file
 
-from flm_jax import api, build
+from flm_jax import adaptation, api, build
 from flm_jax.cli import run_cli
 from flm_jax.data.tokenizers import make_tokenizer, needs_training
 from flm_jax.defaults import base_config
@@ -138,8 +138,7 @@ def _export_tensors(folder: epath.Path, path: str) -> None:
     model = build.load_model(folder)
     given = model.config["model"]
     if given["name"] == "llama":
-        kv_heads = given["llama"]["kv_heads"]
-        state = llama.state_dict_from_params(model.params, given["heads"], kv_heads)
+        state = adaptation.exported(model.config, model.params)
     else:
         state = flm.state_dict_from_params(model.params, given["heads"])
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from flm_jax import build, flops, planning, problems, sampling, trainer
+from flm_jax.adaptation import exported
 from flm_jax.config import check
 from flm_jax.data.tasks import make_task
 from flm_jax.defaults import base_config
@@ -74,6 +75,14 @@ def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
     assert [row["step"] for row in read_schedule(folder)][-1] == 24
     given = sampling.given_tokens(model, "", "", 4, 2)
     assert sampling.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
+
+
+def test_exported_adapters_are_merged(base, adapted):
+    model = adapted[1]
+    state, plain = (exported(m.config, m.params) for m in (model, base[1]))
+    own = {name for name in state if name.startswith("adapters.")}
+    assert set(state) - own == set(plain) and own and not any("lora" in name for name in own)
+    assert any(np.abs(state[name] - plain[name]).max() > 0 for name in plain)
 
 
 def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):

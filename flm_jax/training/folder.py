@@ -84,7 +84,7 @@ def save(
         f"{root} holds a model already; give a new folder.",
     )
     root.mkdir(parents=True, exist_ok=True)
-    flat = _named(params)
+    flat = named(params)
     save_file(jax.device_get(flat), str(root / WEIGHTS), metadata={"step": str(step)})
     tokenizer.save(root / "tokenizer")
     (root / "README.md").write_text(_card(config, flat, tokenizer, step))
@@ -101,7 +101,7 @@ def read(folder: epath.Path, abstract: Params) -> tuple[Params, int]:
       UserError: a damaged file, or one of another model.
     """
     path = folder / WEIGHTS
-    expected = _named(abstract)
+    expected = named(abstract)
     try:
         with safe_open(str(path), framework="flax") as file:
             step = int((file.metadata() or {}).get("step", 0))
@@ -118,7 +118,7 @@ def read(folder: epath.Path, abstract: Params) -> tuple[Params, int]:
     return jax.tree.unflatten(jax.tree.structure(abstract), tensors), step
 
 
-def _named(params: Params) -> dict[str, Any]:
+def named(params: Params) -> dict[str, Any]:
     """Name -> leaf, in the order of the tree's leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
