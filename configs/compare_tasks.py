@@ -2,7 +2,7 @@
 
 python -m flm_jax.evaluate --config=configs/compare_tasks.py:phrases4 --workdir=runs/compare
 
-Measured in docs/RESULTS.md: `phrases4`, and `arithmetic1`, which took 80 minutes on one busy CPU core;
+In docs/RESULTS.md: `phrases4`, and `arithmetic1`, which took 80 minutes on one busy CPU core;
 `arithmetic` and `grammar` take longer and were not run. The baselines take as many steps of as many
 rows as FLM and FMLM together.
 """
