@@ -20,6 +20,7 @@ from flm_jax.losses.masked import MaskedConfig, masked_loss
 from flm_jax.models.attention import KINDS, AttentionPlan, available
 from flm_jax.models.causal import CausalConfig, causal
 from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.models.policy import Policy
 from flm_jax.objectives import clock, denoising, prediction
 from flm_jax.routes import ROUTES, distillation
 from flm_jax.training.checkpoint import load_ema, read_config
@@ -227,8 +228,8 @@ def objective(
     return make(config, net, clock, teacher)
 
 
-def abstract_params(net: Network, mesh: Mesh | None = None) -> Params:
-    """Shapes of the parameters, with shardings if a mesh is given."""
+def abstract_params(net: Network | Policy, mesh: Mesh | None = None) -> Params:
+    """Shapes of the parameters, with shardings: over a mesh, or one device."""
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

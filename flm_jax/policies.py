@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import SingleDeviceSharding
-
+from flm_jax.build import abstract_params
 from flm_jax.models.policy import Policy, PolicyConfig, expected_step_size, policy
 from flm_jax.samplers.x_prediction import Stepper
 from flm_jax.training.checkpoint import load_ema, read_config
@@ -37,10 +35,7 @@ def load(workdir: str) -> Trained:
     )
     cfg = policy_config(config)
     made = policy(cfg)
-    device = SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    return Trained(cfg, made, load_ema(workdir, shapes)[0])
+    return Trained(cfg, made, load_ema(workdir, abstract_params(made))[0])
 
 
 def stepper(trained: Trained) -> Stepper:

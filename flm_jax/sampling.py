@@ -129,9 +129,8 @@ def _joined(parts: list[Samples], num: int, seconds: float) -> Draw:
     tokens = np.concatenate([p.tokens for p in parts])[:num]
     path = lambda name: np.concatenate([getattr(p, name) for p in parts], axis=1)[:, :num]
     progress = None if parts[0].steps_progress is None else path("steps_progress")
-    calls = [len(p.steps_tokens) if p.calls is None else int(p.calls) for p in parts]
     paths = path("steps_tokens"), path("steps_confidence")
-    return Draw(tokens, *paths, seconds, float(np.mean(calls)), progress)
+    return Draw(tokens, *paths, seconds, float(np.mean([_calls(p) for p in parts])), progress)
 
 
 def draw(

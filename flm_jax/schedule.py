@@ -14,6 +14,7 @@ from etils import epath
 
 from flm_jax.adaptation import bridge_config
 from flm_jax.flows.gamma_schedule import GammaConfig, GammaState, bin_centers, logistic_quantile
+from flm_jax.training.metrics import StepLines
 from flm_jax.training.step import TrainState
 
 FILE = "schedule.jsonl"
@@ -47,21 +48,26 @@ def record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
     }
 
 
-def recorder(workdir: str, config: dict[str, Any]) -> Callable[[int, TrainState], None]:
-    """note(step, state), which adds a record to the workdir's file; process 0 alone writes."""
+def recorder(
+    workdir: str, config: dict[str, Any], start_step: int
+) -> Callable[[int, TrainState], None]:
+    """note(step, state), which adds a record to the workdir's file; process 0 alone writes.
+
+    Args:
+      start_step: of this run; see `StepLines`.
+    """
     cfg = bridge_config(config).gamma
+    lines = StepLines(epath.Path(workdir) / FILE, start_step) if jax.process_index() == 0 else None
 
     def note(step: int, state: TrainState) -> None:
-        if jax.process_index() == 0:
-            path = epath.Path(workdir) / FILE
-            before = path.read_text() if path.exists() else ""
-            path.write_text(before + json.dumps(record(step, state.tracked, cfg)) + "\n")
+        if lines:
+            lines.append(record(step, state.tracked, cfg))
 
     return note
 
 
 def read(workdir: str | epath.Path) -> list[Record]:
-    """Records by step; of a step that was trained again after a restart, the last. [] without."""
+    """Records by step; of a step that stands twice, the last. [] without a file."""
     path = epath.Path(workdir) / FILE
     lines = path.read_text().splitlines() if path.exists() else []
     found = {row["step"]: row for row in map(json.loads, lines)}

@@ -92,7 +92,7 @@ def run(config: dict[str, Any], workdir: str) -> int:
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
     if loop.state.tracked is not None:
-        loop = loop._replace(note=schedule.recorder(workdir, config))
+        loop = loop._replace(note=schedule.recorder(workdir, config, int(state.step)))
     return train(loop, cfg, workdir, checkpoints)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from test_bad_input import _corpus, _text_config
 from test_endurance import Batches, restored, small_run
 from test_training import run
@@ -18,7 +19,7 @@ from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.store import load_prepared
 from flm_jax.training import agreement
-from flm_jax.training.metrics import MetricsLog
+from flm_jax.training.metrics import MetricsLog, StepLines
 from flm_jax.types import UserError
 
 
@@ -101,20 +102,20 @@ def test_a_torn_line_of_metrics_is_dropped(tmp_path):
 
 def test_metrics_grow_where_files_cannot(tmp_path, monkeypatch):
     """An object store keeps whole objects alone: what was written before is written again."""
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    log = MetricsLog(tmp_path, 1)
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    log = StepLines(path, 1)
     monkeypatch.setattr(log, "_remote", True)
-    opens = type(log._path).open
+    opens = type(path).open
 
     def refuse(path, mode="r", *args, **kwargs):
         assert "a" not in mode, f"{path} opened to append"
         return opens(path, mode, *args, **kwargs)
 
-    monkeypatch.setattr(type(log._path), "open", refuse)
-    log.write(2, {"a": 1.0})
-    log.write(3, {"a": 2.0})
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    monkeypatch.setattr(type(path), "open", refuse)
+    log.append({"step": 2, "a": 1.0})
+    log.append({"step": 3, "a": 2.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def _prepared(folder):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flm_jax.flows import readout
 from flm_jax.flows.gaussian import embedded_noise
 from flm_jax.flows.states import hold_given
-from flm_jax.types import Key, Network, Params, States, Times
+from flm_jax.types import Key, Network, Params, States, Times, require
 
 
 class Given(NamedTuple):
@@ -38,6 +38,30 @@ class Samples(NamedTuple):
     steps_confidence: Float[Array, "k b l"]
     calls: Int[Array, ""] | None = None
     steps_progress: Float[Array, "k b l"] | None = None
+
+
+class Blocks(NamedTuple):
+    """Positions written in turn from the left: `number` blocks of `size`, `calls` for each."""
+
+    size: int
+    number: int
+    calls: int
+
+
+def in_blocks(steps: int, length: int, block_length: int) -> Blocks:
+    """Splits `steps` calls over blocks of `block_length` positions; 0 for one block.
+
+    Raises:
+      UserError: steps that do not divide over the blocks.
+    """
+    size = block_length or length
+    number = -(-length // size)
+    require(
+        steps % number == 0,
+        f"{steps} steps do not divide over {number} blocks of {size} tokens; give a multiple of "
+        f"{number}, or another block length.",
+    )
+    return Blocks(size, number, steps // number)
 
 
 def nothing_given(num: int, length: int) -> Given:

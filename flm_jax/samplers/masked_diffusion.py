@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flm_jax.flows import readout
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.categorical import Choice, choose
-from flm_jax.samplers.common import Given, Samples
+from flm_jax.samplers.common import Given, Samples, in_blocks
 from flm_jax.samplers.revealing import Partial, even_share, reveal_in_steps
-from flm_jax.types import Key, Network, Params, require
+from flm_jax.types import Key, Network, Params
 
 
 def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, plan, reveal):
@@ -102,14 +102,7 @@ def sample_confident(
       UserError: steps that do not divide over the blocks.
     """
     length = given.tokens.shape[1]
-    size = block_length or length
-    blocks = -(-length // size)
-    require(
-        steps % blocks == 0,
-        f"{steps} steps do not divide over {blocks} blocks of {size} tokens; give a multiple of "
-        f"{blocks}, or another block length.",
-    )
-    each = steps // blocks
+    size, blocks, each = in_blocks(steps, length, block_length)
     block = jnp.arange(length) // size
     index = jax.lax.broadcasted_iota(jnp.int32, (1, blocks), 1)
     # [B, blocks]: positions to write.

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flm_jax.flows import readout
 from flm_jax.flows.interpolants import interpolate, mask_anchored
 from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.common import Given, Samples
+from flm_jax.samplers.common import Given, Samples, in_blocks
 from flm_jax.types import Key, Network, Params, require
 
 DONE = 0.99  # progress at which a token counts as written
@@ -180,14 +180,7 @@ def decoder(
     """
     rows, length = given.tokens.shape
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
-    size = block_length or length
-    blocks = -(-length // size)
-    require(
-        steps % blocks == 0,
-        f"{steps} steps do not divide over {blocks} blocks of {size} tokens; give a multiple of "
-        f"{blocks}, or another block length.",
-    )
-    each = steps // blocks
+    size, blocks, each = in_blocks(steps, length, block_length)
     place = jnp.broadcast_to(jnp.arange(length) // size, (rows, length))
     free = ~given.mask
     table, anchor = net.table(params), net.anchor(params)
@@ -305,8 +298,8 @@ def sample(
     """
     settings = dict(steps=steps, given=given, how=how, block_length=block_length)
     made = decoder(net, params, time_conditioning=time_conditioning, **settings)
-    length = given.tokens.shape[1]
-    step_sizes = stepper or fixed(how, steps // -(-length // (block_length or length)))
+    calls = in_blocks(steps, given.tokens.shape[1], block_length).calls
+    step_sizes = stepper or fixed(how, calls)
 
     def body(state):
         walk, calls, paths = state

@@ -5,6 +5,8 @@ holds the averaged parameters alone, under the names of this library's own tree,
 the machine it was written on.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,28 +32,20 @@ def located(workdir: str | epath.Path) -> epath.Path:
     """
     if not str(workdir).startswith(HUB):
         return epath.Path(workdir)
-    hub = _hub()
-    try:
+    with _hub(f"{workdir} could not be fetched") as hub:
         return epath.Path(hub.snapshot_download(str(workdir).removeprefix(HUB)))
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{workdir} could not be fetched: {first}") from error
 
 
 def upload(folder: str | epath.Path, name: str, private: bool = False) -> None:
     """Puts a saved folder on the hub as OWNER/NAME, made there if it is missing (extra `hf`)."""
-    hub = _hub()
-    try:
+    with _hub(f"{name} could not be uploaded", "; log in with `hf auth login`") as hub:
         hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=str(folder))
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name} could not be uploaded: {first}; log in with `hf auth login`"
-        ) from error
 
 
-def _hub() -> Any:
+@contextlib.contextmanager
+def _hub(failed: str, advice: str = "") -> Iterator[Any]:
+    """The hub's package; its refusals, first lines alone, are told between the two texts."""
     try:
         import huggingface_hub
         import huggingface_hub.errors
@@ -59,7 +53,12 @@ def _hub() -> Any:
         raise UserError(
             f"the hub needs the extra hf ({error}): pip install 'flm-jax[hf]'"
         ) from error
-    return huggingface_hub
+    errors = huggingface_hub.errors
+    try:
+        yield huggingface_hub
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{failed}: {reason}{advice}") from error
 
 
 def save(
@@ -136,7 +135,13 @@ def _placed(path: epath.Path, name: str, tensor: jax.Array, expected: dict[str, 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without the paths of data and of other models."""
-    data = config["data"] | {"path": "", "mixture": (), "chat": (), "tokenizer": ""}
+    data = config["data"] | {
+        "path": "",
+        "mixture": (),
+        "chat": (),
+        "generated": "",
+        "tokenizer": "",
+    }
     out = config | {"data": data, "objective": config["objective"] | {"teacher": ""}}
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": _INCLUDED, "start": ""}

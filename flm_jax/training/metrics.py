@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 from tensorboardX import summary
@@ -14,26 +15,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from flm_jax.types import UserError
 
 
-class MetricsLog:
-    """Writes numbers and texts of one run; the lines of steps past `start_step` are dropped first.
+class StepLines:
+    """A file of JSON lines, records of steps; those past `start_step`, and torn ones, are dropped.
 
     A resumed run repeats the steps after its checkpoint: their old lines would stand twice.
-
-    Everything is written by the calling thread: tensorboardX's own SummaryWriter hands it to a
-    thread that ends at the first error, such as a full disk, and then blocks its caller for ever.
     """
 
-    def __init__(self, workdir: str | epath.Path, start_step: int):
-        self._folder = epath.Path(workdir)
-        self._path = self._folder / "metrics.jsonl"
-        self._remote = "://" in str(self._path)
-        with self._named_errors():
-            self._text = self._kept(start_step) if self._path.exists() else ""
-            folder = self._folder / "tensorboard"
-            folder.mkdir(parents=True, exist_ok=True)
-            self._board = EventsWriter(str(folder / "events"))
-            started = SessionLog(status=SessionLog.START)  # drops what it shows of later steps
-            self._add(Event(session_log=started), start_step + 1)
+    def __init__(self, path: epath.Path, start_step: int):
+        self._path = path
+        self._remote = "://" in str(path)
+        with named_errors(path.parent):
+            self._text = self._kept(start_step) if path.exists() else ""
 
     def _kept(self, step: int) -> str:
         """The file as it is once lines after `step`, and torn ones, are dropped."""
@@ -41,18 +33,43 @@ class MetricsLog:
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
         text = "".join(f"{line}\n" for line in kept)
         if len(kept) < len(lines):
-            new = self._folder / "metrics.jsonl.tmp"
+            new = self._path.with_name(self._path.name + ".tmp")
             new.write_text(text)
             new.replace(self._path)
         return text
 
-    def _append(self, line: str) -> None:
-        if not self._remote:
-            with self._path.open("a") as file:
-                file.write(line)
-            return
-        self._text += line  # object stores cannot append
-        self._path.write_text(self._text)
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds one record, which has a "step".
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        line = json.dumps(record) + "\n"
+        with named_errors(self._path.parent):
+            if not self._remote:
+                with self._path.open("a") as file:
+                    file.write(line)
+                return
+            self._text += line  # object stores cannot append
+            self._path.write_text(self._text)
+
+
+class MetricsLog:
+    """Writes numbers and texts of one run, see `StepLines`.
+
+    Everything is written by the calling thread: tensorboardX's own SummaryWriter hands it to a
+    thread that ends at the first error, such as a full disk, and then blocks its caller for ever.
+    """
+
+    def __init__(self, workdir: str | epath.Path, start_step: int):
+        self._folder = epath.Path(workdir)
+        self._lines = StepLines(self._folder / "metrics.jsonl", start_step)
+        with named_errors(self._folder):
+            folder = self._folder / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = EventsWriter(str(folder / "events"))
+            started = SessionLog(status=SessionLog.START)  # drops what it shows of later steps
+            self._add(Event(session_log=started), start_step + 1)
 
     def write(self, step: int, values: dict[str, float], texts: list[str] | None = None) -> None:
         """Appends one record; `texts` go to TensorBoard and to samples/STEP.txt.
@@ -60,8 +77,8 @@ class MetricsLog:
         Raises:
           UserError: the disk is full or not writable.
         """
-        with self._named_errors():
-            self._append(json.dumps({"step": step, **values}) + "\n")
+        self._lines.append({"step": step, **values})
+        with named_errors(self._folder):
             for name, value in values.items():
                 self._add(Event(summary=summary.scalar(name, value)), step)
             if texts:
@@ -77,18 +94,20 @@ class MetricsLog:
         self._board.write_event(event)
 
     def close(self) -> None:
-        with self._named_errors():
+        with named_errors(self._folder):
             self._board.close()
 
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"metrics could not be written to {self._folder} ({error}); checkpoints are "
-                "intact: make room or mend the storage, then run the same command to continue."
-            ) from error
+
+@contextlib.contextmanager
+def named_errors(folder: epath.Path) -> Iterator[None]:
+    """Tells a full or broken disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"metrics could not be written to {folder} ({error}); checkpoints are intact: make "
+            "room or mend the storage, then run the same command to continue."
+        ) from error
 
 
 def _step_of(line: str) -> int | None:
