@@ -100,7 +100,8 @@ def base_config() -> ConfigDict:
     config.objective.diagonal = 0.5  # routes: share of rows with t = s
     config.objective.boundary = 1 / 32  # routes: share of the others with (s, t) = (0, 1)
     config.objective.split = "midpoint"  # semigroup: u in tau, midpoint or uniform
-    # tau that times are drawn in, grids laid in and the network told: decoding (error), identity
+    # tau that times are drawn in, grids laid in and the network told: decoding (error of x_t, as in
+    # the paper), embedded (that of E^T x_t, which the network sees), identity (tau = t)
     config.objective.clock = "decoding"
     # denoising: what the network's output is; probabilities (softmax of it), denoiser or velocity
     # (the output itself, a vector of R^V, form mse; ablations alone, see losses/regression.py)

@@ -19,16 +19,19 @@ def _choice(kind: str, got: str, valid: Iterable[str]) -> str:
     return got
 
 
-CLOCKS: dict[str, Callable[[int], Clock]] = {
-    "decoding": decoding_clock,
-    "identity": lambda vocab_size: identity_clock(),
+# (V, D) -> the clock.
+CLOCKS: dict[str, Callable[[int, int], Clock]] = {
+    "decoding": lambda vocab_size, dim: decoding_clock(vocab_size),
+    "embedded": decoding_clock,
+    "identity": lambda vocab_size, dim: identity_clock(),
 }
 
 
 def clock(config: Config, vocab_size: int) -> Clock:
     """The clock of a configuration; a workdir's may be older than the key."""
     name = config["objective"].get("clock", "decoding")
-    return CLOCKS[_choice("config.objective.clock", name, CLOCKS)](vocab_size)
+    make = CLOCKS[_choice("config.objective.clock", name, CLOCKS)]
+    return make(vocab_size, config["model"]["dim"])
 
 
 def prediction(config: Config) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from flm_jax import build, rewards
 from flm_jax.build import Model
 from flm_jax.families import FAMILIES
@@ -30,6 +32,11 @@ def _weak(model: Model, workdir: str) -> Model:
         weak.net.max_length >= model.net.max_length,
         f"weak={workdir} was trained for {weak.net.max_length} tokens; expected at least "
         f"{model.net.max_length}.",
+    )
+    require(
+        np.array_equal(weak.clock.t, model.clock.t),
+        f"weak={workdir} was trained with another clock; expected one of the same "
+        "config.objective.clock, and if that is 'embedded' of the same config.model.dim.",
     )
     return weak
 

@@ -11,6 +11,7 @@ from test_training import run, tiny_config
 
 from flm_jax import build, rewards, sampling
 from flm_jax.families import Options
+from flm_jax.flows.clocks import identity_clock
 from flm_jax.samplers.common import nothing_given
 from flm_jax.samplers.steering import Steering
 from flm_jax.types import UserError
@@ -33,6 +34,7 @@ OTHERS = {
     "weak": ("denoising", {"dim": 8}),
     "map": ("semigroup", {"two_time": True}),
     "masked": ("masked", {}),
+    "later": ("denoising", {"dim": 8}),
 }
 
 
@@ -49,7 +51,8 @@ def untrained(models, monkeypatch):
         config = dict(flow.config) | {"objective": flow.config["objective"] | {"name": goal}}
         config["model"] = config["model"] | change
         net = build.network(config)
-        return flow._replace(config=config, net=net, params=net.init(jax.random.key(1)))
+        made = flow._replace(config=config, net=net, params=net.init(jax.random.key(1)))
+        return made._replace(clock=identity_clock()) if name == "later" else made
 
     monkeypatch.setattr(build, "load_model", load_model)
 
@@ -98,6 +101,7 @@ def test_a_trained_reward_is_read_back(models):
         ("flow", {"weak": "masked", "guidance": 2.0}, "a model of objective masked; expected a fl"),
         ("flow", {"weak": "map", "guidance": 2.0}, "objective semigroup; expected a flow"),
         ("map", {"weak": "flow", "guidance": 2.0}, "objective denoising; expected a flow map"),
+        ("flow", {"weak": "later", "guidance": 2.0}, "trained with another clock"),
         ("flow", {"weak": "nothing", "guidance": 2.0}, "nothing is no workdir"),
         ("flow", {"reward": "flow", "reward_scale": 1.0}, "flow has no reward.json"),
         ("flow", {"gamma": 0.5}, "gamma=0.5 for a flow with one time"),

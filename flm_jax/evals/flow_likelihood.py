@@ -1,13 +1,15 @@
 """An upper bound on the negative log-likelihood of one-hot flows, from their denoiser alone.
 
-x_t = t onehot(x) + (1-t) eps is a Gaussian channel of signal-to-noise ratio r^2, r = t / (1-t). The
-continuous-time bound of Gaussian diffusion (Kingma et al., arXiv 2107.00630) for it is
+y_t = t E[x] + (1-t) E^T eps, as the network sees it, is a Gaussian channel: with r = t / (1-t) and
+C C^T = E^T E, C^-1 y_t / (1-t) is r C^-1 E[x] in white noise. The continuous-time bound of Gaussian
+diffusion (Kingma et al., arXiv 2107.00630) for it is
 
-    -log p(x) <= int_0^R r E|onehot(x) - D(x_t)|^2 dr  +  E[-log D(x_{t(R)})[x]],
+    -log p(x) <= int_0^R r E|C^-1 (E[x] - E^T D(y_t))|^2 dr  +  E[-log D(y_{t(R)})[x]],
 
 summed over positions, for every R and every denoiser D with values in the simplex; the prior term
 is 0, as r = 0 is pure noise. By the I-MMSE relation (Guo, Shamai and Verdu 2005) the expectation
-over the data is the entropy for the exact posterior mean as R grows: the bound is then tight.
+over the data is the entropy for the exact posterior mean as R grows: the bound is then tight. In
+R^V the distance would be |onehot(x) - D|^2, of which this is the part in the columns of E.
 
 What it bounds is the law that D has as a diffusion, sampled with noise in many steps. The
 probability flow and a flow map carry the same noise to data in other ways, with other likelihoods,
@@ -23,12 +25,12 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.flows.clocks import Clock, decoding_clock, t_to_tau, tau_to_t
-from flm_jax.flows.readout import cross_entropy, read
+from flm_jax.flows.gaussian import cholesky_factor, gram
+from flm_jax.flows.readout import Readout, cross_entropy, expected_embedding, read
 from flm_jax.flows.states import noisy_states
-from flm_jax.losses.regression import squared_to_tokens
 from flm_jax.types import Key, Network, Params
 
-_END = 0.999  # of the decoding-error clock: what is left after it is in the second term
+_END = 0.999  # of the clock of embedded states: what is left after it is in the second term
 
 
 def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -42,7 +44,7 @@ def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array
       net: a flow whose read-out is a softmax.
       clock: what its network is told.
     """
-    t_end = tau_to_t(decoding_clock(net.vocab_size), jnp.float32(_END))
+    t_end = tau_to_t(decoding_clock(net.vocab_size, net.dim), jnp.float32(_END))
     r_end = t_end / (1.0 - t_end)
 
     def at(params: Params, batch: dict[str, jax.Array], r: jax.Array, key: Key):
@@ -51,11 +53,18 @@ def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array
         tau = t_to_tau(clock, t)
         return read(net, params, y_t, tau, tau)
 
+    def missed(params: Params, out: Readout, tokens: jax.Array):
+        table = net.table(params)
+        gap = table[tokens] - expected_embedding(out, table, net)
+        factor = cholesky_factor(gram(table))
+        flat = jax.scipy.linalg.solve_triangular(factor, gap.reshape(-1, net.dim).T, lower=True)
+        return jnp.sum(jnp.square(flat), axis=0).reshape(tokens.shape)
+
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         path_key, end_key = jax.random.split(key)
         mask = batch["mask"].astype(jnp.float32)
         r = tau * r_end
-        _, gap = squared_to_tokens(at(params, batch, r, path_key), batch["tokens"], mask, net)
+        gap = missed(params, at(params, batch, r, path_key), batch["tokens"])
         end = at(params, batch, jnp.full_like(r, r_end), end_key)
         _, rest = cross_entropy(end, batch["tokens"], mask, net)
         nats = (r_end * r)[:, None] * gap + rest

@@ -6,6 +6,11 @@ x_t = (1-t) x_0 + t onehot(x), decoding x_t by its argmax errs with probability
     P_e(t) = 1 - E_z[Phi(z + t/(1-t))^(V-1)],  z ~ N(0, 1),
 
 and tau(t) = 1 - V/(V-1) P_e(t) runs from 0 (noise) to 1 (data).
+
+A network reads x_t through D numbers, y_t = E^T x_t, where less can be decoded. The square of the
+signal-to-noise ratio at which it sees token v is r^2 E[v] (E^T E)^-1 E[v]^T, r = t/(1-t). The
+factors of r^2 are the leverages of the table; they sum to its rank, so that their mean is
+min(1, D/V), whatever the table: the clock of embedded states has sqrt(min(1, D/V)) r for r.
 """
 
 from typing import NamedTuple
@@ -42,11 +47,12 @@ class Clock(NamedTuple):
     right: jax.Array
 
 
-def decoding_clock(vocab_size: int) -> Clock:
+def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
     """Builds the table for one vocabulary size (float64 quadrature on the host, about 0.3 s).
 
     Args:
       vocab_size: V >= 2.
+      dim: D, to count errors of decoding y_t in R^D; None for x_t in R^V, as in the paper.
 
     Returns:
       Clock, accurate to 1e-6 in tau.
@@ -59,6 +65,8 @@ def decoding_clock(vocab_size: int) -> Clock:
     one_minus_tau, slope = _tail_and_slope(t, vocab_size)
     keep = one_minus_tau > _TAIL
     t, tail, slope = t[keep], one_minus_tau[keep], slope[keep]
+    if dim is not None:
+        t, slope = _seen_later(t, slope, max(1.0, vocab_size / dim) ** 0.5)
     d_t = np.append(np.diff(t), 1.0 - t[-1])
     d_tau = np.append(-np.diff(tail), tail[-1])
     scale = d_t / d_tau
@@ -66,6 +74,12 @@ def decoding_clock(vocab_size: int) -> Clock:
     right = np.append(slope[1:] * scale[:-1], 1.0)
     knots = (np.append(t, 1.0), np.append(1.0 - tail, 1.0), d_t, d_tau, left, right)
     return Clock(*(jnp.asarray(k, jnp.float32) for k in knots))
+
+
+def _seen_later(t: np.ndarray, slope: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Times whose r is `factor` times that of t, and dtau/dt there."""
+    later = factor * t / (1.0 + (factor - 1.0) * t)
+    return later, slope * factor / (factor - (factor - 1.0) * later) ** 2
 
 
 def identity_clock() -> Clock:
