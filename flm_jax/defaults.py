@@ -80,7 +80,8 @@ def base_config() -> ConfigDict:
     config.data.chat = ()
     config.data.tokenizer = ""
     # Synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2),
-    # arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16).
+    # arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16),
+    # functions (24).
     config.data.task = ""
     config.data.task_size = 100_000  # training sequences of the task
     # Folder that `generate` wrote; with a task, the one whose problems were answered.
@@ -166,6 +167,9 @@ def policy_config() -> ConfigDict:
     config.model = ""  # workdir of the masked diffusion model that is decoded; it stays as it is
     config.calls = (4,)  # network calls of a rollout; several take turns
     config.block_length = 0  # tokens of a block, see sample --block_length
+    # Of an answer, 0 or 1: exact_match; unit_tests (task functions); length_free (right however
+    # long it is written, see flm_jax/task_rewards.py).
+    config.reward = "exact_match"
     config.prompts = 2000  # problems of the model's task; those it solves in full are kept
     config.prompt_batch = 8  # prompts of a step
     config.group = 8  # answers to each

@@ -18,28 +18,17 @@ from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_r
 from flm_jax.models import policy as laws
 from flm_jax.samplers import x_prediction
 from flm_jax.samplers.common import Given
+from flm_jax.task_rewards import Reward, check_reward, make_reward
 from flm_jax.training.checkpoint import Checkpoints, read_config, write_config
+from flm_jax.training.loop import STOPPED_EXIT, StopSignal, stopped
 from flm_jax.training.metrics import MetricsLog
 from flm_jax.training.optim import OptimConfig, make_optimizer, update_ema
 from flm_jax.training.step import TrainState, new_state, step_key
 from flm_jax.types import Key, Params, require
 
 Config = dict[str, Any]
-# completions [N, L], problems [N, L], given [N, L] -> reward of each row, float [N].
-Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 _SEED = 977  # of the problems, apart from those that models are scored with
-
-
-def exact_match(task: Task) -> Reward:
-    """1 for each row that keeps what was given and solves its problem, else 0."""
-
-    def reward(tokens: np.ndarray, asked: np.ndarray, given: np.ndarray) -> np.ndarray:
-        rows = [slice(i, i + 1) for i in range(len(tokens))]
-        solved = [task.report_problems(tokens[r], asked[r], given[r])["solved"] for r in rows]
-        return np.asarray(solved, np.float32)
-
-    return reward
 
 
 class Programs(NamedTuple):
@@ -149,6 +138,7 @@ def check(config: Config) -> None:
     )
     require(config["clip"] > 0.0, f"config.clip is {config['clip']}; expected more than 0.")
     require(config["completion"] >= 0.0, f"config.completion is {config['completion']}; not >= 0.")
+    check_reward(config["reward"])
     require(bool(config["model"]), "config.model is ''; expected the workdir of a masked model.")
     policies.policy_config(config)
 
@@ -165,11 +155,14 @@ def _check_workdir(workdir: str, config: Config) -> None:
     )
 
 
-def run(config: Config, workdir: str) -> None:
+def run(config: Config, workdir: str) -> int:
     """Trains, or continues, the policy of `config` in `workdir`.
 
     A step is a function of its number and the seed: a run that is stopped goes on bit for bit from
     its last checkpoint.
+
+    Returns:
+      0 when finished, STOPPED_EXIT when SIGTERM or SIGINT stopped it after saving.
 
     Raises:
       UserError: bad configuration, model or workdir; before anything is compiled.
@@ -184,7 +177,7 @@ def run(config: Config, workdir: str) -> None:
         "(masked, or better alignment).",
     )
     task = problems.task_of(model)
-    reward = exact_match(task)
+    reward = make_reward(config["reward"], task)
     prompts = solved_prompts(model, task, reward, config)
     write_config(workdir, config)
     print(f"{len(prompts.tokens)} of {prompts.asked} problems are solved in full", flush=True)
@@ -195,13 +188,13 @@ def run(config: Config, workdir: str) -> None:
     checkpoints = Checkpoints(workdir, 2)
     found = checkpoints.restore(state)
     state = found[0] if found else state
-    _train(config, workdir, model, prompts, reward, state, checkpoints)
+    return _train(config, workdir, model, prompts, reward, state, checkpoints)
 
 
-def _train(config, workdir, model, prompts, reward, state, checkpoints) -> None:
+def _train(config, workdir, model, prompts, reward, state, checkpoints) -> int:
     first, given = int(state.step), config["train"]
     compiled = functools.cache(lambda calls: programs(config, model, calls))
-    log = MetricsLog(workdir, first)
+    log, signal = MetricsLog(workdir, first), StopSignal()
     try:
         for step in range(first, given["steps"]):
             calls = config["calls"][step % len(config["calls"])]
@@ -212,11 +205,17 @@ def _train(config, workdir, model, prompts, reward, state, checkpoints) -> None:
                 shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items())
                 print(f"step {step + 1}/{given['steps']}  {calls} calls: {shown}", flush=True)
                 log.write(step + 1, values)
-            if (step + 1) % given["checkpoint_every"] == 0 or step + 1 == given["steps"]:
+            last = step + 1 == given["steps"]
+            if (step + 1) % given["checkpoint_every"] == 0 or last or signal.name:
                 checkpoints.save(state, {})
+            if signal.name and not last:
+                print(stopped(signal.name, step + 1), flush=True)
+                return STOPPED_EXIT
     finally:
+        signal.restore()
         checkpoints.close()
         log.close()
+    return 0
 
 
 def _step(config, model: Model, prompts: Prompts, reward: Reward, state: TrainState, run: Programs):

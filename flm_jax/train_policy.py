@@ -3,7 +3,8 @@
 python -m flm_jax.train_policy --config=configs/xflow_small_policy.py --workdir=runs/xflow/policy
 python -m flm_jax.sample --workdir=W --steps=2 --method=flow --policy=runs/xflow/policy
 
-Run again with the same workdir to continue from its last checkpoint.
+Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
+SIGTERM or SIGINT after saving.
 """
 
 from absl import flags
@@ -19,11 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the policy.")
 
 
-def main(argv) -> None:
+def main(argv) -> int:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
     config = check(given_config(_CONFIG), policy_config)
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the policy.")
-    policy_training.run(config, _WORKDIR.value)
+    return policy_training.run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Policies of step sizes: Beta laws, group-relative optimisation, rollouts, training."""
 
+import itertools
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from flm_jax import build, datasets, policies, policy_training, problems
+from flm_jax import build, datasets, policies, policy_training, problems, task_rewards
 from flm_jax.config import check
 from flm_jax.data.tasks import make_task
 from flm_jax.defaults import base_config, policy_config
@@ -18,6 +21,7 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.common import Given, nothing_given
 from flm_jax.samplers.x_prediction import Flowing
 from flm_jax.training.checkpoint import save_ema, write_config
+from flm_jax.training.loop import STOPPED_EXIT
 from flm_jax.types import Network, UserError
 
 CFG = PolicyConfig()
@@ -233,7 +237,7 @@ def tiny(folder, **values):
 
 
 def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_training, "exact_match", even)
+    monkeypatch.setitem(task_rewards.REWARDS, "exact_match", even)
     policy_training.run(tiny(model), str(tmp_path / "whole"))
     policy_training.run(tiny(model, **{"train.steps": 2}), str(tmp_path / "parts"))
     policy_training.run(tiny(model), str(tmp_path / "parts"))
@@ -256,6 +260,36 @@ def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):
         policy_training.run(tiny(model, group=8), str(tmp_path / "whole"))
 
 
+def test_sigterm_saves_and_the_run_continues_bit_for_bit(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(task_rewards.REWARDS, "exact_match", even)
+    config = tiny(model, **{"train.steps": 3, "train.checkpoint_every": 100})
+    before = signal.getsignal(signal.SIGTERM)
+    assert policy_training.run(config, str(tmp_path / "whole")) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    def stopped(task):
+        """As `even`; SIGTERM comes at its third call, which is in the second step."""
+        calls, reward = itertools.count(1), even(task)
+
+        def called(*rows):
+            if next(calls) == 3:
+                assert signal.getsignal(signal.SIGTERM) is not before
+                signal.raise_signal(signal.SIGTERM)
+            return reward(*rows)
+
+        return called
+
+    with monkeypatch.context() as patched:
+        patched.setitem(task_rewards.REWARDS, "exact_match", stopped)
+        assert policy_training.run(config, str(tmp_path / "parts")) == STOPPED_EXIT
+    assert "SIGTERM: saved step 2; run the same command" in capsys.readouterr().out
+    assert policy_training.run(config, str(tmp_path / "parts")) == 0
+    assert "step 3/3" in capsys.readouterr().out
+    whole, parts = (policies.load(str(tmp_path / name)) for name in ("whole", "parts"))
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_rewards_are_for_exact_answers(model):
     task = problems.task_of(build.load_model(model))
     asked, given = task.problems(4, 0)
@@ -263,7 +297,7 @@ def test_rewards_are_for_exact_answers(model):
     wrong = right.copy()
     wrong[1, -1] = (wrong[1, -1] + 1) % 10
     wrong[2, 0] = (wrong[2, 0] + 1) % 10
-    reward = policy_training.exact_match(task)
+    reward = task_rewards.exact_match(task)
     assert reward(wrong, asked, given).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
@@ -273,6 +307,8 @@ def test_rewards_are_for_exact_answers(model):
         ({"group": 1}, "config.group"),
         ({"calls": ()}, "config.calls"),
         ({"model": ""}, "config.model is ''"),
+        ({"reward": "tests"}, "unknown config.reward 'tests'"),
+        ({"reward": "unit_tests"}, "are no programs"),
         ({"prompts": 3, "prompt_batch": 4}, "solves"),
         ({"policy.start": 0.99}, "reach from"),
     ],

@@ -28,6 +28,7 @@ class ArithmeticTask(Task):
     """
 
     has_problems = True
+    has_references = True
 
     def __init__(self, name: str = "arithmetic", digits: int = 3, reverse: bool = False):
         require(1 <= digits <= 8, f"task {name!r} got digits={digits}; expected 1 to 8")
@@ -86,6 +87,15 @@ class ArithmeticTask(Task):
         kept = self._kept(tokens, problems, given)
         shaped, a, b, c = self._read(tokens)
         return {"solved": float((kept & shaped & (a + b == c)).mean()), "kept": float(kept.mean())}
+
+    def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        n, problems = self.digits, np.asarray(problems)
+        return self.write(*(self._number(problems[:, i : i + n]) for i in (0, n + 1)))
+
+    def result(self, row: np.ndarray) -> str:
+        """The digits behind the last "=", without the zeros that only pad them."""
+        digits = self.tokenizer.decode(row).replace(" ", "").rpartition("=")[2]
+        return digits.rstrip("0") if self.reverse else digits.lstrip("0")
 
     @functools.cached_property
     def carry_law(self) -> np.ndarray:

@@ -18,12 +18,16 @@ class Task(abc.ABC):
       length: tokens in a sequence.
       tokenizer: its vocabulary.
       has_problems: whether `problems` and `report_problems` are there.
+      has_references: whether `references` and `result` are there.
+      has_tests: whether answers are programs, and `passed` is there.
     """
 
     name: str
     length: int
     tokenizer: Tokenizer
     has_problems: bool = False
+    has_references: bool = False
+    has_tests: bool = False
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -62,6 +66,36 @@ class Task(abc.ABC):
           UserError: where `has_problems` is False.
         """
         raise self._no_problems()
+
+    def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """One right completion of each problem, int32 [N, length].
+
+        Args:
+          problems, given: as returned by `problems`.
+
+        Raises:
+          UserError: where `has_references` is False.
+        """
+        raise UserError(f"task {self.name!r} has no reference answers.")
+
+    def result(self, row: np.ndarray) -> str:
+        """What a sequence int [length] answers, without what only makes its answer longer.
+
+        Raises:
+          UserError: where `has_references` is False.
+        """
+        raise UserError(f"task {self.name!r} has no reference answers.")
+
+    def passed(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Rows that keep what was given and whose program passes all its unit tests, bool [N].
+
+        Args:
+          tokens, problems, given: as of `report_problems`.
+
+        Raises:
+          UserError: where `has_tests` is False.
+        """
+        raise UserError(f"task {self.name!r} has no unit tests.")
 
     def sample(self, count: int, seed: int) -> np.ndarray:
         """`count` sequences, int32 [count, length]; the same seed gives the same ones."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flm_jax.data.arithmetic import ArithmeticTask
+from flm_jax.data.functions import FunctionTask
 from flm_jax.data.grammar import GrammarTask
 from flm_jax.data.sudoku import SudokuTask
 from flm_jax.data.task_base import Task
@@ -69,6 +70,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "arithmetic_reversed": functools.partial(ArithmeticTask, "arithmetic_reversed", reverse=True),
     "sudoku": SudokuTask,
     "grammar": GrammarTask,
+    "functions": FunctionTask,
 }
 
 

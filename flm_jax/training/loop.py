@@ -67,8 +67,12 @@ class Run(NamedTuple):
     note: Callable[[int, TrainState], None] = lambda step, state: None
 
 
-class _StopSignal:
-    """Turns SIGTERM and SIGINT into a flag; a second one interrupts at once."""
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag, until `restore`; a second one interrupts at once.
+
+    Attributes:
+      name: of the signal that came, "" before.
+    """
 
     def __init__(self):
         self.name = ""
@@ -83,6 +87,11 @@ class _StopSignal:
     def restore(self):
         for number, handler in self._old.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: one that C code had set
+
+
+def stopped(name: str, step: int) -> str:
+    """What a run says that a signal stopped after it saved."""
+    return f"{name}: saved step {step}; run the same command to continue."
 
 
 class _Step(NamedTuple):
@@ -108,7 +117,7 @@ class _Loop:
         # One process stops by its own signal at once; several agree on a step.
         self._vote = StopVote() if jax.process_count() > 1 else None
         self._agreed = False
-        self._signal = _StopSignal()
+        self._signal = StopSignal()
         self._watchdog = Watchdog(cfg.watchdog_seconds, self._first)
 
     def close(self) -> None:
@@ -140,8 +149,7 @@ class _Loop:
                 self._watchdog.waits_for("checkpoint")
                 self._checkpoints.save(state, run.meta | {"iterator": run.batches.get_state()})
             if stop and step < cfg.steps:
-                name = self._signal.name or "a signal to another process"
-                _say(f"{name}: saved step {step}; run the same command to continue.")
+                _say(stopped(self._signal.name or "a signal to another process", step))
                 return STOPPED_EXIT
         return 0
 
