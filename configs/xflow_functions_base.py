@@ -9,7 +9,7 @@ from configs import xflow_small_base
 def get_config(arg: str = ""):
     config = xflow_small_base.get_config()
     config.data.task = "functions"
-    config.objective.prompt = 8
+    config.objective.prompt = 8  # tokens of a specification
     config.model.length = 24
     config.model.depth = 4
     config.train.steps = 2500
