@@ -47,9 +47,9 @@ _PROBLEMS = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string("out", "", "JSONL file for the samples.")
 _TRAJECTORY = flags.DEFINE_string("trajectory", "", "JSONL file for the text after each call.")
 _HTML = flags.DEFINE_string(
-    "html", "", "Page that shows the samples of the last step count resolve, call by call."
+    "html", "", "Page that shows the samples of the last step count resolve, step by step."
 )
-_LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, call by call.")
+_LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, step by step.")
 _SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
 
 
@@ -120,7 +120,9 @@ def _draw(model: build.Model, counts: list[int], rows: int, length: int, options
     _write(_OUT.value, records)
     _write(_TRAJECTORY.value, paths)
     if _HTML.value:
-        page = views.to_html(model.tokenizer, drawn.steps_tokens, drawn.steps_confidence)
+        shown = drawn.steps_tokens, drawn.steps_confidence
+        title = f"{epath.Path(_WORKDIR.value).name}: text in {drawn.calls:g} network calls"
+        page = views.to_html(model.tokenizer, *shown, title=title)
         epath.Path(_HTML.value).write_text(page)
         print(f"wrote {_HTML.value}")
 

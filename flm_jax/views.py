@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shutil
 import sys
 import time
@@ -65,9 +66,12 @@ def to_html(
     tokenizer: Tokenizer,
     steps_tokens: np.ndarray,
     steps_confidence: np.ndarray,
-    title: str = "Text by network call",
+    title: str = "Text, step by step",
 ) -> str:
-    """A page that opens alone in a browser: a slider over the calls, confidence as colour.
+    """A page that opens alone in a browser: a slider over the steps, confidence as colour.
+
+    Space plays and pauses, the arrow keys, Home and End move; pointing at a token tells its
+    confidence. Colours follow the light or dark scheme of the reader.
 
     Args:
       steps_tokens, steps_confidence: int and float [K, N, L], as of `sampling.Draw`.
@@ -76,7 +80,8 @@ def to_html(
     data = json.dumps(frames(tokenizer, steps_tokens, steps_confidence), ensure_ascii=False)
     # "</script>" in a text would end the script.
     data = data.replace("<", "\\u003c")
-    return _PAGE.replace("TITLE", html.escape(title)).replace("FRAMES", data)
+    parts = {"TITLE": html.escape(title), "FRAMES": data}
+    return re.sub("TITLE|FRAMES", lambda found: parts[found.group()], _PAGE)
 
 
 def in_terminal(
@@ -91,18 +96,18 @@ def in_terminal(
 
     Args:
       steps_tokens, steps_confidence: int and float [K, N, L].
-      seconds: between two calls; where there is one call, nothing moves.
+      seconds: between two steps; where there is one, nothing moves.
       write: takes text with ANSI escapes.
     """
     for sample in frames(tokenizer, steps_tokens, steps_confidence):
         height = 0
-        for call, frame in enumerate(sample, 1):
+        for step, frame in enumerate(sample, 1):
             text = "".join(map(_ansi, frame)).replace("\n", " ")
             back = f"\x1b[{height}F\x1b[J" if height else ""
-            write(f"{back}\x1b[1mcall {call}/{len(sample)}\x1b[0m\n{text}\n")
+            write(f"{back}\x1b[1mstep {step}/{len(sample)}\x1b[0m\n{text}\n")
             sys.stdout.flush()
             height = 1 + sum(1 for _ in _lines("".join(piece for piece, _ in frame)))
-            if call < len(sample):
+            if step < len(sample):
                 time.sleep(seconds)
         write("\n")
 
@@ -125,62 +130,130 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>TITLE</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 16px/1.6 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-h1 { font-size: 1.2rem; }
-.bar { position: sticky; top: 0; background: #fff; padding: .6rem 0; display: flex; gap: .8rem;
-  align-items: center; border-bottom: 1px solid #ddd; }
-.bar input { flex: 1; }
-.sample { margin: 1rem 0; padding: .7rem .9rem; border: 1px solid #ddd; border-radius: .4rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-.special { color: #888; font-size: .8em; }
-.legend { font-size: .85rem; color: #555; }
-.legend i { display: inline-block; width: 8rem; height: .8rem; vertical-align: middle;
-  background: linear-gradient(90deg, hsl(10 85% 80%), hsl(55 85% 82%), hsl(100 0% 100%));
-  border: 1px solid #ccc; }
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #555; --paper: #fff; --line: #ccc;
+  --doubt: 246 150 108; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --soft: #b4b4b4; --paper: #16181c; --line: #444; --doubt: 150 60 20; }
+}
+body { font: 16px/1.6 system-ui, sans-serif; max-width: 52rem; margin: 1.5rem auto;
+  padding: 0 1rem; color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.2rem; margin: 0; overflow-wrap: anywhere; }
+.top { position: sticky; top: 0; padding: .6rem 0; background: var(--paper);
+  border-bottom: 1px solid var(--line); }
+.bar { display: flex; gap: .8rem; align-items: center; }
+.bar button { width: 4.5rem; padding: .2rem 0; font: inherit; }
+.bar input { flex: 1; min-width: 0; }
+.bar output { min-width: 6.5rem; text-align: right; font-variant-numeric: tabular-nums; }
+.legend { display: flex; justify-content: space-between; gap: 1rem; white-space: pre;
+  font-size: .85rem; color: var(--soft); }
+.legend i { display: inline-block; width: clamp(3rem, 18vw, 8rem); height: .8rem; vertical-align: middle;
+  background: linear-gradient(90deg, rgb(var(--doubt)), rgb(var(--doubt) / 0));
+  border: 1px solid var(--line); }
+#read { overflow: hidden; text-overflow: ellipsis; }
+.sample { margin: 1rem 0; padding: .7rem .9rem; border: 1px solid var(--line);
+  border-radius: .4rem; box-sizing: border-box; white-space: pre-wrap; overflow-wrap: anywhere; }
+.sample span { background: rgb(var(--doubt) / calc(1 - var(--c))); }
+.sample .read { outline: 2px solid var(--ink); }
+.sample .special { color: var(--soft); font-size: .8em; }
+@media (prefers-color-scheme: light) { .sample .special { color: #3c3c3c; } }
 </style></head><body>
 <h1>TITLE</h1>
-<div class="bar"><button id="play">Play</button><input id="at" type="range" min="0" value="0">
-<span id="label"></span></div>
-<p class="legend">confidence 0 <i></i> 1; point at a token to read it</p>
+<div class="top">
+<div class="bar"><button id="play" type="button">Play</button>
+<input id="at" type="range" min="0" value="0" aria-label="step">
+<output id="label" for="at"></output></div>
+<div class="legend"><span>confidence 0 <i></i> 1</span>
+<span id="read" role="status">point at a token</span></div>
+</div>
 <div id="texts"></div>
 <script>
 const frames = FRAMES;
-const at = document.getElementById("at"), label = document.getElementById("label");
-const texts = document.getElementById("texts"), play = document.getElementById("play");
-const calls = frames[0].length;
-at.max = calls - 1;
-at.value = calls - 1;
-function colour(c) { return `hsl(${10 + 90 * c} 85% ${80 + 20 * c * c}%)`; }
+const [at, label, texts, play, read] =
+  ["at", "label", "texts", "play", "read"].map(id => document.getElementById(id));
+const steps = frames[0].length;
+at.max = at.value = steps - 1;
+at.disabled = play.disabled = steps === 1;
+const boxes = frames.map(() => {
+  const box = document.createElement("div");
+  box.className = "sample";
+  return box;
+});
+texts.append(...boxes);
+// The end of a line is a token too: a sign makes its confidence visible. One that the model doubts
+// does not break the line yet, or the first steps would be a column of them.
+function shown([piece, c], last) {
+  return piece.replaceAll("\\n", last || c >= 0.5 ? "\\u21b5\\n" : "\\u21b5");
+}
+let pointed = [-1, -1];
 function draw() {
   const k = +at.value;
-  label.textContent = `call ${k + 1} of ${calls}`;
-  texts.replaceChildren(...frames.map(sample => {
-    const box = document.createElement("div");
-    box.className = "sample";
-    for (const [piece, confidence] of sample[k]) {
-      const span = document.createElement("span");
-      span.textContent = piece;
-      span.title = `confidence ${confidence}`;
-      span.style.background = colour(confidence);
-      if (/^<(bos|eos|pad|mask)>$/.test(piece)) span.className = "special";
-      box.append(span);
-    }
-    return box;
-  }));
+  label.textContent = `step ${k + 1} of ${steps}`;
+  at.setAttribute("aria-valuetext", label.textContent);
+  frames.forEach((sample, i) => boxes[i].replaceChildren(...sample[k].map((pair, j) => {
+    const span = document.createElement("span");
+    span.textContent = shown(pair, k === steps - 1);
+    span.style.setProperty("--c", pair[1]);
+    span.dataset.at = j;
+    if (/^<(bos|eos|pad|mask)>$/.test(pair[0])) span.className = "special";
+    return span;
+  })));
+  tell();
+}
+// The confidence of the place pointed at, also as the steps go by.
+function tell() {
+  const span = boxes[pointed[0]]?.children[pointed[1]];
+  if (!span) return;
+  texts.querySelector(".read")?.classList.remove("read");
+  span.classList.add("read");
+  const [piece, c] = frames[pointed[0]][+at.value][pointed[1]];
+  read.textContent = `${c.toFixed(3)} "${piece.replaceAll("\\n", "\\u21b5")}"`;
+}
+// Each box is as high as its highest step, so that the page stands still while it plays.
+function measure() {
+  for (const [i, sample] of frames.entries()) {
+    boxes[i].style.minHeight = "";
+    const heights = sample.map((frame, k) => {
+      boxes[i].textContent = frame.map(pair => shown(pair, k === steps - 1)).join("");
+      return boxes[i].offsetHeight;
+    });
+    boxes[i].style.minHeight = `${Math.max(...heights)}px`;
+  }
+  draw();
 }
 let timer = null;
-play.onclick = () => {
-  if (timer) { clearInterval(timer); timer = null; play.textContent = "Play"; return; }
-  if (+at.value === calls - 1) at.value = 0;
-  play.textContent = "Pause";
+function stop() {
+  clearInterval(timer);
+  timer = null;
+  play.textContent = "Play";
+}
+function go(k) {
+  at.value = k;
   draw();
+}
+play.onclick = () => {
+  if (timer) return stop();
+  if (+at.value === steps - 1) go(0);
+  play.textContent = "Pause";
   timer = setInterval(() => {
-    if (+at.value < calls - 1) { at.value = +at.value + 1; draw(); }
-    if (+at.value >= calls - 1) { clearInterval(timer); timer = null; play.textContent = "Play"; }
-  }, 400);
+    go(+at.value + 1);
+    if (+at.value === steps - 1) stop();
+  }, Math.max(60, Math.min(400, 10000 / steps)));
 };
-at.oninput = draw;
-draw();
+at.oninput = () => { stop(); draw(); };
+texts.onpointerover = texts.onclick = ({target}) => {
+  if (!target.dataset.at) return;
+  pointed = [boxes.indexOf(target.parentNode), +target.dataset.at];
+  tell();
+};
+onkeydown = event => {
+  if (steps === 1 || event.ctrlKey || event.metaKey || event.altKey) return;
+  const to = {ArrowLeft: +at.value - 1, ArrowRight: +at.value + 1, Home: 0, End: steps - 1};
+  if (event.key === " " && event.target !== play) play.click();
+  else if (event.key in to) { stop(); go(to[event.key]); }
+  else return;
+  event.preventDefault();
+};
+onresize = measure;
+measure();
 </script></body></html>
 """

@@ -211,7 +211,7 @@ def test_a_terminal_shows_each_call_in_place():
     confidence = np.array([[[0.9, 0.1]], [[1.0, 0.6]]])
     in_terminal(tokenizer, tokens, confidence, seconds=0.0, write=written.append)
     first, second, _ = written
-    assert "call 1/2" in first and "new" in first and "diego" not in first
+    assert "step 1/2" in first and "new" in first and "diego" not in first
     assert second.startswith("\x1b[2F\x1b[J") and "\x1b[2m york\x1b[0m" in second
 
 

@@ -134,7 +134,8 @@ def test_an_exported_folder_is_sampled_and_shown(runs, tmp_path):
     command("convert", f"--export={tmp_path}/published", f"--workdir={runs}/fmlm")
     shown = ("--steps=2", "--num_samples=3", "--show=2", "--live", f"--html={page}")
     output = command("sample", f"--workdir={tmp_path}/published", *shown)
-    assert output.count("call 1/2") == output.count("call 2/2") == 2
+    assert output.count("step 1/2") == output.count("step 2/2") == 2
+    assert "<title>published: text in 2 network calls</title>" in page.read_text()
     frames = json.loads(page.read_text().split("const frames = ")[1].split(";\n")[0])
     assert [len(sample) for sample in frames] == [2, 2, 2]
 
