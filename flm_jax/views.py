@@ -146,7 +146,8 @@ h1 { font-size: 1.2rem; margin: 0; overflow-wrap: anywhere; }
 .bar output { min-width: 6.5rem; text-align: right; font-variant-numeric: tabular-nums; }
 .legend { display: flex; justify-content: space-between; gap: 1rem; white-space: pre;
   font-size: .85rem; color: var(--soft); }
-.legend i { display: inline-block; width: clamp(3rem, 18vw, 8rem); height: .8rem; vertical-align: middle;
+.legend i { display: inline-block; width: clamp(3rem, 18vw, 8rem); height: .8rem;
+  vertical-align: middle;
   background: linear-gradient(90deg, rgb(var(--doubt)), rgb(var(--doubt) / 0));
   border: 1px solid var(--line); }
 #read { overflow: hidden; text-overflow: ellipsis; }
