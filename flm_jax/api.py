@@ -56,6 +56,10 @@ class Generated:
                 file.write(page)
         return page
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the page in a frame of its own."""
+        return views.framed(self.to_html())
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:

@@ -84,6 +84,19 @@ def to_html(
     return re.sub("TITLE|FRAMES", lambda found: parts[found.group()], _PAGE)
 
 
+def framed(page: str, height: int = 420) -> str:
+    """A page within another, as of a notebook, that keeps its own styles and scripts.
+
+    Args:
+      page: of `to_html`.
+      height: of the frame in CSS pixels; what is longer is scrolled.
+    """
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
+        'style="border: 0" title="text, step by step"></iframe>'
+    )
+
+
 def in_terminal(
     tokenizer: Tokenizer,
     steps_tokens: np.ndarray,
