@@ -1,7 +1,9 @@
 """`flm_jax.load` and what it gives: samples, scores, saved folders, pages."""
 
+import html
 import inspect
 import json
+import re
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from flm_jax.defaults import base_config
 from flm_jax.evals.likelihood import likelihood
 from flm_jax.families import family
 from flm_jax.training import folder as folders
-from flm_jax.views import in_terminal, pieces, to_html
+from flm_jax.views import framed, in_terminal, pieces, to_html
 
 
 def tiny(goal):
@@ -201,6 +203,8 @@ def test_a_page_holds_every_call_and_no_markup_of_texts():
     data = page.split("const frames = ")[1].split(";\n")[0]
     steps = json.loads(data)[0]
     assert ["".join(p for p, _ in step) for step in steps] == ["</script>", "<b>&amp;!"]
+    (inner,) = re.findall('srcdoc="([^"]*)"', framed(page))
+    assert html.unescape(inner) == page
     with pytest.raises(flm_jax.UserError, match="expected \\[steps, samples, length\\]"):
         to_html(tokenizer, tokens[0], tokens[0])
 
