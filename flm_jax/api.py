@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
-from flm_jax import build, sampling, views
+from flm_jax import build, plots, sampling, views
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.evals.likelihood import sequence_nats
 from flm_jax.families import PLAIN, Options, family
@@ -55,6 +56,21 @@ class Generated:
             with open(path, "w", encoding="utf8") as file:
                 file.write(page)
         return page
+
+    def to_png(self, path: str | os.PathLike[str], sample: int = 0) -> None:
+        """A picture of one text, a row a step, the model's doubt as colour (extra `plots`).
+
+        Raises:
+          UserError: no such sample, or no matplotlib.
+        """
+        count = len(self.texts)
+        require(0 <= sample < count, f"got sample={sample} of {count} samples, counted from 0.")
+        one = (x[:, sample : sample + 1] for x in (self.steps_tokens, self.steps_confidence))
+        (steps,) = views.frames(self.tokenizer, *one)
+        try:
+            plots.draw_trajectory(epath.Path(path), steps)
+        except ImportError as error:
+            raise UserError(f"{error}: pictures need pip install 'flm-jax[plots]'.") from error
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it: the page in a frame of its own."""

@@ -1,15 +1,21 @@
-"""Pictures of comparisons (matplotlib, extra `plots`)."""
+"""Pictures of comparisons, of clocks and of texts by step (matplotlib, extra `plots`)."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
+
+from flm_jax.flows.clocks import decoding_clock, t_to_tau
 
 Row = dict[str, Any]
 # The first that all rows have; and whether its axis is logarithmic.
 _QUALITY = {"judge_perplexity": True, "task_valid": False, "kernel_distance": False}
 _ENTROPY_NEAR = 0.2  # nats: samples further from the data's entropy do not compare in perplexity
 _MARKERS = "osD^vPX*"
+_MOST_ROWS, _MOST_COLUMNS = 16, 120  # steps and characters of a trajectory
+_DOUBT = (246 / 255, 150 / 255, 108 / 255)  # as on the page of `views`
 
 
 def quality_name(rows: Sequence[Row]) -> str:
@@ -135,7 +141,6 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
     import matplotlib  # the extra `plots`
 
     matplotlib.use("Agg")
-    import numpy as np
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
@@ -185,9 +190,84 @@ def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
     _save(figure, path)
 
 
+def draw_trajectory(path: epath.Path, steps: Sequence[Sequence[Any]]) -> None:
+    """Draws one sample as PNG: a row a step, a column a token, the model's doubt as colour.
+
+    Of more than 16 steps as many are shown, evenly spread, with the first and the last; of the
+    tokens as many from the first on as fit in 120 characters.
+
+    Args:
+      path: where to.
+      steps: one sample of `views.frames`: for each step L pairs (piece, confidence in [0, 1]).
+    """
+    from matplotlib.figure import (
+        Figure,  # the extra `plots`; leaves a notebook's own pictures alone
+    )
+
+    rows = np.unique(np.linspace(0, len(steps) - 1, _MOST_ROWS).round().astype(int))
+    shown = [[_printable(piece) for piece, _ in steps[row]] for row in rows]
+    widths = np.array([max(map(len, column), default=0) + 1 for column in zip(*shown)])
+    ends = np.cumsum(widths)
+    kept = max(1, int(np.sum(ends <= _MOST_COLUMNS)))
+    figure = Figure(figsize=(1.2 + 0.085 * ends[kept - 1], 0.8 + 0.25 * len(rows)))
+    axis = figure.add_subplot()
+    for y, row in enumerate(rows):
+        for x in range(kept):
+            left, doubt = ends[x] - widths[x], 1.0 - steps[row][x][1]
+            spot = {"width": widths[x], "height": 1.0, "left": left, "align": "edge"}
+            axis.barh(y, color=_DOUBT, alpha=float(np.clip(doubt, 0, 1)), linewidth=0, **spot)
+            axis.text(left + 0.5, y + 0.5, shown[y][x], va="center", family="monospace", fontsize=9)
+    axis.set(xlim=(0, ends[kept - 1]), ylim=(len(rows), 0), xticks=[], ylabel="step")
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [str(row + 1) for row in rows])
+    left_out = len(widths) - kept
+    axis.set_xlabel(
+        "text, white where the model is sure" + f"; {left_out} more tokens" * bool(left_out)
+    )
+    figure.tight_layout()
+    _write(figure, path)
+
+
+def _printable(piece: str) -> str:
+    """A piece in one line, of which no dollar starts a formula."""
+    text = piece.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("$", r"\$")
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+
+
+def draw_clock(path: epath.Path, vocab_sizes: Sequence[int], dim: int | None = None) -> None:
+    """Draws tau(t) for vocabularies as PNG: when tokens become readable on the way to text.
+
+    Args:
+      path: where to.
+      vocab_sizes: each V >= 2; a line each.
+      dim: D, to draw the clock of y_t in R^D beside each, dashed.
+
+    Raises:
+      UserError: a vocabulary of less than 2.
+    """
+    from matplotlib.figure import Figure  # the extra `plots`
+
+    figure = Figure(figsize=(6, 4))
+    axis, t = figure.add_subplot(), jnp.linspace(0.0, 1.0, 501)
+    for place, vocab_size in enumerate(vocab_sizes):
+        tau = t_to_tau(decoding_clock(vocab_size), t)
+        axis.plot(np.asarray(t), np.asarray(tau), color=f"C{place}", label=f"V = {vocab_size}")
+        if dim is not None and dim < vocab_size:
+            tau, label = t_to_tau(decoding_clock(vocab_size, dim), t), f"its y_t in R^{dim}"
+            axis.plot(np.asarray(t), np.asarray(tau), "--", color=f"C{place}", label=label)
+    axis.set(xlabel="t (0 noise, 1 text)", ylabel="tau (tokens decoded, above chance)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    _write(figure, path)
+
+
 def _save(figure, path: epath.Path) -> None:
     from matplotlib import pyplot
 
+    _write(figure, path)
+    pyplot.close(figure)
+
+
+def _write(figure, path: epath.Path) -> None:
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
