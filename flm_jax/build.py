@@ -127,6 +127,7 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
 
 def optim(config: Config) -> OptimConfig:
     cfg = OptimConfig(**config["optim"])
+    _choice("config.optim.name", cfg.name, ("adamw", "muon"))
     _choice("config.optim.schedule", cfg.schedule, ("constant", "cosine"))
     require(cfg.lr > 0, f"config.optim.lr must be positive, got {cfg.lr}.")
     return cfg

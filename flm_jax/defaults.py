@@ -125,7 +125,8 @@ def base_config() -> ConfigDict:
     config.objective.time_conditioning = False  # masked: tell the network the share of masks
 
     config.optim = ConfigDict()
-    config.optim.lr = 3e-4  # peak learning rate of AdamW
+    config.optim.name = "adamw"  # adamw, or muon: orthogonalised steps for the blocks' matrices
+    config.optim.lr = 3e-4  # peak learning rate
     config.optim.warmup_steps = 100  # linear from 0
     config.optim.schedule = "constant"  # after warm-up: constant, cosine (to 10% at the last step)
     config.optim.b1 = 0.9

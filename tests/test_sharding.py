@@ -13,6 +13,7 @@ from flm_jax.models.adapters import AdapterConfig
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.training import sharding
+from flm_jax.training.optim import OptimConfig, make_optimizer
 from flm_jax.training.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
 from flm_jax.types import UserError
 
@@ -88,7 +89,10 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    """Of a two-time DiT with anchors and an adapted llama, which have all that any network has."""
+    """Of a two-time DiT with anchors and an adapted llama, which have all that any network has.
+
+    And whatever an optimizer keeps.
+    """
     sizes = (11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
     few = (11, 5, 8, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True)
     networks = (
@@ -98,9 +102,11 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
     names = []
     for net in networks:
         params = jax.eval_shape(net.init, jax.random.key(0))
+        muon = make_optimizer(OptimConfig(1, 1, "constant", 0, 0, 0, 0, 0, 0, name="muon"), 1)
         tree_shardings(params, make_mesh(FSDP))
+        tree_shardings({"opt_state": jax.eval_shape(muon.init, params)}, make_mesh(FSDP))
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        names += ["/".join(k.key for k in path) for path, _ in leaves]
+        names += ["/".join(k.key for k in path) for path, _ in leaves] + ["ns_coeffs"]
     for pattern, _ in sharding._RULES:
         assert any(re.search(pattern, name) for name in names), pattern
 

@@ -1,4 +1,9 @@
-"""AdamW with warm-up, clipping and exponential averaging."""
+"""AdamW or Muon with warm-up, clipping and exponential averaging.
+
+Muon steps along the orthogonal factor of the momentum (arXiv 2502.16982), here of the matrices of
+the transformer blocks; embeddings, heads, biases, norms and conditioning have AdamW. Its steps are
+scaled to the size of AdamW's, so that both take the same learning rates.
+"""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +11,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from flm_jax.types import Params
+
+_ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +31,7 @@ class OptimConfig:
     weight_decay: float
     clip_norm: float
     ema_decay: float
+    name: Literal["adamw", "muon"] = "adamw"  # a workdir may be older than the key
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
@@ -35,22 +44,40 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, fall], [warmup])
 
 
+def _kernels(params: Params):
+    return jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
+
+
+def _groups(params: Params):
+    """Which rule each parameter has."""
+
+    def one(path, _):
+        names = [p.key for p in path]
+        inside = names[0] == "blocks" and names[-1] == "kernel" and "modulation" not in names
+        return "muon" if inside else "adamw"
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _stacked(params: Params):
+    """All are matrices, or stacks of them."""
+    return jax.tree.map(lambda x: MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)
+
+
 def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; weight decay on arrays that end in "kernel" only."""
-
-    def matrices(params: Params):
-        return jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
-
+    """Clip by global norm, then AdamW or Muon; weight decay on arrays that end in "kernel" only."""
+    rate, decay = learning_rate(cfg, steps), cfg.weight_decay
     clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
-    adamw = optax.adamw(
-        learning_rate(cfg, steps),
-        b1=cfg.b1,
-        b2=cfg.b2,
-        eps=cfg.eps,
-        weight_decay=cfg.weight_decay,
-        mask=matrices,
-    )
-    return optax.chain(*clip, adamw)
+    rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=_kernels)
+    if cfg.name == "muon":
+        orthogonal = muon(
+            rate,
+            weight_decay=decay,
+            consistent_rms=_ADAM_STEP,
+            muon_weight_dimension_numbers=_stacked,
+        )
+        rule = optax.partition({"muon": orthogonal, "adamw": rule}, _groups)
+    return optax.chain(*clip, rule)
 
 
 def update_ema(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:

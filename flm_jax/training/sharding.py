@@ -30,6 +30,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|(?<!blocks)/)modulation/kernel$", (None, "embed")),
     (r"(^|(?<!blocks)/)modulation/bias$", (None,)),
     (r"(^|/)norm/scale$", (None,)),
+    (r"(^|/)ns_coeffs$", (None,)),  # Muon's constants
     (r"(^|/)(anchor|positions)$", (None,)),
     (r"blocks/lora/(q|k|v|gate|up)/a/kernel$", ("layer", "embed", None)),
     (r"blocks/lora/(q|k|v|gate|up)/b/kernel$", ("layer", None, "hidden")),
