@@ -77,7 +77,8 @@ def test_policy_builds(path):
 def test_comparison_builds(path, tmp_path):
     """For every task it names: complete, parameters equal to 20%, equal training tokens.
 
-    The flow map's second time embedding is most of the difference.
+    The flow map's second time embedding is most of the difference. Routes of unequal cost take
+    tokens in inverse proportion to it, and their teacher its own.
     """
     module = runpy.run_path(str(path))
     assert f"--config=configs/{path.name}" in module["__doc__"]
@@ -94,6 +95,9 @@ def test_comparison_builds(path, tmp_path):
         if "FMLM" in tokens:
             baselines = {tokens[name] for name in ("MDLM", "AR") if name in tokens}
             assert baselines == {tokens["FLM"] + tokens["FMLM"]}
+        elif cost := module.get("COST"):
+            spent = [tokens[n] * cost[n.removesuffix("_alone")] for n in tokens if n != "FLM"]
+            assert len(spent) == 2 * len(cost) and max(spent) / min(spent) < 1.01
         else:
             assert len(set(tokens.values())) == 1
 
