@@ -15,7 +15,7 @@ from scipy import integrate, stats
 
 from flm_jax.flows import flow_map as fm
 from flm_jax.flows.clocks import decoding_clock, t_to_tau, tau_to_t
-from flm_jax.flows.gaussian import cholesky_factor, gram
+from flm_jax.flows.gaussian import leverages, whitened
 from flm_jax.flows.interpolants import (
     interpolate,
     linear,
@@ -109,12 +109,23 @@ def test_clock_of_embedded_states_is_their_decoding_error():
     clock = decoding_clock(vocab_size, dim)
     t = tau_to_t(clock, jnp.asarray([0.5]))
     y_t, _ = noisy_states(jax.random.key(2), t, tokens, table)
-    white = jnp.linalg.inv(cholesky_factor(gram(table)))
-    seen, clean = y_t[0] @ white.T, t[0] * (table @ white.T)
+    seen, clean = whitened(y_t[0], table), t[0] * whitened(table, table)
     distance = jnp.sum(jnp.square(clean), axis=1)[None] - 2 * seen @ clean.T
     error = jnp.mean(jnp.argmin(distance, axis=1) != tokens[0])
     np.testing.assert_allclose(1 - vocab_size / (vocab_size - 1) * error, 0.5, rtol=0, atol=0.03)
     assert t_to_tau(decoding_clock(vocab_size), t)[0] > 0.9
+
+
+@pytest.mark.parametrize("vocab_size, dim, rank", [(40, 12, 12), (7, 12, 7)])
+def test_leverages_sum_to_the_rank(vocab_size, dim, rank):
+    """As of the exact pseudo-inverse, and whatever basis the table is written in."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((vocab_size, dim)) * rng.uniform(0.5, 2.0, (vocab_size, 1))
+    found = leverages(jnp.asarray(table, jnp.float32))
+    np.testing.assert_allclose(found.sum(), rank, rtol=1e-4)
+    np.testing.assert_allclose(found, np.diag(table @ np.linalg.pinv(table)), rtol=1e-3)
+    turned = jnp.asarray(table @ rng.standard_normal((dim, dim)), jnp.float32)
+    np.testing.assert_allclose(leverages(turned), found, rtol=1e-2)
 
 
 def test_clock_of_embedded_states_is_that_of_one_hot_ones_later():

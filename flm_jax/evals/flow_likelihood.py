@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.flows.clocks import Clock, decoding_clock, t_to_tau, tau_to_t
-from flm_jax.flows.gaussian import cholesky_factor, gram
+from flm_jax.flows.gaussian import whitened
 from flm_jax.flows.readout import Readout, cross_entropy, expected_embedding, read
 from flm_jax.flows.states import noisy_states
 from flm_jax.types import Key, Network, Params
@@ -56,9 +56,8 @@ def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array
     def missed(params: Params, out: Readout, tokens: jax.Array):
         table = net.table(params)
         gap = table[tokens] - expected_embedding(out, table, net)
-        factor = cholesky_factor(gram(table))
-        flat = jax.scipy.linalg.solve_triangular(factor, gap.reshape(-1, net.dim).T, lower=True)
-        return jnp.sum(jnp.square(flat), axis=0).reshape(tokens.shape)
+        flat = whitened(gap.reshape(-1, net.dim), table)
+        return jnp.sum(jnp.square(flat), axis=1).reshape(tokens.shape)
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         path_key, end_key = jax.random.split(key)

@@ -36,6 +36,21 @@ def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     return jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
 
 
+def whitened(vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[Array, "n d"]:
+    """C^-1 y for rows y, with C C^T = E^T E: the noise E^T eps becomes N(0, I_D)."""
+    factor = cholesky_factor(gram(table))
+    return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
+
+
+def leverages(table: Float[Array, "v d"]) -> Float[Array, "v"]:
+    """E[v] (E^T E)^-1 E[v]^T of each token, in [0, 1]; they sum to the rank of E, at most D.
+
+    The share of the signal-to-noise ratio r^2, r = t/(1-t), of x_t at token v that is left in y_t.
+    Where V > D the table says which tokens are readable early, and not all can be.
+    """
+    return jnp.sum(jnp.square(whitened(table.astype(jnp.float32), table)), axis=1)
+
+
 def embedded_noise(
     key: Key, table: Float[Array, "v d"], shape: tuple[int, ...]
 ) -> Float[Array, "... d"]:
