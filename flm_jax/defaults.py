@@ -69,7 +69,7 @@ def base_config() -> ConfigDict:
 
     config.alignment = ConfigDict()  # read by objective alignment alone
     # What stands at hidden positions: masked (masks), progress (between mask and token, at random),
-    # mixed (either).
+    # mixed (either), predicted (masks, or the model's own predictions from them, part of the way).
     config.alignment.inputs = "masked"
 
     config.data = ConfigDict()

@@ -17,7 +17,13 @@ from flm_jax.evals.alignment import compare_with_base, make_alignment_figures
 from flm_jax.families import Options
 from flm_jax.flows.readout import denoise
 from flm_jax.flows.times import Rows
-from flm_jax.losses.alignment import INPUTS, AlignmentConfig, aligned_at, alignment_loss
+from flm_jax.losses.alignment import (
+    INPUTS,
+    AlignmentConfig,
+    aligned_at,
+    alignment_loss,
+    draw_inputs,
+)
 from flm_jax.models.adapters import split
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.types import UserError
@@ -84,7 +90,27 @@ def test_the_embeddings_are_no_way_out():
 def test_inputs_between_mask_and_token():
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6), bool)}
     losses = {inputs: loss_of(batch, inputs=inputs)[0] for inputs in INPUTS}
-    assert len(set(losses.values())) == 3
+    assert len(set(losses.values())) == len(INPUTS) == 4
+
+
+def test_predicted_inputs_are_what_a_call_leaves():
+    """Own predictions at hidden positions of every other row, no further than their confidence."""
+    cfg = AlignmentConfig(inputs="predicted")
+    table, anchor = NET.table(PARAMS), NET.anchor(PARAMS)[:6]
+    states = jnp.where(MASKED[..., None], anchor[None], table[TOKENS])
+    zeros = jnp.zeros(4)
+    probs = jax.nn.softmax(jax.jit(lambda: denoise(NET, PARAMS, states, zeros, zeros))())
+    draw = lambda key: draw_inputs(key, PARAMS, TOKENS, MASKED, NET, cfg, Rows(0, 4))
+    shown, t = jax.jit(draw)(jax.random.key(7))
+    np.testing.assert_array_equal(shown, jnp.where(MASKED, jnp.argmax(probs, -1), TOKENS))
+    assert (t[~MASKED] == 1.0).all() and (t[::2, 3:] == 0.0).all()
+    moved, most = t[1::2, 3:], jnp.max(probs, -1)[1::2, 3:]
+    assert (moved > 0.0).all() and (moved <= most * (1 + 1e-5)).all()
+    assert len(np.unique(moved)) > 3
+    # What is shown is not what is to be predicted.
+    right = loss_of({"tokens": TOKENS, "mask": jnp.ones((4, 6), bool)}, inputs="predicted")
+    own = aligned_at(PARAMS, TOKENS, t, net=NET, cfg=cfg, shown=shown)[0]
+    assert np.any(own != aligned_at(PARAMS, shown, t, net=NET, cfg=cfg)[0]) and right[0] > 0.0
 
 
 def test_figures_are_sums_over_masked_and_unmasked():

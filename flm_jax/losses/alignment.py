@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.flows.interpolants import interpolate, mask_anchored
-from flm_jax.flows.readout import Readout, expected_embedding, read
+from flm_jax.flows.readout import Readout, expected_embedding, logits, read
 from flm_jax.flows.times import Rows, stratified_uniform
 from flm_jax.losses.denoising import token_weights
 from flm_jax.types import Key, Metrics, Network, Params, Times
 
-Inputs = Literal["masked", "progress", "mixed"]
-INPUTS = ("masked", "progress", "mixed")
+Inputs = Literal["masked", "progress", "mixed", "predicted"]
+INPUTS = ("masked", "progress", "mixed", "predicted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,11 @@ class AlignmentConfig:
 
     Attributes:
       inputs: what stands at hidden positions: "masked", the masks, as in the paper; "progress",
-        t E[x] + (1-t) m with t ~ U(0, 1) for each position; "mixed", either with probability 1/2.
+        t E[x] + (1-t) m with t ~ U(0, 1) for each position; "mixed", either with probability 1/2;
+        "predicted", in half of the rows masks, in the others what a call of decoding leaves:
+        t E[z] + (1-t) m with z the network's own prediction from masks, c its probability and
+        t = min(a, c), a ~ U(0, 1) for each position. Such a state may be wrong, and is to be read
+        so; E[x] is still what is to be predicted.
       time_conditioning: whether the network is told the mean progress; else it is told 0 always.
     """
 
@@ -62,6 +66,7 @@ def aligned_at(
     net: Network,
     cfg: AlignmentConfig,
     key: Key | None = None,
+    shown: Int[Array, "b l"] | None = None,
 ) -> tuple[Float[Array, "b l"], Readout]:
     """Squared distances of expected embeddings to E[x], at states of progress t.
 
@@ -69,18 +74,79 @@ def aligned_at(
       params: of a network with an anchor.
       tokens: x; t: progress of each position, 0 = mask, 1 = its token.
       key: for dropout.
+      shown: tokens that the states hold in the place of x.
 
     Returns:
       Sum over the coordinates of each position, float32 [B, L]; and the read-out.
     """
-    table, anchor = net.table(params), net.anchor(params)
-    clean = table[tokens]
-    anchor = jnp.broadcast_to(anchor[None, : tokens.shape[1]], clean.shape)
-    states = interpolate(mask_anchored, t, clean, anchor=anchor)
-    told = jnp.mean(t, axis=1) if cfg.time_conditioning else jnp.zeros(tokens.shape[0])
-    out = read(net, params, states, told, told, key=key)
+    out = _read(params, tokens if shown is None else shown, t, net, cfg, key)
+    table = net.table(params)
     fixed = jax.lax.stop_gradient(table)
     return jnp.sum((expected_embedding(out, fixed, net) - fixed[tokens]) ** 2, axis=-1), out
+
+
+def _read(
+    params: Params,
+    shown: jax.Array,
+    t: jax.Array,
+    net: Network,
+    cfg: AlignmentConfig,
+    key: Key | None = None,
+) -> Readout:
+    """The network at states t E[shown] + (1-t) m."""
+    clean, anchor = net.table(params)[shown], net.anchor(params)
+    anchor = jnp.broadcast_to(anchor[None, : shown.shape[1]], clean.shape)
+    states = interpolate(mask_anchored, t, clean, anchor=anchor)
+    told = jnp.mean(t, axis=1) if cfg.time_conditioning else jnp.zeros(t.shape[0])
+    return read(net, params, states, told, told, key=key)
+
+
+def predicted(
+    params: Params,
+    tokens: Int[Array, "b l"],
+    hidden: Bool[Array, "b l"],
+    *,
+    net: Network,
+    cfg: AlignmentConfig,
+) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
+    """Tokens with the network's own predictions at hidden positions, and their probabilities.
+
+    It sees masks there; no gradient goes through it.
+    """
+    fixed, t = jax.lax.stop_gradient(params), jnp.where(hidden, 0.0, 1.0)
+    probs = jax.nn.softmax(logits(_read(fixed, tokens, t, net, cfg), net))
+    own = jnp.argmax(probs, axis=-1).astype(tokens.dtype)
+    return jnp.where(hidden, own, tokens), jnp.max(probs, axis=-1)
+
+
+def draw_inputs(
+    key: Key,
+    params: Params,
+    tokens: Int[Array, "b l"],
+    hidden: Bool[Array, "b l"],
+    net: Network,
+    cfg: AlignmentConfig,
+    rows: Rows,
+) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
+    """What the network is shown, by cfg.inputs.
+
+    Args:
+      key: of the progress.
+      tokens: x; hidden: positions that are to be predicted.
+
+    Returns:
+      Tokens in the states, int32 [B, L], and their progress, float32 [B, L]: 1 where not hidden.
+    """
+    masked = jnp.where(hidden, 0.0, 1.0)
+    if cfg.inputs == "masked":
+        return tokens, masked
+    u = jax.random.uniform(rows.fold(key), tokens.shape)
+    if cfg.inputs == "predicted":
+        shown, confidence = predicted(params, tokens, hidden, net=net, cfg=cfg)
+        moved = hidden & (jnp.arange(tokens.shape[0]) % 2 == 1)[:, None]
+        return shown, jnp.where(moved, jnp.minimum(u, confidence), masked)
+    u = u if cfg.inputs == "progress" else jnp.maximum(2.0 * u - 1.0, 0.0)
+    return tokens, jnp.where(hidden, u, 1.0)
 
 
 def alignment_loss(
@@ -108,12 +174,9 @@ def alignment_loss(
     tokens, counted = batch["tokens"], written(batch)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
     hidden = hide(rows.fold(hide_key), share, counted)
-    t = jnp.where(hidden, 0.0, 1.0)
-    if cfg.inputs != "masked":
-        u = jax.random.uniform(rows.fold(t_key), tokens.shape)
-        u = u if cfg.inputs == "progress" else jnp.maximum(2.0 * u - 1.0, 0.0)
-        t = jnp.where(hidden, u, 1.0)
-    distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=rows.fold(dropout_key))
+    shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows)
+    dropout_key = rows.fold(dropout_key)
+    distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=dropout_key, shown=shown)
     mean = lambda where: jnp.sum(token_weights(where) * distance)
     loss = mean(counted)
     return loss, {
