@@ -11,10 +11,11 @@ def get_config(arg: str = ""):
     """`arg` is the folder of the runs, runs/functions by default."""
     config = policy_config()
     config.model = f"{arg or 'runs/functions'}/align"
-    config.calls = (2, 4, 8)
+    config.calls = (2, 4)
     config.reward = "unit_tests"
     config.prompts = 1000
     config.completion = 0.0
+    config.policy.start = 0.7
     config.optim.lr = 3e-3
-    config.train.steps = 200
+    config.train.steps = 300
     return config
