@@ -43,6 +43,7 @@ ODD = [
     "x ( * x ) ; return x",
     "return x ; return ( * x )",
     "return * x",
+    "return x ; return * x",
     "( * x ) ; return x",
     "return add",
     "add += 1 ; return x",
@@ -147,21 +148,22 @@ def test_rewards_differ_in_what_is_right():
         "x += 3 ; x *= 2 ; return x - 1 + 4",
         "return ( x + 3 ) * 2 - 4 + 1",
     ]
-    rows = np.stack([row(asked, text) for text in [*written, written[0]]])
-    given = np.tile(np.arange(24) < 8, (5, 1))
+    rows = np.stack([row(asked, text) for text in [*written, written[0], written[0]]])
+    given = np.tile(np.arange(24) < 8, (6, 1))
     problems = rows * given
     problems[4, 1] = rows[4, 1] + 1  # another one was asked
+    rows[5, 1] += 1  # what was asked is written over
     rewards = {
         name: make_reward(name, TASK)(rows, problems, given).tolist()
         for name in ("exact_match", "unit_tests", "length_free")
     }
     assert rewards == {
-        "exact_match": [1, 0, 0, 0, 0],
-        "unit_tests": [1, 1, 1, 0, 0],
-        "length_free": [1, 1, 0, 0, 0],
+        "exact_match": [1, 0, 0, 0, 0, 0],
+        "unit_tests": [1, 1, 1, 0, 0, 0],
+        "length_free": [1, 1, 0, 0, 0, 0],
     }
     solved = TASK.report_problems(rows, problems, given)
-    assert solved == {"solved": 0.6, "kept": 0.8}
+    assert solved == {"solved": 3 / 6, "kept": 4 / 6}
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic_reversed"])
