@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.flows.interpolants import interpolate, mask_anchored
-from flm_jax.flows.readout import Readout, expected_embedding, logits, read
+from flm_jax.flows.readout import Readout, expected_embedding, read, summary
 from flm_jax.flows.times import Rows, stratified_uniform
 from flm_jax.losses.denoising import token_weights
 from flm_jax.types import Key, Metrics, Network, Params, Times
@@ -114,9 +114,8 @@ def predicted(
     It sees masks there; no gradient goes through it.
     """
     fixed, t = jax.lax.stop_gradient(params), jnp.where(hidden, 0.0, 1.0)
-    probs = jax.nn.softmax(logits(_read(fixed, tokens, t, net, cfg), net))
-    own = jnp.argmax(probs, axis=-1).astype(tokens.dtype)
-    return jnp.where(hidden, own, tokens), jnp.max(probs, axis=-1)
+    _, (own, confidence) = summary(_read(fixed, tokens, t, net, cfg), net.table(fixed), net)
+    return jnp.where(hidden, own, tokens), confidence
 
 
 def draw_inputs(
