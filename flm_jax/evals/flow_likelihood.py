@@ -30,7 +30,7 @@ from flm_jax.flows.readout import Readout, cross_entropy, expected_embedding, re
 from flm_jax.flows.states import noisy_states
 from flm_jax.types import Key, Network, Params
 
-_END = 0.999  # of the clock of embedded states: what is left after it is in the second term
+_END = 0.999  # of the clock: what is left after it is in the second term
 
 
 def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -42,9 +42,11 @@ def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array
 
     Args:
       net: a flow whose read-out is a softmax.
-      clock: what its network is told.
+      clock: what its network is told. R is where it ends, as the network knows no later times, or
+        where the states can be read, if that is sooner.
     """
-    t_end = tau_to_t(decoding_clock(net.vocab_size, net.dim), jnp.float32(_END))
+    clocks = (clock, decoding_clock(net.vocab_size, net.dim))
+    t_end = jnp.minimum(*(tau_to_t(c, jnp.float32(_END)) for c in clocks))
     r_end = t_end / (1.0 - t_end)
 
     def at(params: Params, batch: dict[str, jax.Array], r: jax.Array, key: Key):
