@@ -11,10 +11,12 @@ from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.defaults import base_config
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.gamma_schedule import GammaConfig, fresh_state, update_state
+from flm_jax.interop import llada2
 from flm_jax.interop.llama import state_dict_from_params
 from flm_jax.losses.masked_bridge import BridgeConfig, bridge_loss
 from flm_jax.models.adapters import AdapterConfig, join, merged, split
 from flm_jax.models.attention import AttentionPlan
+from flm_jax.models.experts import ExpertsConfig
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.training.checkpoint import load_ema
 from flm_jax.training.folder import named
@@ -38,7 +40,10 @@ def adapter_config(config: Config) -> AdapterConfig | None:
 
 def make_llama(cfg: Config, plan: AttentionPlan, goal: str) -> Network:
     """A network of model.name llama; `cfg` holds config.model, "llama" and "adapters"."""
-    more = base_config().to_dict()["model"]["llama"] | cfg.pop("llama")
+    defaults, given = base_config().to_dict()["model"]["llama"], cfg.pop("llama")
+    more = defaults | given
+    experts = defaults["experts"] | given.get("experts", {})
+    more["experts"] = ExpertsConfig(**experts) if experts["number"] else None
     adapted = cfg["adapters"] is not None
     require(
         goal in ("alignment", "masked_bridge" if adapted else "masked"),
@@ -155,7 +160,10 @@ def exported(config: Config, params: Params) -> dict[str, np.ndarray]:
     sizes, rest = config["model"], {}
     if cfg := adapter_config(config):
         params, rest = merged(params, cfg)
-    state = state_dict_from_params(params, sizes["heads"], sizes["llama"]["kv_heads"])
+    groups = sizes["llama"]["kv_heads"] or sizes["heads"]
+    if sizes["llama"].get("experts", {"number": 0})["number"]:
+        return llada2.state_dict_from_params(params, sizes["heads"], groups)
+    state = state_dict_from_params(params, sizes["heads"], groups)
     return state | {f"adapters.{name}": np.asarray(x) for name, x in named(rest).items()}
 
 

@@ -4,6 +4,7 @@ python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --l
     --tokenizer=hf:bert-base-uncased
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
+python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=runs/llada2
 python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
 python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
@@ -21,11 +22,11 @@ from flm_jax import adaptation, api, build
 from flm_jax.cli import run_cli
 from flm_jax.data.tokenizers import make_tokenizer, needs_training
 from flm_jax.defaults import base_config
-from flm_jax.interop import flm, llama
+from flm_jax.interop import flm, llada2, llama
 from flm_jax.training.checkpoint import save_ema, write_config
 from flm_jax.types import require, unknown_name
 
-_LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada}
+_LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
 _SOURCES = ("flm", *_LLAMAS)
 # Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
 _TOKENIZERS = {
@@ -34,6 +35,7 @@ _TOKENIZERS = {
     50258: "hf:gpt2",
     32000: "hf:TinyLlama/TinyLlama_v1.1",
     126464: "hf:GSAI-ML/LLaDA-8B-Base",
+    157184: "hf:inclusionAI/LLaDA2.0-mini",
 }
 _FLM_LENGTH = 128
 
@@ -41,7 +43,7 @@ _SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.jo
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "",
-    "File to import: .safetensors, or .ckpt, .pt; llada: its folder.",
+    "File to import: .safetensors, or .ckpt, .pt; llada, llada2: its folder.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder to write; with --export, to read.")
 _TOKENIZER = flags.DEFINE_string(

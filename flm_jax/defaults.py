@@ -39,6 +39,23 @@ def base_config() -> ConfigDict:
     config.model.llama.rope_condense = 1.0  # positions are divided by it
     config.model.llama.mask_id = -1  # token that masks; -1 = an embedding besides the vocabulary
     config.model.llama.param_dtype = "float32"  # of a base that is not trained, also bfloat16
+    config.model.llama.mlp_hidden = 0  # hidden width of the MLP; 0 = mlp_ratio * dim
+    config.model.llama.norm_eps = 1e-5  # of all norms, within the root
+    config.model.llama.qk_norm = False  # True: a norm on each head's queries and keys
+    config.model.llama.rotary_share = 1.0  # part of each head that is rotated, in (0, 1]
+    # tokens; each position sees its own block of so many and those before; 0 = sees all
+    config.model.llama.block_length = 0
+
+    # A mixture of experts in all but the first blocks (LLaDA2.0).
+    config.model.llama.experts = ConfigDict()
+    config.model.llama.experts.number = 0  # routed experts of a block; 0 = none, a plain MLP
+    config.model.llama.experts.active = 8  # of them for each token
+    config.model.llama.experts.hidden = 512  # width inside each expert
+    config.model.llama.experts.shared = 1  # experts that every token has, at least 1
+    config.model.llama.experts.groups = 1  # of experts, which have to be equally many
+    config.model.llama.experts.active_groups = 1  # groups that a token may choose from
+    config.model.llama.experts.scale = 1.0  # of the weights, which add up to 1 before
+    config.model.llama.experts.dense_blocks = 1  # first blocks that have a plain MLP
 
     # Adapters of a frozen model.name llama, see objective masked_bridge.
     config.adapters = ConfigDict()

@@ -105,12 +105,25 @@ def forward_minimum(config: Config, rows: int) -> int:
     """
     model = config["model"]
     dim, length = model["dim"], model["length"]
-    squares = 4 + 2 * model["mlp_ratio"]
+    blocks = model["depth"] * (4 + 2 * model["mlp_ratio"]) * dim**2
     if model["name"] == "llama":
-        shared = (model["llama"]["kv_heads"] or model["heads"]) / model["heads"]
-        squares = 2 + 2 * shared + 3 * model["mlp_ratio"]
-    weights = int(model["depth"] * squares * dim**2) + dim * model["vocab_size"]
+        blocks = _llama_weights(model)
+    weights = blocks + dim * model["vocab_size"]
     return rows * length * (2 * weights + 4 * length * dim * model["depth"])
+
+
+def _llama_weights(model: Config) -> int:
+    """Weights of the blocks' matrices that each token meets, the router's included."""
+    dim, depth, llama = model["dim"], model["depth"], model["llama"]
+    hidden = llama.get("mlp_hidden", 0) or model["mlp_ratio"] * dim
+    narrow = dim * (llama["kv_heads"] or model["heads"]) // model["heads"]
+    attention = 2 * dim * (dim + narrow)
+    experts = llama.get("experts", {"number": 0})
+    if not experts["number"]:
+        return depth * (attention + 3 * dim * hidden)
+    active = (experts["shared"] + experts["active"]) * experts["hidden"]
+    mixed = (depth - experts["dense_blocks"]) * (3 * dim * active + dim * experts["number"])
+    return depth * attention + experts["dense_blocks"] * 3 * dim * hidden + mixed
 
 
 def train_minimum(config: Config) -> int:

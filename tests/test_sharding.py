@@ -11,6 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from flm_jax.models.adapters import AdapterConfig
 from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.models.experts import ExpertsConfig
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.training import sharding
 from flm_jax.training.optim import OptimConfig, make_optimizer
@@ -89,7 +90,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    """Of a two-time DiT with anchors and an adapted llama, which have all that any network has.
+    """Of a two-time DiT with anchors, an adapted llama and a mixture of experts, which have all.
 
     And whatever an optimizer keeps.
     """
@@ -98,6 +99,7 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
     networks = (
         dit(DiTConfig(*sizes, anchor=True)),
         llama(LlamaConfig(*few, adapters=AdapterConfig(2, 4.0, 2, 2.0, 0.0, 4))),
+        llama(LlamaConfig(*few, qk_norm=True, experts=ExpertsConfig(4, 1, 4, 1, 2, 1, 1.0, 1))),
     )
     names = []
     for net in networks:

@@ -48,16 +48,24 @@ class Imported(NamedTuple):
     model: dict[str, Any]
 
 
-class _Part(NamedTuple):
-    """Where rows of a tensor go: `rows` None for all, `block` None outside the blocks."""
+class Part(NamedTuple):
+    """Where rows of a tensor go: `rows` None for all, `block` None outside the blocks.
+
+    Of experts `block` is (block, expert).
+    """
 
     path: tuple[str, ...]
-    block: int | None = None
+    block: int | tuple[int, ...] | None = None
     rows: np.ndarray | slice | None = None
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """`block` as an index of leading axes."""
+        return () if self.block is None else tuple(np.atleast_1d(self.block).tolist())
 
 
 # Their name -> (its shape, its parts).
-_Layout = dict[str, tuple[tuple[int, ...], list[_Part]]]
+Layout = dict[str, tuple[tuple[int, ...], list[Part]]]
 
 
 class _Sizes(NamedTuple):
@@ -73,7 +81,7 @@ class _Sizes(NamedTuple):
         return self.dim // self.heads
 
 
-def _smdm_layout(n: _Sizes) -> _Layout:
+def _smdm_layout(n: _Sizes) -> Layout:
     queries = n.heads // n.groups
     rows = np.arange((n.heads + 2 * n.groups) * n.head_dim)
     grouped = rows.reshape(n.groups, queries + 2, n.head_dim)
@@ -81,18 +89,18 @@ def _smdm_layout(n: _Sizes) -> _Layout:
         "transformer.wte.weight": (
             (n.vocab + 1, n.dim),
             [
-                _Part(("table",), rows=slice(0, n.vocab)),
-                _Part(("anchor",), rows=slice(n.vocab, n.vocab + 1)),
+                Part(("table",), rows=slice(0, n.vocab)),
+                Part(("anchor",), rows=slice(n.vocab, n.vocab + 1)),
             ],
         ),
-        "transformer.ln_f.weight": ((n.dim,), [_Part(("norm", "scale"))]),
-        "lm_head.weight": ((n.vocab, n.dim), [_Part(("head", "kernel"))]),
+        "transformer.ln_f.weight": ((n.dim,), [Part(("norm", "scale"))]),
+        "lm_head.weight": ((n.vocab, n.dim), [Part(("head", "kernel"))]),
     }
     for i in range(n.depth):
 
         def part(name, block=i, rows=None):
             leaf = "scale" if name.startswith("norm") else "kernel"
-            return _Part(("blocks", name, leaf), block, rows)
+            return Part(("blocks", name, leaf), block, rows)
 
         fused = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
         block = {
@@ -111,12 +119,12 @@ def _smdm_layout(n: _Sizes) -> _Layout:
     return layout
 
 
-def _llada_layout(n: _Sizes) -> _Layout:
+def _llada_layout(n: _Sizes) -> Layout:
     narrow = n.groups * n.head_dim
     layout = {
-        "model.transformer.wte.weight": ((n.vocab, n.dim), [_Part(("table",))]),
-        "model.transformer.ln_f.weight": ((n.dim,), [_Part(("norm", "scale"))]),
-        "model.transformer.ff_out.weight": ((n.vocab, n.dim), [_Part(("head", "kernel"))]),
+        "model.transformer.wte.weight": ((n.vocab, n.dim), [Part(("table",))]),
+        "model.transformer.ln_f.weight": ((n.dim,), [Part(("norm", "scale"))]),
+        "model.transformer.ff_out.weight": ((n.vocab, n.dim), [Part(("head", "kernel"))]),
     }
     block = {
         "attn_norm": ((n.dim,), "norm1"),
@@ -133,7 +141,7 @@ def _llada_layout(n: _Sizes) -> _Layout:
         for theirs, (shape, ours) in block.items():
             leaf = "scale" if ours.startswith("norm") else "kernel"
             name = f"model.transformer.blocks.{i}.{theirs}.weight"
-            layout[name] = (shape, [_Part(("blocks", ours, leaf), i)])
+            layout[name] = (shape, [Part(("blocks", ours, leaf), i)])
     return layout
 
 
@@ -171,29 +179,38 @@ def _count(rows: np.ndarray | slice) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-def _fill(files: TensorFiles, layout: _Layout, depth: int) -> Params:
-    """Parameters, with one tensor of the files in memory besides them."""
-    half = set(files.dtypes.values()) == {"BF16"}
+def _is_router(part: Part) -> bool:
+    return "router" in part.path
+
+
+def filled(files: TensorFiles, layout: Layout) -> Params:
+    """Parameters, with one tensor of the files in memory besides them; routers in float32."""
+    routers = {name for name, (_, parts) in layout.items() if any(map(_is_router, parts))}
+    half = {kind for name, kind in files.dtypes.items() if name not in routers} == {"BF16"}
     dtype, params = _BFLOAT16 if half else np.dtype(np.float32), {}
+    leads: dict[tuple[str, ...], tuple[int, ...]] = {}
+    for part in (part for _, parts in layout.values() for part in parts):
+        sizes = tuple(i + 1 for i in part.index)
+        leads[part.path] = tuple(map(max, sizes, leads.get(part.path, sizes)))
     for shape, parts in layout.values():
         for part in parts:
-            if part.block not in (None, 0):
+            if any(part.index):
                 continue
             rows = shape if part.rows is None else (_count(part.rows), *shape[1:])
             rows = rows[::-1] if part.path[-1] == "kernel" else rows
-            put(params, part.path, np.empty(rows if part.block is None else (depth, *rows), dtype))
+            own = np.dtype(np.float32) if _is_router(part) else dtype
+            put(params, part.path, np.empty((*leads[part.path], *rows), own))
     for name, value in files.items():
         for part in layout[name][1]:
             rows = value if part.rows is None else value[part.rows]
-            leaf = get(params, part.path)
-            leaf[... if part.block is None else part.block] = flip(rows, part.path)
+            get(params, part.path)[(*part.index, ...)] = flip(rows, part.path)
     return params
 
 
-def _imported(files: TensorFiles, what: str, layout: _Layout, n: _Sizes, **more) -> Imported:
+def _imported(files: TensorFiles, what: str, layout: Layout, n: _Sizes, **more) -> Imported:
     wanted = {name: shape for name, (shape, _) in layout.items()}
     check_shapes(files.shapes, wanted, f"a {what} network of {n._asdict()}")
-    params = _fill(files, layout, n.depth)
+    params = filled(files, layout)
     model = {
         "name": "llama",
         "vocab_size": n.vocab,
@@ -246,7 +263,7 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
         architecture that this is not.
     """
     files = TensorFiles(path)
-    says = _read_json(files.folder / "config.json")
+    says = read_json(files.folder / "config.json")
     wrong = [
         f"{k} {says[k]!r} instead of {v!r}" for k, v in _LLADA_SAYS.items() if says.get(k, v) != v
     ]
@@ -275,7 +292,8 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
     return _imported(files, "LLaDA", _llada_layout(n), n, llama=llama, length=length)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Keys of a JSON file; none where there is no file. Raises UserError for another content."""
     if not path.exists():
         return {}
     try:
@@ -298,7 +316,11 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int = 0) -> dic
     """
     depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
     n = _Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
-    layout = _smdm_layout(n) if "anchor" in params else _llada_layout(n)
+    return gathered(params, _smdm_layout(n) if "anchor" in params else _llada_layout(n))
+
+
+def gathered(params: Params, layout: Layout) -> dict[str, np.ndarray]:
+    """Tensors of parameters, as a layout says: the inverse of `filled`."""
     host: dict[tuple[str, ...], np.ndarray] = {}
     state = {}
     for theirs, (shape, parts) in layout.items():
@@ -306,7 +328,7 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int = 0) -> dic
             if part.path not in host:
                 host[part.path] = np.asarray(get(params, part.path))
             value = host[part.path]
-            value = flip(value if part.block is None else value[part.block], part.path)
+            value = flip(value[(*part.index, ...)], part.path)
             target = state.setdefault(theirs, np.empty(shape, value.dtype))
             target[... if part.rows is None else part.rows] = value
     return state

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash_kernel,
 )
@@ -59,7 +60,14 @@ def available(kind: str, platform: str) -> bool:
 
 
 def check_attention(
-    plan: AttentionPlan, *, length: int, heads: int, head_dim: int, softcap: float, dtype
+    plan: AttentionPlan,
+    *,
+    length: int,
+    heads: int,
+    head_dim: int,
+    softcap: float,
+    dtype,
+    block: int = 0,
 ) -> None:
     """Refuses what the chosen kernel cannot compute.
 
@@ -87,6 +95,11 @@ def check_attention(
             f"{plan.head_axis!r}; use a multiple of {ways} heads, or a smaller axis.",
         )
     if kind == "cudnn":
+        require(
+            block == 0,
+            f"attention 'cudnn' sees all positions or those before, not blocks of {block}; set "
+            "config.model.attention = 'xla'.",
+        )
         require(
             softcap == 0,
             f"attention 'cudnn' cannot cap scores, got a cap of {softcap}; set "
@@ -128,6 +141,7 @@ def attention(
     softcap: float = 0.0,
     plan: AttentionPlan = AttentionPlan(),  # noqa: B008  frozen
     causal: bool = False,
+    block: int = 0,
 ) -> Float[Array, "b l h k"]:
     """Softmax attention, scores scaled by K^-1/2, float32 softmax.
 
@@ -136,21 +150,29 @@ def attention(
       softcap: c > 0 caps the scores as c * tanh(score / c); 0 for none.
       plan: which kernel, over which devices. All kinds agree within rounding.
       causal: each position sees itself and those before; by default it sees all.
+      block: n > 0: each position sees its block of n positions and those before; not by cudnn.
 
     Raises:
       UserError: a shape, type, cap or platform that the chosen kernel cannot take.
     """
     _, length, heads, head_dim = q_BLHK.shape
     check_attention(
-        plan, length=length, heads=heads, head_dim=head_dim, softcap=softcap, dtype=q_BLHK.dtype
+        plan,
+        length=length,
+        heads=heads,
+        head_dim=head_dim,
+        softcap=softcap,
+        dtype=q_BLHK.dtype,
+        block=block,
     )
     if plan.kind == "splash":
-        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan, causal)
-    if not softcap:
+        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan, causal, block)
+    if not softcap and (causal or not block):
         return jax.nn.dot_product_attention(
             q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation=plan.kind
         )
-    visible_LM = jnp.tril(jnp.ones((length, length), bool)) if causal else None
+    block = 1 if causal else block
+    visible_LM = jnp.asarray(_blockwise(length, block)) if block else None
     return _capped(q_BLHK, k_BLHK, v_BLHK, softcap, visible_LM)
 
 
@@ -188,6 +210,12 @@ def _capped(
     return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, v_BLHK)
 
 
+def _blockwise(length: int, block: int) -> np.ndarray:
+    """Which keys each query sees [L, L]: of its own block and of those before."""
+    number_L = np.arange(length) // block
+    return number_L[:, None] >= number_L[None]
+
+
 def _blocks(length: int) -> splash_kernel.BlockSizes:
     """Tiles of a few MiB of on-chip memory; one backward kernel that computes each score once."""
     compute = next(n for n in (512, 384, 256, 128) if length % n == 0)
@@ -210,15 +238,19 @@ def _splash(
     softcap: float,
     plan: AttentionPlan,
     causal: bool,
+    block: int,
 ) -> jax.Array:
     """Splash attention on each device's own rows and heads."""
 
     def local(*qkv_BLHK):
         q_BHLK, k_BHLK, v_BHLK = (x.swapaxes(1, 2) for x in qkv_BLHK)
         heads, length = q_BHLK.shape[1:3]
-        mask = splash_mask.CausalMask if causal else splash_mask.FullMask
+        if block and not causal:
+            mask = splash_mask.NumpyMask(_blockwise(length, block))
+        else:
+            mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
         kernel = splash_kernel.make_splash_mha_single_device(
-            splash_mask.MultiHeadMask([mask((length, length))] * heads),
+            splash_mask.MultiHeadMask([mask] * heads),
             block_sizes=_blocks(length),
             attn_logits_soft_cap=softcap or None,
             residual_checkpoint_name=_RESIDUALS,

@@ -32,9 +32,9 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(dim, epsilon=1e-5, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
 
-def rms_norm(dim: int, rngs: nnx.Rngs, param_dtype=jnp.float32) -> nnx.RMSNorm:
-    """RMSNorm with a weight, computed in float32; eps 1e-5 within the root."""
-    return nnx.RMSNorm(dim, epsilon=1e-5, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
+def rms_norm(dim: int, rngs: nnx.Rngs, param_dtype=jnp.float32, eps: float = 1e-5) -> nnx.RMSNorm:
+    """RMSNorm with a weight, computed in float32; eps within the root."""
+    return nnx.RMSNorm(dim, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
 
 
 @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""Bidirectional LLaMA-style transformers of masked diffusion: SMDM's Diff-LLaMA and LLaDA's.
+"""LLaMA-style transformers of masked diffusion: SMDM's Diff-LLaMA, LLaDA's and LLaDA2.0's.
 
 Sources: arXiv 2302.13971 (RMSNorm, SwiGLU, rotary positions) as used without a causal mask by SMDM
 (arXiv 2410.18514) and LLaDA (arXiv 2502.09992):
@@ -6,7 +6,9 @@ Sources: arXiv 2302.13971 (RMSNorm, SwiGLU, rotary positions) as used without a 
     x += attn(norm1 x);  x += mlp_out(silu(gate norm2 x) * up norm2 x);  head(norm x)
 
 No biases; queries may share keys and values in groups; the head is untied; no time is read unless
-adapters bring time conditioning (`adapters`).
+adapters bring time conditioning (`adapters`). LLaDA2.0 (arXiv 2512.15745) also has a norm on each
+head's queries and keys, rotates a part of each head, sees blocks causally, and has a mixture of
+experts beside the MLP, which is then the shared expert (`experts`).
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from flm_jax.models.attention import (
     rotary_angles,
     rotate,
 )
+from flm_jax.models.experts import Experts, ExpertsConfig, check_experts
 from flm_jax.models.functional import pure
 from flm_jax.models.layers import REMAT, dropout, rms_norm
 from flm_jax.types import Key, Network, Params, Times, require, unknown_name
@@ -41,7 +44,13 @@ class LlamaConfig:
       rope_base: base of rotary frequencies; rope_condense: what positions are divided by.
       mask_id: row of the table that masked positions show, which is never predicted; -1 for an
         embedding of its own besides the table.
-      param_dtype: of all but adapters, which are float32.
+      param_dtype: of all but adapters and routers, which are float32.
+      mlp_hidden: hidden width of the MLP; 0 for mlp_ratio * dim.
+      norm_eps: of all norms, within the root.
+      qk_norm: whether queries and keys have an RMSNorm over each head, before rotation.
+      rotary_share: part of each head that is rotated, from its first feature.
+      block_length: positions see their own block of this length and those before; 0 sees all.
+      experts: the mixture that all but the first blocks have, or None.
     """
 
     vocab_size: int
@@ -64,6 +73,12 @@ class LlamaConfig:
     mask_id: int = -1
     param_dtype: str = "float32"
     adapters: AdapterConfig | None = None
+    mlp_hidden: int = 0
+    norm_eps: float = 1e-5
+    qk_norm: bool = False
+    rotary_share: float = 1.0
+    block_length: int = 0
+    experts: ExpertsConfig | None = None
 
     @property
     def groups(self) -> int:
@@ -75,9 +90,23 @@ class LlamaConfig:
         return self.dim // self.heads
 
     @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP."""
+        return self.mlp_hidden or self.mlp_ratio * self.dim
+
+    @property
+    def rotated(self) -> int:
+        """Features of each head that are rotated."""
+        return round(self.rotary_share * self.head_dim)
+
+    @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> (inputs, outputs) of the matrices of a block."""
-        dim, narrow, hidden = self.dim, self.groups * self.head_dim, self.mlp_ratio * self.dim
+        """Name -> (inputs, outputs) of the matrices of a block without experts."""
+        return self.matrices_of(self.hidden)
+
+    def matrices_of(self, hidden: int) -> dict[str, tuple[int, int]]:
+        """`matrices` with an MLP of this hidden width."""
+        dim, narrow = self.dim, self.groups * self.head_dim
         return {
             "q": (dim, dim),
             "k": (dim, narrow),
@@ -90,14 +119,25 @@ class LlamaConfig:
 
 
 class _Block(nnx.Module):
-    def __init__(self, cfg: LlamaConfig, plan: AttentionPlan, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cfg: LlamaConfig,
+        plan: AttentionPlan,
+        experts: ExpertsConfig | None,
+        rngs: nnx.Rngs,
+    ):
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
-        self.cfg, self.plan = cfg, plan
-        self.norm1 = rms_norm(cfg.dim, rngs, param_dtype)
-        self.norm2 = rms_norm(cfg.dim, rngs, param_dtype)
-        for name, (inputs, outputs) in cfg.matrices.items():
-            # Branches start small, the more so the more of them are added up.
-            narrow = (2 * cfg.depth) ** -0.5 if name in ("attn_out", "mlp_out") else 1.0
+        self.cfg, self.plan, self.mixed = cfg, plan, experts is not None
+        self.norm1 = rms_norm(cfg.dim, rngs, param_dtype, cfg.norm_eps)
+        self.norm2 = rms_norm(cfg.dim, rngs, param_dtype, cfg.norm_eps)
+        if cfg.qk_norm:
+            self.q_norm = rms_norm(cfg.head_dim, rngs, param_dtype, cfg.norm_eps)
+            self.k_norm = rms_norm(cfg.head_dim, rngs, param_dtype, cfg.norm_eps)
+        # Branches start small, the more so the more of them are added up.
+        small = (2 * cfg.depth) ** -0.5
+        matrices = cfg.matrices_of(experts.shared_hidden) if experts else cfg.matrices
+        for name, (inputs, outputs) in matrices.items():
+            narrow = small if name in ("attn_out", "mlp_out") else 1.0
             linear = nnx.Linear(
                 inputs,
                 outputs,
@@ -108,6 +148,8 @@ class _Block(nnx.Module):
                 rngs=rngs,
             )
             setattr(self, name, linear)
+        if experts:
+            self.experts = Experts(experts, cfg.dim, small, dtype, param_dtype, rngs)
         if cfg.adapters:
             self.lora = lora.LowRanks(cfg.matrices, cfg.adapters, dtype, rngs)
             self.modulation = lora.modulation(cfg.adapters.cond_dim, 4 * cfg.dim, dtype, rngs)
@@ -132,7 +174,10 @@ class _Block(nnx.Module):
         if cfg.adapters:
             norm2 = modulate(norm2, shift2, scale2)
         h_BLF = jax.nn.silu(project("gate", norm2)) * project("up", norm2)
-        return x_BLD + dropout(project("mlp_out", h_BLF), cfg.dropout, keys["mlp_drop"])
+        h_BLD = project("mlp_out", h_BLF)
+        if self.mixed:
+            h_BLD = h_BLD + self.experts(norm2)
+        return x_BLD + dropout(h_BLD, cfg.dropout, keys["mlp_drop"])
 
     def _attend(self, project, h_BLD, angles):
         cfg = self.cfg
@@ -140,16 +185,28 @@ class _Block(nnx.Module):
         def heads(name: str, number: int):
             return project(name, h_BLD).reshape(*h_BLD.shape[:2], number, cfg.head_dim)
 
-        def turned(x_BLHK):
+        def turned(name: str, number: int):
+            x_BLHK = heads(name, number)
             # In float32: the angles of late positions need more digits than bfloat16 has.
-            return rotate(x_BLHK.astype(jnp.float32), angles).astype(x_BLHK.dtype)
+            wide_BLHK = x_BLHK.astype(jnp.float32)
+            if cfg.qk_norm:
+                wide_BLHK = (self.q_norm if name == "q" else self.k_norm)(wide_BLHK)
+            first, rest = jnp.split(wide_BLHK, [cfg.rotated], axis=-1)
+            return jnp.concatenate([rotate(first, angles), rest], axis=-1).astype(x_BLHK.dtype)
 
         def shared(x_BLGK):
             return jnp.repeat(x_BLGK, cfg.heads // cfg.groups, axis=2)
 
-        q_BLHK = turned(heads("q", cfg.heads))
-        k_BLHK, v_BLHK = shared(turned(heads("k", cfg.groups))), shared(heads("v", cfg.groups))
-        out_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, softcap=cfg.attention_softcap, plan=self.plan)
+        q_BLHK = turned("q", cfg.heads)
+        k_BLHK, v_BLHK = shared(turned("k", cfg.groups)), shared(heads("v", cfg.groups))
+        out_BLHK = attention(
+            q_BLHK,
+            k_BLHK,
+            v_BLHK,
+            softcap=cfg.attention_softcap,
+            plan=self.plan,
+            block=cfg.block_length,
+        )
         return out_BLHK.reshape(h_BLD.shape)
 
 
@@ -165,7 +222,7 @@ class _Trunk(nnx.Module):
         self.table = normal(cfg.vocab_size, dim)
         if cfg.mask_id < 0:
             self.anchor = normal(1, dim)
-        self.norm = rms_norm(dim, rngs, param_dtype)
+        self.norm = rms_norm(dim, rngs, param_dtype, cfg.norm_eps)
         self.head = nnx.Linear(
             dim,
             cfg.vocab_size,
@@ -198,6 +255,22 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
         f"got rope_base {cfg.rope_base}, rope_condense {cfg.rope_condense}; expected more than 1 "
         "and more than 0.",
     )
+    require(
+        0.0 < cfg.rotary_share <= 1.0 and cfg.rotated >= 2 and cfg.rotated % 2 == 0,
+        f"config.model.llama.rotary_share is {cfg.rotary_share}, {cfg.rotated} of "
+        f"{cfg.head_dim} features of a head; expected an even number of them, at least 2.",
+    )
+    require(
+        cfg.block_length >= 0 and cfg.mlp_hidden >= 0 and cfg.norm_eps > 0.0,
+        f"config.model.llama has block_length {cfg.block_length}, mlp_hidden {cfg.mlp_hidden}, "
+        f"norm_eps {cfg.norm_eps}; expected none below 0, and norm_eps above it.",
+    )
+    if cfg.experts:
+        check_experts(cfg.experts, cfg.depth)
+        require(
+            cfg.adapters is None,
+            "config.adapters.base is a mixture of experts; adapters are for a llama without.",
+        )
     check_attention(
         plan,
         length=cfg.max_length,
@@ -205,6 +278,7 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
         head_dim=cfg.head_dim,
         softcap=cfg.attention_softcap,
         dtype=cfg.dtype,
+        block=cfg.block_length,
     )
 
 
@@ -218,40 +292,57 @@ def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
 
     Returns:
       Network with an anchor, the same one at every position. Times are read by adapters alone.
-      Blocks' parameters are stacked on a leading axis of length depth under "blocks".
+      Blocks' parameters are stacked on a leading axis under "blocks"; with experts the first ones,
+      which have none, under "dense_blocks".
 
     Raises:
-      UserError: unknown remat policy or attention; attention that cannot run here; heads, mask or
-        rotary positions that do not fit.
+      UserError: unknown remat policy or attention; attention that cannot run here; heads, mask,
+        rotary positions or experts that do not fit.
     """
     plan = plan or AttentionPlan(cfg.attention)
     _check(cfg, plan)
     init_trunk, bind_trunk = pure(lambda rngs: _Trunk(cfg, rngs))
-    init_block, bind_block = pure(lambda rngs: _Block(cfg, plan, rngs))
+    # Name -> (init, bind, where they start and end among the blocks).
+    stacks = {"blocks": (*pure(lambda rngs: _Block(cfg, plan, cfg.experts, rngs)), 0, cfg.depth)}
+    if cfg.experts and (first := cfg.experts.dense_blocks):
+        stacks = {
+            "dense_blocks": (*pure(lambda rngs: _Block(cfg, plan, None, rngs)), 0, first),
+            "blocks": (*stacks["blocks"][:2], first, cfg.depth),
+        }
     dtype = jnp.dtype(cfg.dtype)
 
     def init(key: Key) -> Params:
         trunk_key, blocks_key = jax.random.split(key)
-        blocks = jax.vmap(init_block)(jax.random.split(blocks_key, cfg.depth))
-        return init_trunk(trunk_key) | {"blocks": blocks}
+        keys = jax.random.split(blocks_key, cfg.depth)
+        blocks = {
+            name: jax.vmap(init_block)(keys[start:end])
+            for name, (init_block, _, start, end) in stacks.items()
+        }
+        return init_trunk(trunk_key) | blocks
 
     def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
         del t
-        trunk = bind_trunk({k: v for k, v in params.items() if k != "blocks"})
-        angles = rotary_angles(x_s.shape[1], cfg.head_dim, cfg.rope_base, cfg.rope_condense)
+        trunk = bind_trunk({k: v for k, v in params.items() if k not in stacks})
+        angles = rotary_angles(x_s.shape[1], cfg.rotated, cfg.rope_base, cfg.rope_condense)
         cond = None
         if cfg.adapters:
             cond = trunk.time(s if s.ndim == 2 else s[:, None])
 
-        def body(x_BLD, layer):
-            block_params, layer_key = layer
-            return bind_block(block_params)(x_BLD, cond, angles, layer_key), None
-
-        if cfg.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
         keys = None if key is None else jax.random.split(key, cfg.depth)
-        unroll = 1 if cfg.scan_blocks else cfg.depth
-        x_BLD, _ = jax.lax.scan(body, x_s.astype(dtype), (params["blocks"], keys), unroll=unroll)
+        x_BLD = x_s.astype(dtype)
+        for name, (_, bind_block, start, end) in stacks.items():
+
+            def body(x_BLD, layer, bind_block=bind_block):
+                block_params, layer_key = layer
+                return bind_block(block_params)(x_BLD, cond, angles, layer_key), None
+
+            if cfg.remat != "none":
+                body = jax.checkpoint(
+                    body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks
+                )
+            layers = (params[name], None if keys is None else keys[start:end])
+            unroll = 1 if cfg.scan_blocks else end - start
+            x_BLD, _ = jax.lax.scan(body, x_BLD, layers, unroll=unroll)
         x_BLD = trunk.norm(x_BLD)
         if cfg.adapters:
             x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(cond), 2, axis=-1))

@@ -1,8 +1,8 @@
 """AdamW or Muon with warm-up, clipping and exponential averaging.
 
 Muon steps along the orthogonal factor of the momentum (arXiv 2502.16982), here of the matrices of
-the transformer blocks; embeddings, heads, biases, norms and conditioning have AdamW. Its steps are
-scaled to the size of AdamW's, so that both take the same learning rates.
+the transformer blocks; embeddings, heads, biases, norms, routers and conditioning have AdamW. Its
+steps are scaled to the size of AdamW's, so that both take the same learning rates.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from flm_jax.types import Params
 
+_BLOCKS = ("blocks", "dense_blocks")
 _ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
 
 
@@ -53,7 +54,8 @@ def _groups(params: Params):
 
     def one(path, _):
         names = [p.key for p in path]
-        inside = names[0] == "blocks" and names[-1] == "kernel" and "modulation" not in names
+        inside = names[0] in _BLOCKS and names[-1] == "kernel"
+        inside = inside and not {"modulation", "router"} & set(names)
         return "muon" if inside else "adamw"
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -24,7 +24,12 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/(attn_out|mlp_out)/kernel$", ("layer", "hidden", "embed")),
     (r"blocks/modulation/kernel$", ("layer", None, "embed")),
     (r"blocks/mlp_in/bias$", ("layer", "hidden")),
-    (r"blocks/(norm1|norm2)/scale$", ("layer", None)),
+    (r"blocks/(norm1|norm2|q_norm|k_norm)/scale$", ("layer", None)),
+    # Experts stay together: a token's may be any.
+    (r"blocks/experts/(gate|up)/kernel$", ("layer", None, "embed", "hidden")),
+    (r"blocks/experts/mlp_out/kernel$", ("layer", None, "hidden", "embed")),
+    (r"blocks/experts/router/kernel$", ("layer", "embed", None)),
+    (r"blocks/experts/router/bias$", ("layer", None)),
     (r"blocks/(mlp_out|modulation)/bias$", ("layer", None)),
     (r"(^|/)(time|target_time|weighting)/(hidden|out)/(kernel|bias)$", (None,)),
     (r"(^|(?<!blocks)/)modulation/kernel$", (None, "embed")),

@@ -1,0 +1,454 @@
+"""LLaDA2.0, a mixture of experts: against a NumPy forward, imported, exported, sampled."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from flm_jax import adaptation, build, planning
+from flm_jax.defaults import base_config
+from flm_jax.flows.masking import masked_states
+from flm_jax.flows.readout import denoise
+from flm_jax.interop.llada2 import read_llada2
+from flm_jax.models import attention
+from flm_jax.models.experts import Experts, ExpertsConfig, choose
+from flm_jax.models.functional import pure
+from flm_jax.samplers import x_prediction
+from flm_jax.samplers.categorical import Choice
+from flm_jax.samplers.common import Given
+from flm_jax.samplers.masked_diffusion import sample_confident
+from flm_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
+from flm_jax.types import UserError
+
+VOCAB, DIM, DEPTH, HEADS, GROUPS, HIDDEN, LENGTH, MASK = 23, 32, 3, 4, 2, 40, 7, 21
+SIZE, BLOCK = DIM // HEADS, 3
+MIXTURE = ExpertsConfig(
+    number=12, active=3, hidden=8, shared=1, groups=4, active_groups=2, scale=2.5, dense_blocks=1
+)
+SAYS = {
+    "model_type": "llada2_moe",
+    "hidden_act": "silu",
+    "vocab_size": VOCAB,
+    "hidden_size": DIM,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "head_dim": SIZE,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 600000,
+    "partial_rotary_factor": 0.5,
+    "max_position_embeddings": LENGTH,
+    "use_qk_norm": True,
+    "score_function": "sigmoid",
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+# The published sizes of LLaDA2.0-mini.
+MINI = {
+    "name": "llama",
+    "vocab_size": 157184,
+    "length": 1024,
+    "dim": 2048,
+    "depth": 20,
+    "heads": 16,
+    "dtype": "bfloat16",
+    "attention_softcap": 0.0,
+    "logit_softcap": 0.0,
+    "scan_blocks": True,
+    "llama": {
+        "kv_heads": 4,
+        "mask_id": 156895,
+        "mlp_hidden": 5120,
+        "param_dtype": "bfloat16",
+        "qk_norm": True,
+        "experts": {"number": 256, "groups": 8, "active_groups": 4, "scale": 2.5},
+    },
+}
+TOKENS = np.random.default_rng(0).integers(0, VOCAB - 2, (2, LENGTH))
+HIDDEN_HERE = np.random.default_rng(1).random((2, LENGTH)) < 0.4
+
+
+@functools.lru_cache
+def weights():
+    shapes = {
+        "model.word_embeddings.weight": (VOCAB, DIM),
+        "model.norm.weight": (DIM,),
+        "lm_head.weight": (VOCAB, DIM),
+    }
+
+    def mlp(at, hidden):
+        return {
+            f"{at}gate_proj.weight": (hidden, DIM),
+            f"{at}up_proj.weight": (hidden, DIM),
+            f"{at}down_proj.weight": (DIM, hidden),
+        }
+
+    for i in range(DEPTH):
+        at = f"model.layers.{i}."
+        shapes |= {
+            f"{at}input_layernorm.weight": (DIM,),
+            f"{at}post_attention_layernorm.weight": (DIM,),
+            f"{at}attention.query_key_value.weight": ((HEADS + 2 * GROUPS) * SIZE, DIM),
+            f"{at}attention.query_layernorm.weight": (SIZE,),
+            f"{at}attention.key_layernorm.weight": (SIZE,),
+            f"{at}attention.dense.weight": (DIM, DIM),
+        }
+        if i == 0:
+            shapes |= mlp(f"{at}mlp.", HIDDEN)
+            continue
+        shapes |= {f"{at}mlp.gate.weight": (12, DIM), f"{at}mlp.gate.expert_bias": (12,)}
+        shapes |= mlp(f"{at}mlp.shared_experts.", 8)
+        for e in range(12):
+            shapes |= mlp(f"{at}mlp.experts.{e}.", 8)
+    rng = np.random.default_rng(7)
+    near_one = {name for name, shape in shapes.items() if len(shape) == 1 and "bias" not in name}
+    return {
+        name: ((name in near_one) + 0.3 * rng.normal(size=shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def folder_of(folder, state, shards=3, **config):
+    names, files = sorted(state), {}
+    for k in range(shards):
+        file = f"model-{k + 1:05}-of-{shards:05}.safetensors"
+        part = {name: state[name] for name in names[k::shards]}
+        save_file(part, folder / file)
+        files |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    says = {k: v for k, v in (SAYS | config).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(says))
+    added = {"added_tokens": [{"id": 3, "content": "<pad>"}, {"id": MASK, "content": "<|mask|>"}]}
+    (folder / "tokenizer.json").write_text(json.dumps(added))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    return read_llada2(folder_of(tmp_path_factory.mktemp("llada2"), weights()))
+
+
+# The definition in float64, one row, one head, one token at a time.
+def norm(x, weight):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * weight
+
+
+def rope(x):
+    """The first half of each head alone, in halves of its own."""
+    out, rotated = x.copy(), SIZE // 2
+    for pos in range(len(x)):
+        for j in range(rotated // 2):
+            angle = pos * 600000.0 ** (-2 * j / rotated)
+            a, b = x[pos, j], x[pos, j + rotated // 2]
+            out[pos, j] = a * np.cos(angle) - b * np.sin(angle)
+            out[pos, j + rotated // 2] = b * np.cos(angle) + a * np.sin(angle)
+    return out
+
+
+def swiglu(w, at, x):
+    gate = w[f"{at}gate_proj.weight"] @ x
+    hidden = gate / (1 + np.exp(-gate)) * (w[f"{at}up_proj.weight"] @ x)
+    return w[f"{at}down_proj.weight"] @ hidden
+
+
+def route(scores, bias):
+    """{expert: weight} of one token."""
+    biased = (scores + bias).reshape(4, 3)
+    worth = np.sort(biased, axis=1)[:, -2:].sum(1)
+    kept = np.argsort(-worth)[:2]
+    able = [e for e in range(12) if e // 3 in kept]
+    best = sorted(able, key=lambda e: -(scores + bias)[e])[:3]
+    total = sum(scores[e] for e in best) + 1e-20
+    return {e: 2.5 * scores[e] / total for e in best}
+
+
+def forward(state, ids, block):
+    w = {name: value.astype(np.float64) for name, value in state.items()}
+    x = w["model.word_embeddings.weight"][ids]
+    seen = np.arange(len(ids))[:, None] // block >= np.arange(len(ids))[None] // block
+    for i in range(DEPTH):
+        at = f"model.layers.{i}."
+        fused = norm(x, w[f"{at}input_layernorm.weight"])
+        fused = fused @ w[f"{at}attention.query_key_value.weight"].T
+        heads = np.split(fused, HEADS + 2 * GROUPS, axis=1)
+        outs = []
+        for h in range(HEADS):
+            group = h // (HEADS // GROUPS)
+            q = rope(norm(heads[h], w[f"{at}attention.query_layernorm.weight"]))
+            k = rope(norm(heads[HEADS + group], w[f"{at}attention.key_layernorm.weight"]))
+            scores = np.where(seen, q @ k.T / np.sqrt(SIZE), -np.inf)
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            outs.append(p / p.sum(-1, keepdims=True) @ heads[HEADS + GROUPS + group])
+        x = x + np.concatenate(outs, axis=1) @ w[f"{at}attention.dense.weight"].T
+        normed = norm(x, w[f"{at}post_attention_layernorm.weight"])
+        for pos, h in enumerate(normed):
+            if i == 0:
+                x[pos] += swiglu(w, f"{at}mlp.", h)
+                continue
+            x[pos] += swiglu(w, f"{at}mlp.shared_experts.", h)
+            p = 1 / (1 + np.exp(-(w[f"{at}mlp.gate.weight"] @ h)))
+            for e, weight in route(p, w[f"{at}mlp.gate.expert_bias"]).items():
+                x[pos] += weight * swiglu(w, f"{at}mlp.experts.{e}.", h)
+    return norm(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+
+
+def network_of(model, mesh=None, **llama):
+    config = base_config().to_dict()
+    config["model"] |= model | {"length": min(model["length"], 1024)}
+    config["model"]["llama"] = config["model"]["llama"] | llama
+    config["objective"]["name"] = "masked"
+    return build.network(config, mesh)
+
+
+@functools.lru_cache
+def program(net):
+    def run(params, tokens, masked):
+        y = masked_states(tokens, masked, net.table(params), net.anchor(params))
+        times = jnp.zeros(len(tokens))
+        return denoise(net, params, y, times, times)
+
+    return jax.jit(run)
+
+
+def logits(net, params, tokens=TOKENS):
+    params = jax.tree.map(jnp.asarray, params)
+    return np.asarray(program(net)(params, jnp.asarray(tokens), jnp.asarray(HIDDEN_HERE)))
+
+
+OTHERS = np.arange(VOCAB) != MASK
+
+
+@pytest.mark.parametrize("block", [0, BLOCK])
+def test_logits_are_those_of_the_definition(imported, block):
+    params, model = imported
+    assert model["llama"]["block_length"] == 32 and model["llama"]["mask_id"] == MASK
+    got = logits(network_of(model, block_length=block), params)
+    ids = np.where(HIDDEN_HERE, MASK, TOKENS)
+    for row in range(2):
+        want = forward(weights(), ids[row], block or LENGTH)
+        np.testing.assert_allclose(got[row][:, OTHERS], want[:, OTHERS], atol=1e-5, rtol=1e-5)
+    assert (got[..., MASK] < -1e8).all()
+
+
+def test_rematerialised_and_unrolled_blocks_agree(imported):
+    """Logits and gradients, which reach every parameter but the biases of routers and masks."""
+    params, model = imported
+    pull = jax.random.normal(jax.random.key(0), (2, LENGTH, VOCAB)) * OTHERS[None, None]
+
+    def gradients(**more):
+        net = network_of(model | more)
+        given = jax.tree.map(jnp.asarray, params)
+        loss = lambda *a: (program(net)(*a) * pull).sum()
+        masked = jnp.asarray(HIDDEN_HERE)
+        return jax.value_and_grad(loss)(given, jnp.asarray(TOKENS), masked)
+
+    want = gradients(scan_blocks=True)
+    got = gradients(scan_blocks=False, remat="full")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(want[1]):
+        assert path[-1].key == "bias" or np.abs(leaf).max() > 1e-3, path
+
+
+def test_the_router_keeps_to_its_groups_and_weighs_without_bias():
+    """By a loop over tokens; the bias changes what is chosen and no weight of what is."""
+    rng = np.random.default_rng(3)
+    scores = rng.uniform(0.01, 0.99, (200, 12))
+    bias = rng.normal(size=12)
+    made = choose(
+        jnp.asarray(np.log(scores / (1 - scores)), jnp.float32), jnp.asarray(bias), MIXTURE
+    )
+    differing = 0
+    for row in range(len(scores)):
+        want = route(scores[row], bias)
+        experts = np.asarray(made.experts[row]).tolist()
+        assert set(experts) == set(want) and len({e // 3 for e in experts}) <= 2
+        weights_here = np.asarray(made.weights[row])
+        np.testing.assert_allclose(weights_here, [want[e] for e in experts], rtol=2e-5)
+        differing += set(route(scores[row], 0 * bias)) != set(want)
+        differing += set(np.argsort(-(scores[row] + bias))[:3]) != set(want)
+    assert differing > 50  # neither the bias nor the groups are idle
+
+
+@pytest.mark.parametrize("tokens", [2, 300])
+def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens):
+    """Few tokens leave experts idle; many fill several tiles of an expert."""
+    init, bind = pure(lambda rngs: Experts(MIXTURE, 16, 1.0, jnp.float32, jnp.float32, rngs))
+    params = init(jax.random.key(0))
+    params["router"]["bias"] = jnp.where(jnp.arange(12) == 4, 5.0, 0.0)  # most go to one
+    x = jax.random.normal(jax.random.key(1), (1, tokens, 16))
+    pull = jax.random.normal(jax.random.key(2), x.shape)
+
+    def dense(params, x):
+        p = {name: params[name]["kernel"] for name in ("gate", "up", "mlp_out")}
+        made = choose(x[0] @ params["router"]["kernel"], params["router"]["bias"], MIXTURE)
+        spread = jax.nn.one_hot(made.experts, 12) * made.weights[..., None]
+        hidden = jax.nn.silu(jnp.einsum("nd,edf->enf", x[0], p["gate"]))
+        hidden = hidden * jnp.einsum("nd,edf->enf", x[0], p["up"])
+        return jnp.einsum("nae,enf,efd->nd", spread, hidden, p["mlp_out"])[None]
+
+    def both(run):
+        return jax.jit(jax.value_and_grad(lambda *a: (run(*a) * pull).sum(), (0, 1)))(params, x)
+
+    got, want = both(jax.checkpoint(lambda params, x: bind(params)(x))), both(dense)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+    assert not np.asarray(got[1][0]["router"]["bias"]).any()
+
+
+def test_later_blocks_change_nothing_earlier(imported):
+    params, model = imported
+    net = network_of(model, block_length=BLOCK)
+    before = logits(net, params)
+    changed = TOKENS.copy()
+    changed[:, BLOCK:] = (changed[:, BLOCK:] + 5) % (VOCAB - 2)
+    after = logits(net, params, changed)
+    np.testing.assert_allclose(after[:, :BLOCK], before[:, :BLOCK], atol=1e-6)
+    within = TOKENS.copy()
+    within[:, 1] = (within[:, 1] + 5) % (VOCAB - 2)
+    assert (logits(net, params, within)[:, 0] != before[:, 0]).any()  # of the same block
+    full = network_of(model, block_length=0)
+    assert (logits(full, params, changed)[:, 0] != logits(full, params)[:, 0]).any()
+
+
+def test_splash_attention_sees_the_same_blocks():
+    plan = attention.AttentionPlan("splash", interpret=True)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 128, 2, 8))
+    want = attention.attention(q, k, v, block=32)
+    np.testing.assert_allclose(attention.attention(q, k, v, plan=plan, block=32), want, atol=2e-5)
+    assert np.abs(want - attention.attention(q, k, v)).max() > 1e-2
+    cudnn = attention.AttentionPlan("cudnn", interpret=True)
+    with pytest.raises(UserError, match="not blocks of 32"):
+        attention.check_attention(
+            cudnn, length=128, heads=2, head_dim=8, softcap=0.0, dtype="bfloat16", block=32
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_export_gives_the_tensors_back(tmp_path, dtype):
+    state = {k: v if "mlp.gate." in k else v.astype(dtype) for k, v in weights().items()}
+    params, model = read_llada2(folder_of(tmp_path, state))
+    fresh = jax.eval_shape(network_of(model).init, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
+    config = base_config().to_dict()
+    config["model"] |= model
+    back = adaptation.exported(config, params)
+    assert back.keys() == state.keys()
+    for name, value in state.items():
+        assert back[name].dtype == value.dtype and back[name].shape == value.shape, name
+        assert back[name].tobytes() == value.tobytes(), name
+
+
+def test_wrong_files_are_refused_in_one_line(tmp_path):
+    state = dict(weights())
+    lost, wide = "model.layers.2.mlp.experts.11.up_proj.weight", "model.layers.1.mlp.gate.weight"
+    del state[lost]
+    state |= {"stranger": np.zeros(3, np.float32), wide: np.zeros((12, 5), np.float32)}
+    with pytest.raises(UserError) as caught:
+        read_llada2(folder_of(tmp_path, state))
+    message = str(caught.value)
+    assert f"1 missing ({lost})" in message and "1 unexpected (stranger)" in message
+    assert f"1 misshapen ({wide} (12, 5) instead of (12, 32))" in message and "\n" not in message
+    for config, said in (
+        ({"score_function": "softmax"}, "score_function 'softmax' instead of 'sigmoid'"),
+        ({"n_group": None, "rope_theta": None}, "lacks n_group, rope_theta; expected the config"),
+        ({"head_dim": 16}, "4 heads of 16, which do not make the width 32"),
+        ({"mask_token_id": VOCAB}, "the mask is token 23 and the embedding has 23 rows"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read_llada2(folder_of(tmp_path, weights(), **config))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json does not exist; expected the config.json"):
+        read_llada2(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"groups": 5}, "12 experts do not make 5 groups"),
+        ({"active_groups": 5}, "active_groups is 5; expected 1 to 4"),
+        ({"active": 7}, "active is 7; expected 1 to 6"),
+        ({"shared": 0}, "shared 0; expected at least 1"),
+        ({"dense_blocks": 3}, "dense_blocks is 3; expected 0 to 2"),
+    ],
+)
+def test_bad_mixtures_are_refused(imported, change, message):
+    model = imported.model
+    experts = dataclasses.asdict(MIXTURE) | change
+    with pytest.raises(UserError, match=message):
+        network_of(model, experts=experts)
+    with pytest.raises(UserError, match=r"rotary_share is 0.4, 3 of 8 features"):
+        network_of(model, rotary_share=0.4)
+
+
+@pytest.mark.parametrize("method", ["confidence", "flow"])
+def test_sampling_in_blocks(imported, method):
+    """What is given stays, no mask is left, and a block is the same whatever is given after it."""
+    params, model = imported
+    params = jax.tree.map(jnp.asarray, params)
+    net = network_of(model | {"length": 6}, block_length=BLOCK)
+    known = np.zeros((2, 6), bool)
+    known[:, 0] = True
+
+    @jax.jit
+    def run(tokens, known):
+        how = dict(steps=4, given=Given(tokens, known), block_length=BLOCK)
+        if method == "confidence":
+            choice = Choice(temperature=0.0)
+            return sample_confident(jax.random.key(0), net, params, choice=choice, **how).tokens
+        return x_prediction.sample(net, params, how=x_prediction.Flowing(), **how).tokens
+
+    tokens = TOKENS[:, :6]
+    drawn = np.asarray(run(tokens, known))
+    assert (drawn[:, 0] == tokens[:, 0]).all() and not (drawn == MASK).any()
+    known[:, BLOCK:] = True
+    np.testing.assert_array_equal(run(tokens, known)[:, :BLOCK], drawn[:, :BLOCK])
+
+
+def test_a_mesh_changes_no_logit(imported):
+    params, model = imported
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    placed = jax.device_put(params, tree_shardings(params, mesh))
+    spec = placed["blocks"]["experts"]["gate"]["kernel"].sharding.spec
+    assert tuple(spec) == (None, None, "fsdp", "tensor")
+    got = logits(network_of(model, mesh, block_length=BLOCK), placed)
+    np.testing.assert_allclose(
+        got, logits(network_of(model, block_length=BLOCK), params), atol=1e-5
+    )
+
+
+def test_published_sizes():
+    """LLaDA2.0-mini has 16 billion weights, of which a token meets 1.1 in matrix products."""
+    net = network_of(MINI)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    attention_part = 2048 * 24 * 128 + 2048 * 2048 + 2 * 128 + 2 * 2048
+    mixed = 257 * 3 * 2048 * 512 + 256 * 2048 + 256
+    want = 20 * attention_part + 3 * 2048 * 5120 + 19 * mixed + 2 * 157184 * 2048 + 2048
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == want == 16_255_643_392
+    tree_shardings(shapes, make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    config = base_config().to_dict()
+    config["model"] |= MINI | {"llama": network_config()}
+    met = 20 * (2048 * 24 * 128 + 2048**2) + 3 * 2048 * 5120
+    met += 19 * (9 * 3 * 2048 * 512 + 256 * 2048) + 2048 * 157184
+    attended = 4 * 1024 * 2048 * 20
+    assert planning.forward_minimum(config, 1) == 1024 * (2 * met + attended)
+
+
+def network_config():
+    llama = base_config().to_dict()["model"]["llama"]
+    return llama | MINI["llama"] | {"experts": llama["experts"] | MINI["llama"]["experts"]}
