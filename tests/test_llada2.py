@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from test_llama import write_shards
 
 from flm_jax import adaptation, build, planning
 from flm_jax.defaults import base_config
@@ -124,13 +124,7 @@ def weights():
 
 
 def folder_of(folder, state, shards=3, **config):
-    names, files = sorted(state), {}
-    for k in range(shards):
-        file = f"model-{k + 1:05}-of-{shards:05}.safetensors"
-        part = {name: state[name] for name in names[k::shards]}
-        save_file(part, folder / file)
-        files |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    write_shards(folder, state, shards)
     says = {k: v for k, v in (SAYS | config).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(says))
     added = {"added_tokens": [{"id": 3, "content": "<pad>"}, {"id": MASK, "content": "<|mask|>"}]}

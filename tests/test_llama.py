@@ -99,8 +99,8 @@ def llada(seed=0, groups=HEADS):
     return weights(seed, shapes)
 
 
-def llada_folder(folder, state, shards=3, **config):
-    """Shards with their index and config.json, as published."""
+def write_shards(folder, state, shards):
+    """Safetensors with their index, as published."""
     names, files = sorted(state), {}
     for k in range(shards):
         file = f"model-{k + 1:05}-of-{shards:05}.safetensors"
@@ -109,6 +109,11 @@ def llada_folder(folder, state, shards=3, **config):
         files |= dict.fromkeys(part, file)
     index = {"metadata": {}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def llada_folder(folder, state, shards=3, **config):
+    """Shards with their index and config.json, as published."""
+    write_shards(folder, state, shards)
     says = {"n_heads": HEADS, "rope_theta": 500000.0, "mask_token_id": LLADA_MASK}
     says |= {"max_sequence_length": LENGTH, "rms_norm_eps": 1e-05, "weight_tying": False}
     (folder / "config.json").write_text(json.dumps(says | config))

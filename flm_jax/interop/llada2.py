@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flm_jax.interop.llama import Imported, Layout, Part, filled, gathered, read_json
-from flm_jax.interop.tensors import TensorFiles, check_shapes
+from flm_jax.interop.llama import (
+    Imported,
+    Layout,
+    Part,
+    differing,
+    gathered,
+    imported,
+    read_json,
+)
+from flm_jax.interop.tensors import TensorFiles
 from flm_jax.types import Params, require
 
 # What config.json must say where it says anything.
@@ -136,7 +144,7 @@ def _sizes(says: dict[str, Any], path: Path, heads: int | None) -> _Sizes:
         f"{path} {'lacks ' + ', '.join(missing) if says else 'does not exist'}; expected the "
         "config.json of LLaDA2.0 beside its weights.",
     )
-    wrong = [f"{k} {says[k]!r} instead of {v!r}" for k, v in _SAYS.items() if says.get(k, v) != v]
+    wrong = differing(says, _SAYS)
     n = _Sizes(
         says["vocab_size"],
         says["hidden_size"],
@@ -189,43 +197,27 @@ def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
     says = read_json(where)
     n = _sizes(says, where, heads)
     mask = _mask_id(says, files.folder, n.vocab)
-    layout = _layout(n)
-    wanted = {name: shape for name, (shape, _) in layout.items()}
-    check_shapes(files.shapes, wanted, f"the LLaDA2.0 network of {where}")
-    params = filled(files, layout)
-    model = {
-        "name": "llama",
-        "vocab_size": n.vocab,
-        "length": says["max_position_embeddings"],
-        "dim": n.dim,
-        "depth": n.depth,
-        "heads": n.heads,
-        "attention_softcap": 0.0,
-        "logit_softcap": 0.0,
-        "llama": {
-            "kv_heads": n.groups,
-            "rope_base": float(says["rope_theta"]),
-            "rope_condense": 1.0,
-            "mask_id": mask,
-            "param_dtype": params["table"].dtype.name,
-            "mlp_hidden": n.hidden,
-            "norm_eps": says["rms_norm_eps"],
-            "qk_norm": True,
-            "rotary_share": float(says["partial_rotary_factor"]),
-            "block_length": _BLOCK_LENGTH,
-            "experts": {
-                "number": n.experts,
-                "active": says["num_experts_per_tok"],
-                "hidden": n.expert_hidden,
-                "shared": says["num_shared_experts"],
-                "groups": says["n_group"],
-                "active_groups": says["topk_group"],
-                "scale": float(says["routed_scaling_factor"]),
-                "dense_blocks": n.dense_blocks,
-            },
+    llama = {
+        "rope_base": float(says["rope_theta"]),
+        "mask_id": mask,
+        "mlp_hidden": n.hidden,
+        "norm_eps": says["rms_norm_eps"],
+        "qk_norm": True,
+        "rotary_share": float(says["partial_rotary_factor"]),
+        "block_length": _BLOCK_LENGTH,
+        "experts": {
+            "number": n.experts,
+            "active": says["num_experts_per_tok"],
+            "hidden": n.expert_hidden,
+            "shared": says["num_shared_experts"],
+            "groups": says["n_group"],
+            "active_groups": says["topk_group"],
+            "scale": float(says["routed_scaling_factor"]),
+            "dense_blocks": n.dense_blocks,
         },
     }
-    return Imported(params, model)
+    what, length = f"the LLaDA2.0 network of {where}", says["max_position_embeddings"]
+    return imported(files, what, _layout(n), n, llama=llama, length=length)
 
 
 def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:

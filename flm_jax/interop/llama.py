@@ -183,7 +183,7 @@ def _is_router(part: Part) -> bool:
     return "router" in part.path
 
 
-def filled(files: TensorFiles, layout: Layout) -> Params:
+def _filled(files: TensorFiles, layout: Layout) -> Params:
     """Parameters, with one tensor of the files in memory besides them; routers in float32."""
     routers = {name for name, (_, parts) in layout.items() if any(map(_is_router, parts))}
     half = {kind for name, kind in files.dtypes.items() if name not in routers} == {"BF16"}
@@ -207,17 +207,26 @@ def filled(files: TensorFiles, layout: Layout) -> Params:
     return params
 
 
-def _imported(files: TensorFiles, what: str, layout: Layout, n: _Sizes, **more) -> Imported:
+def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Imported:
+    """Reads the files as a layout says, once their shapes are checked.
+
+    Args:
+      what: the network, for the error.
+      n: sizes; vocab, dim, depth, heads and groups are read.
+      more: further values of config.model, among them those under "llama".
+
+    Raises:
+      UserError: tensors missing, misshapen or unexpected.
+    """
     wanted = {name: shape for name, (shape, _) in layout.items()}
-    check_shapes(files.shapes, wanted, f"a {what} network of {n._asdict()}")
-    params = filled(files, layout)
+    check_shapes(files.shapes, wanted, what)
+    params = _filled(files, layout)
     model = {
         "name": "llama",
         "vocab_size": n.vocab,
         "dim": n.dim,
         "depth": n.depth,
         "heads": n.heads,
-        "mlp_ratio": n.hidden // n.dim,
         "attention_softcap": 0.0,
         "logit_softcap": 0.0,
         "llama": {
@@ -228,6 +237,11 @@ def _imported(files: TensorFiles, what: str, layout: Layout, n: _Sizes, **more) 
         | more.pop("llama"),
     }
     return Imported(params, model | more)
+
+
+def _dense(files: TensorFiles, name: str, layout: Layout, n: _Sizes, **more) -> Imported:
+    what, ratio = f"a {name} network of {n._asdict()}", n.hidden // n.dim
+    return imported(files, what, layout, n, mlp_ratio=ratio, **more)
 
 
 def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
@@ -248,7 +262,7 @@ def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
     )
     n = _find_sizes(files, "SMDM", names, r"transformer\.h\.(\d+)\.", heads)
     llama = {"rope_base": 10_000.0, "mask_id": -1}
-    return _imported(files, "SMDM", _smdm_layout(n), n, llama=llama, length=2048)
+    return _dense(files, "SMDM", _smdm_layout(n), n, llama=llama, length=2048)
 
 
 def read_llada(path: str | Path, heads: int | None = None) -> Imported:
@@ -264,9 +278,7 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
     """
     files = TensorFiles(path)
     says = read_json(files.folder / "config.json")
-    wrong = [
-        f"{k} {says[k]!r} instead of {v!r}" for k, v in _LLADA_SAYS.items() if says.get(k, v) != v
-    ]
+    wrong = differing(says, _LLADA_SAYS)
     require(not wrong, f"{files.folder / 'config.json'} is not LLaDA's: {', '.join(wrong)}.")
     block = "model.transformer.blocks.0."
     names = (
@@ -289,7 +301,12 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
     )
     llama = {"rope_base": float(says.get("rope_theta", 500_000.0)), "mask_id": mask}
     length = int(says.get("max_sequence_length", 4096))
-    return _imported(files, "LLaDA", _llada_layout(n), n, llama=llama, length=length)
+    return _dense(files, "LLaDA", _llada_layout(n), n, llama=llama, length=length)
+
+
+def differing(says: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What a config.json says otherwise than wanted, where it says anything."""
+    return [f"{k} {says[k]!r} instead of {v!r}" for k, v in wanted.items() if says.get(k, v) != v]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -320,7 +337,7 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int = 0) -> dic
 
 
 def gathered(params: Params, layout: Layout) -> dict[str, np.ndarray]:
-    """Tensors of parameters, as a layout says: the inverse of `filled`."""
+    """Tensors of parameters, as a layout says: the inverse of `imported`."""
     host: dict[tuple[str, ...], np.ndarray] = {}
     state = {}
     for theirs, (shape, parts) in layout.items():
