@@ -22,7 +22,7 @@ from flm_jax.task_rewards import Reward, check_reward, make_reward
 from flm_jax.training.checkpoint import Checkpoints, read_config, write_config
 from flm_jax.training.loop import STOPPED_EXIT, StopSignal, stopped
 from flm_jax.training.metrics import MetricsLog
-from flm_jax.training.optim import OptimConfig, make_optimizer, update_ema
+from flm_jax.training.optim import make_optimizer, update_ema
 from flm_jax.training.step import TrainState, new_state, step_key
 from flm_jax.types import Key, Params, require
 
@@ -70,7 +70,7 @@ def programs(config: Config, model: Model, calls: int) -> Programs:
     """Compiled parts of a step with rollouts of `calls` network calls."""
     cfg = policies.policy_config(config)
     made = laws.policy(cfg)
-    optim = OptimConfig(**config["optim"])
+    optim = build.optim(config)
     optimizer = make_optimizer(optim, config["train"]["steps"] * config["epochs"])
     settings = {
         "steps": calls,
@@ -182,7 +182,7 @@ def run(config: Config, workdir: str) -> int:
     write_config(workdir, config)
     print(f"{len(prompts.tokens)} of {prompts.asked} problems are solved in full", flush=True)
     made = laws.policy(policies.policy_config(config))
-    optim, steps = OptimConfig(**config["optim"]), config["train"]["steps"]
+    optim, steps = build.optim(config), config["train"]["steps"]
     optimizer = make_optimizer(optim, steps * config["epochs"])
     state = new_state(made.init(jax.random.key(config["seed"])), optimizer)
     checkpoints = Checkpoints(workdir, 2)

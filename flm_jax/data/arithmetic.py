@@ -84,7 +84,7 @@ class ArithmeticTask(Task):
     ) -> dict[str, float]:
         """`solved`: share of rows that keep the prompt and whose answer is the true sum."""
         tokens = self._checked(tokens)
-        kept = self._kept(tokens, problems, given)
+        kept = self.kept(tokens, problems, given)
         shaped, a, b, c = self._read(tokens)
         return {"solved": float((kept & shaped & (a + b == c)).mean()), "kept": float(kept.mean())}
 

@@ -101,7 +101,7 @@ class FunctionTask(Task):
     ) -> dict[str, float]:
         """`solved`: share of rows that keep the specification and pass its unit tests."""
         tokens = self._checked(tokens)
-        kept = self._kept(tokens, problems, given)
+        kept = self.kept(tokens, problems, given)
         return {
             "solved": float(self.passed(tokens, problems, given).mean()),
             "kept": float(kept.mean()),
@@ -122,7 +122,7 @@ class FunctionTask(Task):
 
     def passed(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
         tokens = self._checked(tokens)
-        kept = self._kept(tokens, problems, given)
+        kept = self.kept(tokens, problems, given)
         specs = [self.specification(row) for row in np.asarray(problems)]
         return kept & np.array([self._passes(spec, row) for spec, row in zip(specs, tokens)])
 

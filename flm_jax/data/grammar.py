@@ -188,7 +188,7 @@ class GrammarTask(Task):
     ) -> dict[str, float]:
         """`solved`: share of rows that keep what is given and are in the language."""
         tokens = self._checked(tokens)
-        kept = self._kept(tokens, problems, given)
+        kept = self.kept(tokens, problems, given)
         valid = np.isfinite(self.log_likelihood(tokens))
         return {"solved": float((kept & valid).mean()), "kept": float(kept.mean())}
 

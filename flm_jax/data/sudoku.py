@@ -75,7 +75,7 @@ class SudokuTask(Task):
     ) -> dict[str, float]:
         """`solved`: share of valid grids that keep the clues; `units`: as in `report`."""
         tokens = self._checked(tokens)
-        kept, good = self._kept(tokens, problems, given), _good_units(tokens)
+        kept, good = self.kept(tokens, problems, given), _good_units(tokens)
         return {
             "solved": float((kept & good.all(axis=1)).mean()),
             "kept": float(kept.mean()),

@@ -120,7 +120,7 @@ class Task(abc.ABC):
         )
         return tokens
 
-    def _kept(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+    def kept(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
         """Rows whose given tokens are unchanged, bool [N]."""
         problems, given = np.asarray(problems), np.asarray(given)
         require(
