@@ -53,7 +53,7 @@ def _choice(kind: str, got: str, valid) -> str:
 
 
 # What a workdir may be too old to have.
-_NEW_MODEL_KEYS = {"attention": "xla", "position_table": False}
+_NEW_MODEL_KEYS = {"attention": "xla", "position_table": False, "self_conditioning": False}
 _NEW_KEYS = {"context": 0.0, "prompt": 0, "weighting": "equal"}
 
 
@@ -61,6 +61,12 @@ def _dit(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
     require(
         aim["name"] != "autoregressive",
         "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
+    )
+    require(
+        not cfg["self_conditioning"] or (aim["name"] == "denoising" and not cfg["two_time"]),
+        f"config.model.self_conditioning is for objective denoising with one time, got objective "
+        f"{aim['name']} with two_time = {cfg['two_time']}; set it to False: a flow map distilled "
+        "from a self-conditioned teacher needs no estimate.",
     )
     weighting = _choice("config.objective.weighting", aim["weighting"], ("equal", "learned"))
     anchored = aim["name"] in ("masked", "alignment")
@@ -97,11 +103,11 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
     name = _choice("config.model.name", cfg.pop("name"), MODELS)
     make, own, adapters = MODELS[name], cfg.pop("llama", {}), adapter_config(config)
     if name != "dit":
-        require(
-            not cfg.pop("position_table"),
-            f"config.model.position_table is for 'dit' alone, got model.name {name!r}; set it to "
-            "False.",
-        )
+        for key in ("position_table", "self_conditioning"):
+            require(
+                not cfg.pop(key),
+                f"config.model.{key} is for 'dit' alone, got model.name {name!r}; set it to False.",
+            )
     if name == "llama":
         cfg |= {"llama": own, "adapters": adapters}
     require(
@@ -296,6 +302,7 @@ _STUDENT_MAY_DIFFER = (
     "remat",
     "scan_blocks",
     "loss_tile",
+    "self_conditioning",
     "llama",  # no flow's
 )
 

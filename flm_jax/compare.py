@@ -21,6 +21,7 @@ from flm_jax.families import PLAIN, Options, family
 from flm_jax.judging import load_judge
 from flm_jax.measure import Row, measure, measure_data, subject, table
 from flm_jax.plots import draw_comparison, draw_schedule
+from flm_jax.samplers.steering import Steering
 from flm_jax.training.checkpoint import latest_step
 from flm_jax.types import UserError, require, unknown_name
 
@@ -29,7 +30,8 @@ _KEYS = ("title", "samples", "batch_size", "seed", "models")
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
 _OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
-# ways: {label: {"steps": ..., and keys of `families.Options`}}: the same model sampled otherwise.
+# ways: {label: {"steps": ..., and keys of `families.Options` and of `Steering`}}: the same model
+# sampled otherwise.
 _MODEL_OPTIONAL = {"ways": {}}
 
 
@@ -98,15 +100,16 @@ def _steps(given: dict[str, Any], where: str) -> list[int]:
 
 def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
     """The model of `entry` sampled otherwise, under the name "NAME LABEL"."""
-    where, names = (
-        f"config.models.{entry.name}.ways.{label}",
-        [f.name for f in dataclasses.fields(Options)],
-    )
+    where = f"config.models.{entry.name}.ways.{label}"
+    names, steers = ([f.name for f in dataclasses.fields(kind)] for kind in (Options, Steering))
     require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
     for key in given:
-        if key not in ("steps", *names):
-            raise unknown_name(f"key of {where}", key, ("steps", *names))
-    options = Options(**{key: value for key, value in given.items() if key != "steps"})
+        if key not in ("steps", *names, *steers):
+            raise unknown_name(f"key of {where}", key, ("steps", *names, *steers))
+    of = lambda keys: {key: value for key, value in given.items() if key in keys}
+    options = Options(**of(names))
+    if steering := of(steers):
+        options = dataclasses.replace(options, steering=Steering(**steering))
     name, steps = f"{entry.name} {label}", _steps(given, where)
     return entry._replace(name=name, steps=steps, options=options)
 

@@ -23,6 +23,8 @@ def base_config() -> ConfigDict:
     # dit: a learned vector for each position is added to the state, beside rotary positions; for
     # data that lie on a grid.
     config.model.position_table = False
+    # dit: an estimate of the clean text, the network's own, is added to the state (denoising alone)
+    config.model.self_conditioning = False
     config.model.dropout = 0.0  # rate in [0, 1), on both branches of a block
     config.model.two_time = False  # True for flow maps: a second time embedding
     config.model.attention_softcap = 50.0  # cap of attention scores; 0 = none
@@ -116,6 +118,8 @@ def base_config() -> ConfigDict:
     config.objective.noise = "projected"  # projected, onehot (reference path, [B, L, V])
     config.objective.teacher = ""  # workdir of the FLM to distil; "" = self-distil from data
     config.objective.diagonal = 0.5  # routes: share of rows with t = s
+    # routes: calls of a self-conditioned teacher at a state, each with the estimate of the last one
+    config.objective.iterations = 2
     config.objective.boundary = 1 / 32  # routes: share of the others with (s, t) = (0, 1)
     config.objective.split = "midpoint"  # semigroup: u in tau, midpoint or uniform
     # tau that times are drawn in, grids laid in and the network told: decoding (error of x_t, as in

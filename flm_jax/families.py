@@ -17,6 +17,7 @@ from flm_jax.evals.denoising import make_row_nll
 from flm_jax.evals.flow_likelihood import make_flow_bound
 from flm_jax.evals.likelihood import make_autoregressive_nll, make_masked_nll
 from flm_jax.flows.clocks import Clock
+from flm_jax.flows.self_conditioning import fixed_point
 from flm_jax.objectives import prediction
 from flm_jax.samplers import (
     autoregressive,
@@ -192,9 +193,13 @@ def _refined(config: Config, net: Network, steps: int, options: Options) -> Call
 
 
 def _flow_losses(make: Callable[[Network, Clock], Callable]) -> Callable[..., Callable | None]:
-    """(config, net, clock) -> make(net, clock), or None where the output is no distribution."""
+    """(config, net, clock) -> make(net, clock), or None where the output is no distribution.
+
+    Of a self-conditioned network it is the second call at each state, with the first's estimate.
+    """
 
     def made(config: Config, net: Network, clock: Clock) -> Callable | None:
+        net = fixed_point(net, 2) if net.self_conditioned else net
         return make(net, clock) if prediction(config) == "probabilities" else None
 
     return made

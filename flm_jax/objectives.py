@@ -59,6 +59,17 @@ def denoising(config: Config, net: Network, clock: Clock, teacher: Network | Non
         "config.objective.prediction velocity needs the noise in R^V; set "
         "config.objective.noise = 'onehot'.",
     )
+    require(
+        not net.self_conditioned or (kind == "probabilities" and form != "mse"),
+        "config.model.self_conditioning goes with cross entropy; set config.objective.prediction = "
+        "'probabilities' and form = 'default'.",
+    )
+    part = config["train"]["batch"] // config["train"]["microbatches"]
+    require(
+        not net.self_conditioned or part % 2 == 0,
+        "config.model.self_conditioning shows an estimate in every second row; expected an even "
+        f"train.batch / train.microbatches, got {part}.",
+    )
     if kind == "probabilities" and form != "mse":
         context = context_config(config)
         loss, cfg = denoising_loss, DenoisingConfig(noise=given["noise"], context=context)

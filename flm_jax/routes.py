@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.self_conditioning import fixed_point
 from flm_jax.losses.context import ContextConfig
 from flm_jax.losses.distillation import DistillationConfig, Route, distillation_loss, row_groups
 from flm_jax.losses.endpoint import endpoint_loss_at
@@ -169,6 +170,8 @@ def distillation(config: Config, net: Network, clock: Clock, teacher: Network | 
         "cannot; set it to 'xla'.",
     )
     route = ROUTES[name](given, _target_config(given))
+    if teacher is not None and teacher.self_conditioned:
+        teacher = fixed_point(teacher, given["iterations"])
 
     def objective(params, frozen, batch, key, rows):
         return distillation_loss(

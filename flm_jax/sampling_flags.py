@@ -61,6 +61,12 @@ _GAMMA = flags.DEFINE_float(
 _GUIDANCE = flags.DEFINE_float(
     "guidance", 1.0, "Flows: eta of autoguidance by --weak or --weak_dropout; 1 = none."
 )
+_ITERATIONS = flags.DEFINE_integer(
+    "iterations",
+    0,
+    "Self-conditioned FLM: network calls at each state, the first without an estimate; 0 = one "
+    "call, with the estimate of the step before.",
+)
 _WEAK = flags.DEFINE_string("weak", "", "Workdir of a weaker model, for --guidance.")
 _WEAK_DROPOUT = flags.DEFINE_float(
     "weak_dropout", 0.0, "For --guidance: the model itself at this dropout rate; 0 = unused."
@@ -81,6 +87,7 @@ def options() -> Options:
         weak_dropout=_WEAK_DROPOUT.value,
         reward=_REWARD.value,
         reward_scale=_REWARD_SCALE.value,
+        iterations=_ITERATIONS.value,
     )
     return Options(
         temperature=_TEMPERATURE.value,

@@ -77,7 +77,9 @@ class Network:
     Attributes:
       init: key -> parameters (nested dict of float32 arrays).
       features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
-        are network times (the clock tau), [B] or [B, L]; a key switches dropout on.
+        are network times (the clock tau), [B] or [B, L]; a key switches dropout on. Where
+        self_conditioned it also takes estimate=delta @ E [B, L, D], an earlier answer; zeros, or
+        None, for none.
       readout: params -> (kernel [D, V], bias [V]) of the head.
       table: params -> embedding table E [V, D], float32.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
@@ -85,6 +87,7 @@ class Network:
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
       any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
+      self_conditioned: whether it is shown an estimate of the clean text besides the state.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.weighting`); None for equal weights.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
@@ -107,6 +110,7 @@ class Network:
     loss_tile: int = 0
     parallel: Parallel | None = None
     any_order: bool = False
+    self_conditioned: bool = False
     log_loss: Callable[..., jax.Array] | None = None
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None

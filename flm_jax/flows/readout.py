@@ -25,9 +25,16 @@ class Readout(NamedTuple):
     bias: jax.Array
 
 
-def read(net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None) -> Readout:
-    """Runs the network on states x_s at network times (s, t) up to, not through, its head."""
-    return Readout(net.features(params, x_s, s, t, key=key), *net.readout(params))
+def read(
+    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, estimate=None
+) -> Readout:
+    """Runs the network on states x_s at network times (s, t) up to, not through, its head.
+
+    Args:
+      estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
+    """
+    more = {} if estimate is None else {"estimate": estimate}
+    return Readout(net.features(params, x_s, s, t, key=key, **more), *net.readout(params))
 
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:

@@ -200,13 +200,14 @@ def state_dict_from_params(params: Params, heads: int | None = None) -> State:
       Their name -> float32 array in torch's layout, C-contiguous.
 
     Raises:
-      UserError: learned positions, which the reference does not have.
+      UserError: learned positions or self-conditioning, which the reference does not have.
     """
-    require(
-        "positions" not in params,
-        "got a model with config.model.position_table, which the reference's files cannot hold; "
-        "expected one without.",
-    )
+    for key, own in (("positions", "position_table"), ("estimate", "self_conditioning")):
+        require(
+            key not in params,
+            f"got a model with config.model.{own}, which the reference's files cannot hold; "
+            "expected one without.",
+        )
     depth = params["blocks"]["qkv"]["kernel"].shape[0]
     host: dict[tuple[str, ...], np.ndarray] = {}
     state = {}

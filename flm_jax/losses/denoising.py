@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.readout import cross_entropy, read
+from flm_jax.flows.self_conditioning import estimated
 from flm_jax.flows.states import NoiseKind, noisy_states
 from flm_jax.flows.times import Rows, stratified_uniform
 from flm_jax.losses.context import ContextConfig, at_clean, clean_context, counted
@@ -43,14 +44,25 @@ def denoising_loss_at(
     *,
     net: Network,
     key: Key | None = None,
+    estimate: States | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """CE(x, delta_tt(y_t)) at given states and clock times.
+
+    Args:
+      estimate: what a self-conditioned network is shown besides.
 
     Returns:
       Weighted sum (nats) and the cross entropy per token [B, L] (nats, no gradient).
     """
-    out = read(net, params, y_t, tau, tau, key=key)
+    out = read(net, params, y_t, tau, tau, key=key, estimate=estimate)
     return cross_entropy(out, tokens, weights, net)
+
+
+def _half_estimated(net: Network, params: Params, y_t: States, tau: Times) -> States:
+    """Estimates of every second row, by a call that sees none; zeros for the others."""
+    first = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, 0]
+    found = estimated(net, params, first(y_t), (first(tau), first(tau)), None)
+    return jnp.stack([found, jnp.zeros_like(found)], axis=1).reshape(y_t.shape)
 
 
 def denoising_loss(
@@ -65,7 +77,8 @@ def denoising_loss(
 ) -> tuple[jax.Array, Metrics]:
     """CE(x, delta_tt(y_t)) with tau low-discrepancy U(0, 1) over the global batch.
 
-    The noisy positions of a row share one time; those of a clean context stand at 1.
+    The noisy positions of a row share one time; those of a clean context stand at 1. A
+    self-conditioned network is shown its own estimate in every second row, and none in the others.
 
     Args:
       params: network parameters; gradients reach the embedding through clean data and noise.
@@ -87,5 +100,8 @@ def denoising_loss(
     scaled, penalty = time_weights(net, params, weights, tau, tau)
     tau, t = at_clean(clean, tau, tau_to_t(clock, tau))
     y_t, _ = noisy_states(noise_key, t, tokens, net.table(params), noise=cfg.noise)
-    loss, nll = denoising_loss_at(params, y_t, tau, tokens, scaled, net=net, key=dropout_key)
+    estimate = _half_estimated(net, params, y_t, tau) if net.self_conditioned else None
+    loss, nll = denoising_loss_at(
+        params, y_t, tau, tokens, scaled, net=net, key=dropout_key, estimate=estimate
+    )
     return loss + penalty, {"nll_nats_per_token": jnp.sum(weights * nll)}

@@ -51,6 +51,7 @@ class DiTConfig:
     position_table: bool = False  # whether a learned vector for each position is added
     weighting: bool = False  # whether a function of the times is trained to weight the loss
     anchor: bool = False  # whether there are embeddings of masked positions besides the table
+    self_conditioning: bool = False  # whether an estimate of the clean text is added to the state
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
@@ -147,6 +148,9 @@ class _Trunk(nnx.Module):
             cfg.cond_dim, 2 * dim, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        if cfg.self_conditioning:
+            zeros = nnx.initializers.zeros
+            self.estimate = nnx.Linear(dim, dim, use_bias=False, kernel_init=zeros, rngs=rngs)
         if cfg.position_table:
             rows = 0.02 * jax.random.normal(rngs.params(), (cfg.max_length, dim))
             self.positions = nnx.Param(rows)
@@ -198,7 +202,7 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     def trunk_of(params: Params):
         return bind_trunk({k: v for k, v in params.items() if k != "blocks"})
 
-    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
+    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None, estimate=None):
         trunk = trunk_of(params)
         cond = trunk.time(s) + (trunk.target_time(t) if cfg.two_time else 0.0)
         cond = jax.nn.silu(cond if cond.ndim == 3 else cond[:, None, :])
@@ -210,6 +214,8 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
 
         if cfg.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
+        if estimate is not None:
+            x_s = x_s + trunk.estimate(estimate)
         if cfg.position_table:
             x_s = x_s + params["positions"][None, : x_s.shape[1]]
         keys = None if key is None else jax.random.split(key, cfg.depth)
@@ -229,6 +235,7 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         logit_softcap=cfg.logit_softcap,
         loss_tile=cfg.loss_tile,
         two_time=cfg.two_time,
+        self_conditioned=cfg.self_conditioning,
         log_loss=(lambda params, s, t: trunk_of(params).weighting(s, t)) if cfg.weighting else None,
         anchor=(lambda params: params["anchor"]) if cfg.anchor else None,
     )

@@ -36,12 +36,13 @@ class Denoiser(NamedTuple):
     Attributes:
       table: clean embeddings [V, W]; two networks have theirs side by side.
       noise: key -> embedded noise [B, L, W], the same eps seen through both tables.
-      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice) -> (y_t, delta @ table,
-        (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order networks,
-        else on their interpolant from y_0. Times are scalars or [B]; the key is for dropout and
-        drawn tokens.
+      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
+        table, (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order
+        networks, else on their interpolant from y_0. Times are scalars or [B]; the key is for
+        dropout and drawn tokens; estimate is an earlier delta @ table, if self_conditioned.
       calls: network calls of one `ask`.
       two_time: whether tau_target is read.
+      self_conditioned: whether `ask` takes an estimate.
     """
 
     table: Float[Array, "v w"]
@@ -49,6 +50,7 @@ class Denoiser(NamedTuple):
     ask: Callable[..., tuple[States, States, tuple[jax.Array, jax.Array]]]
     calls: int
     two_time: bool
+    self_conditioned: bool = False
 
 
 def _picker(key: Key, choice: Choice) -> Pick:
@@ -71,17 +73,17 @@ def _settled(given: Given, seen):
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
 
-def _read(net: Network, params: Params, given: Given, y_t, taus, key=None) -> readout.Readout:
-    return readout.read(net, params, y_t, *(held_times(net, given, x) for x in taus), key=key)
+def _read(net: Network, params: Params, given: Given, y_t, taus, **more) -> readout.Readout:
+    return readout.read(net, params, y_t, *(held_times(net, given, x) for x in taus), **more)
 
 
 def plain(net: Network, params: Params, given: Given) -> Denoiser:
     """The network as it is."""
     table = net.table(params)
 
-    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
+    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
         y_t = _held(net, given, y_0, y_t, t, table)
-        out = _read(net, params, given, y_t, taus)
+        out = _read(net, params, given, y_t, taus, estimate=estimate)
         if choice.temperature == 0.0:
             delta, seen = readout.summary(out, table, net)
         else:
@@ -89,7 +91,7 @@ def plain(net: Network, params: Params, given: Given) -> Denoiser:
         return y_t, delta, _settled(given, seen)
 
     noise = lambda key: embedded_noise(key, table, given.tokens.shape)
-    return Denoiser(table, noise, ask, 1, net.two_time)
+    return Denoiser(table, noise, ask, 1, net.two_time, net.self_conditioned)
 
 
 def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Given) -> Denoiser:
@@ -113,7 +115,7 @@ def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Give
         draw_key, dropout_key = jax.random.split(key)
         out = _read(net, params, given, y_t[..., :width], taus)
         if other is None:
-            second = _read(weak.net, params, given, y_t, taus, dropout_key)
+            second = _read(weak.net, params, given, y_t, taus, key=dropout_key)
         else:
             second = _read(weak.net, weak.params, given, y_t[..., width:], taus)
         parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]

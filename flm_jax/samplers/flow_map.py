@@ -64,7 +64,8 @@ def carry(
     Args:
       key: of fresh noise, dropout and drawn tokens; a deterministic sampler does not use it.
       y_0: embedded noise [B, L, W].
-      denoiser: a two-time one takes flow-map jumps, a one-time one Euler steps.
+      denoiser: a two-time one takes flow-map jumps, a one-time one Euler steps. A self-conditioned
+        one is shown delta of the step before, none at first.
       clock: tau(t) of the vocabulary.
       steps: K >= 1, evaluations of the denoiser; static.
       gamma: share of fresh noise after each jump but the last, in [0, 1]; static.
@@ -80,22 +81,25 @@ def carry(
     ends = overshoot(times, gamma) if gamma else times
     tau_ends = t_to_tau(clock, ends) if gamma else taus
 
-    def step(y_s, now, choice=GREEDY):
+    def step(state, now, choice=GREEDY):
+        y_s, estimate = state
+        more = {} if estimate is None else {"estimate": estimate}
         k, tau_s, tau_end, s, t, end = now
         own = step_key(key, k)
         if nudge is not None:
             y_s = nudge(y_s, y_0, tau_s, s, t)
         target = target_time(denoiser, tau_s, tau_end)
-        y_s, delta, seen = denoiser.ask(y_0, y_s, s, (tau_s, target), own, choice)
+        y_s, delta, seen = denoiser.ask(y_0, y_s, s, (tau_s, target), own, choice, **more)
         y_t = flow_map(y_s, delta, jnp.full(y_s.shape[0], s), jnp.full(y_s.shape[0], end))
         if gamma:
             y_t = renoised(y_t, delta, t, gamma, denoiser.noise(jax.random.fold_in(own, 1)))
-        return y_t, seen
+        return (y_t, delta if denoiser.self_conditioned else None), seen
 
     grid = (jnp.arange(steps), taus[:-1], tau_ends[1:], times[:-1], times[1:], ends[1:])
-    y_s, early = jax.lax.scan(step, y_0, tuple(x[:-1] for x in grid))
+    none = jnp.zeros_like(y_0) if denoiser.self_conditioned else None
+    state, early = jax.lax.scan(step, (y_0, none), tuple(x[:-1] for x in grid))
     # Alone, so that the compiler drops delta @ E of the last call, which nothing reads.
-    _, last = step(y_s, tuple(x[-1] for x in grid), choice)
+    _, last = step(state, tuple(x[-1] for x in grid), choice)
     tokens, confidence = (jnp.concatenate([a, b[None]]) for a, b in zip(early, last))
     return Samples(last[0], tokens, confidence)
 

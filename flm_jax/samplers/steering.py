@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from flm_jax.flows import readout
 from flm_jax.flows.clocks import Clock
+from flm_jax.flows.self_conditioning import fixed_point
 from flm_jax.flows.states import hold_given
 from flm_jax.samplers import flow_map, solvers
 from flm_jax.samplers.categorical import Choice
@@ -33,6 +34,9 @@ class Steering:
       weak_dropout: or the model itself at this dropout rate; 0 for none.
       reward: folder of a trained reward, or "".
       reward_scale: lambda; see `make_nudge`.
+      iterations: of self-conditioned flows: network calls at each state, each with the estimate of
+        the one before (`self_conditioning.fixed_point`); 0 for one call, with that of the last
+        Euler step.
     """
 
     solver: str = "euler"
@@ -43,6 +47,7 @@ class Steering:
     weak_dropout: float = 0.0
     reward: str = ""
     reward_scale: float = 0.0
+    iterations: int = 0
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
@@ -57,6 +62,7 @@ class Steering:
             "solver=adaptive.",
         )
         require(0.0 <= self.gamma <= 1.0, f"gamma is {self.gamma}; expected 0 to 1.")
+        require(self.iterations >= 0, f"iterations is {self.iterations}; expected 0 or more.")
         require(
             abs(self.guidance) < finite, f"guidance is {self.guidance}; expected a finite number."
         )
@@ -136,6 +142,15 @@ def check(steering: Steering, net: Network, steps: int) -> None:
         f"got steps={steps} with solver=adaptive, where they bound the network calls; expected at "
         f"least {solvers.MIN_ADAPTIVE_CALLS}, for example 256.",
     )
+    if steering.iterations:
+        fixed_point(net, steering.iterations)  # refuses a network that takes no estimate
+        return
+    plainly = steering.solver == "euler" and steering.guidance == 1.0 and not steering.reward_scale
+    require(
+        plainly or not net.self_conditioned,
+        "a self-conditioned flow carries its estimate along plain Euler steps alone; with another "
+        "solver, guidance or a reward give iterations=2, for example.",
+    )
 
 
 def make_nudge(
@@ -208,16 +223,18 @@ def sample(
     """Draws noise and carries it to data as `steering` says.
 
     Args:
-      steps: evaluations of the denoiser ("adaptive": at most); static. Guidance adds a network
-        call to each, a reward another with its gradient.
+      steps: evaluations of the denoiser ("adaptive": at most); static. Each is one network call,
+        or `steering.iterations`; guidance adds one to each, a reward as many with their gradient.
       choice: how the tokens of the last read-out are chosen.
       aids, extra: the networks that `steering` names, and their parameters.
 
     Returns:
       Samples; given positions are exactly as given.
     """
-    extra = extra or {}
+    extra, each = extra or {}, max(steering.iterations, 1)
+    net = fixed_point(net, each) if steering.iterations else net
     denoiser = make_denoiser(net, params, given, steering, aids, extra)
+    denoiser = denoiser._replace(calls=denoiser.calls + each - 1)
     y_0 = denoiser.noise(key)
     common = {"clock": clock, "steps": steps, "choice": choice}
     if steering.solver == "adaptive":
@@ -234,7 +251,7 @@ def sample(
             denoiser.table,
             given,
         )
-        calls += 1
+        calls += each
     if steering.solver == "heun":
         found = solvers.heun(key, y_0, denoiser, **common)
     else:

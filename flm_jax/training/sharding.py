@@ -33,6 +33,7 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/(mlp_out|modulation)/bias$", ("layer", None)),
     (r"(^|/)(time|target_time|weighting)/(hidden|out)/(kernel|bias)$", (None,)),
     (r"(^|(?<!blocks)/)modulation/kernel$", (None, "embed")),
+    (r"(^|/)estimate/kernel$", (None, "embed")),
     (r"(^|(?<!blocks)/)modulation/bias$", (None,)),
     (r"(^|/)norm/scale$", (None,)),
     (r"(^|/)ns_coeffs$", (None,)),  # Muon's constants
