@@ -220,7 +220,8 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * ((share * (1 - share) + z**2 / (4 * count)) / count) ** 0.5
-    return middle - half, middle + half
+    # Rounding would take the interval of 0, or of 1, a hair beyond it.
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _cell(row: Row, name: str) -> str:

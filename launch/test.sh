@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lints and tests in a virtual environment of its own (.venv-test). Arguments go to pytest; --slow adds
-# the trainings of several minutes.
+# trainings of several minutes and the commands of the documentation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/_venv.sh

@@ -153,3 +153,4 @@ def test_the_interval_of_a_share_holds_it_nineteen_times_in_twenty():
     for true in (0.5, 0.99):
         spans = [share_interval(k / 400, 400) for k in rng.binomial(400, true, 4000)]
         assert 0.92 < np.mean([low <= true <= high for low, high in spans]) < 0.975
+    assert share_interval(0.0, 1000)[0] == 0.0 and share_interval(1.0, 1000)[1] == 1.0
