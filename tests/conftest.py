@@ -21,6 +21,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+_LONGEST = ("test_training.py", "test_distributed.py", "test_endurance.py", "test_notebooks.py")
 _CHECKED = [f"flm_jax.{name}" for name in ("flows", "losses", "samplers", "models")]
 install_import_hook(_CHECKED, "beartype.beartype")
 
@@ -36,6 +37,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Processes take files in this order: the longest first, so that none is left alone at the end.
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -78,7 +78,7 @@ def test_comparison_builds(path, tmp_path):
     """For every task it names: complete, parameters equal to 20%, equal training tokens.
 
     The flow map's second time embedding is most of the difference. Routes of unequal cost take
-    tokens in inverse proportion to it, and their teacher its own.
+    tokens in inverse proportion to it, and their teacher its own. NAME_self takes NAME's.
     """
     module = runpy.run_path(str(path))
     assert f"--config=configs/{path.name}" in module["__doc__"]
@@ -92,9 +92,12 @@ def test_comparison_builds(path, tmp_path):
                 sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
                 tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
         assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
-        if "FMLM" in tokens:
-            baselines = {tokens[name] for name in ("MDLM", "AR") if name in tokens}
+        own = {name for name in tokens if name.endswith("_self")}
+        assert all(tokens[name] == tokens[name.removesuffix("_self")] for name in own)
+        if baselines := {tokens[name] for name in ("MDLM", "AR") if name in tokens}:
             assert baselines == {tokens["FLM"] + tokens["FMLM"]}
+        elif own:
+            assert own == {"FLM_self", "FMLM_self"}
         elif cost := module.get("COST"):
             spent = [tokens[n] * cost[n.removesuffix("_alone")] for n in tokens if n != "FLM"]
             assert len(spent) == 2 * len(cost) and max(spent) / min(spent) < 1.01

@@ -90,14 +90,14 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
-    """Of a two-time DiT with anchors, an adapted llama and a mixture of experts, which have all.
+    """Of a DiT with all options, an adapted llama and a mixture of experts, which have all.
 
     And whatever an optimizer keeps.
     """
     sizes = (11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
     few = (11, 5, 8, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True)
     networks = (
-        dit(DiTConfig(*sizes, anchor=True)),
+        dit(DiTConfig(*sizes, anchor=True, self_conditioning=True)),
         llama(LlamaConfig(*few, adapters=AdapterConfig(2, 4.0, 2, 2.0, 0.0, 4))),
         llama(LlamaConfig(*few, qk_norm=True, experts=ExpertsConfig(4, 1, 4, 1, 2, 1, 1.0, 1))),
     )
