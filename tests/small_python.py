@@ -4,8 +4,8 @@ The flags that make them small follow those of the page, and take their place. E
 order of the commands and the files that pass between them are the page's own.
 """
 
-import importlib.util
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -44,6 +44,8 @@ CONVERT = {
     "llada": ["--tokenizer=bytes_tokenizer"],
     "llada2": ["--tokenizer=letters", "--length=64"],
 }
+# The page's own number where that is less.
+AT_MOST = {"num_samples": 4, "problems": 4, "batch_size": 4, "limit": 1, "vocab_size": 256}
 OTHERS = {
     "generate": ["--num=8", "--batch_size=8"],
     "train_reward": ["--steps=2", "--batch_size=8"],
@@ -73,10 +75,7 @@ def _training(words):
 def _comparison(words):
     """Small models, one step count each; of a corpus, the reader's text in few pieces."""
     path, _, arg = _value(words, "config").partition(":")
-    spec = importlib.util.spec_from_file_location("comparison", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(arg)
+    config = runpy.run_path(str(ROOT / path))["get_config"](arg)
     flags = ["--config.samples=8", "--config.batch_size=8"]
     if "prepare" in config:
         small = {"source": "text", "path": "book.txt", "vocab_size": 256}
@@ -104,10 +103,9 @@ def smaller(module, words):
         flags.append("--steps=8")
     if module == "benchmark":
         flags += ["--steps=2", "--answer_length=8", "--seconds=10"]
-    if module in ("sample", "evaluate", "benchmark"):
-        for flag, most in (("num_samples", 4), ("problems", 4), ("batch_size", 4), ("limit", 1)):
-            if _value(words, flag):
-                flags.append(f"--{flag}={most}")
+    if module in ("prepare_data", "sample", "evaluate", "benchmark"):
+        given = {flag: _value(words, flag) for flag in AT_MOST}
+        flags += [f"--{flag}={min(int(n), AT_MOST[flag])}" for flag, n in given.items() if n]
     return flags
 
 

@@ -9,26 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_python import smaller
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```bash\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d[\d.,:]*")
-# Given after the flags of the page, of which they take the place.
-SMALLER = {
-    "prepare_data": ["--vocab_size=256"],
-    "train": [
-        "--config.model.length=16",
-        "--config.model.dim=32",
-        "--config.model.depth=1",
-        "--config.model.loss_tile=8",
-        "--config.train.steps=4",
-        "--config.train.batch=8",
-        "--config.train.log_every=2",
-        "--config.eval.batches=1",
-        "--config.eval.sample_steps=2",
-    ],
-    "sample": [],
-}
 
 
 def steps():
@@ -48,7 +33,7 @@ def form(line):
 def run(line, folder):
     program, dash_m, module, *flags = shlex.split(line)
     assert (program, dash_m) == ("python", "-m"), line
-    flags += SMALLER[module.removeprefix("flm_jax.")]
+    flags += smaller(module.removeprefix("flm_jax."), flags)
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", module, *flags],
