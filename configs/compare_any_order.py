@@ -10,17 +10,45 @@ from ml_collections import ConfigDict
 
 from flm_jax.defaults import base_config
 
-# task -> sizes, learning rate of the FLM, rows, steps of the FLM, steps of its distillation, and
-# numbers of network calls to compare at.
+# task -> sizes, learning rate of the FLM, rows, steps of the FLM, steps of its distillation, calls
+# to compare at, share of rows with a context, and share of pairs (0, 1) in distillation (refinement
+# asks no others).
 TASKS = {
     "arithmetic1": dict(
-        length=6, dim=64, depth=3, lr=5e-3, batch=256, flow=4000, distil=2000, calls=(2, 4, 8)
+        length=6,
+        dim=64,
+        depth=3,
+        lr=5e-3,
+        batch=256,
+        flow=4000,
+        distil=2000,
+        calls=(2, 4, 8),
+        context=0.5,
+        boundary=1 / 32,
     ),
     "arithmetic": dict(
-        length=12, dim=128, depth=4, lr=1e-3, batch=256, flow=2000, distil=2000, calls=(2, 4, 8)
+        length=12,
+        dim=128,
+        depth=4,
+        lr=1e-3,
+        batch=256,
+        flow=2000,
+        distil=2000,
+        calls=(2, 4, 8),
+        context=0.5,
+        boundary=1 / 32,
     ),
     "sudoku": dict(
-        length=81, dim=96, depth=4, lr=2e-3, batch=32, flow=1500, distil=600, calls=(2, 4, 8, 16)
+        length=81,
+        dim=96,
+        depth=4,
+        lr=2e-3,
+        batch=32,
+        flow=1500,
+        distil=600,
+        calls=(2, 4, 8, 16),
+        context=1.0,
+        boundary=0.25,
     ),
 }
 
@@ -53,12 +81,15 @@ def get_config(arg: str = ""):
     task = arg or "arithmetic1"
     flow, distil, calls = (TASKS[task][key] for key in ("flow", "distil", "calls"))
     flm = _model(task, flow)
-    flm.objective.context = 0.5
+    flm.model.posterior_input = True
+    flm.objective.context = TASKS[task]["context"]
     fmlm = _model(task, distil)
     fmlm.optim.lr = 2e-3
     fmlm.model.two_time = True
+    fmlm.model.posterior_input = True
     fmlm.objective.name = "semigroup"
-    fmlm.objective.context = 0.5
+    fmlm.objective.context = TASKS[task]["context"]
+    fmlm.objective.boundary = TASKS[task]["boundary"]
     mdlm = _model(task, flow + distil)
     mdlm.objective.name = "masked"
     config = ConfigDict()

@@ -1,6 +1,7 @@
 """From configurations to functions: the only reader of configurations, the only name tables."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from flm_jax.adaptation import adapter_config, bridge_objective, make_llama, tra
 from flm_jax.alignment import alignment_objective, check_base
 from flm_jax.data.tokenizer_base import Tokenizer
 from flm_jax.data.tokenizers import load_tokenizer
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.states import NOISE_KINDS
 from flm_jax.losses.autoregressive import autoregressive_loss
 from flm_jax.losses.masked import MaskedConfig, masked_loss
@@ -53,7 +54,8 @@ def _choice(kind: str, got: str, valid) -> str:
 
 
 # What a workdir may be too old to have.
-_NEW_MODEL_KEYS = {"attention": "xla", "position_table": False, "self_conditioning": False}
+_DIT_KEYS = {"position_table": False, "self_conditioning": False, "posterior_input": False}
+_NEW_MODEL_KEYS = {"attention": "xla"} | _DIT_KEYS
 _NEW_KEYS = {"context": 0.0, "prompt": 0, "weighting": "equal"}
 
 
@@ -96,6 +98,17 @@ def _llama(cfg: Config, plan: AttentionPlan, aim: Config) -> Network:
 MODELS: dict[str, Callable[..., Network]] = {"dit": _dit, "causal": _causal, "llama": _llama}
 
 
+def _reading_posteriors(net: Network, config: Config) -> Network:
+    goal = config["objective"]["name"]
+    require(
+        goal == "denoising" or goal in ROUTES,
+        f"config.model.posterior_input is for flows over one-hot tokens, got objective {goal}; set "
+        "it to False.",
+    )
+    times = functools.partial(tau_to_t, clock(config, net.vocab_size))
+    return dataclasses.replace(net, interpolant_time=times)
+
+
 def network(config: Config, mesh: Mesh | None = None) -> Network:
     """The denoiser of a configuration with its vocabulary resolved; to run over `mesh`."""
     cfg = _NEW_MODEL_KEYS | config["model"]
@@ -103,7 +116,7 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
     name = _choice("config.model.name", cfg.pop("name"), MODELS)
     make, own, adapters = MODELS[name], cfg.pop("llama", {}), adapter_config(config)
     if name != "dit":
-        for key in ("position_table", "self_conditioning"):
+        for key in _DIT_KEYS:
             require(
                 not cfg.pop(key),
                 f"config.model.{key} is for 'dit' alone, got model.name {name!r}; set it to False.",
@@ -125,7 +138,10 @@ def network(config: Config, mesh: Mesh | None = None) -> Network:
         0.0 <= cfg["dropout"] < 1.0, f"config.model.dropout is {cfg['dropout']}, not in [0, 1)."
     )
     plan = attention_plan(cfg["attention"], mesh)
+    by_posterior = cfg.pop("posterior_input", False)
     net = make(cfg, plan, _NEW_KEYS | config["objective"])
+    if by_posterior:
+        net = _reading_posteriors(net, config)
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))

@@ -139,6 +139,11 @@ def _export(folder: epath.Path, path: str) -> None:
 def _export_tensors(folder: epath.Path, path: str) -> None:
     model = build.load_model(folder)
     given = model.config["model"]
+    require(
+        not given.get("posterior_input"),
+        "got a model with config.model.posterior_input, which the reference's network does not "
+        "know; expected one without, or an --export to a folder.",
+    )
     if given["name"] == "llama":
         state = adaptation.exported(model.config, model.params)
     else:

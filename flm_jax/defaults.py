@@ -23,6 +23,9 @@ def base_config() -> ConfigDict:
     # dit: a learned vector for each position is added to the state, beside rotary positions; for
     # data that lie on a grid.
     config.model.position_table = False
+    # dit: the posterior of each token given its own state, in closed form, enters instead of the
+    # state (objective denoising and the routes to a flow map)
+    config.model.posterior_input = False
     # dit: an estimate of the clean text, the network's own, is added to the state (denoising alone)
     config.model.self_conditioning = False
     config.model.dropout = 0.0  # rate in [0, 1), on both branches of a block

@@ -79,7 +79,7 @@ class Network:
       features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
         are network times (the clock tau), [B] or [B, L]; a key switches dropout on. Where
         self_conditioned it also takes estimate=delta @ E [B, L, D], an earlier answer; zeros, or
-        None, for none.
+        None, for none. Losses and samplers call `readout.read`.
       readout: params -> (kernel [D, V], bias [V]) of the head.
       table: params -> embedding table E [V, D], float32.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
@@ -88,6 +88,9 @@ class Network:
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
       any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
       self_conditioned: whether it is shown an estimate of the clean text besides the state.
+      interpolant_time: network time -> t of the flow, of networks whose features take the
+        posterior of each token given its own state (see `flows.posterior`) for x_s; None for those
+        that take the state. `readout.read` makes the one of the other.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.weighting`); None for equal weights.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
@@ -111,6 +114,7 @@ class Network:
     parallel: Parallel | None = None
     any_order: bool = False
     self_conditioned: bool = False
+    interpolant_time: Callable[[Times], Times] | None = None
     log_loss: Callable[..., jax.Array] | None = None
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None

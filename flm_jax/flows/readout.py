@@ -5,6 +5,7 @@ The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits
 (see `tiled`); everything else here does.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.flows import tiled
 from flm_jax.flows.interpolants import over_features, over_positions
+from flm_jax.flows.posterior import token_posterior
 from flm_jax.types import Network, Params, States, Times, require
 
 
@@ -25,16 +27,34 @@ class Readout(NamedTuple):
     bias: jax.Array
 
 
-def read(
+def _posterior_embedding(net: Network, params: Params, y_s: States, tau: Times) -> States:
+    """E^T p(. | y_s), float32: what each state says of its own token, read at network time tau."""
+    table = net.table(params)
+    found, kernel = token_posterior(y_s, net.interpolant_time(tau), table)
+    plain = dataclasses.replace(net, logit_softcap=0.0)
+    return expected_embedding(Readout(found, kernel, jnp.zeros(net.vocab_size)), table, plain)
+
+
+def features(
     net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, estimate=None
-) -> Readout:
-    """Runs the network on states x_s at network times (s, t) up to, not through, its head.
+) -> Float[Array, "b l d"]:
+    """The last hidden states of the network at states x_s and network times (s, t).
 
     Args:
       estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
     """
     more = {} if estimate is None else {"estimate": estimate}
-    return Readout(net.features(params, x_s, s, t, key=key, **more), *net.readout(params))
+    if net.interpolant_time is not None:
+        # A flow map reads a state as one of the middle of its jump: on the diagonal as its teacher
+        # does, and from the start, where the posterior would be the same of all noise, as evidence.
+        middle = 0.5 * (s + t) if net.two_time else s
+        x_s = _posterior_embedding(net, params, x_s, middle)
+    return net.features(params, x_s, s, t, key=key, **more)
+
+
+def read(net: Network, params: Params, x_s: States, s: Times, t: Times, **more) -> Readout:
+    """Runs the network up to, not through, its head; arguments as of `features`."""
+    return Readout(features(net, params, x_s, s, t, **more), *net.readout(params))
 
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:

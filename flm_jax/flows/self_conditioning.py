@@ -38,9 +38,11 @@ def fixed_point(net: Network, iterations: int) -> Network:
         "trained with config.model.self_conditioning = True.",
     )
 
+    inner = dataclasses.replace(net, interpolant_time=None)  # x_s is what its blocks read
+
     def features(params: Params, x_s, s: Times, t: Times, *, key=None):
         def again(estimate, _):
-            return estimated(net, params, x_s, (s, t), estimate), None
+            return estimated(inner, params, x_s, (s, t), estimate), None
 
         none = jnp.zeros(x_s.shape, jnp.float32)
         estimate, _ = jax.lax.scan(again, none, length=iterations - 1)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.flow_map import flow_map_weights
 from flm_jax.flows.interpolants import over_features
-from flm_jax.flows.readout import Readout, expected_embedding, read
+from flm_jax.flows.readout import Readout, expected_embedding, features, read
 from flm_jax.losses.distillation import Pairs, Teacher
 from flm_jax.losses.targets import (
     TargetConfig,
@@ -43,12 +43,12 @@ def derivative_along_flow(
     y_s, s = pairs.views[0], pairs.s
     # Clean positions, where s = 1, do not move along the flow.
     direction = jnp.where(over_features(s) < 1.0, denoised - y_s, 0.0)
-    features, tangent = jax.jvp(
-        lambda y, tau_s: net.features(params, y, tau_s, pairs.tau_t),
+    out, tangent = jax.jvp(
+        lambda y, tau_s: features(net, params, y, tau_s, pairs.tau_t),
         (y_s, pairs.tau_s),
         (direction, (1.0 - s) * clock_slope(clock, s)),
     )
-    return Readout(features, *net.readout(params)), tangent
+    return Readout(out, *net.readout(params)), tangent
 
 
 def coefficients(s: Times, t: Times, bound: float) -> tuple[Times, Times]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
-from flm_jax.flows.readout import Readout, expected_embedding, read
+from flm_jax.flows.readout import Readout, expected_embedding, features, read
 from flm_jax.losses.distillation import Pairs, Teacher
 from flm_jax.losses.targets import (
     TargetConfig,
@@ -31,12 +31,12 @@ def derivative_in_t(
     """delta_st at the pairs and the derivative of its features [B, L, D] in t, by forward mode."""
     # Clean positions, where s = t = 1, stay there while the others' end time moves.
     slope = jnp.where(pairs.s < 1.0, clock_slope(clock, pairs.t), 0.0)
-    features, tangent = jax.jvp(
-        lambda tau_t: net.features(params, pairs.views[0], pairs.tau_s, tau_t, key=key),
+    out, tangent = jax.jvp(
+        lambda tau_t: features(net, params, pairs.views[0], pairs.tau_s, tau_t, key=key),
         (pairs.tau_t,),
         (slope,),
     )
-    return Readout(features, *net.readout(params)), tangent
+    return Readout(out, *net.readout(params)), tangent
 
 
 def lagrangian_loss_at(

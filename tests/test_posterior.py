@@ -1,0 +1,184 @@
+"""The token posterior of a noisy state, and networks that read it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from test_any_order import ROWS, random_batch, random_params
+from test_routes import random_pairs
+from test_samplers import CLOCK, CONFIG, FREE, KEY, LENGTH, VOCAB
+from test_training import tiny_config
+
+from flm_jax import build
+from flm_jax.config import check
+from flm_jax.flows.clocks import tau_to_t
+from flm_jax.flows.posterior import token_posterior
+from flm_jax.flows.readout import features, logits, read
+from flm_jax.flows.self_conditioning import estimated, fixed_point
+from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
+from flm_jax.losses.eulerian import derivative_along_flow
+from flm_jax.losses.lagrangian import derivative_in_t
+from flm_jax.losses.targets import clock_slope
+from flm_jax.models.dit import dit
+from flm_jax.samplers.common import start
+from flm_jax.samplers.flow_map import sample
+from flm_jax.types import UserError
+
+
+@functools.lru_cache
+def network(**more):
+    net = dit(dataclasses.replace(CONFIG, **({"dropout": 0.0} | more)))
+    times = functools.partial(tau_to_t, CLOCK)
+    return dataclasses.replace(net, interpolant_time=times), random_params(net)
+
+
+def states(seed=1, rows=3):
+    return 0.5 * jax.random.normal(jax.random.key(seed), (rows, LENGTH, CONFIG.dim))
+
+
+def posterior(y_t, t, table):
+    found, kernel = token_posterior(y_t, t, table)
+    return jax.nn.softmax(found @ kernel, axis=-1)
+
+
+@pytest.mark.parametrize("vocab_size, dim", [(7, 12), (12, 12), (30, 12)])
+@pytest.mark.parametrize("t", [0.1, 0.4, 0.7])
+def test_it_is_bayes_rule(vocab_size, dim, t):
+    """Of true states: against the density of the Gaussian on the span of E, in float64."""
+    rng = np.random.default_rng(vocab_size)
+    table = rng.standard_normal((vocab_size, dim))
+    tokens = rng.integers(0, vocab_size, (4, 5))
+    noise = rng.standard_normal((4, 5, vocab_size)) @ table
+    y_t = t * table[tokens] + (1 - t) * noise
+    cov = (1 - t) ** 2 * table.T @ table
+    log_p = np.stack(
+        [multivariate_normal(t * row, cov, allow_singular=True).logpdf(y_t) for row in table], -1
+    )
+    want = np.exp(log_p - log_p.max(-1, keepdims=True))
+    want /= want.sum(-1, keepdims=True)
+    times = jnp.full((4, 5), t)
+    got = posterior(*(jnp.asarray(x, jnp.float32) for x in (y_t, times, table)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-3)
+    assert np.ptp(want) > 0.01
+
+
+def test_noise_says_nothing_and_a_clean_token_all():
+    table = jax.random.normal(jax.random.key(0), (VOCAB, CONFIG.dim))
+    tokens = jnp.arange(VOCAB)[None]
+    np.testing.assert_allclose(posterior(states(), jnp.zeros(3), table), 1 / VOCAB, rtol=1e-6)
+    clean = posterior(table[tokens], jnp.ones(1), table)
+    np.testing.assert_array_equal(clean, jax.nn.one_hot(tokens, VOCAB))
+    moved = lambda y, t: posterior(y, t, table)
+    for t in (0.0, 1.0):
+        _, rate = jax.jvp(moved, (table[tokens], jnp.full(1, t)), (table[tokens], jnp.ones(1)))
+        assert jnp.isfinite(rate).all()
+
+
+@pytest.mark.parametrize("two_time", [False, True])
+def test_networks_read_it_and_flow_maps_that_of_the_middle_of_their_jump(two_time):
+    net, params = network(two_time=two_time)
+    s, t = jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray([0.5, 0.6, 1.0])
+    table, read_at = net.table(params), (s + t) / 2 if two_time else s
+    shown = posterior(states(), tau_to_t(CLOCK, read_at), table) @ table
+    got = features(net, params, states(), s, t)
+    np.testing.assert_allclose(got, net.features(params, shown, s, t), rtol=0, atol=1e-4)
+    # From pure noise a denoiser answers alike, a flow map does not.
+    ends = jnp.zeros(3), jnp.ones(3)
+    first, second = (features(net, params, states(seed), *ends) for seed in (1, 2))
+    assert np.allclose(first, second, atol=1e-5) == (not two_time)
+
+
+def test_a_fresh_student_is_its_teacher_on_the_diagonal():
+    plain, params = network(two_time=False)
+    net, _ = network()
+    student = build.student_params(net.init(jax.random.key(0)), params)
+    tau = jnp.asarray([0.1, 0.5, 0.9])
+    want, got = (features(n, p, states(), tau, tau) for n, p in ((plain, params), (net, student)))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_tiles_change_nothing():
+    net, params = network(two_time=False)
+    batch, more = random_batch(), {"clock": CLOCK, "cfg": DenoisingConfig(), "rows": ROWS}
+    loss = lambda p, net: denoising_loss(p, batch, KEY, net=net, **more)[0]
+    whole, tiled = (
+        jax.value_and_grad(loss)(params, n) for n in (net, dataclasses.replace(net, loss_tile=4))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole, tiled)
+
+
+def test_derivatives_go_through_it():
+    """Float32 differences along the flow and in t, to 1%."""
+    net, params = network()
+    pairs = random_pairs(CLOCK, rows=3, length=LENGTH, dim=CONFIG.dim)
+    pairs = pairs._replace(views=(states(), None))
+    # Away from the ends, where the clock is steep.
+    taus = jnp.asarray([0.2, 0.3, 0.4]), jnp.asarray([0.6, 0.7, 0.5])
+    s, t = (tau_to_t(CLOCK, tau) for tau in taus)
+    pairs = pairs._replace(tau_s=taus[0], tau_t=taus[1], s=s, t=t)
+    y, towards, h = pairs.views[0], states(5), 3e-3
+    speed = (1 - s) * clock_slope(CLOCK, s)
+    run = lambda y, tau_s, tau_t: features(net, params, y, tau_s, tau_t)
+    in_t = lambda h: run(y, taus[0], taus[1] + h * clock_slope(CLOCK, t))
+    along = lambda h: run(y + h * (towards - y), taus[0] + h * speed, taus[1])
+    for tangent, moved in (
+        (derivative_in_t(params, pairs, net=net, clock=CLOCK)[1], in_t),
+        (derivative_along_flow(params, pairs, towards, net=net, clock=CLOCK)[1], along),
+    ):
+        want = (moved(h) - moved(-h)) / (2 * h)
+        np.testing.assert_allclose(tangent, want, rtol=0, atol=0.01 * np.abs(want).max())
+
+
+def test_self_conditioning_reads_it_once():
+    net, params = network(two_time=False, self_conditioning=True)
+    tau = jnp.full(3, 0.4)
+    estimate = estimated(net, params, states(), (tau, tau), None)
+    want = logits(read(net, params, states(), tau, tau, estimate=estimate), net)
+    got = logits(read(fixed_point(net, 2), params, states(), tau, tau), net)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
+def test_samplers_run_on_it():
+    """The last read-out is that of the state the sampler holds, here by its one step from noise."""
+    net, params = network()
+    got = sample(KEY, net, params, clock=CLOCK, steps=1, given=FREE)
+    zero, one = jnp.zeros(3), jnp.ones(3)
+    out = logits(read(net, params, start(KEY, net, params, FREE), zero, one), net)
+    np.testing.assert_array_equal(got.tokens, out.argmax(-1))
+
+
+def configured(**changes):
+    config = tiny_config()
+    config.model.vocab_size, config.model.length = VOCAB, LENGTH
+    config.model.posterior_input = True
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return build.network(check(config))
+
+
+def test_a_configuration_chooses_it():
+    net = configured()
+    half = jnp.asarray([0.5])
+    np.testing.assert_allclose(net.interpolant_time(half), tau_to_t(CLOCK, half), rtol=1e-6)
+    identity = configured(objective__clock="identity")
+    assert identity.interpolant_time(half)[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective__name": "masked"}, "flows over one-hot tokens, got objective masked"),
+        (
+            {"model__name": "causal", "objective__name": "autoregressive"},
+            "posterior_input is for 'dit' alone, got model.name 'causal'",
+        ),
+    ],
+)
+def test_other_families_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        configured(**changes)
