@@ -16,7 +16,7 @@ from test_training import tiny_config
 from flm_jax import build
 from flm_jax.config import check
 from flm_jax.flows.clocks import tau_to_t
-from flm_jax.flows.posterior import token_posterior
+from flm_jax.flows.posterior import token_posterior, whitening
 from flm_jax.flows.readout import features, logits, read
 from flm_jax.flows.self_conditioning import estimated, fixed_point
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
@@ -26,6 +26,7 @@ from flm_jax.losses.targets import clock_slope
 from flm_jax.models.dit import dit
 from flm_jax.samplers.common import start
 from flm_jax.samplers.flow_map import sample
+from flm_jax.training.sharding import MeshConfig, loss_parallel, make_mesh
 from flm_jax.types import UserError
 
 
@@ -66,6 +67,16 @@ def test_it_is_bayes_rule(vocab_size, dim, t):
     assert np.ptp(want) > 0.01
 
 
+@pytest.mark.parametrize("vocab_size, dim", [(7, 12), (30, 12)])
+def test_what_it_multiplies_is_white(vocab_size, dim):
+    """And the product is the pseudo-inverse of E."""
+    table = jax.random.normal(jax.random.key(0), (vocab_size, dim))
+    whiten, kernel = whitening(table)
+    seen = table @ whiten
+    np.testing.assert_allclose(seen.T @ seen, jnp.eye(min(vocab_size, dim)), atol=1e-4)
+    np.testing.assert_allclose(whiten @ kernel, jnp.linalg.pinv(table), atol=1e-4)
+
+
 def test_noise_says_nothing_and_a_clean_token_all():
     table = jax.random.normal(jax.random.key(0), (VOCAB, CONFIG.dim))
     tokens = jnp.arange(VOCAB)[None]
@@ -101,12 +112,18 @@ def test_a_fresh_student_is_its_teacher_on_the_diagonal():
     np.testing.assert_array_equal(got, want)
 
 
-def test_tiles_change_nothing():
-    net, params = network(two_time=False)
-    batch, more = random_batch(), {"clock": CLOCK, "cfg": DenoisingConfig(), "rows": ROWS}
+@pytest.mark.parametrize("over", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_tiles_change_nothing_nor_does_a_mesh(over):
+    config = dataclasses.replace(CONFIG, vocab_size=12, two_time=False, dropout=0.0)
+    net = dataclasses.replace(dit(config), interpolant_time=network()[0].interpolant_time)
+    params, batch = random_params(net), random_batch()
+    mesh = over and make_mesh(MeshConfig(**over))
+    parallel = loss_parallel(mesh, 12, CONFIG.dim) if over else None
+    cut = dataclasses.replace(net, loss_tile=4, parallel=parallel)
+    more = {"clock": CLOCK, "cfg": DenoisingConfig(), "rows": ROWS}
     loss = lambda p, net: denoising_loss(p, batch, KEY, net=net, **more)[0]
     whole, tiled = (
-        jax.value_and_grad(loss)(params, n) for n in (net, dataclasses.replace(net, loss_tile=4))
+        jax.jit(jax.value_and_grad(functools.partial(loss, net=n)))(params) for n in (net, cut)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole, tiled)
 

@@ -20,25 +20,34 @@ from flm_jax.types import States, Times
 _LATEST = 1.0 - 2.0**-10  # later t count as this one: no two tokens are in doubt any more
 
 
-def dual(table: Float[Array, "v d"]) -> Float[Array, "d v"]:
-    """M^T = (E (E^T E)^+)^T, float32, solved on the smaller side of E."""
-    table = table.astype(jnp.float32)
-    if table.shape[0] <= table.shape[1]:
-        return jax.scipy.linalg.cho_solve((cholesky_factor(gram(table.T)), True), table).T
-    return jax.scipy.linalg.cho_solve((cholesky_factor(gram(table)), True), table.T)
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def whitening(table: Float[Array, "v d"]) -> tuple[Float[Array, "d k"], Float[Array, "k v"]]:
+    """A, B with A B = M^T, k the smaller of V and D, such that y A is white for y = E^T eps.
+
+    Of white numbers a product may be taken at the low precision of accelerators.
+    """
+    small = table.shape[0] <= table.shape[1]
+    factor = cholesky_factor(gram(table.T if small else table))
+    inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(factor.shape[0]), lower=True)
+    across = _matmul(inverse, table if small else table.T)
+    return (_matmul(across.T, inverse), jnp.eye(len(table))) if small else (inverse.T, across)
 
 
 def token_posterior(
     y_t: States, t: Times, table: Float[Array, "v d"]
 ) -> tuple[Float[Array, "b l k"], Float[Array, "k v"]]:
-    """Features [B, L, D+1] and kernel [D+1, V], whose product has p(. | y_t) as its softmax.
+    """Features [B, L, k+1] and kernel [k+1, V], whose product has p(. | y_t) as its softmax.
 
     Args:
-      y_t: states; t: their interpolant times, [B] or [B, L]; table: E.
+      y_t: states; t: their interpolant times, [B] or [B, L]; table: E. k is the smaller of V and D.
     """
+    table = table.astype(jnp.float32)
     t = jnp.minimum(over_positions(t, y_t.shape[:2]), _LATEST)[..., None]
     near = t / jnp.square(1.0 - t)
-    kernel = dual(table)
-    leverages = jnp.sum(kernel * table.T, axis=0, keepdims=True)
-    features = jnp.concatenate([near * y_t, -0.5 * t * near], axis=-1)
+    whiten, kernel = whitening(table)
+    leverages = jnp.sum(_matmul(whiten, kernel) * table.T, axis=0, keepdims=True)
+    features = jnp.concatenate([near * _matmul(y_t, whiten), -0.5 * t * near], axis=-1)
     return features, jnp.concatenate([kernel, leverages])
