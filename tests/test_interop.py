@@ -1,6 +1,7 @@
 """Reading and writing the weights of the PyTorch FLM networks."""
 
 import importlib.util
+import json
 import pickle
 import subprocess
 import sys
@@ -281,6 +282,12 @@ def test_command_line_imports_and_exports(tmp_path):
     assert (model.net.two_time, model.net.max_length, model.step) == (True, 16, 0)
     given = sampling.given_tokens(model, "", "", 2, 16)
     assert sampling.draw(model, given, steps=2, num=3, seed=0).tokens.shape == (3, 16)
+    # Parameters alike, another network.
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["posterior_input"] = True
+    (workdir / "config.json").write_text(json.dumps(config))
+    refused = convert(f"--workdir={workdir}", f"--export={exported}")
+    assert refused.returncode == 2 and "config.model.posterior_input" in refused.stderr
 
 
 @pytest.mark.parametrize(
