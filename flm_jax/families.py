@@ -48,6 +48,7 @@ class Options:
       refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
         for none.
       refine_threshold: of refinement: probability above which predictions are kept at once.
+      refine_until: of refinement: clock time that its jumps end at, in [0, 1].
       bridge: of masked language flows.
       steering: of flows.
     """
@@ -62,6 +63,7 @@ class Options:
     policy: str = ""
     refine: str = ""
     refine_threshold: float = 1.0
+    refine_until: float = 1.0
     bridge: masked_bridge.Bridging = masked_bridge.Bridging()  # noqa: RUF009  frozen
     steering: steers.Steering = steers.NONE
 
@@ -142,7 +144,7 @@ def _flow(
         return _onehot(net, clock, steps, options, kind)
     if options.refine:
         return _refined(config, net, steps, options)
-    _refuse(options, "a flow without refinement", "refine_threshold")
+    _refuse(options, "a flow without refinement", "refine_threshold", "refine_until")
     choice = options.choice(0.0)
     require(
         choice.top_p == 1.0 or choice.temperature > 0.0,
@@ -184,10 +186,12 @@ def _refined(config: Config, net: Network, steps: int, options: Options) -> Call
         0.0 <= threshold <= 1.0,
         f"got refine_threshold={threshold}; expected a probability, 1 for none.",
     )
-    given_options = {"steps": steps, "budget": options.refine, "threshold": threshold}
+    until = options.refine_until
+    require(0.0 <= until <= 1.0, f"got refine_until={until}; expected a clock time in [0, 1].")
+    how = {"steps": steps, "budget": options.refine, "threshold": threshold, "until": until}
 
     def draw(key, params, given, extra=None):
-        return refinement.sample_refined(key, net, params, given=given, **given_options)
+        return refinement.sample_refined(key, net, params, given=given, **how)
 
     return draw
 
@@ -233,7 +237,7 @@ def _masked(
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
     del clock, aids
-    _refuse(options, "masked diffusion", "refine", "refine_threshold")
+    _refuse(options, "masked diffusion", "refine", "refine_threshold", "refine_until")
     _unsteered(options, "masked diffusion")
     methods = {
         "ancestral": masked_diffusion.sample_ancestral,

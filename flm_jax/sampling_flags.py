@@ -39,6 +39,11 @@ _REFINE = flags.DEFINE_string(
 _THRESHOLD = flags.DEFINE_float(
     "refine_threshold", 1.0, "--refine: also keep predictions of more than this probability."
 )
+_UNTIL = flags.DEFINE_float(
+    "refine_until",
+    1.0,
+    "--refine: clock time that each jump ends at; 1 joint samples, 0 the most probable tokens.",
+)
 _CONTEXT_GUIDANCE = flags.DEFINE_float(
     "context_guidance", 0.0, "MLFM: weight of guidance away from corrupted context; 0 = none."
 )
@@ -100,6 +105,7 @@ def options() -> Options:
         policy=_POLICY.value,
         refine=_REFINE.value,
         refine_threshold=_THRESHOLD.value,
+        refine_until=_UNTIL.value,
         bridge=bridge,
         steering=steering,
     )

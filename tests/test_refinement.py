@@ -15,7 +15,8 @@ from flm_jax import build, datasets, sampling
 from flm_jax.config import check
 from flm_jax.families import Options
 from flm_jax.flows.clocks import decoding_clock
-from flm_jax.samplers.common import Given, nothing_given
+from flm_jax.flows.readout import denoise
+from flm_jax.samplers.common import Given, nothing_given, start
 from flm_jax.samplers.flow_map import sample
 from flm_jax.samplers.refinement import BUDGETS, sample_refined
 from flm_jax.types import Network, UserError
@@ -178,6 +179,20 @@ def untrained(share):
     return build.Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)
 
 
+@pytest.mark.parametrize("until", [0.0, 0.6])
+def test_jumps_end_where_they_are_told(until):
+    """One call reads out delta_0t at t = until, by definition."""
+    net, params = any_order()
+    given = nothing_given(ROWS, LENGTH)
+    got = sample_refined(KEY, net, params, steps=1, given=given, until=until)
+    y_0, times = start(KEY, net, params, given), jnp.zeros((ROWS, LENGTH))
+    probs = jax.nn.softmax(denoise(net, params, y_0, times, times + until))
+    np.testing.assert_array_equal(got.tokens, probs.argmax(-1))
+    np.testing.assert_allclose(got.steps_confidence[0], probs.max(-1), atol=1e-5)
+    whole = sample_refined(KEY, net, params, steps=1, given=given)
+    assert not np.allclose(whole.steps_confidence, got.steps_confidence, atol=1e-3)
+
+
 def test_models_are_refined_by_options():
     model = untrained(0.5)
     assert model.net.any_order
@@ -192,6 +207,8 @@ def test_models_are_refined_by_options():
     [
         (0.0, {"refine": "topk"}, "needs a flow map trained with random clean context"),
         (0.5, {"refine": "top"}, "unknown refine 'top'; did you mean 'topk'"),
+        (0.5, {"refine_until": 0.5}, "a flow without refinement does not know"),
+        (0.5, {"refine": "topk", "refine_until": 1.5}, "refine_until=1.5; expected a clock time"),
         (0.5, {"refine_threshold": 0.5}, "a flow without refinement does not know"),
         (0.5, {"refine": "topk", "refine_threshold": 1.5}, "refine_threshold=1.5; expected a prob"),
     ],

@@ -1,6 +1,6 @@
 """Posterior refinement of an any-order flow map (arXiv 2606.24773).
 
-Each call predicts all positions at once, jointly, by the one-step map X_01 from fresh noise with
+Each call predicts all positions at once, jointly, by a jump X_0t from fresh noise (t = 1) with
 the written tokens as clean context (per-token times s in {0, 1}); some predictions are written, the
 rest is noised again. Two positions written by one call were predicted from one noise, so they fit
 each other as far as the flow map is right; masked diffusion would draw them independently.
@@ -29,6 +29,7 @@ def sample_refined(
     given: Given,
     budget: Budget = "topk",
     threshold: float = 1.0,
+    until: float = 1.0,
 ) -> Samples:
     """Writes L positions in at most `steps` network calls, the free ones of a row spread evenly.
 
@@ -42,6 +43,9 @@ def sample_refined(
         predicted token; "uniform", random ones, which favours no token over another.
       threshold: predictions of more than this probability are written as well, beyond the budget;
         1 for none. A row then ends early; calls that find nothing left to write are not made.
+      until: clock time in [0, 1] that each jump ends at; its denoiser delta_0,until is read out. 1
+        for the tokens that the noise leads to, which fit each other; 0 for the most probable token
+        of each position by itself, whatever the noise, with its probability as confidence.
 
     Returns:
       Samples; calls counts the network calls that were made for the batch.
@@ -53,8 +57,8 @@ def sample_refined(
         now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
         y_0 = start(now, net, params, given)
         held = Given(partial.tokens, ~partial.masked)
-        zero, one = jnp.zeros(()), jnp.ones(())
-        return call(net, params, y_0, zero, (zero, one), held, y_0)[2]
+        zero = jnp.zeros(())
+        return call(net, params, y_0, zero, (zero, zero + until), held, y_0)[2]
 
     def plan(partial: Partial, k):
         count = even_share(total, steps, k)
