@@ -109,6 +109,7 @@ class Family(NamedTuple):
 
 
 _FLOWING = ("step_size", "re_edit", "hard_commit")
+_OF_REFINEMENT = ("refine", "refine_threshold", "refine_until")
 _OF_MASKED = ("method", "block_length", "policy", *_FLOWING)
 
 
@@ -144,7 +145,7 @@ def _flow(
         return _onehot(net, clock, steps, options, kind)
     if options.refine:
         return _refined(config, net, steps, options)
-    _refuse(options, "a flow without refinement", "refine_threshold", "refine_until")
+    _refuse(options, "a flow without refinement", *_OF_REFINEMENT[1:])
     choice = options.choice(0.0)
     require(
         choice.top_p == 1.0 or choice.temperature > 0.0,
@@ -162,7 +163,7 @@ def _flow(
 
 def _onehot(net: Network, clock: Clock, steps: int, options: Options, kind: str) -> Callable:
     _unsteered(options, f"one that predicts a {kind}")
-    _refuse(options, f"a flow that predicts a {kind}", "temperature", "top_p", "refine")
+    _refuse(options, f"a flow that predicts a {kind}", "temperature", "top_p", *_OF_REFINEMENT)
 
     def draw(key, params, given, extra=None):
         settings = dict(clock=clock, steps=steps, given=given, prediction=kind)
@@ -218,7 +219,7 @@ def _autoregressive(
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
     del config, clock, steps, aids
-    _refuse(options, "an autoregressive model", "refine", *_OF_MASKED)
+    _refuse(options, "an autoregressive model", *_OF_REFINEMENT, *_OF_MASKED)
     _unsteered(options, "an autoregressive model")
     choice = options.choice(1.0)
 
@@ -237,7 +238,7 @@ def _masked(
     aids: steers.Aids = steers.NO_AIDS,
 ) -> Callable:
     del clock, aids
-    _refuse(options, "masked diffusion", "refine", "refine_threshold", "refine_until")
+    _refuse(options, "masked diffusion", *_OF_REFINEMENT)
     _unsteered(options, "masked diffusion")
     methods = {
         "ancestral": masked_diffusion.sample_ancestral,
@@ -290,7 +291,7 @@ def _bridge(
 ) -> Callable:
     del clock, aids
     _unsteered(options, "a masked flow")
-    _refuse(options, "a masked flow", "temperature", "top_p", "refine", *_OF_MASKED)
+    _refuse(options, "a masked flow", "temperature", "top_p", *_OF_REFINEMENT, *_OF_MASKED)
     how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
     sigma = config["bridge"]["sigma"]
 

@@ -39,8 +39,8 @@ def _posterior_embedding(net: Network, params: Params, y_s: States, tau: Times) 
 
 def features(
     net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, estimate=None
-) -> Float[Array, "b l d"]:
-    """The last hidden states of the network at states x_s and network times (s, t).
+) -> Float[Array, "b l k"]:
+    """The last hidden states [B, L, k] of the network at states x_s and network times (s, t).
 
     Args:
       estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
