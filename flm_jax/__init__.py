@@ -1,6 +1,6 @@
 """Flow language models and flow maps in JAX and Flax.
 
-`flm_jax.load` opens a trained model; see `flm_jax.api`.
+`flm_jax.load` opens a trained model; see `flm_jax.inference.language_model`.
 """
 
 import importlib
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
-    from flm_jax.api import Generated, LanguageModel, Scores, load
-    from flm_jax.families import Options
-    from flm_jax.types import UserError
+    from flm_jax.build.sampler import Options
+    from flm_jax.core.errors import UserError
+    from flm_jax.inference.language_model import Generated, LanguageModel, Scores, load
 
 __version__ = "0.1.0"
 __all__ = ["Generated", "LanguageModel", "Options", "Scores", "UserError", "load"]
-_HOMES = {"Options": "flm_jax.families", "UserError": "flm_jax.types"}
+_HOMES = {"Options": "flm_jax.build.sampler", "UserError": "flm_jax.core.errors"}
+_MODEL = "flm_jax.inference.language_model"
 
 
 def __getattr__(name: str) -> Any:
     """Imports public names on first use, so that commands set JAX up before it is imported."""
     if name not in __all__:
         raise AttributeError(f"module 'flm_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "flm_jax.api")), name)
+    return getattr(importlib.import_module(_HOMES.get(name, _MODEL)), name)

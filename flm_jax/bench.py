@@ -19,10 +19,10 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from flm_jax.bench_cases import SUITES, Case
-from flm_jax.bench_results import compare, figures, ratios, read_baseline, show
-from flm_jax.cli import run_cli
-from flm_jax.types import UserError, require, unknown_name
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.profiling.bench_cases import SUITES, Case
+from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
 
 _SUITE = flags.DEFINE_string("suite", "cpu", f"Which cases: {', '.join(SUITES)}.")
 _JSON = flags.DEFINE_string("json", "", "File for the results.")
@@ -36,7 +36,7 @@ class _Worker:
 
     def __init__(self, suite: str, case: Case, variant: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flm_jax.bench_worker", suite, case.name, variant],
+            [sys.executable, "-m", "flm_jax.profiling.bench_worker", suite, case.name, variant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

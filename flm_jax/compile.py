@@ -1,6 +1,6 @@
 """Plans a run: compiles its train step, or its sampler, for devices that need not be here.
 
-python -m flm_jax.compile --config=configs/owt_flm.py --vocab_size=50257 --topology=v5e:4x4 \
+python -m flm_jax.compile --config=configs/owt/flm.py --vocab_size=50257 --topology=v5e:4x4 \
     --config.mesh.fsdp=16 --config.model.attention=splash [--batch=512] [--sample_steps=8] \
     [--find_batch] --json=plan.json
 
@@ -61,11 +61,12 @@ def _write_hlo(text: str) -> None:
 
 def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
-    from flm_jax import build, planning, topologies
-    from flm_jax.cli import given_config
-    from flm_jax.config import check
-    from flm_jax.training.sharding import make_mesh
-    from flm_jax.types import require
+    from flm_jax.cli.run import given_config
+    from flm_jax.config.check import check
+    from flm_jax.core.errors import require
+    from flm_jax.distributed.sharding import make_mesh
+    from flm_jax.profiling import plan, topologies
+    from flm_jax.training.settings import mesh_config
 
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
     given = given_config(_CONFIG)
@@ -75,10 +76,10 @@ def main(argv) -> int:
         require(
             os.path.isdir(folder), f"the folder {folder!r} of {path!r} does not exist; make it."
         )
-    config = planning.resolve(check(given), _VOCAB.value, _BATCH.value)
-    topology, cfg = topologies.parse(_TOPOLOGY.value), build.mesh(config)
+    config = plan.resolve(check(given), _VOCAB.value, _BATCH.value)
+    topology, cfg = topologies.parse(_TOPOLOGY.value), mesh_config(config)
     mesh = make_mesh(cfg, topologies.devices(topology, cfg.slices))
-    result = planning.plan(
+    result = plan.plan(
         config,
         mesh,
         topology.chip.memory,
@@ -87,7 +88,7 @@ def main(argv) -> int:
         keep=_write_hlo,
     )
     result = {"topology": _TOPOLOGY.value} | result
-    print("\n".join(planning.lines(result)), flush=True)
+    print("\n".join(plan.lines(result)), flush=True)
     if _JSON.value:
         with open(_JSON.value, "w", encoding="utf8") as file:
             json.dump(result, file, indent=2)
@@ -97,6 +98,6 @@ def main(argv) -> int:
 
 if __name__ == "__main__":
     os.environ.update(environment(sys.argv))
-    from flm_jax.cli import run_cli
+    from flm_jax.cli.run import run_cli
 
     run_cli(main)

@@ -18,13 +18,15 @@ from absl import flags
 from etils import epath
 from safetensors.numpy import save_file
 
-from flm_jax import adaptation, api, build
-from flm_jax.cli import run_cli
-from flm_jax.data.tokenizers import make_tokenizer, needs_training
-from flm_jax.defaults import base_config
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.cli.run import run_cli
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
+from flm_jax.inference import language_model
 from flm_jax.interop import flm, llada2, llama
-from flm_jax.training.checkpoint import save_ema, write_config
-from flm_jax.types import require, unknown_name
 
 _LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
 _SOURCES = ("flm", *_LLAMAS)
@@ -118,7 +120,7 @@ def _import(folder: epath.Path) -> None:
     )
     params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)()
     config = _config(model, objective)
-    build.network(config)
+    make_network(config)
     tokenizer = _tokenizer(model["vocab_size"])
     tokenizer.save(folder / "tokenizer")
     save_ema(folder, params, 0, {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value})
@@ -132,22 +134,13 @@ def _export(folder: epath.Path, path: str) -> None:
     if path.endswith(".safetensors"):
         _export_tensors(folder, path)
         return
-    api.load(folder).save_pretrained(path)
+    language_model.load(folder).save_pretrained(path)
     print(f"wrote {path}: weights, configuration, tokenizer, model card")
 
 
 def _export_tensors(folder: epath.Path, path: str) -> None:
-    model = build.load_model(folder)
-    given = model.config["model"]
-    require(
-        not given.get("posterior_input"),
-        "got a model with config.model.posterior_input, which the reference's network does not "
-        "know; expected one without, or an --export to a folder.",
-    )
-    if given["name"] == "llama":
-        state = adaptation.exported(model.config, model.params)
-    else:
-        state = flm.state_dict_from_params(model.params, given["heads"])
+    model = load_model(folder)
+    state = network_kind(model.config).tensors(model.config, model.params)
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
     print(f"wrote {path}: {len(state)} tensors of step {model.step}")

@@ -3,7 +3,7 @@
 python -m flm_jax.evaluate --model=runs/flm:64 --model=runs/fmlm:1,2,4 --json=report.json
 python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
 python -m flm_jax.evaluate --workdir=runs/fmlm --corpus=data/other
-python -m flm_jax.evaluate --config=configs/compare_tasks.py:phrases4 --workdir=runs/compare
+python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 
 The last trains what is missing, measures what is missing, and writes report.md, report.json and
 plots into the workdir; stopped, it continues when run again.
@@ -15,21 +15,25 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from flm_jax import compare, sampling_flags, schedule
-from flm_jax.cli import given_config, run_cli
-from flm_jax.corpora import corpus_row
-from flm_jax.judging import load_judge
-from flm_jax.measure import Row, measure, measure_data, subject, table
-from flm_jax.plots import draw_schedule
-from flm_jax.training.checkpoint import read_config
-from flm_jax.types import require
+from flm_jax.checkpoints.workdir import read_config
+from flm_jax.cli import sampling_flags
+from flm_jax.cli.run import given_config, run_cli
+from flm_jax.core.errors import require
+from flm_jax.evaluation.compare import compare_run
+from flm_jax.evaluation.corpus import corpus_row
+from flm_jax.evaluation.judges import load_judge
+from flm_jax.evaluation.measure import measure, measure_data, subject
+from flm_jax.evaluation.plots import draw_schedule
+from flm_jax.evaluation.tables import Row, table
+from flm_jax.training import schedule_log
+from flm_jax.training.schedule_log import read_schedule
 
 _MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
 _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
 _JUDGE = flags.DEFINE_string(
     "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
 )
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison, configs/compare_*.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison of configs/comparisons.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
@@ -67,7 +71,7 @@ def main(argv) -> int:
     if _CONFIG.value is not None:
         require(not _MODELS.value, "got --config and --model; expected one of them.")
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")
-        return compare.run(given_config(_CONFIG), _WORKDIR.value)
+        return compare_run(given_config(_CONFIG), _WORKDIR.value)
     models = _models()
     require(
         bool(models),
@@ -90,11 +94,11 @@ def main(argv) -> int:
 
 def _draw_schedule(workdir: epath.Path) -> None:
     """Of masked language flows; their workdirs alone hold one."""
-    if records := schedule.read(workdir):
+    if records := read_schedule(workdir):
         try:
             draw_schedule(workdir / "schedule.png", records)
         except ImportError as error:
-            print(f"no picture of {workdir / schedule.FILE} ({error}); needs the extra plots")
+            print(f"no picture of {workdir / schedule_log.FILE} ({error}); needs the extra plots")
         else:
             print(f"wrote {workdir / 'schedule.png'}")
 

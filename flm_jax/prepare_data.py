@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flm_jax.cli import run_cli
-from flm_jax.data import store
-from flm_jax.data.detokenizers import DETOKENIZERS
-from flm_jax.data.prepare import PrepareConfig, prepare, summary
-from flm_jax.data.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
-from flm_jax.data.tokenizers import SENTENCEPIECE_MODELS
-from flm_jax.types import require
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import require
+from flm_jax.data.corpus import store
+from flm_jax.data.corpus.detokenizers import DETOKENIZERS
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare, summary
+from flm_jax.data.corpus.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
+from flm_jax.data.tokenizers.builtin import SENTENCEPIECE_MODELS
 
 _SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
 _PATH = flags.DEFINE_string(

@@ -16,13 +16,15 @@ import json
 from absl import flags
 from etils import epath
 
-from flm_jax import build, problems, sampling, sampling_flags, views
-from flm_jax.answering import Answering, answers
-from flm_jax.cli import run_cli
-from flm_jax.evals.text import unigram_entropy
-from flm_jax.families import Options
-from flm_jax.prompts import read_prompts
-from flm_jax.types import require
+from flm_jax.build.load import Model, load_model
+from flm_jax.build.sampler import Options
+from flm_jax.cli import sampling_flags
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import require
+from flm_jax.inference import engine, task_problems, trajectories
+from flm_jax.inference.answers import Answering, answers
+from flm_jax.inference.prompts import read_prompts
+from flm_jax.metrics.text import unigram_entropy
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
 _STEPS = flags.DEFINE_list(
@@ -67,14 +69,14 @@ def _write(path: str, lines: list[dict]) -> None:
         print(f"wrote {len(lines)} records to {path}")
 
 
-def _solve(model: build.Model, counts: list[int], rows: int, options: Options) -> None:
-    task, num = problems.task_of(model), _PROBLEMS.value
+def _solve(model: Model, counts: list[int], rows: int, options: Options) -> None:
+    task, num = task_problems.task_of(model), _PROBLEMS.value
     for count in counts:
-        share, calls = problems.solve(model, task, num, count, rows, _SEED.value, options)
+        share, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, options)
         print(f"{calls:g} network calls: {share:.4f} of {num} problems solved")
 
 
-def _answer(model: build.Model, counts: list[int], length: int, options: Options) -> None:
+def _answer(model: Model, counts: list[int], length: int, options: Options) -> None:
     asked, records = read_prompts(_PROMPTS.value), []
     rows = min(_BATCH.value, len(asked))
     for count in counts:
@@ -91,12 +93,12 @@ def _answer(model: build.Model, counts: list[int], length: int, options: Options
     _write(_OUT.value, records)
 
 
-def _draw(model: build.Model, counts: list[int], rows: int, length: int, options: Options) -> None:
+def _draw(model: Model, counts: list[int], rows: int, length: int, options: Options) -> None:
     prescribed = _PROMPT.value, _INFILL.value
-    given = sampling.given_tokens(model, *prescribed, rows, length, _CHAT.value)
+    given = engine.given_tokens(model, *prescribed, rows, length, _CHAT.value)
     records, paths = [], []
     for count in counts:
-        drawn = sampling.draw(
+        drawn = engine.draw(
             model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
         )
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
@@ -108,7 +110,7 @@ def _draw(model: build.Model, counts: list[int], rows: int, length: int, options
         )
         if _LIVE.value:
             shown = (x[:, : _SHOW.value] for x in (drawn.steps_tokens, drawn.steps_confidence))
-            views.in_terminal(model.tokenizer, *shown)
+            trajectories.in_terminal(model.tokenizer, *shown)
         else:
             for text in texts[: _SHOW.value]:
                 print(f"  {text!r}")
@@ -116,13 +118,13 @@ def _draw(model: build.Model, counts: list[int], rows: int, length: int, options
             {"steps": count, "sample": i, "seed": _SEED.value, "text": t, "tokens": row.tolist()}
             for i, (t, row) in enumerate(zip(texts, drawn.tokens))
         ]
-        paths += [{"steps": count} | record for record in sampling.trajectory(model, drawn)]
+        paths += [{"steps": count} | record for record in engine.trajectory(model, drawn)]
     _write(_OUT.value, records)
     _write(_TRAJECTORY.value, paths)
     if _HTML.value:
         shown = drawn.steps_tokens, drawn.steps_confidence
         title = f"{epath.Path(_WORKDIR.value).name}: text in {drawn.calls:g} network calls"
-        page = views.to_html(model.tokenizer, *shown, title=title)
+        page = trajectories.to_html(model.tokenizer, *shown, title=title)
         epath.Path(_HTML.value).write_text(page)
         print(f"wrote {_HTML.value}")
 
@@ -132,13 +134,13 @@ def main(argv) -> None:
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
     require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")
-    model = build.load_model(_WORKDIR.value)
+    model = load_model(_WORKDIR.value)
     steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
     num = _PROBLEMS.value or _NUM.value
-    sampling.check_request(model, steps, num, length)
+    engine.check_request(model, steps, num, length)
     rows, options = min(_BATCH.value, num), sampling_flags.options()
     require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    counts = sampling.step_counts(model, steps, length)
+    counts = engine.step_counts(model, steps, length)
     if _PROMPTS.value:
         return _answer(model, counts, length, options)
     if _PROBLEMS.value:

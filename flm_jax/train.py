@@ -1,6 +1,6 @@
 """Trains or distils a model.
 
-python -m flm_jax.train --config=configs/quickstart_flm.py --workdir=runs/flm [--config.KEY=VALUE]
+python -m flm_jax.train --config=configs/quickstart/flm.py --workdir=runs/flm [--config.KEY=VALUE]
 
 Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
 SIGTERM or SIGINT after saving. Several processes train as one: on TPU pods and GKE with
@@ -11,11 +11,11 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 from absl import flags
 from ml_collections import config_flags
 
-from flm_jax import trainer
-from flm_jax.cli import given_config, run_cli
-from flm_jax.config import check
-from flm_jax.training import distributed
-from flm_jax.types import require
+from flm_jax.cli.run import given_config, run_cli
+from flm_jax.config.check import check
+from flm_jax.core.errors import require
+from flm_jax.distributed import processes
+from flm_jax.training.trainer import train_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
@@ -26,8 +26,8 @@ def main(argv) -> int:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
     config = check(given_config(_CONFIG))
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")
-    distributed.initialize(pod=_POD.value)
-    return trainer.run(config, _WORKDIR.value)
+    processes.initialize(pod=_POD.value)
+    return train_run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ python -m flm_jax.sample --workdir=runs/flm --steps=64 --reward=runs/reward --re
 
 from absl import flags
 
-from flm_jax import rewards
-from flm_jax.cli import run_cli
-from flm_jax.types import require
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import require
+from flm_jax.training.reward_trainer import train_text_reward
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of the model whose data are read.")
 _MATCH = flags.DEFINE_string("match", "", "Regular expression that rewarded texts contain.")
@@ -23,7 +23,7 @@ def main(argv) -> None:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
     for name, flag in (("workdir", _WORKDIR), ("match", _MATCH), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir, --match and --out.")
-    done = rewards.train(
+    done = train_text_reward(
         _WORKDIR.value,
         _MATCH.value,
         _OUT.value,

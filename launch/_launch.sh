@@ -54,7 +54,7 @@ parse() {
   done
   # shellcheck disable=SC2034  # read by the script that sources this
   train=("$@")
-  [ $# -gt 0 ] || fail "no flags for $program; put them after --, such as -- --config=configs/owt_flm.py --workdir=runs/owt"
+  [ $# -gt 0 ] || fail "no flags for $program; put them after --, such as -- --config=configs/owt/flm.py --workdir=runs/owt"
 }
 
 # quoted ARGUMENTS: one line that a shell on another machine splits into the same arguments.

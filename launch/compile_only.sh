@@ -4,7 +4,7 @@
 #
 #   bash launch/compile_only.sh [--dry_run] [--extra=tpu|cuda] [--venv=.venv-plan] -- COMPILE_FLAGS
 #
-# COMPILE_FLAGS are those of flm_jax.compile, such as --config=configs/owt_flm.py
+# COMPILE_FLAGS are those of flm_jax.compile, such as --config=configs/owt/flm.py
 # --vocab_size=50257 --topology=v5e:4x4 --config.mesh.fsdp=16 --json=plan.json. The exit status is
 # its: 0 fits, 1 does not fit, 2 bad input. Without --extra, the topology decides.
 set -euo pipefail

@@ -78,7 +78,7 @@ def command(workdir: Path, steps: int) -> list[str]:
         "eval.sample_steps": 2,
     }
     flags = [f"--config.{key}={value}" for key, value in values.items()]
-    config = f"--config={ROOT / 'configs/phrases_flm.py'}"
+    config = f"--config={ROOT / 'configs/phrases/flm.py'}"
     return [sys.executable, "-u", "-m", "flm_jax.train", config, f"--workdir={workdir}", *flags]
 
 

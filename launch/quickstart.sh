@@ -13,9 +13,9 @@ echo "== 1/4 data: the documentation of this Python"
 python -m flm_jax.prepare_data --source=pydoc --sentencepiece_model=unigram --vocab_size=2048 \
   --out="$runs/data"
 echo "== 2/4 training a flow language model (FLM)"
-python -m flm_jax.train --config=configs/quickstart_flm.py:"$runs" --workdir="$runs/flm"
+python -m flm_jax.train --config=configs/quickstart/flm.py:"$runs" --workdir="$runs/flm"
 echo "== 3/4 distilling it into a flow map (FMLM)"
-python -m flm_jax.train --config=configs/quickstart_fmlm.py:"$runs" --workdir="$runs/fmlm"
+python -m flm_jax.train --config=configs/quickstart/fmlm.py:"$runs" --workdir="$runs/fmlm"
 echo "== 4/4 comparing"
 python -m flm_jax.evaluate --model="$runs/flm:64" --model="$runs/fmlm:1,2,4" \
   --json="$runs/report.json"

@@ -61,11 +61,11 @@ def _value(words, flag):
 def _training(words):
     config = _value(words, "config")
     sizes = dict(TRAINING)
-    if "configs/mlfm_adapt" in config or "configs/mlfm_sft" in config:
+    if "masked_flow/adapt" in config or "masked_flow/sft" in config:
         sizes |= {"model.length": 64}  # all other sizes are of the base
     else:
         sizes |= NETWORK
-    if "xflow" in config:
+    if "configs/x_prediction" in config:
         sizes |= SUMS
     if "quickstart" in config:
         sizes |= {"model.length": 16}

@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from test_training import tiny_config
 
-from flm_jax import build
-from flm_jax.config import check
-from flm_jax.families import Options, family
+from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.flow import make_clock
+from flm_jax.build.model import abstract_params, make_network
+from flm_jax.build.sampler import Options
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.denoiser.head import embed_probs
 from flm_jax.flows.clocks import decoding_clock, identity_clock, t_to_tau, tau_to_t
 from flm_jax.flows.flow_map import velocity
-from flm_jax.flows.readout import embed_probs
-from flm_jax.flows.states import states_from_onehot
-from flm_jax.flows.times import Rows, stratified_uniform
+from flm_jax.flows.noising import states_from_onehot
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.regression import RegressionConfig, regression_loss
-from flm_jax.samplers import flow_map, onehot
-from flm_jax.samplers.common import Given, nothing_given
-from flm_jax.types import Network, UserError
+from flm_jax.samplers.base import Given, nothing_given
+from flm_jax.samplers.euler import sample_euler_from
+from flm_jax.samplers.onehot import sample_onehot, sample_onehot_from
 
 V, L, D, B = 7, 4, 5, 6
 KEY = jax.random.key(3)
@@ -95,8 +99,8 @@ def test_states_in_both_spaces_take_the_same_path():
     x_0 = jax.random.normal(KEY, (B, L, V))
     given = Given(TOKENS, jnp.arange(L)[None] == jnp.zeros((B, 1), int))
     settings = dict(clock=CLOCK, steps=5, given=given)
-    wide = onehot.sample_from(x_0, NET, PARAMS, prediction="probabilities", **settings)
-    narrow = flow_map.sample_from(embed_probs(x_0, PARAMS["table"]), NET, PARAMS, **settings)
+    wide = sample_onehot_from(x_0, NET, PARAMS, prediction="probabilities", **settings)
+    narrow = sample_euler_from(embed_probs(x_0, PARAMS["table"]), NET, PARAMS, **settings)
     np.testing.assert_array_equal(wide.steps_tokens, narrow.steps_tokens)
     np.testing.assert_allclose(wide.steps_confidence, narrow.steps_confidence, atol=1e-4)
     assert (wide.tokens[:, 0] == TOKENS[:, 0]).all()
@@ -122,7 +126,7 @@ def test_the_exact_field_of_one_sequence_is_carried_to_it(prediction):
         logit_softcap=0.1,  # which these outputs must not pass through
     )
     settings = dict(clock=CLOCK, steps=3, given=nothing_given(B, L), prediction=prediction)
-    found = onehot.sample(KEY, net, {}, **settings)
+    found = sample_onehot(KEY, net, {}, **settings)
     np.testing.assert_array_equal(found.steps_tokens, jnp.tile(TOKENS[None], (3, 1, 1)))
     np.testing.assert_allclose(found.steps_confidence, 1.0, atol=1e-4)
 
@@ -154,9 +158,9 @@ def ablation(**objective):
 )
 def test_configurations_make_their_objective_and_sampler(settings, metric):
     config = ablation(**settings)
-    net, clock = build.network(config), build.clock(config, 4)
-    objective = build.objective(config, net, clock)
-    params = build.abstract_params(net)
+    net, clock = make_network(config), make_clock(config, 4)
+    objective = make_objective(config, net, clock)
+    params = abstract_params(net)
     batch = {k: jax.ShapeDtypeStruct((8, 2), jnp.int32) for k in ("tokens", "mask")}
     shape = lambda p, b: objective(p, None, b, KEY, Rows(0, 8))
     assert list(jax.eval_shape(shape, params, batch)[1]) == [metric]
@@ -179,9 +183,9 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
 def test_impossible_ablations_are_refused(settings, message):
     config = ablation(**settings)
     with pytest.raises(UserError, match=message):
-        build.objective(config, build.network(config), CLOCK)
+        make_objective(config, make_network(config), CLOCK)
     with pytest.raises(UserError, match="unknown config.objective.clock"):
-        build.clock(ablation(clock="t"), 4)
+        make_clock(ablation(clock="t"), 4)
 
 
 def test_nothing_else_is_read_from_a_plain_flow():
@@ -189,5 +193,5 @@ def test_nothing_else_is_read_from_a_plain_flow():
     config = ablation()
     for key in ("clock", "prediction"):
         del config["objective"][key]
-    assert len(build.clock(config, 4).t) > 2
-    assert family(config).row_nll(config, build.network(config), CLOCK) is not None
+    assert len(make_clock(config, 4).t) > 2
+    assert family(config).row_nll(config, make_network(config), CLOCK) is not None

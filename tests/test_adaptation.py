@@ -7,18 +7,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from flm_jax import build, flops, planning, problems, sampling, trainer
-from flm_jax.adaptation import exported
-from flm_jax.config import check
-from flm_jax.data.tasks import make_task
-from flm_jax.defaults import base_config
-from flm_jax.families import Options
-from flm_jax.models.adapters import split
-from flm_jax.samplers.common import Samples
-from flm_jax.schedule import read as read_schedule
-from flm_jax.training import sharding
-from flm_jax.training.step import TrainState
-from flm_jax.types import UserError
+from flm_jax.build.adapters import exported_tensors
+from flm_jax.build.load import load_model
+from flm_jax.build.sampler import Options
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.distributed import sharding
+from flm_jax.inference import engine, task_problems
+from flm_jax.models.lora import split
+from flm_jax.profiling import flops, plan
+from flm_jax.samplers.base import Samples
+from flm_jax.training import trainer
+from flm_jax.training.schedule_log import read_schedule
+from flm_jax.training.settings import mesh_config
+from flm_jax.training.trainer import train_run
 
 
 def tiny(**values):
@@ -38,8 +43,8 @@ def tiny(**values):
 
 
 def run(config, workdir):
-    assert trainer.run(check(config), str(workdir)) == 0
-    return build.load_model(workdir)
+    assert train_run(check(config), str(workdir)) == 0
+    return load_model(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +78,13 @@ def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
     assert set(saved) == {"blocks", "lora", "modulation", "time"}
     assert set(saved["blocks"]) == {"lora", "modulation"}
     assert [row["step"] for row in read_schedule(folder)][-1] == 24
-    given = sampling.given_tokens(model, "", "", 4, 2)
-    assert sampling.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
+    given = engine.given_tokens(model, "", "", 4, 2)
+    assert engine.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
 
 
 def test_exported_adapters_are_merged(base, adapted):
     model = adapted[1]
-    state, plain = (exported(m.config, m.params) for m in (model, base[1]))
+    state, plain = (exported_tensors(m.config, m.params) for m in (model, base[1]))
     own = {name for name in state if name.startswith("adapters.")}
     assert set(state) - own == set(plain) and own and not any("lora" in name for name in own)
     assert any(np.abs(state[name] - plain[name]).max() > 0 for name in plain)
@@ -87,7 +92,7 @@ def test_exported_adapters_are_merged(base, adapted):
 
 def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
     config = adapt(base[0], **{"train.steps": 12})
-    assert trainer.run(check(config), str(tmp_path / "run")) == 0
+    assert train_run(check(config), str(tmp_path / "run")) == 0
     run(adapt(base[0]), tmp_path / "run")
     ends = [folder / "checkpoints" / "24" / "train" for folder in (adapted[0], tmp_path / "run")]
     whole, again = (ocp.StandardCheckpointHandler().restore(end) for end in ends)
@@ -111,9 +116,9 @@ def test_adapters_may_start_from_others(base, adapted):
 def test_plans_count_what_runs(steps):
     """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
     config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
-    config = planning.resolve(check(config), vocab_size=256, batch=8)
-    mesh = sharding.make_mesh(build.mesh(config))
-    job = planning.sample_job(config, mesh, steps) if steps else planning.train_job(config, mesh)
+    config = plan.resolve(check(config), vocab_size=256, batch=8)
+    mesh = sharding.make_mesh(mesh_config(config))
+    job = plan.sample_job(config, mesh, steps) if steps else plan.train_job(config, mesh)
     assert 1.0 <= flops.total_flops(flops.trace(job.program, *job.args)) / job.minimum_flops < 2.0
 
 
@@ -132,7 +137,7 @@ def test_bad_adaptations_are_refused(base, tmp_path, values, message):
     config = adapt(base[0])
     config.update_from_flattened_dict(values)
     with pytest.raises(UserError, match=message):
-        trainer.run(check(config), str(tmp_path / "run"))
+        trainer.train_run(check(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -151,12 +156,12 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
 
         return run
 
-    monkeypatch.setattr(sampling, "sampler", sampler)
+    monkeypatch.setattr(engine, "sampler", sampler)
     model = SimpleNamespace(
         config={"objective": {"name": "masked"}}, net=None, clock=None, params=None
     )
-    share, calls = problems.solve(model, task, 10, 3, rows, 0, Options())
-    odd = task.problems(10, problems._SEED)[0][:, 0] % 2 == 1
+    share, calls = task_problems.solve(model, task, 10, 3, rows, 0, Options())
+    odd = task.problems(10, task_problems._SEED)[0][:, 0] % 2 == 1
     assert share == odd.mean()
     groups = [odd[np.arange(i, i + rows) % 10].all() for i in range(0, 10, rows)]
     assert calls == np.mean(np.where(groups, 1, 3))
@@ -164,4 +169,4 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
 
 def test_problems_need_a_task(adapted):
     with pytest.raises(UserError, match="trained on phrases2, which has no problems"):
-        problems.task_of(adapted[1])
+        task_problems.task_of(adapted[1])

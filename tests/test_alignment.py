@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import adaptation, build, generation, problems, trainer
-from flm_jax.alignment import base_params
-from flm_jax.config import check
-from flm_jax.data.generated import open_generated
-from flm_jax.defaults import base_config
-from flm_jax.evals.alignment import compare_with_base, make_alignment_figures
-from flm_jax.families import Options
-from flm_jax.flows.readout import denoise
-from flm_jax.flows.times import Rows
+from flm_jax.build.adapters import trained_params
+from flm_jax.build.families.x_prediction import base_params
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import Options
+from flm_jax.checkpoints import workdir as checkpoints_workdir
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.data.self_generated import open_generated
+from flm_jax.denoiser.forward import denoise
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.inference import self_generation, task_problems
 from flm_jax.losses.alignment import (
     INPUTS,
     AlignmentConfig,
@@ -24,9 +28,10 @@ from flm_jax.losses.alignment import (
     alignment_loss,
     draw_inputs,
 )
-from flm_jax.models.adapters import split
+from flm_jax.metrics.alignment import compare_with_base, make_alignment_figures
 from flm_jax.models.llama import LlamaConfig, llama
-from flm_jax.types import UserError
+from flm_jax.models.lora import split
+from flm_jax.training.trainer import train_run
 
 NET = llama(LlamaConfig(11, 6, 16, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True))
 PARAMS = NET.init(jax.random.key(1))
@@ -143,8 +148,8 @@ def tiny(**values):
 
 
 def run(config, workdir):
-    assert trainer.run(check(config), str(workdir)) == 0
-    return build.load_model(workdir)
+    assert train_run(check(config), str(workdir)) == 0
+    return load_model(workdir)
 
 
 GREEDY = dict(steps=2, seed=1, options=Options(method="confidence", temperature=0.0))
@@ -154,7 +159,9 @@ GREEDY = dict(steps=2, seed=1, options=Options(method="confidence", temperature=
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alignment")
     run(tiny(), folder / "base")
-    generation.generate(str(folder / "base"), str(folder / "own"), num=100, batch_size=40, **GREEDY)
+    self_generation.generate(
+        str(folder / "base"), str(folder / "own"), num=100, batch_size=40, **GREEDY
+    )
     return folder
 
 
@@ -171,10 +178,10 @@ def test_an_interrupted_generation_continues_with_the_same_texts(runs, tmp_path)
     out = tmp_path / "own"
     settings = dict(num=100, batch_size=40, **GREEDY)
     with pytest.raises(KeyboardInterrupt):
-        generation.generate(str(runs / "base"), str(out), show=stop, **settings)
+        self_generation.generate(str(runs / "base"), str(out), show=stop, **settings)
     with pytest.raises(UserError, match="lacks 2 of 3 parts"):
         open_generated(str(out), 6)
-    assert "2 of 3 parts" in generation.generate(str(runs / "base"), str(out), **settings)
+    assert "2 of 3 parts" in self_generation.generate(str(runs / "base"), str(out), **settings)
     whole, again = (open_generated(str(folder), 6) for folder in (runs / "own", out))
     for a, b in zip(whole[:2], again[:2]):
         assert a.fingerprint == b.fingerprint
@@ -182,15 +189,17 @@ def test_an_interrupted_generation_continues_with_the_same_texts(runs, tmp_path)
     row = whole[0][3]
     assert row["prompt"].tolist() == [True] * 4 + [False] * 2 and row["mask"].all()
     with pytest.raises(UserError, match="begun with another seed, steps"):
-        generation.generate(str(runs / "base"), str(out), **(settings | {"steps": 1, "seed": 2}))
+        self_generation.generate(
+            str(runs / "base"), str(out), **(settings | {"steps": 1, "seed": 2})
+        )
 
 
 def test_texts_end_with_their_first_end():
     tokens = np.array([[9, 1, 2, 9, 3], [9, 1, 2, 3, 4]])
     given = np.array([[True, False, False, False, False]] * 2)
-    mask = generation.ended(tokens, given, 9)
+    mask = self_generation.ended(tokens, given, 9)
     assert mask.tolist() == [[True] * 4 + [False], [True] * 5]
-    assert generation.ended(tokens, given, None).all()
+    assert self_generation.ended(tokens, given, None).all()
 
 
 def figures_of(folder):
@@ -205,9 +214,9 @@ def test_alignment_lowers_the_distances_and_says_so_beside_the_base(runs):
         name = f"{kind}_squared_distance_per_token"
         assert found[name] < 0.95 * found[f"base_{name}"], kind
     assert "base_masked_nll_nats_per_token" in found
-    assert problems.task_of(model).name == "arithmetic1"
-    share, calls = problems.solve(
-        model, problems.task_of(model), 20, 2, 20, 0, Options(method="flow")
+    assert task_problems.task_of(model).name == "arithmetic1"
+    share, calls = task_problems.solve(
+        model, task_problems.task_of(model), 20, 2, 20, 0, Options(method="flow")
     )
     assert 0.0 <= share <= 1.0 and calls <= 2
 
@@ -217,7 +226,7 @@ def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):
     config = align(runs, **more)
     model = run(config, runs / "lora")
     kept, adapters = split(model.params)
-    base = build.load_model(runs / "base").params
+    base = load_model(runs / "base").params
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(base)):
         np.testing.assert_array_equal(a, b)
     assert any(np.any(x) for x in jax.tree.leaves(adapters["blocks"]["lora"]["q"]["b"]))
@@ -225,9 +234,9 @@ def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):
     name = "unmasked_squared_distance_per_token"
     assert found[name] < found[f"base_{name}"]
     # The base that it is compared with is the base.
-    whole = base_params(model.config, adaptation.trained(model.config, model.params), base)
+    whole = base_params(model.config, trained_params(model.config, model.params), base)
     states, zeros = NET.table(base)[TOKENS % 12], jnp.zeros(4)
-    own = build.network(build.read_config(runs / "base"))
+    own = make_network(checkpoints_workdir.read_config(runs / "base"))
     same = [
         jax.jit(lambda net=net, p=p: denoise(net, p, states, zeros, zeros))()
         for net, p in ((model.net, whole), (own, base))

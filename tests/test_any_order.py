@@ -10,26 +10,30 @@ import pytest
 from test_samplers import CONFIG, LENGTH, VOCAB
 from test_training import run, tiny_config
 
-from flm_jax import build
-from flm_jax.config import check
-from flm_jax.data.tasks import make_task
+from flm_jax.build.families.flow_map import ROUTES
+from flm_jax.build.families.registry import make_objective
+from flm_jax.build.load import Model, check_teacher
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.readout import denoise
-from flm_jax.flows.states import noisy_states
-from flm_jax.flows.times import Rows
+from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.time_sampling import Rows
 from flm_jax.interop.flm import state_dict_from_params
-from flm_jax.losses.context import ContextConfig, at_clean, clean_context
+from flm_jax.losses.base import Frozen
+from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
-from flm_jax.losses.distillation import Pairs
-from flm_jax.losses.eulerian import derivative_along_flow
-from flm_jax.losses.lagrangian import derivative_in_t
-from flm_jax.losses.semigroup import split_times
+from flm_jax.losses.distillation.base import Pairs
+from flm_jax.losses.distillation.eulerian import derivative_along_flow
+from flm_jax.losses.distillation.lagrangian import derivative_in_t
+from flm_jax.losses.distillation.semigroup import split_times
 from flm_jax.models.dit import dit
-from flm_jax.routes import ROUTES
-from flm_jax.samplers.common import Given
-from flm_jax.samplers.flow_map import sample
-from flm_jax.training.step import Frozen
-from flm_jax.types import Network, UserError
+from flm_jax.samplers.base import Given
+from flm_jax.samplers.euler import sample_euler
+from flm_jax.training.program import student_params
 
 ROWS = Rows(0, 8)
 
@@ -43,8 +47,8 @@ def objective_of(**changes):
         config.objective[key] = value
     config.model.two_time = config.objective.name in ROUTES
     config = check(config)
-    net = build.network(config)
-    return net, build.objective(config, net, decoding_clock(VOCAB))
+    net = make_network(config)
+    return net, make_objective(config, net, decoding_clock(VOCAB))
 
 
 def random_params(net, seed=1):
@@ -174,7 +178,9 @@ def test_given_tokens_stand_at_time_one(any_order):
     net = dataclasses.replace(base, features=features, any_order=any_order, two_time=True)
     mask = jnp.tile(jnp.arange(LENGTH) < 2, (3, 1))
     given = Given(jnp.full((3, LENGTH), 4), mask)
-    out = sample(jax.random.key(0), net, {}, clock=decoding_clock(VOCAB), steps=3, given=given)
+    out = sample_euler(
+        jax.random.key(0), net, {}, clock=decoding_clock(VOCAB), steps=3, given=given
+    )
     jax.block_until_ready(out)
     assert len(seen) == 3
     for k, call in enumerate(seen):
@@ -290,7 +296,7 @@ def test_students_weigh_their_own_loss():
     net, _ = objective_of(name="semigroup", weighting="learned")
     fresh = net.init(jax.random.key(0))
     teacher = jax.tree.map(lambda x: x + 1.0, fresh)
-    student = build.student_params(fresh, teacher)
+    student = student_params(fresh, teacher)
     np.testing.assert_array_equal(student["table"], teacher["table"])
     np.testing.assert_array_equal(
         student["weighting"]["out"]["bias"], fresh["weighting"]["out"]["bias"]
@@ -335,8 +341,8 @@ def test_a_teacher_without_context_is_refused():
     teacher["model"]["vocab_size"] = student.model.vocab_size = 4
     for share in (0.5, 0.0):
         teacher["objective"]["context"] = share
-        model = build.Model(teacher, build.network(teacher), {}, None, tokenizer, 0)
+        model = Model(teacher, make_network(teacher), {}, None, tokenizer, 0)
         if share:
-            build.check_teacher(check(student), tokenizer, model)
+            check_teacher(check(student), tokenizer, model)
     with pytest.raises(UserError, match="need a teacher that was trained with clean context"):
-        build.check_teacher(check(student), tokenizer, model)
+        check_teacher(check(student), tokenizer, model)

@@ -11,14 +11,18 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 import flm_jax
-from flm_jax import build, sampling, trainer
-from flm_jax.config import check
-from flm_jax.data.tokenizers import ByteTokenizer, WordTokenizer, make_tokenizer
-from flm_jax.defaults import base_config
-from flm_jax.evals.likelihood import likelihood
-from flm_jax.families import family
-from flm_jax.training import folder as folders
-from flm_jax.views import framed, in_terminal, pieces, to_html
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import load_model
+from flm_jax.checkpoints.portable import save_folder
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.data.tokenizers.builtin import ByteTokenizer, WordTokenizer
+from flm_jax.data.tokenizers.registry import make_tokenizer
+from flm_jax.inference import engine
+from flm_jax.inference.trajectories import framed, in_terminal, pieces, to_html
+from flm_jax.metrics.likelihood import likelihood
+from flm_jax.samplers.base import nothing_given
+from flm_jax.training.trainer import train_run
 
 
 def tiny(goal):
@@ -35,7 +39,7 @@ def tiny(goal):
 @pytest.fixture(scope="module", params=["denoising", "autoregressive"])
 def workdir(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("api") / request.param
-    assert trainer.run(tiny(request.param), str(folder)) == 0
+    assert train_run(tiny(request.param), str(folder)) == 0
     return folder
 
 
@@ -60,9 +64,9 @@ def compilations():
 
 def test_samples_are_those_of_the_command(model):
     made = model.sample(3, steps=2, seed=5, batch_size=4)
-    loaded, given = model._model, sampling.nothing_given(4, 2)
-    steps = sampling.step_counts(loaded, [2], 2)[0]
-    drawn = sampling.draw(loaded, given, steps=steps, num=3, seed=5)
+    loaded, given = model._model, nothing_given(4, 2)
+    steps = engine.step_counts(loaded, [2], 2)[0]
+    drawn = engine.draw(loaded, given, steps=steps, num=3, seed=5)
     np.testing.assert_array_equal(made.tokens, drawn.tokens)
     assert made.texts == [model.tokenizer.decode(row) for row in drawn.tokens]
     assert made.confidence.shape == (3, 2) and made.calls == 2
@@ -128,10 +132,10 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config = json.loads(json.dumps(loaded.config))
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
-    folders.save(tmp_path / "out", config, loaded.params, loaded.tokenizer, 3)
+    save_folder(tmp_path / "out", config, loaded.params, loaded.tokenizer, 3)
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
     assert "secret" not in (tmp_path / "out/config.json").read_text()
-    assert build.load_model(tmp_path / "out").step == 3
+    assert load_model(tmp_path / "out").step == 3
 
 
 def test_damaged_folders_are_named(model, tmp_path):

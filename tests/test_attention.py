@@ -9,10 +9,10 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flm_jax.flops import count_flops
+from flm_jax.core.errors import UserError
 from flm_jax.models.attention import AttentionPlan, attention, check_attention, keep_kernels
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.types import UserError
+from flm_jax.profiling.flops import count_flops
 
 SPLASH = AttentionPlan("splash", interpret=True)
 

@@ -8,12 +8,13 @@ import jax
 import pytest
 from test_training import run, tiny_config
 
-from flm_jax import build, sampling
-from flm_jax.config import check
-from flm_jax.data.prepare import PrepareConfig, prepare
-from flm_jax.data.sources import SourceConfig
-from flm_jax.data.store import Shard
-from flm_jax.types import UserError
+from flm_jax.build.load import load_model
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare
+from flm_jax.data.corpus.sources import SourceConfig
+from flm_jax.data.corpus.store import Shard
+from flm_jax.inference import engine
 
 
 @pytest.fixture(autouse=True)
@@ -159,30 +160,30 @@ def test_changed_tokenizer_of_data_or_checkpoint(trained, tmp_path):
     shutil.rmtree(copy / "tokenizer")
     shutil.copytree(f"{other}/tokenizer", copy / "tokenizer")
     with pytest.raises(UserError, match="tokens, its model 4"):
-        build.load_model(copy)
+        load_model(copy)
 
 
 def test_sampling_requests(trained):
-    model = build.load_model(trained)
+    model = load_model(trained)
     with pytest.raises(UserError, match="got length=3; this model was trained for up to 2"):
-        sampling.check_request(model, [1], 1, 3)
+        engine.check_request(model, [1], 1, 3)
     with pytest.raises(UserError, match="got steps=0"):
-        sampling.check_request(model, [4, 0], 1, 2)
+        engine.check_request(model, [4, 0], 1, 2)
     with pytest.raises(UserError, match="got num_samples=0"):
-        sampling.check_request(model, [4], 0, 2)
+        engine.check_request(model, [4], 0, 2)
     with pytest.raises(UserError, match="both --prompt and --infill"):
-        sampling.given_tokens(model, "new", "{1}", 1, 2)
+        engine.given_tokens(model, "new", "{1}", 1, 2)
     with pytest.raises(UserError, match="must leave room"):
-        sampling.given_tokens(model, "new york new", "", 1, 2)
+        engine.given_tokens(model, "new york new", "", 1, 2)
 
 
 def test_workdirs_without_a_model(trained, tmp_path):
     with pytest.raises(UserError, match="is no workdir"):
-        build.load_model(tmp_path)
+        load_model(tmp_path)
     empty = tmp_path / "empty"
     shutil.copytree(trained, empty, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(UserError, match="has no checkpoints"):
-        build.load_model(empty)
+        load_model(empty)
 
 
 @pytest.mark.parametrize("item", ["ema", "train"])
@@ -195,7 +196,7 @@ def test_a_truncated_checkpoint_is_named(trained, tmp_path, item):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="none of the checkpoints .*damaged: 2.*start anew"):
         if item == "ema":
-            build.load_model(copy)
+            load_model(copy)
         else:
             config = tiny_config()
             run(config, copy)
@@ -211,10 +212,10 @@ def _command(*arguments):
     ("arguments", "message"),
     [
         (("flm_jax.sample", "--workdir=nowhere"), "error: nowhere is no workdir"),
-        (("flm_jax.train", "--config=configs/phrases_flm.py"), "error: no --workdir"),
+        (("flm_jax.train", "--config=configs/phrases/flm.py"), "error: no --workdir"),
         (("flm_jax.prepare_data", "--source=text", "--path=nowhere", "--out=x"), "error: "),
         (
-            ("flm_jax.train", "--config=configs/phrases_flm.py", "--config.optim.lrr=1"),
+            ("flm_jax.train", "--config=configs/phrases/flm.py", "--config.optim.lrr=1"),
             "lrr",
         ),
     ],

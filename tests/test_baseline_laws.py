@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.evals.likelihood import likelihood, make_autoregressive_nll, make_masked_nll
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
 from flm_jax.flows.masking import highest, random_subset
-from flm_jax.flows.times import Rows
-from flm_jax.losses.masked import MaskedConfig, masked_loss
-from flm_jax.samplers import autoregressive, masked_diffusion
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss
+from flm_jax.metrics.likelihood import likelihood, make_autoregressive_nll, make_masked_nll
+from flm_jax.samplers import masked_diffusion
+from flm_jax.samplers.autoregressive import sample_autoregressive
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.categorical import Choice, choose, gumbel, keep_top
-from flm_jax.samplers.common import Given, nothing_given
-from flm_jax.types import Network, UserError
 
 KEY = jax.random.key(7)
 PLAIN = Choice()
@@ -167,7 +169,7 @@ def test_likelihood_of_an_exact_chain_is_its_entropy():
 def test_samples_of_the_exact_chain_follow_it():
     """Total variation over the 9 pairs of the first tokens at most 0.02 in 20,000 samples."""
     given = nothing_given(20_000, 2)
-    draw = jax.jit(lambda: autoregressive.sample(KEY, exact_chain(), {}, given=given, choice=PLAIN))
+    draw = jax.jit(lambda: sample_autoregressive(KEY, exact_chain(), {}, given=given, choice=PLAIN))
     out = draw()
     share = np.zeros((VOCAB, VOCAB))
     np.add.at(share, tuple(np.asarray(out.tokens).T), 1 / 20_000)

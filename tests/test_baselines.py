@@ -9,24 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import build, datasets, sampling, trainer
-from flm_jax.config import check, check_resumable
-from flm_jax.defaults import base_config
-from flm_jax.evals.likelihood import likelihood
-from flm_jax.families import Options, family
-from flm_jax.flows.readout import Readout, denoise, logits
+from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.load import check_teacher, load_model
+from flm_jax.build.model import abstract_params, make_network
+from flm_jax.build.sampler import Options
+from flm_jax.config.check import check, check_resumable
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.data import loading
+from flm_jax.denoiser.forward import denoise
+from flm_jax.denoiser.head import Readout, logits
+from flm_jax.distributed import sharding
+from flm_jax.distributed.sharding import MeshConfig
+from flm_jax.inference import engine
 from flm_jax.losses.autoregressive import next_token_loss
+from flm_jax.metrics.likelihood import likelihood
 from flm_jax.models.attention import AttentionPlan, attention
-from flm_jax.models.causal import CausalConfig, causal
-from flm_jax.samplers import autoregressive
+from flm_jax.models.causal import causal
+from flm_jax.models.transformer import TransformerConfig
+from flm_jax.samplers.autoregressive import sample_autoregressive
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.common import Given
-from flm_jax.training import sharding
-from flm_jax.training.sharding import MeshConfig
-from flm_jax.types import UserError
+from flm_jax.training.trainer import train_run
 
 KEY = jax.random.key(7)
-SIZES = CausalConfig(
+SIZES = TransformerConfig(
     vocab_size=11,
     max_length=6,
     dim=8,
@@ -106,7 +113,7 @@ def test_a_prompt_is_held_and_read():
     params = random_params(net)
     mask = jnp.broadcast_to(jnp.arange(6)[None] < 3, (3, 6))
     given = Given(jnp.where(mask, TOKENS, 0), mask)
-    run = lambda: autoregressive.sample(KEY, net, params, given=given, choice=Choice(0.0))
+    run = lambda: sample_autoregressive(KEY, net, params, given=given, choice=Choice(0.0))
     out = jax.jit(run)()
     np.testing.assert_array_equal(out.tokens[:, :3], TOKENS[:, :3])
     best = jnp.argmax(whole(net, params, out.tokens), axis=-1)
@@ -130,15 +137,15 @@ def tiny(kind, **values):
 
 
 def run(config, workdir):
-    assert trainer.run(check(config), str(workdir)) == 0
-    return build.load_model(workdir)
+    assert train_run(check(config), str(workdir)) == 0
+    return load_model(workdir)
 
 
 def refused(kind, **values):
     config = check(tiny(kind, **values))
-    config = datasets.resolve_vocabulary(config, datasets.open_data(config).tokenizer)
-    net = build.network(config)
-    build.objective(config, net, None)
+    config = loading.resolve_vocabulary(config, loading.open_data(config).tokenizer)
+    net = make_network(config)
+    make_objective(config, net, None)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +172,8 @@ def test_bad_configurations_are_refused(kind, values, message):
 def test_every_parameter_has_a_sharding_rule(kind):
     config = check(tiny(kind))
     config["model"]["vocab_size"] = 8
-    params = build.abstract_params(
-        build.network(config), sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    params = abstract_params(
+        make_network(config), sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     )
     assert params["anchor"].shape == {"autoregressive": (32,), "masked": (2, 32)}[kind]
     assert params["table"].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
@@ -180,9 +187,9 @@ def trained(request, tmp_path_factory):
 
 def valid(model, steps, **options):
     options = Options(**options)
-    given = sampling.nothing_given(2000, 2)
-    drawn = sampling.draw(model, given, steps=steps, num=2000, seed=0, options=options)
-    return datasets.open_data(model.config).task.report(drawn.tokens), drawn
+    given = nothing_given(2000, 2)
+    drawn = engine.draw(model, given, steps=steps, num=2000, seed=0, options=options)
+    return loading.open_data(model.config).task.report(drawn.tokens), drawn
 
 
 def test_trained_baselines_write_valid_phrases(trained):
@@ -196,7 +203,7 @@ def test_trained_baselines_write_valid_phrases(trained):
     model, _ = trained
     if model.config["objective"]["name"] == "autoregressive":
         report, drawn = valid(model, 2)
-        assert drawn.calls == 2 and sampling.step_counts(model, [1, 64], 2) == [2]
+        assert drawn.calls == 2 and engine.step_counts(model, [1, 64], 2) == [2]
     else:
         report, drawn = valid(model, 2, method="confidence")
         assert drawn.calls == 2
@@ -211,7 +218,7 @@ def test_trained_baselines_write_valid_phrases(trained):
 def test_trained_likelihood_is_the_entropy_of_the_task(trained):
     """ln 2 in 2 tokens, within 2%."""
     model, _ = trained
-    kind, data = family(model.config), datasets.open_data(model.config)
+    kind, data = family(model.config), loading.open_data(model.config)
     row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
     tokens = np.stack([data.valid[i]["tokens"] for i in range(1024)])
     batch = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
@@ -221,10 +228,10 @@ def test_trained_likelihood_is_the_entropy_of_the_task(trained):
 
 def test_prompts_of_trained_models_are_kept(trained):
     model, _ = trained
-    given = sampling.given_tokens(model, "san", "", 64, 2)
-    drawn = sampling.draw(model, given, steps=2, num=64, seed=0)
+    given = engine.given_tokens(model, "san", "", 64, 2)
+    drawn = engine.draw(model, given, steps=2, num=64, seed=0)
     assert {model.tokenizer.decode(row) for row in drawn.tokens} == {"san diego"}
-    records = list(sampling.trajectory(model, drawn))
+    records = list(engine.trajectory(model, drawn))
     assert records[-1]["call"] == 2 and records[-1]["text"] == "san diego"
 
 
@@ -232,7 +239,7 @@ def test_a_run_continued_from_an_earlier_checkpoint_is_bit_equal(trained, tmp_pa
     model, workdir = trained
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/200")
-    assert build.load_model(tmp_path / "run").step == 160
+    assert load_model(tmp_path / "run").step == 160
     again = run(tiny(model.config["objective"]["name"]), tmp_path / "run")
     assert again.step == 200
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
@@ -240,10 +247,8 @@ def test_a_run_continued_from_an_earlier_checkpoint_is_bit_equal(trained, tmp_pa
 
 def test_options_that_a_family_does_not_know_are_refused(trained):
     model, _ = trained
-    given = sampling.nothing_given(1, 2)
-    draw = lambda **more: sampling.draw(
-        model, given, steps=2, num=1, seed=0, options=Options(**more)
-    )
+    given = nothing_given(1, 2)
+    draw = lambda **more: engine.draw(model, given, steps=2, num=1, seed=0, options=Options(**more))
     if model.config["objective"]["name"] == "autoregressive":
         with pytest.raises(UserError, match="method=confidence, which an autoregressive model"):
             draw(method="confidence")
@@ -259,7 +264,7 @@ def test_options_that_a_family_does_not_know_are_refused(trained):
 def test_neither_is_a_teacher(trained):
     model, _ = trained
     with pytest.raises(UserError, match="expected a flow"):
-        build.check_teacher(model.config, model.tokenizer, model)
+        check_teacher(model.config, model.tokenizer, model)
 
 
 def test_a_run_older_than_a_key_continues_with_its_default():

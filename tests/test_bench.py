@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from flm_jax import bench_results, bench_worker
-from flm_jax.bench_cases import SUITES, find
-from flm_jax.config import check
-from flm_jax.types import UserError
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.profiling import bench_results, bench_worker
+from flm_jax.profiling.bench_cases import SUITES, find
 
 
 def results(seconds=2.0, peak=100.0, device="cpu", batch=4):

@@ -13,14 +13,22 @@ import pytest
 from test_code import HUMANEVAL, mbpp
 from test_prompts import BYTES, LENGTH, lines, make_model
 
-from flm_jax import benchmark_run, mt_judging
-from flm_jax.answering import Answer, Answering
-from flm_jax.benchmarks import Choices, make_benchmark
+from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
-from flm_jax.evals import endpoint, gsm8k, mt_bench
-from flm_jax.evals.code_sandbox import Limits, open_sandbox
-from flm_jax.training.checkpoint import save_ema, write_config
-from flm_jax.types import UserError
+from flm_jax.evaluation.benchmarks import chat_endpoint, gsm8k, mt_bench
+from flm_jax.evaluation.benchmarks.base import Choices
+from flm_jax.evaluation.benchmarks.registry import make_benchmark
+from flm_jax.evaluation.benchmarks.runner import (
+    RECORDS,
+    by_model,
+    by_reference,
+    collect,
+    open_folder,
+    summarise,
+)
+from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox
+from flm_jax.inference.answers import Answer, Answering
 
 # Folder of the published files: gsm8k/test.jsonl, humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl.
 PUBLISHED = Path(os.environ.get("FLM_JAX_BENCHMARKS", "absent"))
@@ -76,12 +84,12 @@ def test_numbers_are_read_by_both_rules(answer, strict, flexible):
 def test_gsm8k_prompts_and_scores(tmp_path):
     path = lines(tmp_path / "a.jsonl", *problems(3))
     first, *shots = gsm8k.read_gsm8k(path)
-    assert gsm8k.prompt(first.question, shots, True) == "0+0?"
-    prompt = gsm8k.prompt(first.question, shots, False)
+    assert gsm8k.gsm8k_prompt(first.question, shots, True) == "0+0?"
+    prompt = gsm8k.gsm8k_prompt(first.question, shots, False)
     assert prompt.startswith("Question: 1+1?\nAnswer: So.\n#### 2\n\nQuestion: 2+2?")
     assert prompt.endswith("\n\nQuestion: 0+0?\nAnswer:")
     more = "#### 0\n\nQuestion: 9?\nAnswer: 9"
-    read = [gsm8k.score(first, more, chat)["flexible_right"] for chat in (False, True)]
+    read = [gsm8k.gsm8k_score(first, more, chat)["flexible_right"] for chat in (False, True)]
     assert read == [True, False]
     with pytest.raises(UserError, match="line 1: expected an answer that ends .* got 'b'"):
         gsm8k.read_gsm8k(lines(tmp_path / "b.jsonl", {"question": "a", "answer": "b"}))
@@ -128,10 +136,10 @@ def test_published_right_answers_are_right(tmp_path, sandbox, task):
 
 
 def _reference(folder, benchmark, samples=1):
-    done = benchmark_run.open_folder(folder, {})
-    answer = benchmark_run.by_reference(benchmark, 4, samples)
-    records = benchmark_run.collect(benchmark, folder, done, answer, samples)
-    return benchmark_run.summarise(benchmark, records)
+    done = open_folder(folder, {})
+    answer = by_reference(benchmark, 4, samples)
+    records = collect(benchmark, folder, done, answer, samples)
+    return summarise(benchmark, records)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, chat):
@@ -140,22 +148,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, chat):
     how = Answering(3, 3, seed=5, answer_length=6, chat=True)
 
     def records(folder, stop=None):
-        done = benchmark_run.open_folder(folder, {"steps": 3})
-        answer = benchmark_run.by_model(chat, how)
+        done = open_folder(folder, {"steps": 3})
+        answer = by_model(chat, how)
 
         def show(count, of):
             assert of == 14
             if count == stop:
                 raise KeyboardInterrupt
 
-        return benchmark_run.collect(benchmark, folder, done, answer, 2, show)
+        return collect(benchmark, folder, done, answer, 2, show)
 
     whole = records(tmp_path / "whole")
     assert len({record["answer"] for record in whole}) == 14
     assert [(r["id"], r["sample"]) for r in whole] == [(i, s) for i in range(7) for s in range(2)]
     with pytest.raises(KeyboardInterrupt):
         records(tmp_path / "parts", stop=6)
-    path = tmp_path / "parts" / benchmark_run.RECORDS
+    path = tmp_path / "parts" / RECORDS
     kept = path.read_text().splitlines(keepends=True)
     assert len(kept) == 6
     path.write_text("".join(kept[:5]) + '{"id": 3, "sam')  # killed while it wrote
@@ -167,12 +175,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, chat):
 
 
 def test_other_settings_and_damaged_records_are_refused(tmp_path):
-    benchmark_run.open_folder(tmp_path, {"steps": 3, "seed": 0})
+    open_folder(tmp_path, {"steps": 3, "seed": 0})
     with pytest.raises(UserError, match=r"other settings \(steps: 3 there, 4 now\)"):
-        benchmark_run.open_folder(tmp_path, {"steps": 4, "seed": 0})
-    (tmp_path / benchmark_run.RECORDS).write_text("{\n")
+        open_folder(tmp_path, {"steps": 4, "seed": 0})
+    (tmp_path / RECORDS).write_text("{\n")
     with pytest.raises(UserError, match="records.jsonl, line 1: no JSON"):
-        benchmark_run.open_folder(tmp_path, {"steps": 3, "seed": 0})
+        open_folder(tmp_path, {"steps": 3, "seed": 0})
 
 
 def test_what_does_not_fit_is_wrong_and_counted(tmp_path, chat):
@@ -181,16 +189,16 @@ def test_what_does_not_fit_is_wrong_and_counted(tmp_path, chat):
     benchmark = make_benchmark(
         "gsm8k", lines(tmp_path / "a.jsonl", long, near, *problems(1)), Choices(chat=True)
     )
-    answer = benchmark_run.by_model(chat, Answering(2, 8, answer_length=9, chat=True))
-    records = benchmark_run.collect(benchmark, tmp_path, {}, answer)
+    answer = by_model(chat, Answering(2, 8, answer_length=9, chat=True))
+    records = collect(benchmark, tmp_path, {}, answer)
     assert [record.get("too_long", False) for record in records] == [True, False, False]
     assert [record["calls"] for record in records] == [0, 2, 2]
     assert len(BYTES.encode(records[1]["answer"])) <= 8  # two tokens, as text
-    row = benchmark_run.summarise(benchmark, records)
+    row = summarise(benchmark, records)
     assert row["too_long"] == 1 and row["calls"] == 2.0 and row["strict_match"] == 0.0
     alone = make_benchmark("gsm8k", lines(tmp_path / "b.jsonl", long), Choices(chat=True))
     with pytest.raises(UserError, match=f"no prompt .* fits in {LENGTH} tokens"):
-        benchmark_run.collect(alone, tmp_path, {}, answer)
+        collect(alone, tmp_path, {}, answer)
 
 
 def test_impossible_choices_are_refused(tmp_path):
@@ -218,7 +226,7 @@ def answered(tmp_path):
     def echo(texts, wanted):
         yield [Answer(i, f"<{t}>", framed(t), 1) for i, t in enumerate(texts) if wanted(i)]
 
-    records = benchmark_run.collect(benchmark, tmp_path, {}, echo)
+    records = collect(benchmark, tmp_path, {}, echo)
     return mt_bench.read_questions(path), records
 
 
@@ -230,7 +238,7 @@ def test_both_turns_are_answered_and_written_as_fastchat_reads_them(tmp_path, an
     second = "ask 0\nASSISTANT:\n<ask 0>\nUSER:\nmore 0"
     assert records[3]["prompt"] == second
     assert framed(second) == framed("ask 0") + "<ask 0>\n" + framed("more 0")
-    path = mt_judging.write_answers(tmp_path, records, "tiny")
+    path = mt_bench.write_answers(tmp_path, records, "tiny")
     line = json.loads(path.read_text().splitlines()[0])
     assert line.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert line["choices"] == [{"index": 0, "turns": ["<ask 0>", f"<{second}>"]}]
@@ -243,7 +251,7 @@ class Judge(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.replies, self.headers = [], {}, []
-        self.endpoint = endpoint.Endpoint(
+        self.endpoint = chat_endpoint.Endpoint(
             f"http://127.0.0.1:{self.server_address[1]}/v1", "sesame", "judge/x", 5.0, 0.01
         )
 
@@ -279,8 +287,8 @@ def judge():
 
 def test_answers_are_judged_once(tmp_path, answered, judge):
     asked, records = answered
-    how = mt_judging.Judging(judge.endpoint)
-    row = mt_judging.judge(asked, records, "tiny", tmp_path, how)
+    how = mt_bench.Judging(judge.endpoint)
+    row = mt_bench.judge(asked, records, "tiny", tmp_path, how)
     assert (row["first_turn"], row["second_turn"], row["grade"]) == (4.0, 8.0, 6.0)
     assert row["grade_low"] == row["grade_high"] == 6.0 and row["not_graded"] == 0
     assert set(judge.headers) == {("/v1/chat/completions", "Bearer sesame", "judge/x")}
@@ -293,29 +301,29 @@ def test_answers_are_judged_once(tmp_path, answered, judge):
         ("judge/x", "single-v1"),
         ("judge/x", "single-v1-multi-turn"),
     }
-    assert mt_judging.judge(asked, records, "tiny", tmp_path, how) == row
+    assert mt_bench.judge(asked, records, "tiny", tmp_path, how) == row
     assert len(judge.asked) == 6
     # Another answer is judged anew, in both turns.
     records[0]["answer"] = "other"
-    mt_judging.judge(asked, records, "tiny", tmp_path, how)
+    mt_bench.judge(asked, records, "tiny", tmp_path, how)
     assert len(judge.asked) == 8
 
 
 def test_a_judge_that_fails_leaves_what_is_there(tmp_path, answered, judge):
     asked, records = answered
-    how = mt_judging.Judging(judge.endpoint, workers=1)
+    how = mt_bench.Judging(judge.endpoint, workers=1)
     judge.replies["ask 2"] = lambda count, content: (401, "no such key")
     with pytest.raises(UserError, match="401, 'no such key'. 4 of 6 grades are kept") as told:
-        mt_judging.judge(asked, records, "tiny", tmp_path, how)
+        mt_bench.judge(asked, records, "tiny", tmp_path, how)
     assert "sesame" not in str(told.value)
     judge.replies = {"ask 2": lambda count, content: (200, "<html>")}
     with pytest.raises(UserError, match="answered b'<html>'; expected the JSON"):
-        mt_judging.judge(asked, records, "tiny", tmp_path, how)
+        mt_bench.judge(asked, records, "tiny", tmp_path, how)
     # Overloaded once for each, then without a grade.
     odd = lambda n, content: (503, "") if n % 2 else (200, content.replace("[[", "["))
     judge.replies = {"ask 2": odd}
     judge.asked.clear()
-    row = mt_judging.judge(asked, records, "tiny", tmp_path, how)
+    row = mt_bench.judge(asked, records, "tiny", tmp_path, how)
     assert len(judge.asked) == 4
     assert row["not_graded"] == 2 and row["first_turn"] == 4.0
 
@@ -324,19 +332,19 @@ def test_an_unreachable_judge_is_one_error(tmp_path, answered):
     asked, records = answered
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    where = endpoint.Endpoint(f"http://127.0.0.1:{port}", "", "x", 1.0, 0.01)
+    where = chat_endpoint.Endpoint(f"http://127.0.0.1:{port}", "", "x", 1.0, 0.01)
     with pytest.raises(UserError, match=rf"{port} gave no answer: .*refused.* 0 of 6 grades"):
-        mt_judging.judge(asked, records, "tiny", tmp_path, mt_judging.Judging(where))
+        mt_bench.judge(asked, records, "tiny", tmp_path, mt_bench.Judging(where))
 
 
 def test_the_judge_is_of_the_environment():
-    assert endpoint.from_environment({}) is None
-    found = endpoint.from_environment({"JUDGE_URL": "http://a/v1/", "JUDGE_MODEL": "m"})
+    assert chat_endpoint.from_environment({}) is None
+    found = chat_endpoint.from_environment({"JUDGE_URL": "http://a/v1/", "JUDGE_MODEL": "m"})
     assert found[:3] == ("http://a/v1", "", "m")
     with pytest.raises(UserError, match="JUDGE_URL is 'a'; expected"):
-        endpoint.from_environment({"JUDGE_URL": "a"})
+        chat_endpoint.from_environment({"JUDGE_URL": "a"})
     with pytest.raises(UserError, match="JUDGE_MODEL is not"):
-        endpoint.from_environment({"JUDGE_URL": "http://a"})
+        chat_endpoint.from_environment({"JUDGE_URL": "http://a"})
 
 
 def test_prompts_and_references_of_fastchat(tmp_path):

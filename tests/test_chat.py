@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from flm_jax import build, trainer
-from flm_jax.config import check
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
 from flm_jax.data.chat import ChatSource, cropped, framed, open_chat, read_exchanges
-from flm_jax.data.tokenizers import ByteTokenizer
-from flm_jax.defaults import base_config
-from flm_jax.training.checkpoint import save_ema, write_config
-from flm_jax.types import UserError
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
+from flm_jax.training.trainer import train_run
 
 BYTES = ByteTokenizer()
 
@@ -91,7 +93,7 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     config.model.attention_softcap = config.model.logit_softcap = 0.0
     config.model.vocab_size = BYTES.vocab_size
     base = check(config)
-    params = build.network(base).init(jax.random.key(0))
+    params = make_network(base).init(jax.random.key(0))
     save_ema(tmp_path / "base", params, 0, {})
     write_config(tmp_path / "base", base)
     BYTES.save(tmp_path / "base" / "tokenizer")
@@ -101,6 +103,6 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     config.objective.name, config.bridge.learnt = "masked_bridge", "empirical"
     config.train.steps, config.train.batch, config.eval.sample_steps = 2, 8, 1
     config.eval.samples, config.eval.batches, config.mesh.data = 1, 1, 8
-    assert trainer.run(check(config), str(tmp_path / "sft")) == 0
-    model = build.load_model(tmp_path / "sft")
+    assert train_run(check(config), str(tmp_path / "sft")) == 0
+    model = load_model(tmp_path / "sft")
     assert model.config["bridge"]["eos_id"] == BYTES.eos_id

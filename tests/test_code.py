@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from flm_jax.evals.code import (
+from flm_jax.core.errors import UserError
+from flm_jax.evaluation.benchmarks.code import (
     code_block,
     humaneval_program,
     humaneval_prompt,
@@ -16,8 +17,7 @@ from flm_jax.evals.code import (
     read_humaneval,
     read_mbpp,
 )
-from flm_jax.evals.code_sandbox import Limits, open_sandbox, run_all
-from flm_jax.types import UserError
+from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox, run_programs
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -50,7 +50,7 @@ def half(tmp_path_factory):
 
 
 def passes(programs):
-    outcomes = list(run_all(open_sandbox(Limits(seconds=20)), programs))
+    outcomes = list(run_programs(open_sandbox(Limits(seconds=20)), programs))
     return [outcome.status == "passed" for outcome in outcomes]
 
 

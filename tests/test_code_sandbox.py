@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from flm_jax.evals import code_sandbox
-from flm_jax.evals.code_sandbox import Limits, Sandbox, open_sandbox, run, run_all
-from flm_jax.types import UserError
+from flm_jax.core.errors import UserError
+from flm_jax.evaluation.benchmarks import sandbox as benchmarks_sandbox
+from flm_jax.evaluation.benchmarks.sandbox import (
+    Limits,
+    Sandbox,
+    open_sandbox,
+    run_program,
+    run_programs,
+)
 
 SECONDS = 1.0
 LIMITS = Limits(seconds=SECONDS, memory_bytes=256 << 20, file_bytes=1 << 20, output_bytes=10_000)
@@ -21,7 +27,7 @@ LIMITS = Limits(seconds=SECONDS, memory_bytes=256 << 20, file_bytes=1 << 20, out
 _PYTHONS = {"namespaces": (sys.executable,), "guard": (sys.executable, "/usr/bin/python3")}
 
 
-@pytest.fixture(params=code_sandbox.ISOLATIONS, scope="module")
+@pytest.fixture(params=benchmarks_sandbox.ISOLATIONS, scope="module")
 def isolation(request):
     for python in _PYTHONS[request.param]:
         try:
@@ -60,7 +66,7 @@ def ends(sandbox, program, *statuses):
     seconds = SECONDS if "timeout" in statuses else 10 * SECONDS
     limits = dataclasses.replace(LIMITS, seconds=seconds)
     began = time.monotonic()
-    outcome = run(sandbox._replace(limits=limits), program)
+    outcome = run_program(sandbox._replace(limits=limits), program)
     assert time.monotonic() - began < seconds + 6.0
     assert outcome.status in statuses, outcome
     return outcome
@@ -68,7 +74,7 @@ def ends(sandbox, program, *statuses):
 
 def test_right_and_wrong_programs(sandbox):
     programs = ["print('héllo')", "assert 1 == 2, 'no'", "def f(:", "x = [1]\nx[2]", "import re"]
-    outcomes = list(run_all(sandbox, programs, workers=2))
+    outcomes = list(run_programs(sandbox, programs, workers=2))
     assert [o.status for o in outcomes] == ["passed", "failed", "failed", "failed", "passed"]
     assert outcomes[0].output == "héllo\n"
     assert outcomes[1].detail == "AssertionError: no"
@@ -217,7 +223,7 @@ for call in ((libc.mount, b"none", b"/tmp", b"tmpfs", 0, None), (libc.chroot, b"
              (libc.sethostname, b"a", 1), (libc.unshare, 0x10000000)):
     assert call[0](*call[1:]) != 0, call
 """
-    outcome = run(sandbox, program)
+    outcome = run_program(sandbox, program)
     assert outcome.status == "passed", outcome
 
 
@@ -231,5 +237,5 @@ def test_bad_settings_are_refused():
 
 
 def test_what_cannot_start_is_an_outcome():
-    outcome = run(Sandbox(LIMITS, "guard", "/usr/bin/false"), "print(1)")
+    outcome = run_program(Sandbox(LIMITS, "guard", "/usr/bin/false"), "print(1)")
     assert outcome.status == "error"

@@ -42,10 +42,10 @@ def runs(tmp_path_factory):
     command("prepare_data", "--source=text", f"--path={folder}/book.txt", "--vocab_size=64", data)
     sizes = [f"--config.{key}={value}" for key, value in SIZES.items()]
     sizes.append(f"--config.data.path={folder}/data")
-    command("train", "--config=configs/quickstart_flm.py", f"--workdir={folder}/flm", *sizes)
+    command("train", "--config=configs/quickstart/flm.py", f"--workdir={folder}/flm", *sizes)
     command(
         "train",
-        "--config=configs/quickstart_fmlm.py",
+        "--config=configs/quickstart/fmlm.py",
         f"--workdir={folder}/fmlm",
         f"--config.objective.teacher={folder}/flm",
         *sizes,

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from test_training import tiny_config
 
-from flm_jax import compare
-from flm_jax.measure import measure, share_interval
-from flm_jax.types import UserError
+from flm_jax.core.errors import UserError
+from flm_jax.evaluation import measure as evaluation_measure
+from flm_jax.evaluation.compare import compare_run
+from flm_jax.evaluation.measure import measure
+from flm_jax.metrics.intervals import share_interval
 
 
 def comparison():
@@ -40,7 +42,7 @@ def short_likelihoods():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    assert compare.run(comparison(), str(folder)) == 0
+    assert compare_run(comparison(), str(folder)) == 0
     return folder
 
 
@@ -53,7 +55,7 @@ def measured(monkeypatch):
         done.append((workdir.rsplit("/", 1)[1], *steps))
         return measure(workdir, steps, **settings)
 
-    monkeypatch.setattr(compare, "measure", note)
+    monkeypatch.setattr(evaluation_measure, "measure", note)
     return done
 
 
@@ -83,7 +85,7 @@ def test_every_model_is_measured_at_every_number_of_steps(finished):
 
 def test_finished_work_is_not_repeated(finished, measured, capsys):
     (finished / "rows/FMLM-2.json").unlink()
-    assert compare.run(comparison(), str(finished)) == 0
+    assert compare_run(comparison(), str(finished)) == 0
     assert measured == [("FMLM", 2)]
     said = capsys.readouterr().out
     assert "FLM: trained" in said and "training in" not in said
@@ -91,13 +93,13 @@ def test_finished_work_is_not_repeated(finished, measured, capsys):
 
 def test_other_settings_are_measured_again(finished, measured):
     """All numbers of steps of a model at once: model and data are read once."""
-    compare.run(comparison() | {"samples": 32}, str(finished))
+    compare_run(comparison() | {"samples": 32}, str(finished))
     assert measured == [("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
 
 
 def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
     """A comparison that is stopped between two rows of a model measures only the second again."""
-    changed, whole = comparison() | {"seed": 1}, compare.measure
+    changed, whole = comparison() | {"seed": 1}, evaluation_measure.measure
 
     def stops(workdir, steps, **settings):
         rows = whole(workdir, steps, **settings)
@@ -105,10 +107,10 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(compare, "measure", stops)
-        compare.run(changed, str(finished))
+        patch.setattr(evaluation_measure, "measure", stops)
+        compare_run(changed, str(finished))
     measured.clear()
-    compare.run(changed, str(finished))
+    compare_run(changed, str(finished))
     assert measured == [("FMLM", 2), ("FMLM", 2)]  # the second is refined
 
 
@@ -126,7 +128,7 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
 )
 def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        compare.run(comparison() | change, str(tmp_path))
+        compare_run(comparison() | change, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -144,7 +146,7 @@ def test_bad_models_are_refused_before_training(tmp_path, change, message):
     config = copy.deepcopy(comparison())
     config["models"]["FMLM"] |= change
     with pytest.raises(UserError, match=message):
-        compare.run(config, str(tmp_path))
+        compare_run(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

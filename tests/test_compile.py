@@ -13,12 +13,14 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flm_jax import aot, compile, hlo, planning, topologies
-from flm_jax.config import check
-from flm_jax.defaults import base_config
-from flm_jax.flops import count_flops, trace
-from flm_jax.training.sharding import MeshConfig, make_mesh
-from flm_jax.types import UserError
+from flm_jax import compile
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.distributed.sharding import MeshConfig, make_mesh
+from flm_jax.profiling import aot, hlo, topologies
+from flm_jax.profiling import plan as profiling_plan
+from flm_jax.profiling.flops import count_flops, trace
 
 SQUARE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 2 * 8**3
@@ -37,7 +39,7 @@ def tiny_config(vocab_size=20, **objective):
     config.model.two_time = config.objective.name == "semigroup"
     config.train.batch = 16
     config.mesh.data, config.mesh.fsdp = 2, 4
-    return planning.resolve(check(config))
+    return profiling_plan.resolve(check(config))
 
 
 def count(fn, *args):
@@ -100,7 +102,7 @@ def test_a_train_step_takes_the_operations_worked_out_by_hand():
     """Exactly. V <= 2 D, so that the noise is one product; every other term is a layer's."""
     config = tiny_config()
     config["mesh"] |= {"data": 1, "fsdp": 1}
-    job = planning.train_job(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    job = profiling_plan.train_job(config, make_mesh(MeshConfig(), jax.devices()[:1]))
     b, length, d, v, depth, c, r = 16, 8, 16, 20, 2, 12, 4
     tokens = b * length
     once = tokens * v * d  # noise @ table; noise has no gradient
@@ -115,11 +117,11 @@ def test_a_train_step_takes_the_operations_worked_out_by_hand():
 def test_least_operations_of_distillation_and_sampling():
     """8 of 16 rows diagonal: student's gradient 3, teacher 1/2, target 2 x 1/2, of a forward."""
     config = tiny_config(name="semigroup", teacher="somewhere")
-    forward, product = planning.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
-    assert planning.train_minimum(config) == 4.5 * forward + product // 2
-    assert planning.sample_minimum(config, 3) == 3 * forward + 2 * product
+    forward, product = profiling_plan.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
+    assert profiling_plan.train_minimum(config) == 4.5 * forward + product // 2
+    assert profiling_plan.sample_minimum(config, 3) == 3 * forward + 2 * product
     alone = tiny_config(name="semigroup")
-    assert planning.train_minimum(alone) == 4 * forward + product // 2
+    assert profiling_plan.train_minimum(alone) == 4 * forward + product // 2
 
 
 TEXT = """HloModule jit_step
@@ -204,7 +206,7 @@ def test_a_train_step_is_planned(mesh, objective):
     """Arguments are those of the real state: parameters, average, two moments, teacher."""
     config = tiny_config(vocab_size=40, **objective)
     texts = []
-    result = planning.plan(config, mesh, 0, keep=texts.append)
+    result = profiling_plan.plan(config, mesh, 0, keep=texts.append)
     json.dumps(result)
     assert result["program"] == "train step" and result["devices"] == 8 and result["fits"]
     assert result["rows_per_device"] == 2
@@ -212,20 +214,20 @@ def test_a_train_step_is_planned(mesh, objective):
     kinds = result["collectives"]
     assert kinds["all-gather"]["bytes"] > 0 and kinds["all-reduce"]["bytes"] > 0
     assert "all-gather" in texts[0]
-    job = planning.train_job(config, mesh)
+    job = profiling_plan.train_job(config, mesh)
     shards = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(job.args)]
     held = sum(4 * int(np.prod(s)) for s in shards)
     memory = result["memory_bytes"]
     assert 0.9 * held < memory["arguments"] < 1.1 * held
     assert memory["peak"] >= memory["arguments"] + memory["temporaries"] > memory["arguments"]
-    assert any("times the least possible" in line for line in planning.lines(result))
+    assert any("times the least possible" in line for line in profiling_plan.lines(result))
 
 
 def test_a_sampler_is_planned(mesh):
-    result = planning.plan(tiny_config(vocab_size=40), mesh, 1, sample_steps=3)
+    result = profiling_plan.plan(tiny_config(vocab_size=40), mesh, 1, sample_steps=3)
     assert result["program"] == "sampler" and not result["fits"]
-    assert "DOES NOT FIT" in planning.lines(result)[1]
-    job = planning.sample_job(tiny_config(vocab_size=40), mesh, 6)
+    assert "DOES NOT FIT" in profiling_plan.lines(result)[1]
+    job = profiling_plan.sample_job(tiny_config(vocab_size=40), mesh, 6)
     ratio = count_flops(trace(job.program, *job.args))["dot"] / job.minimum_flops
     assert 1.0 < ratio < result["flops"]["ratio"], "the noise is drawn once"
 
@@ -234,13 +236,13 @@ def test_a_batch_of_which_some_devices_hold_more_is_refused(mesh):
     config = tiny_config(name="semigroup")
     config["train"]["batch"] = 24
     with pytest.raises(UserError, match="batch of 24 .* 8 devices .* multiples of 2.*of 16"):
-        planning.plan(config, mesh, 0)
+        profiling_plan.plan(config, mesh, 0)
 
 
 def test_without_a_vocabulary_there_is_no_plan():
     with pytest.raises(UserError, match="give --vocab_size"):
-        planning.resolve(check(base_config()))
-    assert planning.resolve(check(base_config()), 7, 8)["model"]["vocab_size"] == 7
+        profiling_plan.resolve(check(base_config()))
+    assert profiling_plan.resolve(check(base_config()), 7, 8)["model"]["vocab_size"] == 7
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def command(*arguments):
     return subprocess.run(words, env=kept, capture_output=True, text=True, timeout=300)
 
 
-CPU = ("--topology=cpu:2", "--config=configs/phrases_flm.py", "--config.model.dim=16")
+CPU = ("--topology=cpu:2", "--config=configs/phrases/flm.py", "--config.model.dim=16")
 
 
 def test_the_command(tmp_path):
@@ -331,7 +333,7 @@ def test_the_command_refuses_in_one_line(arguments, message):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_a_tpu_slice_is_planned(tmp_path):
-    config = ("--config=configs/owt_flm.py", "--vocab_size=300", "--config.model.attention=splash")
+    config = ("--config=configs/owt/flm.py", "--vocab_size=300", "--config.model.attention=splash")
     small = ("--config.model.length=128", "--config.model.dim=128", "--config.model.depth=2")
     heads = ("--config.model.heads=2", "--config.mesh.fsdp=4", "--config.mesh.data=1")
     where = ("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}")
@@ -354,7 +356,7 @@ def launch(*arguments):
 
 
 def test_the_launch_script_says_what_it_would_run():
-    done = launch("--dry_run", "--", "--config=configs/owt_flm.py", "--topology=h200:8")
+    done = launch("--dry_run", "--", "--config=configs/owt/flm.py", "--topology=h200:8")
     assert done.returncode == 0 and "make_venv .venv-plan cuda" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("python -m flm_jax.compile --config=configs/owt")
     assert "make_venv .venv-plan tpu" in launch("--dry_run", "--", "--topology=v5e:4x4").stdout

@@ -7,43 +7,53 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flm_jax import adaptation, build, datasets, policy_training
-from flm_jax.compare import entries
-from flm_jax.config import check
-from flm_jax.defaults import policy_config
+from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.model import abstract_params, make_network
+from flm_jax.config.check import check
+from flm_jax.config.schema import policy_config
+from flm_jax.data import loading
+from flm_jax.evaluation.compare import entries
 from flm_jax.flows.clocks import decoding_clock
-from flm_jax.flows.times import Rows
-from flm_jax.models.adapters import split
-from flm_jax.training.step import Frozen
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen
+from flm_jax.models.lora import split
+from flm_jax.training.policy_trainer import check_policy_config
+from flm_jax.training.settings import optim_config, train_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
-COMPARISONS = sorted(FOLDER.glob("compare_*.py"))
-POLICIES = sorted(FOLDER.glob("*_policy.py"))
-CONFIGS = sorted(set(FOLDER.glob("*.py")) - set(COMPARISONS) - set(POLICIES))
+RUNNABLE = {path for path in FOLDER.glob("*/*.py") if path.stem != "recipe"}
+COMPARISONS = sorted(path for path in RUNNABLE if path.parent.name == "comparisons")
+POLICIES = sorted(path for path in RUNNABLE if path.stem.endswith("_policy"))
+CONFIGS = sorted(RUNNABLE - set(COMPARISONS) - set(POLICIES))
 VOCABULARY = {
     "lm1b": 30522,
     "owt": 50257,
     "quickstart": 2048,
     "phrases": 4,
-    "mlfm": 32000,
-    "xflow": 12,
+    "masked_flow": 32000,
+    "x_prediction": 12,
 }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def name_of(path):
+    """lm1b/flm of configs/lm1b/flm.py."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_config_builds(path):
     module = runpy.run_path(str(path))
-    assert f"--config=configs/{path.name}" in module["__doc__"]
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
     config = check(module["get_config"]())
-    family = path.stem.split("_")[0]
-    config["model"]["vocab_size"] = VOCABULARY[family]
-    build.optim(config)
-    rows = build.training(config).batch
-    net, clock = build.network(config), decoding_clock(VOCABULARY[family])
-    params = build.abstract_params(net)
+    experiment = path.parent.name
+    config["model"]["vocab_size"] = VOCABULARY[experiment]
+    optim_config(config)
+    rows = train_config(config).batch
+    net, clock = make_network(config), decoding_clock(VOCABULARY[experiment])
+    params = abstract_params(net)
     frozen = config["objective"]["teacher"] or config["adapters"]["base"]
-    objective = build.objective(config, net, clock, net if frozen else None)
-    tracker = adaptation.tracker(config)
+    objective = make_objective(config, net, clock, net if frozen else None)
+    tracker = family(config).tracker(config)
     tracked = tracker and tracker.fresh()
     shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
     batch = {"tokens": shape, "mask": shape}
@@ -57,23 +67,23 @@ def test_config_builds(path):
     assert loss.shape == () and loss.dtype == jnp.float32
     assert all(name.endswith("_per_token") or name == "observed" for name in metrics)
     count = sum(x.size for x in jax.tree.leaves(params))
-    if "_1b_" in path.stem:
+    if path.stem == "flm_1b":
         assert 1.44e9 < count < 1.46e9
-    elif path.stem in ("mlfm_adapt", "mlfm_sft"):
+    elif name_of(path) in ("masked_flow/adapt", "masked_flow/sft"):
         base = sum(x.size for x in jax.tree.leaves(split(params)[0]))
         assert 1.13e9 < base < 1.15e9  # 1028 M and the embeddings of input and output
-    elif family in ("lm1b", "owt"):
+    elif experiment in ("lm1b", "owt"):
         assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
 
 
-@pytest.mark.parametrize("path", POLICIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", POLICIES, ids=name_of)
 def test_policy_builds(path):
     module = runpy.run_path(str(path))
-    assert f"--config=configs/{path.name}" in module["__doc__"]
-    policy_training.check(check(module["get_config"](), policy_config))
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
+    check_policy_config(check(module["get_config"](), policy_config))
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", COMPARISONS, ids=name_of)
 def test_comparison_builds(path, tmp_path):
     """For every task it names: complete, parameters equal to 20%, equal training tokens.
 
@@ -81,14 +91,14 @@ def test_comparison_builds(path, tmp_path):
     tokens in inverse proportion to it, and their teacher its own. NAME_self takes NAME's.
     """
     module = runpy.run_path(str(path))
-    assert f"--config=configs/{path.name}" in module["__doc__"]
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
     for task in module.get("TASKS") or module.get("CORPORA") or [""]:
         given = module["get_config"](task).to_dict()
         sizes, tokens = {}, {}
         for entry in entries(given | {"judge": "", "prepare": {}}, tmp_path):
             if entry.steps:
                 config = _with_vocabulary(entry.config, given)
-                params = build.abstract_params(build.network(config))
+                params = abstract_params(make_network(config))
                 sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
                 tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
         assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
@@ -109,4 +119,4 @@ def _with_vocabulary(config, comparison):
     """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
     if size := comparison.get("prepare", {}).get("vocab_size"):
         return config | {"model": config["model"] | {"vocab_size": size}}
-    return datasets.resolve_vocabulary(config, datasets.open_data(config).tokenizer)
+    return loading.resolve_vocabulary(config, loading.open_data(config).tokenizer)

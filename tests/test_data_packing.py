@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+from flm_jax.core.errors import UserError
+from flm_jax.data.corpus.store import (
+    Shard,
+    SplitWriter,
+    build_manifest,
+    load_prepared,
+    write_manifest,
+)
 from flm_jax.data.packing import PackedSource
-from flm_jax.data.store import Shard, SplitWriter, build_manifest, load_prepared, write_manifest
-from flm_jax.data.tokenizers import ByteTokenizer, WordTokenizer
-from flm_jax.types import UserError
+from flm_jax.data.tokenizers.builtin import ByteTokenizer, WordTokenizer
 
 DOCUMENTS = ["abcdefg", "hi", "", "jklmnopqrstuvw", "x", "yz0123"]
 TOKENIZER = ByteTokenizer()

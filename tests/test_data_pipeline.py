@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
+from flm_jax.core.errors import UserError
 from flm_jax.data.pipeline import eval_batches, make_iterator
-from flm_jax.types import UserError
 
 
 class Numbers:

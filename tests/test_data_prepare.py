@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from flm_jax.data import prepare as prepare_module
-from flm_jax.data import store
-from flm_jax.data.prepare import PrepareConfig, prepare
-from flm_jax.data.sources import SourceConfig, open_corpus
-from flm_jax.data.store import Shard, load_prepared, merge
-from flm_jax.data.tokenizers import ByteTokenizer
-from flm_jax.types import UserError
+from flm_jax.core.errors import UserError
+from flm_jax.data.corpus import prepare as corpus_prepare
+from flm_jax.data.corpus import store
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare
+from flm_jax.data.corpus.sources import SourceConfig, open_corpus
+from flm_jax.data.corpus.store import Shard, load_prepared, merge
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
 
 
 def _silent(message):
@@ -142,14 +142,14 @@ def test_interrupted_run_leaves_no_manifest_and_can_be_repeated(cfg, monkeypatch
     class StopError(Exception):
         pass
 
-    write = prepare_module._write_split
+    write = corpus_prepare._write_split
 
     def interrupt(folder, split, *args):
         if split == "valid":
             raise StopError
         return write(folder, split, *args)
 
-    monkeypatch.setattr(prepare_module, "_write_split", interrupt)
+    monkeypatch.setattr(corpus_prepare, "_write_split", interrupt)
     with pytest.raises(StopError):
         prepare(cfg, _silent)
     with pytest.raises(UserError, match="not prepared data"):

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from flm_jax.data.detokenizers import detokenize_lm1b
-from flm_jax.data.sources import SourceConfig, is_valid, open_corpus
-from flm_jax.types import UserError
+from flm_jax.core.errors import UserError
+from flm_jax.data.corpus.detokenizers import detokenize_lm1b
+from flm_jax.data.corpus.sources import SourceConfig, is_valid, open_corpus
 
 
 def _texts(corpus, split):

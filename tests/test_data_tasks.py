@@ -6,13 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flm_jax.data.arithmetic import ArithmeticTask
-from flm_jax.data.grammar import ENGLISH, GrammarTask
+from flm_jax.core.errors import UserError
 from flm_jax.data.pipeline import make_iterator
-from flm_jax.data.sudoku import SudokuTask
-from flm_jax.data.sudoku_solver import dig, random_grid, solve
-from flm_jax.data.tasks import TASKS, LawTask, make_task
-from flm_jax.types import UserError
+from flm_jax.data.tasks.arithmetic import ArithmeticTask
+from flm_jax.data.tasks.grammar import ENGLISH, GrammarTask
+from flm_jax.data.tasks.phrases import LawTask
+from flm_jax.data.tasks.registry import TASKS, make_task
+from flm_jax.data.tasks.sudoku import SudokuTask
+from flm_jax.data.tasks.sudoku_solver import dig, random_grid, solve
 
 PHRASES = [name for name in TASKS if name.startswith("phrases")]
 WITH_PROBLEMS = [name for name in TASKS if name not in PHRASES]

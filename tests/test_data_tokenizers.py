@@ -8,16 +8,15 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from flm_jax.data.tokenizers import (
+from flm_jax.core.errors import UserError
+from flm_jax.data.tokenizers.builtin import (
     ByteTokenizer,
     CharacterTokenizer,
-    HuggingFaceTokenizer,
     SentencePieceTokenizer,
     WordTokenizer,
-    load_tokenizer,
-    make_tokenizer,
 )
-from flm_jax.types import UserError
+from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
 
 TEXT = "Flow maps, naïve café - 漢字 🙂\n\n\tdef f(x):\r\n    return  x  # ok \n"
 ENGLISH = "\n".join(topics[name] for name in ("assert", "for", "if", "import", "with"))

@@ -9,14 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from flm_jax import trainer
-from flm_jax.config import check
-from flm_jax.training import sharding
-from flm_jax.training.distributed import expected_processes, initialize
-from flm_jax.types import UserError
-
-sys.path.insert(0, os.path.abspath("configs"))
-from phrases_flm import get_config  # noqa: E402
+from configs.phrases.flm import get_config
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.distributed import sharding
+from flm_jax.distributed.processes import expected_processes, initialize
+from flm_jax.training.trainer import train_run
 
 STEPS = 10
 _FLAGS = {
@@ -55,7 +53,7 @@ def _settings(mesh):
 def _command(workdir, mesh):
     flags = _settings(mesh)
     return [
-        *(sys.executable, "-m", "flm_jax.train", "--config=configs/phrases_flm.py:phrases4"),
+        *(sys.executable, "-m", "flm_jax.train", "--config=configs/phrases/flm.py:phrases4"),
         *(f"--config.{key}={value}" for key, value in flags.items()),
         f"--workdir={workdir}",
     ]
@@ -127,7 +125,7 @@ def _assert_same_run(workdir, alone):
 def test_losses_do_not_depend_on_the_mesh(name, alone, tmp_path):
     config = get_config("phrases4")
     config.update_from_flattened_dict(_settings(MESHES[name]))
-    assert trainer.run(check(config), str(tmp_path / "run")) == 0
+    assert train_run(check(config), str(tmp_path / "run")) == 0
     _assert_same_run(tmp_path / "run", alone)
 
 

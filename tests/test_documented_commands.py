@@ -23,26 +23,26 @@ from test_code import HUMANEVAL, mbpp
 from test_docs import commands
 from test_prompts import BYTES, lines
 
-from flm_jax.data.tokenizers import CharacterTokenizer
+from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PREPARE = "python -m flm_jax.prepare_data --source=text --path="
 QUICKSTART = f"""{PREPARE}book.txt --vocab_size=512 --out=runs/quickstart/data
-python -m flm_jax.train --config=configs/quickstart_flm.py --workdir=runs/quickstart/flm
-python -m flm_jax.train --config=configs/quickstart_fmlm.py --workdir=runs/quickstart/fmlm
-python -m flm_jax.train --config=configs/quickstart_ar.py --workdir=runs/quickstart/ar
+python -m flm_jax.train --config=configs/quickstart/flm.py --workdir=runs/quickstart/flm
+python -m flm_jax.train --config=configs/quickstart/fmlm.py --workdir=runs/quickstart/fmlm
+python -m flm_jax.train --config=configs/quickstart/ar.py --workdir=runs/quickstart/ar
 {PREPARE}other.txt --tokenizer=runs/quickstart/fmlm/tokenizer --out=data/other
 (cd runs; for name in flm fmlm ar; do ln -s quickstart/$name $name; done)
 chat="--config.data.task= --config.data.tokenizer=bytes --config.model.length=512"
 chat="$chat --config.data.chat=(('gsm8k/train.jsonl',1.0),)"
-python -m flm_jax.train --config=configs/mlfm_small_base.py $chat --workdir=runs/chat
-python -m flm_jax.train --config=configs/mlfm_small_adapt.py $chat --workdir=runs/mlfm \\
+python -m flm_jax.train --config=configs/masked_flow/small_base.py $chat --workdir=runs/chat
+python -m flm_jax.train --config=configs/masked_flow/small_adapt.py $chat --workdir=runs/mlfm \\
     --config.adapters.base=runs/chat
 """
 # Commands for what a page takes as given.
 BEFORE = {
-    "x_prediction.md": "python -m flm_jax.train --config=configs/xflow_small_base.py "
+    "x_prediction.md": "python -m flm_jax.train --config=configs/x_prediction/sums_base.py "
     "--workdir=runs/xflow/base; ln -s runs/xflow/base W",
     "masked_flows.md": f"{PREPARE}book.txt --tokenizer=bytes_tokenizer --out=data/pretraining; "
     "ln -s runs/mlfm_sft W",

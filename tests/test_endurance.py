@@ -19,12 +19,14 @@ import optax
 import pytest
 from test_training import assert_equal, final_params, run, tiny_config
 
-from flm_jax.training import agreement, sharding
-from flm_jax.training.checkpoint import Checkpoints, load_ema
-from flm_jax.training.loop import Run, TrainConfig, train
-from flm_jax.training.step import make_train_step, new_state
+from flm_jax.checkpoints.state import new_state
+from flm_jax.checkpoints.workdir import Checkpoints, load_ema
+from flm_jax.core.errors import UserError
+from flm_jax.distributed import agreement, sharding
+from flm_jax.training.loop import Run, train
+from flm_jax.training.settings import TrainConfig
+from flm_jax.training.step import make_train_step
 from flm_jax.training.watchdog import Watchdog
-from flm_jax.types import UserError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {  # of the processes started here
@@ -265,7 +267,7 @@ def test_a_diverging_training_ends_with_status_2(tmp_path):
         "optim.warmup_steps": 1,
         "optim.schedule": "constant",
     }
-    command = [sys.executable, "-m", "flm_jax.train", "--config=configs/phrases_flm.py"]
+    command = [sys.executable, "-m", "flm_jax.train", "--config=configs/phrases/flm.py"]
     command += [f"--config.{k}={v}" for k, v in flags.items()] + [f"--workdir={tmp_path}/run"]
     done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120

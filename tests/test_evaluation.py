@@ -6,14 +6,21 @@ import pytest
 from test_judge import unigram_judge
 from test_training import tiny_config
 
-from flm_jax import build, corpora, datasets, measure
-from flm_jax.config import check
-from flm_jax.data.prepare import PrepareConfig, prepare
-from flm_jax.data.sources import SourceConfig
-from flm_jax.data.tasks import make_task
-from flm_jax.data.tokenizers import ByteTokenizer
-from flm_jax.families import PLAIN
-from flm_jax.types import UserError
+from flm_jax.build import load as build_load
+from flm_jax.build.flow import make_clock
+from flm_jax.build.load import Model
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import PLAIN
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.data import loading
+from flm_jax.data.corpus import store
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare
+from flm_jax.data.corpus.sources import SourceConfig
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
+from flm_jax.evaluation import corpus, measure, tables
+from flm_jax.inference import engine
 
 PROBS = np.random.default_rng(0).dirichlet(np.ones(260))
 
@@ -36,8 +43,8 @@ def unigram(monkeypatch):
         config.data.task, config.data.packing = "", packing
         config.objective.name, config.model.name = "autoregressive", "causal"
         net = unigram_judge(ByteTokenizer(), PROBS, length=16).net
-        model = build.Model(check(config), net, {}, None, ByteTokenizer(), 1)
-        monkeypatch.setattr(build, "load_model", lambda workdir: model)
+        model = Model(check(config), net, {}, None, ByteTokenizer(), 1)
+        monkeypatch.setattr(build_load, "load_model", lambda workdir: model)
 
     return load
 
@@ -47,8 +54,8 @@ def test_likelihood_of_a_corpus_is_exact(tmp_path, unigram, packing):
     """Nats by hand from the tokens of the split; bits per byte count the corpus alone."""
     unigram(packing)
     folder = prepared(tmp_path, "bytes")
-    row = corpora.corpus_row("w", folder, split="valid", sequences=0, batch_size=4)
-    stream = datasets.load_prepared(folder).split("valid")
+    row = corpus.corpus_row("w", folder, split="valid", sequences=0, batch_size=4)
+    stream = store.load_prepared(folder).split("valid")
     block = 16 - 2 * (packing == "wrap")
     read = stream.read(0, len(stream) // block * block).reshape(-1, block)
     frame = ByteTokenizer.bos_id, ByteTokenizer.eos_id
@@ -59,7 +66,7 @@ def test_likelihood_of_a_corpus_is_exact(tmp_path, unigram, packing):
     per_byte = stream.counts["tokens"] / stream.counts["bytes"]
     want = nats / read.size / np.log(2) * per_byte
     np.testing.assert_allclose(row["bits_per_byte"], want, rtol=1e-5)
-    few = corpora.corpus_row("w", folder, split="valid", sequences=4, batch_size=4)
+    few = corpus.corpus_row("w", folder, split="valid", sequences=4, batch_size=4)
     assert few["sequences"] == 4
 
 
@@ -67,9 +74,9 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path, unigram):
     unigram("stream")
     folder, settings = prepared(tmp_path, "characters"), dict(split="valid", batch_size=4)
     with pytest.raises(UserError, match="has another tokenizer .* --tokenizer=w/tokenizer"):
-        corpora.corpus_row("w", folder, sequences=0, **settings)
+        corpus.corpus_row("w", folder, sequences=0, **settings)
     with pytest.raises(UserError, match="corpus_sequences=-1"):
-        corpora.corpus_row("w", folder, sequences=-1, **settings)
+        corpus.corpus_row("w", folder, sequences=-1, **settings)
 
 
 def untrained(task_name, **settings):
@@ -80,10 +87,12 @@ def untrained(task_name, **settings):
     config.objective.name = settings.get("objective", "denoising")
     config.model.name = "causal" if config.objective.name == "autoregressive" else "dit"
     config = check(config)
-    net = build.network(config)
-    clock = build.clock(config, net.vocab_size)
-    model = build.Model(config, net, jax.jit(net.init)(jax.random.key(0)), clock, task.tokenizer, 0)
-    data = datasets.Data([], None, task.tokenizer, task)
+    net = make_network(config)
+    clock = make_clock(config, net.vocab_size)
+    model = build_load.Model(
+        config, net, jax.jit(net.init)(jax.random.key(0)), clock, task.tokenizer, 0
+    )
+    data = loading.Data([], None, task.tokenizer, task)
     return measure.Subject(model, data, None, None)
 
 
@@ -103,9 +112,9 @@ def test_right_answers_solve_problems(monkeypatch):
 
     def complete(model, asked, **settings):
         np.testing.assert_array_equal(asked.tokens, tokens)
-        return measure.sampling.Completed(np.arange(10), right, 2.0)
+        return engine.Completed(np.arange(10), right, 2.0)
 
-    monkeypatch.setattr(measure.sampling, "complete", complete)
+    monkeypatch.setattr(engine, "complete", complete)
     row = measure.completions(untrained("arithmetic"), 2, 10, 4, 0, PLAIN)
     assert row["problem_solved"] == 1.0 and row["problem_solved_high"] >= 1.0 - 1e-9
     assert row["problem_calls"] == 2.0
@@ -125,7 +134,7 @@ def test_a_table_has_every_column_of_any_row():
         {"model": "a", "kind": "flow", "calls": 1, "judge_perplexity": 3.0, "entropy_nats": 2.0},
         {"model": "data", "kind": "held out", "entropy_nats": 1.5, "likelihood": "exact"},
     ]
-    text = measure.table(rows).splitlines()
+    text = tables.table(rows).splitlines()
     assert text[0] == "| model | kind | calls | judge perplexity | entropy nats | likelihood |"
     assert text[2] == "| a | flow | 1 | 3 | 2 |  |"
     assert text[3] == "| data | held out |  |  | 1.5 | exact |"

@@ -15,12 +15,13 @@ from test_bad_input import _corpus, _text_config
 from test_endurance import Batches, restored, small_run
 from test_training import run
 
+from flm_jax.core.errors import UserError
+from flm_jax.core.files import StepLines
+from flm_jax.data.corpus.store import load_prepared
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import make_iterator
-from flm_jax.data.store import load_prepared
-from flm_jax.training import agreement
-from flm_jax.training.metrics import MetricsLog, StepLines
-from flm_jax.types import UserError
+from flm_jax.distributed import agreement
+from flm_jax.training.logs import MetricsLog
 
 
 class FillsUp(Batches):

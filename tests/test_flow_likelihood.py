@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_baseline_laws import ENTROPY, LAW, LENGTH, SEQUENCES, VOCAB, law_batch
 
-from flm_jax.evals.flow_likelihood import make_flow_bound
-from flm_jax.evals.likelihood import likelihood
+from flm_jax.build.flow import CLOCKS
+from flm_jax.core.network import Network
 from flm_jax.flows.clocks import decoding_clock, identity_clock, tau_to_t
-from flm_jax.objectives import CLOCKS
-from flm_jax.types import Network
+from flm_jax.metrics.flow_likelihood import make_flow_bound
+from flm_jax.metrics.likelihood import likelihood
 
 
 def exact_flow_network(clock, table=None):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from flm_jax.flows import flow_map as fm
+from flm_jax.core.errors import UserError
+from flm_jax.flows import flow_map
 from flm_jax.flows.clocks import decoding_clock, t_to_tau, tau_to_t
-from flm_jax.flows.gaussian import leverages, whitened
+from flm_jax.flows.gaussian_noise import leverages, whitened
 from flm_jax.flows.interpolants import (
     interpolate,
     linear,
@@ -23,8 +24,7 @@ from flm_jax.flows.interpolants import (
     masked_bridge,
     variance_preserving,
 )
-from flm_jax.flows.states import hold_given, noisy_states
-from flm_jax.types import UserError
+from flm_jax.flows.noising import hold_given, noisy_states
 
 VOCABULARIES = [2, 97, 50257]
 
@@ -223,7 +223,7 @@ def exact_denoiser(x, t):
 
 
 def exact_velocity(x, t):
-    return fm.velocity(x, exact_denoiser(x, t), full(t, x.shape[0]))
+    return flow_map.velocity(x, exact_denoiser(x, t), full(t, x.shape[0]))
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -245,7 +245,7 @@ def exact_flow_map(x, s, t, steps=400):
 def exact_two_time_denoiser(x, s, t):
     """delta_st through the average velocity (X_st - x) / (t - s)."""
     average = (exact_flow_map(x, s, t) - x) / (t - s)
-    return fm.two_time_denoiser(x, average, full(s, x.shape[0]))
+    return flow_map.two_time_denoiser(x, average, full(s, x.shape[0]))
 
 
 def noise(rows=4):
@@ -272,19 +272,21 @@ def test_denoiser_is_the_posterior_mean(float64):
 def test_velocity_denoiser_and_average_velocity_round_trip(float64):
     x, s = state_at(0.3), full(0.3, 4)
     denoised = exact_denoiser(x, 0.3)
-    b_s = fm.velocity(x, denoised, s)
+    b_s = flow_map.velocity(x, denoised, s)
     assert_close(b_s, (denoised - x) / 0.7, 1e-12)
-    assert_close(fm.denoiser_from_velocity(x, b_s, s), denoised, 1e-12)
+    assert_close(flow_map.denoiser_from_velocity(x, b_s, s), denoised, 1e-12)
     delta = exact_two_time_denoiser(x, 0.3, 0.8)
-    v_st = fm.average_velocity(x, delta, s)
-    assert_close(fm.two_time_denoiser(x, v_st, s), delta, 1e-12)
-    assert_close(fm.flow_map(x, delta, s, full(0.8, 4)), x + 0.5 * v_st, 1e-12)
+    v_st = flow_map.average_velocity(x, delta, s)
+    assert_close(flow_map.two_time_denoiser(x, v_st, s), delta, 1e-12)
+    assert_close(flow_map.flow_map(x, delta, s, full(0.8, 4)), x + 0.5 * v_st, 1e-12)
 
 
 def test_flow_map_matches_the_integral_of_its_denoiser(float64):
     x, s, t = state_at(0.2), 0.2, 0.7
     delta = exact_two_time_denoiser(x, s, t)
-    assert_close(fm.flow_map(x, delta, full(s, 4), full(t, 4)), exact_flow_map(x, s, t), 1e-12)
+    assert_close(
+        flow_map.flow_map(x, delta, full(s, 4), full(t, 4)), exact_flow_map(x, s, t), 1e-12
+    )
     # In r = t / (1-t) the flow of x / (1-t) has velocity D: delta is the plain average of D in r.
     r = np.linspace(s / (1 - s), t / (1 - t), 201)
     path = [exact_denoiser(exact_flow_map(x, s, q / (1 + q), 50), q / (1 + q)) for q in r]
@@ -294,16 +296,19 @@ def test_flow_map_matches_the_integral_of_its_denoiser(float64):
 def test_identity_at_equal_times(float64):
     x, s = state_at(0.4), full(0.4, 4)
     anything = jnp.full_like(x, 1e3)
-    np.testing.assert_array_equal(fm.flow_map(x, anything, s, s), x)
-    assert [float(w[0]) for w in fm.flow_map_weights(full(1.0, 1), full(1.0, 1))] == [1.0, 0.0]
-    assert fm.semigroup_weight(s, s, s).tolist() == [0.0] * 4
+    np.testing.assert_array_equal(flow_map.flow_map(x, anything, s, s), x)
+    assert [float(w[0]) for w in flow_map.flow_map_weights(full(1.0, 1), full(1.0, 1))] == [
+        1.0,
+        0.0,
+    ]
+    assert flow_map.semigroup_weight(s, s, s).tolist() == [0.0] * 4
 
 
 def test_flow_map_to_the_end_is_the_denoiser(float64):
     """X_s1 = delta_s1, and it is the limit of X_st."""
     x, s = state_at(0.5), full(0.5, 4)
     delta = exact_two_time_denoiser(x, 0.5, 0.9)
-    np.testing.assert_array_equal(fm.flow_map(x, delta, s, full(1.0, 4)), delta)
+    np.testing.assert_array_equal(flow_map.flow_map(x, delta, s, full(1.0, 4)), delta)
     ended = exact_denoiser(exact_flow_map(x, 0.5, 0.9), 0.9)
     assert_close(exact_flow_map(x, 0.5, 0.9999, 4000), ended, 1e-3)
     assert_close(ended, jnp.round(ended), 1e-3)
@@ -312,11 +317,11 @@ def test_flow_map_to_the_end_is_the_denoiser(float64):
 def test_semigroup(float64):
     x, (s, u, t) = state_at(0.15), (0.15, 0.4, 0.85)
     delta_su = exact_two_time_denoiser(x, s, u)
-    x_u = fm.flow_map(x, delta_su, full(s, 4), full(u, 4))
+    x_u = flow_map.flow_map(x, delta_su, full(s, 4), full(u, 4))
     delta_ut = exact_two_time_denoiser(x_u, u, t)
-    x_t = fm.flow_map(x_u, delta_ut, full(u, 4), full(t, 4))
+    x_t = flow_map.flow_map(x_u, delta_ut, full(u, 4), full(t, 4))
     assert_close(x_t, exact_flow_map(x, s, t), 1e-7)
-    gamma = fm.semigroup_weight(*(full(time, 4) for time in (s, u, t)))[:, None, None]
+    gamma = flow_map.semigroup_weight(*(full(time, 4) for time in (s, u, t)))[:, None, None]
     assert_close(gamma * delta_su + (1 - gamma) * delta_ut, exact_two_time_denoiser(x, s, t), 1e-7)
 
 
@@ -338,7 +343,7 @@ def test_euler_is_of_first_order(float64):
         grid = np.linspace(0.0, end, steps + 1)
         y = x
         for s, t in zip(grid[:-1], grid[1:]):
-            y = fm.flow_map(y, exact_denoiser(y, s), full(s, 4), full(t, 4))
+            y = flow_map.flow_map(y, exact_denoiser(y, s), full(s, 4), full(t, 4))
         return float(jnp.sqrt(jnp.mean((y - reference) ** 2)))
 
     errors = np.log2([error(k) for k in (128, 256, 512)])

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from flm_jax.data.functions import FunctionTask, body
-from flm_jax.data.tasks import make_task
-from flm_jax.data.tiny_python import passes
-from flm_jax.evals.code_sandbox import Limits, open_sandbox, run
-from flm_jax.task_rewards import check_reward, make_reward
-from flm_jax.types import UserError
+from flm_jax.core.errors import UserError
+from flm_jax.data.tasks.functions import FunctionTask, body
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.data.tasks.tiny_python import passes
+from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox, run_program
+from flm_jax.training.task_rewards import check_reward, make_reward
 
 TASK = FunctionTask()
 OPERATIONS = ("add", "sub", "times")
@@ -97,7 +97,7 @@ def test_results_are_those_of_python_in_the_sandbox():
     same = [(x, x) for x in (-5, 0, 1, 2, 9)]
     cases += [(text, same) for text in ODD if "\n" not in text]
     program = JUDGE.format(cases=json.dumps(cases))
-    outcome = run(open_sandbox(Limits(seconds=20.0)), program + "pass\n")
+    outcome = run_program(open_sandbox(Limits(seconds=20.0)), program + "pass\n")
     assert outcome.status == "passed", outcome.detail
     wanted, got = json.loads(outcome.output), [passes(*case) for case in cases]
     assert [cases[i] for i in range(len(cases)) if got[i] != wanted[i]] == []

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flows.gaussian import cholesky_factor, embedded_noise, gram, joint_embedded_noise
+from flm_jax.flows.gaussian_noise import cholesky_factor, embedded_noise, gram, joint_embedded_noise
 from flm_jax.flows.interpolants import interpolate, linear
-from flm_jax.flows.states import noisy_states
+from flm_jax.flows.noising import noisy_states
 from flm_jax.losses.denoising import denoising_loss_at
 from flm_jax.models.dit import DiTConfig, dit
 

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flm_jax.flows import readout
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, t_to_tau, tau_to_t
 from flm_jax.flows.interpolants import interpolate, linear
-from flm_jax.flows.states import states_from_onehot
+from flm_jax.flows.noising import states_from_onehot
 from flm_jax.interop.flm import params_from_state_dict
 from flm_jax.losses.denoising import denoising_loss_at
-from flm_jax.losses.distillation import diagonal_loss_at
-from flm_jax.losses.semigroup import semigroup_loss_at
-from flm_jax.models.dit import DiTConfig, dit, time_features
-from flm_jax.samplers.common import nothing_given
-from flm_jax.samplers.denoisers import plain
-from flm_jax.samplers.flow_map import carry, sample_from, step_key
+from flm_jax.losses.distillation.base import diagonal_loss_at
+from flm_jax.losses.distillation.semigroup import semigroup_loss_at
+from flm_jax.models.dit import DiTConfig, dit
+from flm_jax.models.layers import time_features
+from flm_jax.samplers.base import nothing_given
+from flm_jax.samplers.euler import carry, sample_euler_from, step_key
+from flm_jax.samplers.guidance import plain
 
 KEY = jax.random.key(0)
 GOLDENS = Path(__file__).parent / "goldens"
@@ -116,7 +117,7 @@ def test_logits(name, logits):
     net, params = network(name, logit_softcap=0.0)
     y = golden["x_cont"] @ params["table"]
     assert_close(y, golden[f"{name[4:]}_cont_act_embed"])
-    found = readout.denoise(net, params, y, golden["sigma"], golden["sigma_prime"])
+    found = denoise(net, params, y, golden["sigma"], golden["sigma_prime"])
     assert_close(found, golden[f"{logits}_f32"])
 
 
@@ -167,7 +168,7 @@ def test_euler_tokens(clock):
     golden = arrays("flm")
     net, params = network("dit_single")
     y_0 = golden["z0"] @ params["table"]
-    samples = sample_from(y_0, net, params, clock=clock, steps=8, given=nothing_given(4, 16))
+    samples = sample_euler_from(y_0, net, params, clock=clock, steps=8, given=nothing_given(4, 16))
     assert (samples.tokens == golden["tokens_8_f32"]).all()
     confidence = jnp.exp(golden["logp_last_8_f32"].max(axis=-1))
     assert_close(samples.steps_confidence[-1], confidence)
@@ -255,7 +256,9 @@ def test_flow_map_tokens(clock, steps):
     golden = arrays("fmlm")
     net, params = network("dit_double")
     y_0 = golden["z0"] @ params["table"]
-    samples = sample_from(y_0, net, params, clock=clock, steps=steps, given=nothing_given(4, 16))
+    samples = sample_euler_from(
+        y_0, net, params, clock=clock, steps=steps, given=nothing_given(4, 16)
+    )
     assert (samples.tokens == golden[f"samp_g0.0_n{steps}_f32_tokens"]).all()
 
 

@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flm_jax.interop.flm import (
-    params_from_state_dict,
-    read_checkpoint,
-    state_dict_from_params,
-)
+from flm_jax.core.errors import UserError
+from flm_jax.interop.flm import params_from_state_dict, read_checkpoint, state_dict_from_params
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.types import UserError
 
 GOLDENS = Path(__file__).parent / "goldens"
 ROTARY = "rotary_emb.inv_freq"
@@ -260,8 +256,9 @@ def convert(*flags):
 
 def test_command_line_imports_and_exports(tmp_path):
     """Import, then export: the same tensors; the workdir loads as a model that samples."""
-    from flm_jax import build, sampling
-    from flm_jax.data.tokenizers import CharacterTokenizer
+    from flm_jax.build.load import load_model
+    from flm_jax.data.tokenizers.builtin import CharacterTokenizer
+    from flm_jax.inference import engine
 
     CharacterTokenizer([chr(i) for i in range(33, 33 + 92)]).save(tmp_path / "tokenizer")
     workdir, exported = tmp_path / "run", tmp_path / "out" / "weights.safetensors"
@@ -278,10 +275,10 @@ def test_command_line_imports_and_exports(tmp_path):
     got = load_file(exported)
     np.testing.assert_allclose(got.pop(ROTARY), want.pop(ROTARY), rtol=1e-6)
     assert_same(got, want)
-    model = build.load_model(workdir)
+    model = load_model(workdir)
     assert (model.net.two_time, model.net.max_length, model.step) == (True, 16, 0)
-    given = sampling.given_tokens(model, "", "", 2, 16)
-    assert sampling.draw(model, given, steps=2, num=3, seed=0).tokens.shape == (3, 16)
+    given = engine.given_tokens(model, "", "", 2, 16)
+    assert engine.draw(model, given, steps=2, num=3, seed=0).tokens.shape == (3, 16)
     # Parameters alike, another network.
     config = json.loads((workdir / "config.json").read_text())
     config["model"]["posterior_input"] = True

@@ -9,15 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax import judging
-from flm_jax.data.grammar import GrammarTask
-from flm_jax.data.tokenizers import ByteTokenizer, CharacterTokenizer
-from flm_jax.evals.distribution import kernel_distance
-from flm_jax.evals.judge import Judge, judge_samples, perplexity, text_of
-from flm_jax.evals.text import distinct_n, unigram_entropy
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.data.tasks.grammar import GrammarTask
+from flm_jax.data.tokenizers.builtin import ByteTokenizer, CharacterTokenizer
+from flm_jax.evaluation import judges
 from flm_jax.losses.autoregressive import next_token_loss
-from flm_jax.models.causal import CausalConfig, causal
-from flm_jax.types import Network, UserError
+from flm_jax.metrics.distribution import kernel_distance
+from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity, text_of
+from flm_jax.metrics.text import distinct_n, unigram_entropy
+from flm_jax.models.causal import causal
+from flm_jax.models.transformer import TransformerConfig
 
 GPT2 = Path(__file__).parent / "goldens/gpt2"
 RULES = {
@@ -51,7 +53,7 @@ def grammar():
     task = GrammarTask("tiny", RULES, length=6)
     sizes = dict(dim=32, depth=1, heads=2, mlp_ratio=2, dropout=0.0, dtype="float32")
     more = dict(attention_softcap=0.0, logit_softcap=0.0, remat="none", scan_blocks=False)
-    net = causal(CausalConfig(task.tokenizer.vocab_size, max_length=6, **sizes, **more))
+    net = causal(TransformerConfig(task.tokenizer.vocab_size, max_length=6, **sizes, **more))
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 250))
     weights = jnp.full((256, 6), 1 / (256 * 6))
 
@@ -140,7 +142,7 @@ def test_a_padded_sample_ends_at_its_first_eos():
 
 def test_gpt2_agrees_with_its_own_code():
     """Nats of whole texts within 1e-4; its first token is not scored."""
-    judge = judging.load_judge(str(GPT2))
+    judge = judges.load_judge(str(GPT2))
     own = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz ")
     wanted = json.loads((GPT2 / "scores.json").read_text())
     rows = np.zeros((len(wanted), 40), np.int32)
@@ -165,12 +167,12 @@ def test_other_models_are_refused(tmp_path, change, message):
     config = json.loads((GPT2 / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        judging.load_judge(str(tmp_path))
+        judges.load_judge(str(tmp_path))
 
 
 def test_a_judge_must_be_there(tmp_path):
     with pytest.raises(UserError, match="has no config.json; expected a workdir of train"):
-        judging.load_judge(str(tmp_path))
+        judges.load_judge(str(tmp_path))
 
 
 def test_samples_without_text_have_no_perplexity():

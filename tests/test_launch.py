@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
-TRAIN = ("--", "--config=configs/owt_flm.py", "--workdir=gs://bucket/a run")
+TRAIN = ("--", "--config=configs/owt/flm.py", "--workdir=gs://bucket/a run")
 TPU = ("--name=flm", "--zone=us-west4-a", "--type=v5litepod-16")
 GKE = ("--cluster=pods", *TPU)
 
@@ -43,7 +43,7 @@ def test_shellcheck():
 @pytest.mark.parametrize(
     ("script", "flags", "expected"),
     [
-        ("single_node", ["--extra=cuda"], "python -m flm_jax.train --config=configs/owt_flm.py"),
+        ("single_node", ["--extra=cuda"], "python -m flm_jax.train --config=configs/owt/flm.py"),
         ("slurm", ["--nodes=4", "--gpus=8"], "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=8\n"),
         ("tpu_pod", TPU, "queued-resources create flm --node-id=flm --zone=us-west4-a"),
         ("gke", GKE, "xpk workload create --cluster=pods --workload=flm"),
@@ -120,4 +120,4 @@ def test_the_batch_script_requeues_a_stopped_run(tmp_path, status, requeued):
     done = subprocess.run(["bash"], input=batch, env=env, text=True, capture_output=True)
     assert done.returncode == status
     assert (tmp_path / "scontrol.log").exists() == requeued
-    assert "flm_jax.train --config=configs/owt_flm.py" in calls(tmp_path, "srun")[0]
+    assert "flm_jax.train --config=configs/owt/flm.py" in calls(tmp_path, "srun")[0]

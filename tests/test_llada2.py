@@ -11,20 +11,23 @@ import numpy as np
 import pytest
 from test_llama import write_shards
 
-from flm_jax import adaptation, build, planning
-from flm_jax.defaults import base_config
+from flm_jax.build.adapters import exported_tensors
+from flm_jax.build.model import make_network
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.denoiser.forward import denoise
+from flm_jax.distributed.sharding import MeshConfig, make_mesh, tree_shardings
 from flm_jax.flows.masking import masked_states
-from flm_jax.flows.readout import denoise
 from flm_jax.interop.llada2 import read_llada2
 from flm_jax.models import attention
-from flm_jax.models.experts import Experts, ExpertsConfig, choose
 from flm_jax.models.functional import pure
+from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig, choose_experts
+from flm_jax.profiling import plan as profiling_plan
 from flm_jax.samplers import x_prediction
+from flm_jax.samplers.base import Given
 from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.common import Given
 from flm_jax.samplers.masked_diffusion import sample_confident
-from flm_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
-from flm_jax.types import UserError
+from flm_jax.samplers.x_prediction import sample_x_prediction
 
 VOCAB, DIM, DEPTH, HEADS, GROUPS, HIDDEN, LENGTH, MASK = 23, 32, 3, 4, 2, 40, 7, 21
 SIZE, BLOCK = DIM // HEADS, 3
@@ -206,7 +209,7 @@ def network_of(model, mesh=None, **llama):
     config["model"] |= model | {"length": min(model["length"], 1024)}
     config["model"]["llama"] = config["model"]["llama"] | llama
     config["objective"]["name"] = "masked"
-    return build.network(config, mesh)
+    return make_network(config, mesh)
 
 
 @functools.lru_cache
@@ -263,7 +266,7 @@ def test_the_router_keeps_to_its_groups_and_weighs_without_bias():
     rng = np.random.default_rng(3)
     scores = rng.uniform(0.01, 0.99, (200, 12))
     bias = rng.normal(size=12)
-    made = choose(
+    made = choose_experts(
         jnp.asarray(np.log(scores / (1 - scores)), jnp.float32), jnp.asarray(bias), MIXTURE
     )
     differing = 0
@@ -289,7 +292,7 @@ def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens):
 
     def dense(params, x):
         p = {name: params[name]["kernel"] for name in ("gate", "up", "mlp_out")}
-        made = choose(x[0] @ params["router"]["kernel"], params["router"]["bias"], MIXTURE)
+        made = choose_experts(x[0] @ params["router"]["kernel"], params["router"]["bias"], MIXTURE)
         spread = jax.nn.one_hot(made.experts, 12) * made.weights[..., None]
         hidden = jax.nn.silu(jnp.einsum("nd,edf->enf", x[0], p["gate"]))
         hidden = hidden * jnp.einsum("nd,edf->enf", x[0], p["up"])
@@ -341,7 +344,7 @@ def test_export_gives_the_tensors_back(tmp_path, dtype):
     )
     config = base_config().to_dict()
     config["model"] |= model
-    back = adaptation.exported(config, params)
+    back = exported_tensors(config, params)
     assert back.keys() == state.keys()
     for name, value in state.items():
         assert back[name].dtype == value.dtype and back[name].shape == value.shape, name
@@ -405,7 +408,7 @@ def test_sampling_in_blocks(imported, method):
         if method == "confidence":
             choice = Choice(temperature=0.0)
             return sample_confident(jax.random.key(0), net, params, choice=choice, **how).tokens
-        return x_prediction.sample(net, params, how=x_prediction.Flowing(), **how).tokens
+        return sample_x_prediction(net, params, how=x_prediction.Flowing(), **how).tokens
 
     tokens = TOKENS[:, :6]
     drawn = np.asarray(run(tokens, known))
@@ -440,7 +443,7 @@ def test_published_sizes():
     met = 20 * (2048 * 24 * 128 + 2048**2) + 3 * 2048 * 5120
     met += 19 * (9 * 3 * 2048 * 512 + 256 * 2048) + 2048 * 157184
     attended = 4 * 1024 * 2048 * 20
-    assert planning.forward_minimum(config, 1) == 1024 * (2 * met + attended)
+    assert profiling_plan.forward_minimum(config, 1) == 1024 * (2 * met + attended)
 
 
 def network_config():

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flm_jax import build, sampling
-from flm_jax.data.tokenizers import CharacterTokenizer
-from flm_jax.defaults import base_config
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.data.tokenizers.builtin import CharacterTokenizer
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.masking import masked_states
-from flm_jax.flows.readout import denoise
+from flm_jax.inference import engine
 from flm_jax.interop.llama import read_llada, read_smdm, state_dict_from_params
-from flm_jax.models.adapters import AdapterConfig, join, merged, split
 from flm_jax.models.llama import LlamaConfig, llama
-from flm_jax.types import UserError
+from flm_jax.models.lora import AdapterConfig, join, merged, split
 
 VOCAB, DIM, DEPTH, HEADS, GROUPS, HIDDEN, LENGTH = 23, 32, 3, 4, 2, 64, 7
 CONFIG = LlamaConfig(
@@ -206,7 +208,7 @@ def network_of(model):
     config = base_config().to_dict()
     config["model"] |= model | {"length": LENGTH}
     config["objective"]["name"] = "masked"
-    return build.network(config)
+    return make_network(config)
 
 
 def test_smdm_logits_are_those_of_the_architecture(tmp_path):
@@ -395,9 +397,9 @@ def test_command_line_imports_and_exports(tmp_path):
     flags = ("flm_jax.convert", "--source=llada", f"--checkpoint={source}", f"--workdir={workdir}")
     done = command(*flags, f"--tokenizer={tmp_path / 'tokenizer'}")
     assert done.returncode == 0, done.stderr
-    model = build.load_model(workdir)
-    given = sampling.given_tokens(model, "abc", "", 2, LENGTH)
-    drawn = sampling.draw(model, given, steps=3, num=2, seed=0)
+    model = load_model(workdir)
+    given = engine.given_tokens(model, "abc", "", 2, LENGTH)
+    drawn = engine.draw(model, given, steps=3, num=2, seed=0)
     assert model.net.anchor is not None and not (drawn.tokens == LLADA_MASK).any()
     done = command("flm_jax.convert", f"--export={out}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,11 @@ import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from flm_jax.flows import gamma_schedule as schedule
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.denoiser.forward import denoise
+from flm_jax.flows import noise_schedule
 from flm_jax.flows.flow_map import velocity
-from flm_jax.flows.gamma_schedule import GammaConfig
 from flm_jax.flows.masked_bridge import (
     HIGH,
     LOW,
@@ -23,22 +25,15 @@ from flm_jax.flows.masked_bridge import (
     t_from_gamma,
 )
 from flm_jax.flows.masking import masked_states
-from flm_jax.flows.readout import denoise
-from flm_jax.flows.times import Rows, kronecker_uniform, stratified_uniform
-from flm_jax.losses.masked import MaskedConfig, masked_loss_at
-from flm_jax.losses.masked_bridge import (
-    BridgeConfig,
-    bridge_loss,
-    bridge_loss_at,
-    hidden_share,
-    hide,
-)
-from flm_jax.models.adapters import AdapterConfig, join, split
+from flm_jax.flows.noise_schedule import GammaConfig
+from flm_jax.flows.time_sampling import Rows, kronecker_uniform, stratified_uniform
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss, bridge_loss_at, hidden_share, hide
 from flm_jax.models.llama import LlamaConfig, llama
-from flm_jax.samplers import masked_bridge
-from flm_jax.samplers.common import Given, nothing_given
-from flm_jax.samplers.masked_bridge import Bridging
-from flm_jax.types import Network, UserError
+from flm_jax.models.lora import AdapterConfig, join, split
+from flm_jax.samplers import masked_flow
+from flm_jax.samplers.base import Given, nothing_given
+from flm_jax.samplers.masked_flow import Bridging, sample_masked_flow
 
 KEY = jax.random.key(0)
 SIZES = LlamaConfig(11, 6, 16, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True)
@@ -158,10 +153,10 @@ def test_draws_are_low_discrepancy_alone_and_together():
 
 def test_the_three_parts_of_the_mixture():
     cfg, n = GammaConfig(uniform=0.3, normal=0.3), 4096
-    state = schedule.fresh_state(cfg)._replace(
+    state = noise_schedule.fresh_state(cfg)._replace(
         shape=jnp.array([-1.0, 0.5, 2.0]), ready=jnp.ones(())
     )
-    gamma = np.asarray(schedule.draw_gamma(KEY, n, Rows(0, n), cfg, state))
+    gamma = np.asarray(noise_schedule.draw_gamma(KEY, n, Rows(0, n), cfg, state))
     flat = lambda g: np.clip((g - LOW) / (HIGH - LOW), 0, 1)
     law = lambda g: (
         0.3 * flat(g)
@@ -173,7 +168,9 @@ def test_the_three_parts_of_the_mixture():
     below = (gamma <= LOW).mean()
     found = below + np.arange(1, len(points) + 1) / n
     assert np.abs(found - law(points)).max() < 0.003  # independent draws: about 0.02
-    unready = schedule.draw_gamma(KEY, n, Rows(0, n), cfg, state._replace(ready=jnp.zeros(())))
+    unready = noise_schedule.draw_gamma(
+        KEY, n, Rows(0, n), cfg, state._replace(ready=jnp.zeros(()))
+    )
     share = ((np.asarray(unready) > 2.0).mean(), 0.7 * 0.25 + 0.3 * stats.norm.sf(2.0, -2.5, 2.0))
     np.testing.assert_allclose(*share, atol=0.01)
 
@@ -181,39 +178,43 @@ def test_the_three_parts_of_the_mixture():
 def test_the_logistic_quantile_is_the_inverse():
     shape, u = jnp.array([-2.0, 0.7, 3.0]), jnp.linspace(0.01, 0.99, 25)
     np.testing.assert_allclose(
-        schedule.logistic_cdf(shape, schedule.logistic_quantile(shape, u)), u, atol=1e-5
+        noise_schedule.logistic_cdf(shape, noise_schedule.logistic_quantile(shape, u)), u, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("shape", [(-2.0, 0.8, 1.0), (-4.0, 1.5, 0.3), (0.5, 0.4, 4.0)])
 def test_a_known_curve_is_recovered(shape):
-    gamma = schedule.bin_centers(GammaConfig())
-    f = schedule.logistic_cdf(jnp.array(shape), gamma)
+    gamma = noise_schedule.bin_centers(GammaConfig())
+    f = noise_schedule.logistic_cdf(jnp.array(shape), gamma)
     noise = 0.02 * jax.random.normal(KEY, f.shape)
-    found, r2, scale = jax.jit(schedule.fit_logistic)(gamma, 3.0 * f + 0.2 + noise, jnp.ones(64))
+    found, r2, scale = jax.jit(noise_schedule.fit_logistic)(
+        gamma, 3.0 * f + 0.2 + noise, jnp.ones(64)
+    )
     assert r2 > 0.995
-    fitted = scale * schedule.logistic_cdf(found, gamma)  # up to a constant, which is fitted too
+    fitted = scale * noise_schedule.logistic_cdf(
+        found, gamma
+    )  # up to a constant, which is fitted too
     np.testing.assert_allclose(fitted - fitted.mean(), 3.0 * (f - f.mean()), atol=0.05)
 
 
 def observed(curve, cfg):
-    gamma = schedule.bin_centers(cfg)
-    return schedule.observe(gamma, curve(gamma), jnp.ones(cfg.bins), cfg)
+    gamma = noise_schedule.bin_centers(cfg)
+    return noise_schedule.observe(gamma, curve(gamma), jnp.ones(cfg.bins), cfg)
 
 
 def test_refits_come_when_due_and_only_good_ones_count():
     cfg = GammaConfig(refit_every=3)
     rise = observed(lambda g: 2.0 * jax.nn.sigmoid(g + 2.0), cfg)
     saw = observed(lambda g: jnp.sin(3.0 * g), cfg)
-    update = jax.jit(lambda s, o, k: schedule.update_state(s, o, k, cfg))
-    state = schedule.fresh_state(cfg)
+    update = jax.jit(lambda s, o, k: noise_schedule.update_state(s, o, k, cfg))
+    state = noise_schedule.fresh_state(cfg)
     for k in range(2):
         state = update(state, rise, k)
         assert state.ready == 0
     state = update(state, rise, 2)
     assert state.ready == 1 and state.r2 > 0.99 and state.examples == 3 * cfg.bins
     np.testing.assert_allclose(state.shape, [-2.0, 1.0, 1.0], atol=0.1)
-    bad = update(schedule.fresh_state(cfg), saw, 2)
+    bad = update(noise_schedule.fresh_state(cfg), saw, 2)
     assert bad.ready == 0 and bad.r2 < 0.95
     kept = update(state._replace(total=saw[0], count=saw[1]), saw, 5)
     np.testing.assert_array_equal(kept.shape, state.shape)
@@ -226,15 +227,15 @@ def test_isotonic_regression():
     weights = rng.uniform(0.5, 2.0, 30)
     want = isotonic_regression(values, weights=weights).x
     np.testing.assert_allclose(
-        schedule.isotonic(jnp.array(values), jnp.array(weights)), want, atol=1e-5
+        noise_schedule.isotonic(jnp.array(values), jnp.array(weights)), want, atol=1e-5
     )
 
 
 def test_the_empirical_curve_needs_examples_and_moves_slowly():
     cfg = GammaConfig(learnt="empirical", normal=0.0, refit_every=1)
     rise = observed(lambda g: 2.0 * jax.nn.sigmoid(g + 2.0), cfg)
-    update = jax.jit(lambda s, o: schedule.update_state(s, o, jnp.int32(0), cfg))
-    state = update(schedule.fresh_state(cfg), rise)
+    update = jax.jit(lambda s, o: noise_schedule.update_state(s, o, jnp.int32(0), cfg))
+    state = update(noise_schedule.fresh_state(cfg), rise)
     assert state.ready == 0  # 64 examples of 4096
     state = update(state._replace(examples=jnp.float32(4096)), rise)
     assert state.ready == 1
@@ -248,7 +249,7 @@ def test_the_loss_observes_rows_by_gamma_and_keeps_prompts():
     cfg = BridgeConfig(embedding_weight=0.0, whole=1.0, gamma=GammaConfig(learnt="empirical"))
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6)), "prompt": jnp.arange(6)[None] < 2}
     batch["prompt"] = jnp.broadcast_to(batch["prompt"], (4, 6))
-    state = schedule.fresh_state(cfg.gamma)
+    state = noise_schedule.fresh_state(cfg.gamma)
 
     def run(params, batch):
         loss, metrics = bridge_loss(
@@ -291,7 +292,7 @@ def oracle(confidence, seen=None):
 
 def draw(net, given=None, steps=8, key=KEY, **how):
     given = nothing_given(2, net.max_length) if given is None else given
-    run = lambda key: masked_bridge.sample(
+    run = lambda key: sample_masked_flow(
         key, net, {}, steps=steps, given=given, how=Bridging(**how)
     )
     return jax.jit(run)(key)
@@ -342,16 +343,16 @@ def test_policies_of_the_end(eos, want):
     tokens, confidence = jnp.array([[1, 2, 7, 3]]), jnp.array([[0.99, 0.5, 0.99, 0.99]])
     how = Bridging(promote=0.05, eos=eos, eos_id=7)
     hidden = jnp.ones((1, 4), bool)
-    got = masked_bridge.promoted(tokens, confidence, hidden, how)
+    got = masked_flow.promoted(tokens, confidence, hidden, how)
     assert got.tolist() == [want]
-    filled = masked_bridge.promoted(tokens, confidence, hidden.at[0, 1].set(False), how)
+    filled = masked_flow.promoted(tokens, confidence, hidden.at[0, 1].set(False), how)
     assert bool(filled[0, 2]) == (eos != "never")
 
 
 def test_no_guidance_is_bit_for_bit_the_plain_sampler_and_guidance_is_not():
     given = Given(TOKENS[:2], jnp.arange(6)[None] < jnp.array([[2], [3]]))
     run = lambda w: jax.jit(
-        lambda key: masked_bridge.sample(
+        lambda key: masked_flow.sample_masked_flow(
             key, NET, PARAMS, steps=5, given=given, how=Bridging(context_guidance=w)
         )
     )(KEY)
@@ -414,6 +415,3 @@ def test_promotion_errs_by_at_most_eps_times_length_on_a_solvable_law():
     assert (np.asarray(out.tokens)[:, 0] == 0).all()  # 0.95 sure at once
     assert 0.03 < total_variation(out.tokens) <= eps * 2
     assert int(out.calls) < int(plain.calls)
-
-
-# Whole runs.

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import build
-from flm_jax.config import check
-from flm_jax.defaults import base_config
-from flm_jax.evals.likelihood import make_masked_nll
-from flm_jax.flows.times import Rows
-from flm_jax.losses.masked import MaskedConfig, masked_loss
-from flm_jax.types import Network, UserError
+from flm_jax.build.families.registry import make_objective
+from flm_jax.build.flow import make_clock
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss
+from flm_jax.metrics.likelihood import make_masked_nll
 
 LENGTH, VOCAB, PROMPT = 6, 4, 2
 LOGITS = jax.random.normal(jax.random.key(0), (LENGTH, VOCAB))
@@ -61,9 +64,9 @@ def test_the_prompt_leaves_something_to_learn(prompt, fits):
     config.objective.name, config.objective.prompt, config.model.length = "masked", prompt, 12
     config.model.vocab_size = 12
     config = check(config)
-    net = build.network(config)
+    net = make_network(config)
     if fits:
-        build.objective(config, net, build.clock(config, 12))
+        make_objective(config, net, make_clock(config, 12))
         return
     with pytest.raises(UserError, match="expected 0 to 11"):
-        build.objective(config, net, build.clock(config, 12))
+        make_objective(config, net, make_clock(config, 12))

@@ -4,9 +4,9 @@ import jax
 import pytest
 from test_endurance import DAMAGES, Batches, restored, saved, small_run
 
-from flm_jax.training.checkpoint import Checkpoints, _Place, latest_step
-from flm_jax.training.mirror import needed
-from flm_jax.types import UserError
+from flm_jax.checkpoints.object_store import needed
+from flm_jax.checkpoints.workdir import Checkpoints, _Place, latest_step
+from flm_jax.core.errors import UserError
 
 
 @pytest.fixture

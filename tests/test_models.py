@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flows.readout import denoise
+from flm_jax.core.errors import UserError
+from flm_jax.denoiser.forward import denoise
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.layers import gelu
-from flm_jax.types import UserError
 
 CONFIG = DiTConfig(
     vocab_size=11,

@@ -7,27 +7,30 @@ import pytest
 from etils import epath
 
 import flm_jax
-from flm_jax import plots
-from flm_jax.api import Generated
-from flm_jax.data.tokenizers import ByteTokenizer
+from flm_jax.core import files
+from flm_jax.core.files import write_figure
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
+from flm_jax.evaluation import plots
+from flm_jax.inference import trajectories
+from flm_jax.inference.language_model import Generated
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """Axes of the pictures that are written."""
-    axes, write = [], plots._write
+    axes, write = [], write_figure
 
     def keep(figure, path):
         axes.extend(figure.axes)
         write(figure, path)
 
-    monkeypatch.setattr(plots, "_write", keep)
+    monkeypatch.setattr(files, "_write", keep)
     return axes
 
 
 def test_a_trajectory_shows_every_token_and_its_doubt(drawn, tmp_path):
     steps = [[("a\n", 0.25), ("$b$", 1.0)], [("cd", 0.5), ("\t", 0.0)]]
-    plots.draw_trajectory(epath.Path(tmp_path / "t.png"), steps)
+    trajectories.draw_trajectory(epath.Path(tmp_path / "t.png"), steps)
     (axis,) = drawn
     assert [text.get_text() for text in axis.texts] == ["a↵", r"\$b\$", "cd", "·"]
     assert [patch.get_alpha() for patch in axis.patches] == [0.75, 0.0, 0.5, 1.0]
@@ -36,7 +39,7 @@ def test_a_trajectory_shows_every_token_and_its_doubt(drawn, tmp_path):
 
 def test_long_trajectories_are_thinned_to_their_ends(drawn, tmp_path):
     steps = [[(f"{k:04d}", 1.0)] * 60 for k in range(100)]
-    plots.draw_trajectory(epath.Path(tmp_path / "t.png"), steps)
+    trajectories.draw_trajectory(epath.Path(tmp_path / "t.png"), steps)
     (axis,) = drawn
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert len(labels) == 16 and (labels[0], labels[-1]) == ("1", "100")

@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from flm_jax import build, datasets, policies, policy_training, problems, task_rewards
-from flm_jax.config import check
-from flm_jax.data.tasks import make_task
-from flm_jax.defaults import base_config, policy_config
-from flm_jax.families import Options
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import Options
+from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config, policy_config
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.data import loading
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.inference import task_problems
+from flm_jax.inference.step_policy import StepPolicy, load_step_policy
 from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_rewards
-from flm_jax.models import policy as laws
-from flm_jax.models.policy import Law, PolicyConfig
+from flm_jax.models import step_policy
+from flm_jax.models.step_policy import Law, PolicyConfig
 from flm_jax.samplers import x_prediction
-from flm_jax.samplers.common import Given, nothing_given
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.x_prediction import Flowing
-from flm_jax.training.checkpoint import save_ema, write_config
+from flm_jax.training import policy_trainer, task_rewards
 from flm_jax.training.loop import STOPPED_EXIT
-from flm_jax.types import Network, UserError
 
 CFG = PolicyConfig()
 MEANS, CONCENTRATIONS = np.linspace(0.05, 0.95, 7), np.array([2.0, 3.3, 10.0, 50.0])
@@ -34,7 +40,7 @@ LAW = Law(jnp.asarray(ALPHA, jnp.float32), jnp.asarray(BETA, jnp.float32))
 
 
 def test_the_expected_step_size_is_exact():
-    got = jax.jit(lambda law: laws.expected_step_size(CFG, law))(LAW)
+    got = jax.jit(lambda law: step_policy.expected_step_size(CFG, law))(LAW)
     kummer = special.hyp1f1(ALPHA, ALPHA + BETA, np.log(256.0)) / 256.0
     np.testing.assert_allclose(got, kummer, rtol=0, atol=1e-6)
     for a, b, value in zip(ALPHA, BETA, np.asarray(got)):
@@ -46,7 +52,7 @@ def test_the_expected_step_size_is_exact():
 
 def test_log_probabilities_are_those_of_scipy():
     u = np.linspace(0.001, 0.999, 11)[:, None]
-    got = jax.jit(laws.log_prob)(
+    got = jax.jit(step_policy.log_prob)(
         Law(*(jnp.broadcast_to(x, (11, len(ALPHA))) for x in LAW)),
         jnp.broadcast_to(jnp.asarray(u, jnp.float32), (11, len(ALPHA))),
     )
@@ -55,19 +61,19 @@ def test_log_probabilities_are_those_of_scipy():
 
 def test_draws_follow_the_law_and_step_sizes_their_range():
     law = Law(jnp.full(4000, 3.0), jnp.full(4000, 1.5))
-    u = np.asarray(jax.jit(laws.draw)(jax.random.key(0), law))
+    u = np.asarray(jax.jit(step_policy.draw)(jax.random.key(0), law))
     assert stats.kstest(u, stats.beta(3.0, 1.5).cdf).pvalue > 0.01
-    a = laws.step_size(CFG, jnp.array([0.0, 0.5, 1.0]))
+    a = step_policy.step_size(CFG, jnp.array([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(a, [1 / 256, 1 / 16, 1.0], rtol=1e-5)
 
 
 def test_laws_stay_in_their_ranges_and_start_where_told():
-    made = laws.policy(CFG)
+    made = step_policy.policy(CFG)
     params = made.init(jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (3, 5, 8))
     law = made.law(params, features)
     mean = law.alpha / (law.alpha + law.beta)
-    np.testing.assert_allclose(laws.step_size(CFG, mean), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(step_policy.step_size(CFG, mean), 0.5, rtol=1e-5)
     for scale in (-100.0, 100.0):
         wild = jax.tree.map(lambda x, scale=scale: jnp.full_like(x, scale), params)
         law = made.law(wild, jnp.abs(features))
@@ -167,7 +173,7 @@ def test_a_rollout_of_fixed_steps_is_the_sampler():
     rolled = jax.jit(
         lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **settings)
     )()
-    want = jax.jit(lambda: x_prediction.sample(oracle(), {}, **settings))()
+    want = jax.jit(lambda: x_prediction.sample_x_prediction(oracle(), {}, **settings))()
     np.testing.assert_array_equal(rolled.tokens, want.tokens)
     assert rolled.calls.tolist() == [3, 3] and rolled.features.shape == (3, 2, 4, 8)
     # One is written a call; the last one by the end of the calls, which progress does not count.
@@ -181,19 +187,19 @@ def test_a_rollout_of_fixed_steps_is_the_sampler():
 
 def test_rewarded_progress_makes_steps_longer():
     """The whole chain: rollouts, rewards of tokens, updates; nothing else is rewarded."""
-    made, cfg = laws.policy(CFG), CFG
+    made, cfg = step_policy.policy(CFG), CFG
     given, group = nothing_given(32, 4), 8
     how = Flowing(hard_commit=False, re_edit=False)
 
     @jax.jit
     def step(params, key):
-        act = policy_training.actor(policies.Trained(cfg, made, params))
+        act = policy_trainer.actor(StepPolicy(cfg, made, params))
         settings = dict(steps=2, given=given, how=how)
         rolled = x_prediction.rollout(key, oracle(), {}, act, **settings)
         rewards = token_rewards(jnp.zeros(32), rolled.reached, 1.0)
         actions = Actions(rolled.features, *rolled.acts, rolled.moves)
         advantages = group_advantages(rewards, group)
-        loss = lambda p: policy_training.policy_loss(p, made, actions, advantages, 0.2)
+        loss = lambda p: policy_trainer.policy_loss(p, made, actions, advantages, 0.2)
         grads = jax.grad(loss, has_aux=True)(params)[0]
         return jax.tree.map(lambda p, g: p - 0.3 * g, params, grads), rolled.reached.mean()
 
@@ -213,11 +219,11 @@ def model(tmp_path_factory):
     config.model.length, config.model.dim, config.model.depth = 6, 32, 1
     config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
     task = make_task("arithmetic1")
-    config = datasets.resolve_vocabulary(check(config), task.tokenizer)
+    config = loading.resolve_vocabulary(check(config), task.tokenizer)
     folder = tmp_path_factory.mktemp("policy") / "model"
     write_config(folder, config)
     task.tokenizer.save(folder / "tokenizer")
-    params = build.network(config).init(jax.random.key(0))
+    params = make_network(config).init(jax.random.key(0))
     save_ema(folder, params, 0, {})
     return str(folder)
 
@@ -238,33 +244,33 @@ def tiny(folder, **values):
 
 def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):
     monkeypatch.setitem(task_rewards.REWARDS, "exact_match", even)
-    policy_training.run(tiny(model), str(tmp_path / "whole"))
-    policy_training.run(tiny(model, **{"train.steps": 2}), str(tmp_path / "parts"))
-    policy_training.run(tiny(model), str(tmp_path / "parts"))
-    whole, parts = (policies.load(str(tmp_path / name)) for name in ("whole", "parts"))
+    policy_trainer.train_policy_run(tiny(model), str(tmp_path / "whole"))
+    policy_trainer.train_policy_run(tiny(model, **{"train.steps": 2}), str(tmp_path / "parts"))
+    policy_trainer.train_policy_run(tiny(model), str(tmp_path / "parts"))
+    whole, parts = (load_step_policy(str(tmp_path / name)) for name in ("whole", "parts"))
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
         np.testing.assert_array_equal(a, b)
     fresh = whole.made.init(jax.random.key(0))
     assert any(
         np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(fresh))
     )
-    loaded = build.load_model(model)
+    loaded = load_model(model)
     options = Options(method="flow", policy=str(tmp_path / "whole"))
-    settings = (loaded, problems.task_of(loaded), 20, 2, 20, 0)
-    assert 0.0 <= problems.solve(*settings, options)[0] <= 1.0
+    settings = (loaded, task_problems.task_of(loaded), 20, 2, 20, 0)
+    assert 0.0 <= task_problems.solve(*settings, options)[0] <= 1.0
     with pytest.raises(UserError, match="with a policy"):
-        problems.solve(*settings, Options(**(vars(options) | {"step_size": 0.5})))
+        task_problems.solve(*settings, Options(**(vars(options) | {"step_size": 0.5})))
     with pytest.raises(UserError, match="expected one of train_policy"):
-        problems.solve(*settings, Options(method="flow", policy=model))
+        task_problems.solve(*settings, Options(method="flow", policy=model))
     with pytest.raises(UserError, match="another group"):
-        policy_training.run(tiny(model, group=8), str(tmp_path / "whole"))
+        policy_trainer.train_policy_run(tiny(model, group=8), str(tmp_path / "whole"))
 
 
 def test_sigterm_saves_and_the_run_continues_bit_for_bit(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(task_rewards.REWARDS, "exact_match", even)
     config = tiny(model, **{"train.steps": 3, "train.checkpoint_every": 100})
     before = signal.getsignal(signal.SIGTERM)
-    assert policy_training.run(config, str(tmp_path / "whole")) == 0
+    assert policy_trainer.train_policy_run(config, str(tmp_path / "whole")) == 0
     assert signal.getsignal(signal.SIGTERM) is before
 
     def stopped(task):
@@ -281,18 +287,18 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(model, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setitem(task_rewards.REWARDS, "exact_match", stopped)
-        assert policy_training.run(config, str(tmp_path / "parts")) == STOPPED_EXIT
+        assert policy_trainer.train_policy_run(config, str(tmp_path / "parts")) == STOPPED_EXIT
     assert "SIGTERM: saved step 2; run the same command" in capsys.readouterr().out
-    assert policy_training.run(config, str(tmp_path / "parts")) == 0
+    assert policy_trainer.train_policy_run(config, str(tmp_path / "parts")) == 0
     output = capsys.readouterr().out
     assert "step 3/3" in output and "step 1/3" not in output
-    whole, parts = (policies.load(str(tmp_path / name)) for name in ("whole", "parts"))
+    whole, parts = (load_step_policy(str(tmp_path / name)) for name in ("whole", "parts"))
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
         np.testing.assert_array_equal(a, b)
 
 
 def test_rewards_are_for_exact_answers(model):
-    task = problems.task_of(build.load_model(model))
+    task = task_problems.task_of(load_model(model))
     asked, given = task.problems(4, 0)
     right = task.write(asked[:, 0], asked[:, 2])
     wrong = right.copy()
@@ -316,5 +322,5 @@ def test_rewards_are_for_exact_answers(model):
 )
 def test_bad_runs_are_refused(model, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
-        policy_training.run(tiny(model, **values), str(tmp_path / "run"))
+        policy_trainer.train_policy_run(tiny(model, **values), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()

@@ -13,21 +13,23 @@ from test_routes import random_pairs
 from test_samplers import CLOCK, CONFIG, FREE, KEY, LENGTH, VOCAB
 from test_training import tiny_config
 
-from flm_jax import build
-from flm_jax.config import check
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import logits
+from flm_jax.denoiser.self_conditioning import estimated, fixed_point
+from flm_jax.distributed.sharding import MeshConfig, loss_parallel, make_mesh
 from flm_jax.flows.clocks import tau_to_t
 from flm_jax.flows.posterior import token_posterior, whitening
-from flm_jax.flows.readout import features, logits, read
-from flm_jax.flows.self_conditioning import estimated, fixed_point
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
-from flm_jax.losses.eulerian import derivative_along_flow
-from flm_jax.losses.lagrangian import derivative_in_t
-from flm_jax.losses.targets import clock_slope
+from flm_jax.losses.distillation.eulerian import derivative_along_flow
+from flm_jax.losses.distillation.lagrangian import derivative_in_t
+from flm_jax.losses.distillation.moving_target import clock_slope
 from flm_jax.models.dit import dit
-from flm_jax.samplers.common import start
-from flm_jax.samplers.flow_map import sample
-from flm_jax.training.sharding import MeshConfig, loss_parallel, make_mesh
-from flm_jax.types import UserError
+from flm_jax.samplers.base import start
+from flm_jax.samplers.euler import sample_euler
+from flm_jax.training.program import student_params
 
 
 @functools.lru_cache
@@ -95,20 +97,22 @@ def test_networks_read_it_and_flow_maps_that_of_the_middle_of_their_jump(two_tim
     s, t = jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray([0.5, 0.6, 1.0])
     table, read_at = net.table(params), (s + t) / 2 if two_time else s
     shown = posterior(states(), tau_to_t(CLOCK, read_at), table) @ table
-    got = features(net, params, states(), s, t)
+    got = forward(net, params, states(), s, t).features
     np.testing.assert_allclose(got, net.features(params, shown, s, t), rtol=0, atol=1e-4)
     # From pure noise a denoiser answers alike, a flow map does not.
     ends = jnp.zeros(3), jnp.ones(3)
-    first, second = (features(net, params, states(seed), *ends) for seed in (1, 2))
+    first, second = (forward(net, params, states(seed), *ends).features for seed in (1, 2))
     assert np.allclose(first, second, atol=1e-5) == (not two_time)
 
 
 def test_a_fresh_student_is_its_teacher_on_the_diagonal():
     plain, params = network(two_time=False)
     net, _ = network()
-    student = build.student_params(net.init(jax.random.key(0)), params)
+    student = student_params(net.init(jax.random.key(0)), params)
     tau = jnp.asarray([0.1, 0.5, 0.9])
-    want, got = (features(n, p, states(), tau, tau) for n, p in ((plain, params), (net, student)))
+    want, got = (
+        forward(n, p, states(), tau, tau).features for n, p in ((plain, params), (net, student))
+    )
     np.testing.assert_array_equal(got, want)
 
 
@@ -139,7 +143,7 @@ def test_derivatives_go_through_it():
     pairs = pairs._replace(tau_s=taus[0], tau_t=taus[1], s=s, t=t)
     y, towards, h = pairs.views[0], states(5), 3e-3
     speed = (1 - s) * clock_slope(CLOCK, s)
-    run = lambda y, tau_s, tau_t: features(net, params, y, tau_s, tau_t)
+    run = lambda y, tau_s, tau_t: forward(net, params, y, tau_s, tau_t).features
     in_t = lambda h: run(y, taus[0], taus[1] + h * clock_slope(CLOCK, t))
     along = lambda h: run(y + h * (towards - y), taus[0] + h * speed, taus[1])
     for tangent, moved in (
@@ -154,17 +158,17 @@ def test_self_conditioning_reads_it_once():
     net, params = network(two_time=False, self_conditioning=True)
     tau = jnp.full(3, 0.4)
     estimate = estimated(net, params, states(), (tau, tau), None)
-    want = logits(read(net, params, states(), tau, tau, estimate=estimate), net)
-    got = logits(read(fixed_point(net, 2), params, states(), tau, tau), net)
+    want = logits(forward(net, params, states(), tau, tau, estimate=estimate), net)
+    got = logits(forward(fixed_point(net, 2), params, states(), tau, tau), net)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 def test_samplers_run_on_it():
     """The last read-out is that of the state the sampler holds, here by its one step from noise."""
     net, params = network()
-    got = sample(KEY, net, params, clock=CLOCK, steps=1, given=FREE)
+    got = sample_euler(KEY, net, params, clock=CLOCK, steps=1, given=FREE)
     zero, one = jnp.zeros(3), jnp.ones(3)
-    out = logits(read(net, params, start(KEY, net, params, FREE), zero, one), net)
+    out = logits(forward(net, params, start(KEY, net, params, FREE), zero, one), net)
     np.testing.assert_array_equal(got.tokens, out.argmax(-1))
 
 
@@ -175,7 +179,7 @@ def configured(**changes):
     for key, value in changes.items():
         section, name = key.split("__")
         config[section][name] = value
-    return build.network(check(config))
+    return make_network(check(config))
 
 
 def test_a_configuration_chooses_it():

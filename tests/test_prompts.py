@@ -7,15 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from flm_jax import build, sampling
-from flm_jax.answering import Answering, answer_batches, answers
-from flm_jax.config import check
+from flm_jax.build.flow import make_clock
+from flm_jax.build.load import Model
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import Options
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
-from flm_jax.data.tokenizers import ByteTokenizer
-from flm_jax.defaults import base_config
-from flm_jax.families import Options
-from flm_jax.prompts import Prompt, answer_text, lay_out, read_prompts
-from flm_jax.types import UserError
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
+from flm_jax.inference import engine
+from flm_jax.inference.answers import Answering, answer_batches, answers
+from flm_jax.inference.prompts import Prompt, answer_text, lay_out, read_prompts
 
 BYTES = ByteTokenizer()
 LENGTH = 160
@@ -31,9 +34,9 @@ def make_model(chat=False, name="llama", objective="masked", **data):
     config.data.chat = (("a.jsonl", 1.0),) if chat else ()
     config.data.update(data)
     config = check(config)
-    net = build.network(config)
-    clock = build.clock(config, net.vocab_size)
-    return build.Model(config, net, net.init(jax.random.key(0)), clock, BYTES, 0)
+    net = make_network(config)
+    clock = make_clock(config, net.vocab_size)
+    return Model(config, net, net.init(jax.random.key(0)), clock, BYTES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_what_does_not_fit_is_named_before_compiling(chat, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("compiled before refusing")
 
-    monkeypatch.setattr(sampling, "sampler", refuse)
+    monkeypatch.setattr(engine, "sampler", refuse)
     long = Prompt("a" * LENGTH, where="p.jsonl, line 7")
     short = Prompt("a", where="p.jsonl, line 1")
     cases = [

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flm_jax.flows.readout import (
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network, Parallel
+from flm_jax.denoiser.head import (
     Readout,
     cross_entropy,
     expected_embedding,
@@ -17,7 +19,6 @@ from flm_jax.flows.readout import (
     mixture_cross_entropy,
     summary,
 )
-from flm_jax.types import Network, Parallel, UserError
 
 # No other size equals V or the share 1/8, 1/4, 1/2 of it: collectives are told by their shapes.
 B, L, D, V = 8, 10, 12, 88

@@ -11,15 +11,19 @@ from test_route_fixed_points import FIRST, SIGN
 from test_samplers import CLOCK, LENGTH, ROWS, VOCAB, network
 from test_training import tiny_config
 
-from flm_jax import build, datasets, sampling
-from flm_jax.config import check
-from flm_jax.families import Options
+from flm_jax.build.load import Model
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import Options
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.data import loading
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock
-from flm_jax.flows.readout import denoise
-from flm_jax.samplers.common import Given, nothing_given, start
-from flm_jax.samplers.flow_map import sample
-from flm_jax.samplers.refinement import BUDGETS, sample_refined
-from flm_jax.types import Network, UserError
+from flm_jax.inference import engine
+from flm_jax.samplers.base import Given, nothing_given, start
+from flm_jax.samplers.euler import sample_euler
+from flm_jax.samplers.posterior_refinement import BUDGETS, sample_refined
 
 KEY = jax.random.key(4)
 
@@ -53,7 +57,9 @@ def test_one_call_is_the_plain_one_step(mask):
     """
     net, params = any_order()
     given = infill(mask)
-    want = jax.jit(lambda key: sample(key, net, params, clock=CLOCK, steps=1, given=given))(KEY)
+    want = jax.jit(lambda key: sample_euler(key, net, params, clock=CLOCK, steps=1, given=given))(
+        KEY
+    )
     for budget in BUDGETS:
         got = refined(1, budget)(KEY, params, given)
         np.testing.assert_array_equal(got.tokens, want.tokens)
@@ -172,11 +178,11 @@ def untrained(share):
     config.objective.name, config.model.two_time = "semigroup", True
     config.objective.context = share
     config = check(config)
-    tokenizer = datasets.open_data(config).tokenizer
-    config = datasets.resolve_vocabulary(config, tokenizer)
-    net = build.network(config)
+    tokenizer = loading.open_data(config).tokenizer
+    config = loading.resolve_vocabulary(config, tokenizer)
+    net = make_network(config)
     clock = decoding_clock(net.vocab_size)
-    return build.Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)
+    return Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)
 
 
 @pytest.mark.parametrize("until", [0.0, 0.6])
@@ -198,7 +204,7 @@ def test_models_are_refined_by_options():
     assert model.net.any_order
     given = nothing_given(4, 2)
     options = Options(refine="topk")
-    drawn = sampling.draw(model, given, steps=2, num=8, seed=0, options=options)
+    drawn = engine.draw(model, given, steps=2, num=8, seed=0, options=options)
     assert drawn.tokens.shape == (8, 2) and drawn.calls == 2
 
 
@@ -215,7 +221,7 @@ def test_models_are_refined_by_options():
 )
 def test_refused_options(share, options, says):
     with pytest.raises(UserError, match=says):
-        sampling.draw(
+        engine.draw(
             untrained(share),
             nothing_given(1, 2),
             steps=2,

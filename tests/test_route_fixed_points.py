@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from test_routes import random_pairs, smooth_network
 
+from flm_jax.core.network import Network
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import embed_probs, probabilities
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
-from flm_jax.flows.readout import embed_probs, probabilities, read
-from flm_jax.losses.distillation import Pairs, diagonal_loss_at
-from flm_jax.losses.endpoint import endpoint_loss_at
-from flm_jax.losses.eulerian import eulerian_loss_at
-from flm_jax.losses.lagrangian import lagrangian_loss_at
-from flm_jax.losses.semigroup import semigroup_loss_at, split_times
-from flm_jax.losses.targets import TargetConfig, clock_slope
-from flm_jax.types import Network
+from flm_jax.losses.distillation.base import Pairs, diagonal_loss_at
+from flm_jax.losses.distillation.endpoint import endpoint_loss_at
+from flm_jax.losses.distillation.eulerian import eulerian_loss_at
+from flm_jax.losses.distillation.lagrangian import lagrangian_loss_at
+from flm_jax.losses.distillation.moving_target import TargetConfig, clock_slope
+from flm_jax.losses.distillation.semigroup import semigroup_loss_at, split_times
 
 LENGTH = 3
 FIRST = jnp.asarray([0, 1, 1])  # the other sequence is 1 - FIRST
@@ -153,10 +154,10 @@ def test_endpoint_consistency_against_the_plain_formula():
     fixed = jax.tree.map(jnp.copy, params)
 
     def plain(params):
-        probs = lambda tau_t: probabilities(read(net, params, y, tau_s, tau_t), net)
+        probs = lambda tau_t: probabilities(forward(net, params, y, tau_s, tau_t), net)
         p, rate = jax.jvp(probs, (tau_t,), (slope,))
         landed = flow_map(y, embed_probs(p, fixed["table"]), pairs.s, pairs.t)
-        q = probabilities(read(net, fixed, jax.lax.stop_gradient(landed), tau_t, tau_t), net)
+        q = probabilities(forward(net, fixed, jax.lax.stop_gradient(landed), tau_t, tau_t), net)
         factor = (flow_map_weights(pairs.s, pairs.t)[1] ** 2)[:, None]
         each = factor * jnp.sum(rate**2, -1) - jnp.sum(jax.lax.stop_gradient(q) * jnp.log(p), -1)
         return jnp.sum(pairs.weights * each)

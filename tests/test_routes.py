@@ -13,20 +13,32 @@ from test_readout import network as head_network
 from test_readout import parallel, readout
 from test_training import tiny_config
 
-from flm_jax import build
-from flm_jax.assembly import assemble
-from flm_jax.config import check
-from flm_jax.flows import tiled
+from flm_jax.build.families.flow_map import ROUTES
+from flm_jax.build.families.registry import make_objective
+from flm_jax.build.model import abstract_params, make_network
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.denoiser import tiled
+from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.times import Rows
-from flm_jax.losses.distillation import Pairs, diagonal_loss_at
-from flm_jax.losses.eulerian import coefficients, derivative_along_flow, eulerian_loss_at
-from flm_jax.losses.lagrangian import derivative_in_t, lagrangian_loss_at
-from flm_jax.losses.targets import TargetConfig, clock_slope, loss_to_target, project
-from flm_jax.routes import ROUTES
-from flm_jax.training import sharding
-from flm_jax.training.step import Frozen
-from flm_jax.types import Network, UserError
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen
+from flm_jax.losses.distillation.base import Pairs, diagonal_loss_at
+from flm_jax.losses.distillation.eulerian import (
+    coefficients,
+    derivative_along_flow,
+    eulerian_loss_at,
+)
+from flm_jax.losses.distillation.lagrangian import derivative_in_t, lagrangian_loss_at
+from flm_jax.losses.distillation.moving_target import (
+    TargetConfig,
+    clock_slope,
+    loss_to_target,
+    project,
+)
+from flm_jax.training.program import assemble
+from flm_jax.training.settings import mesh_config
 
 DIAGONAL, OFF_DIAGONAL = slice(0, 3), slice(3, 8)
 
@@ -303,8 +315,8 @@ def route_config(name, **changes):
 def route_program(config):
     config = check(config)
     config["model"]["vocab_size"] = config["model"]["vocab_size"] or 256
-    net = build.network(config)
-    return net, build.objective(config, net, decoding_clock(net.vocab_size))
+    net = make_network(config)
+    return net, make_objective(config, net, decoding_clock(net.vocab_size))
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -314,7 +326,7 @@ def test_no_jacobian_and_no_logits_of_all_positions(name):
     config = route_config(name, vocab_size=vocab, length=length, dim=16, heads=2, loss_tile=2)
     config.train.batch = rows
     net, objective = route_program(config)
-    params = build.abstract_params(net)
+    params = abstract_params(net)
     batch = {k: jax.ShapeDtypeStruct((rows, length), jnp.int32) for k in ("tokens", "mask")}
     loss = lambda p, b: objective(p, Frozen({}, p), b, jax.random.key(0), Rows(0, rows))[0]
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr
@@ -327,7 +339,7 @@ def test_no_jacobian_and_no_logits_of_all_positions(name):
 def test_targets_of_the_average(name, used):
     """With ema_target the values off the diagonal depend on the average; without, none does."""
     net, objective = route_program(route_config(name, ema_target=used))
-    params = build.abstract_params(net)
+    params = abstract_params(net)
     batch = {k: jax.ShapeDtypeStruct((16, 2), jnp.int32) for k in ("tokens", "mask")}
     run = lambda p, a, b: objective(p, Frozen({}, a), b, jax.random.key(1), Rows(0, 16))[1]
     jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(params, params, batch)
@@ -367,10 +379,10 @@ def test_refused_settings(name, changes, message):
 def test_other_attention_is_refused():
     config = check(route_config("lagrangian"))
     config["model"]["vocab_size"] = 64
-    net = build.network(config)
+    net = make_network(config)
     config["model"]["attention"] = "cudnn"
     with pytest.raises(UserError, match="'cudnn' cannot; set it to 'xla'"):
-        build.objective(config, net, decoding_clock(64))
+        make_objective(config, net, decoding_clock(64))
 
 
 @pytest.mark.parametrize("name", ["eulerian", "endpoint"])
@@ -378,8 +390,8 @@ def test_steps_with_a_teacher(name):
     """Whole compiled steps on 8 devices: finite metrics named after the route, weights move."""
     config = check(route_config(name, loss_tile=4))
     config["model"]["vocab_size"] = 64
-    mesh = sharding.make_mesh(build.mesh(config))
-    tutor = dataclasses.replace(build.network(config, mesh), two_time=False)
+    mesh = sharding.make_mesh(mesh_config(config))
+    tutor = dataclasses.replace(make_network(config, mesh), two_time=False)
     teacher = jax.jit(tutor.init)(jax.random.key(3))
     program = assemble(config, mesh, (tutor, teacher))
     shape = (16, program.net.max_length)

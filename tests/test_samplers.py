@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.core.network import Network
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.readout import denoise
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.samplers.common import Given, clock_grid, nothing_given, start
-from flm_jax.samplers.flow_map import sample, sample_from
-from flm_jax.types import Network
+from flm_jax.samplers.base import Given, clock_grid, nothing_given, start
+from flm_jax.samplers.euler import sample_euler, sample_euler_from
 
 VOCAB, LENGTH, ROWS = 11, 6, 3
 CONFIG = DiTConfig(
@@ -51,7 +51,7 @@ def network(two_time):
 
 @functools.lru_cache
 def sampler(net, steps):
-    return jax.jit(lambda k, p, g: sample(k, net, p, clock=CLOCK, steps=steps, given=g))
+    return jax.jit(lambda k, p, g: sample_euler(k, net, p, clock=CLOCK, steps=steps, given=g))
 
 
 @functools.lru_cache
@@ -80,7 +80,9 @@ def test_sample_is_sample_from_embedded_noise():
     net, params = network(True)
     y_0 = start(KEY, net, params, FREE)
     assert y_0.shape == (ROWS, LENGTH, 8)
-    again = jax.jit(lambda y: sample_from(y, net, params, clock=CLOCK, steps=3, given=FREE))(y_0)
+    again = jax.jit(lambda y: sample_euler_from(y, net, params, clock=CLOCK, steps=3, given=FREE))(
+        y_0
+    )
     np.testing.assert_array_equal(again.tokens, draw(net, params).tokens)
 
 
@@ -182,9 +184,9 @@ def exact_network():
 
 
 def sample_exact(net, clock, steps, given):
-    return jax.jit(lambda key: sample(key, net, {}, clock=clock, steps=steps, given=given).tokens)(
-        KEY
-    )
+    return jax.jit(
+        lambda key: sample_euler(key, net, {}, clock=clock, steps=steps, given=given).tokens
+    )(KEY)
 
 
 def matches(tokens):

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from flm_jax import hlo
-from flm_jax.assembly import assemble
-from flm_jax.bench_cases import SUITES
-from flm_jax.bench_worker import _config
-from flm_jax.training import sharding
+from flm_jax.distributed import sharding
+from flm_jax.profiling import hlo
+from flm_jax.profiling.bench_cases import SUITES
+from flm_jax.profiling.bench_worker import _config
+from flm_jax.training.program import assemble
 
 DEVICES = (1, 2, 4, 8)
 

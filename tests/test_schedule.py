@@ -4,15 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import schedule
-from flm_jax.flows.gamma_schedule import (
+from flm_jax.evaluation.plots import draw_schedule
+from flm_jax.flows.noise_schedule import (
     GammaConfig,
     bin_centers,
     fresh_state,
     logistic_cdf,
     update_state,
 )
-from flm_jax.plots import draw_schedule
+from flm_jax.training import schedule_log
+from flm_jax.training.schedule_log import read_schedule, schedule_record
 
 SHAPE = jnp.array([-2.0, 1.5, 1.0])
 
@@ -29,7 +30,7 @@ def learnt(kind):
 @pytest.mark.parametrize("kind", ["logistic", "empirical"])
 def test_a_record_holds_the_law(kind):
     cfg, state = learnt(kind)
-    row = schedule.record(7, state, cfg)
+    row = schedule_record(7, state, cfg)
     assert row["step"] == 7 and row["ready"]
     np.testing.assert_allclose(
         row["nats"], 1 + 2 * logistic_cdf(SHAPE, jnp.array(row["gamma"])), 1e-5
@@ -41,21 +42,24 @@ def test_a_record_holds_the_law(kind):
 
 def test_nothing_seen_nothing_learnt():
     cfg = GammaConfig()
-    row = schedule.record(0, fresh_state(cfg), cfg)
+    row = schedule_record(0, fresh_state(cfg), cfg)
     assert row["gamma"] == [] and not row["ready"]
 
 
 def test_the_last_record_of_a_step_counts(tmp_path):
-    assert schedule.read(tmp_path) == []
+    assert read_schedule(tmp_path) == []
     lines = ['{"step": 2, "r2": 0}', '{"step": 4, "r2": 0}', '{"step": 2, "r2": 1}']
-    (tmp_path / schedule.FILE).write_text("\n".join(lines) + "\n")
-    assert schedule.read(tmp_path) == [{"step": 2, "r2": 1}, {"step": 4, "r2": 0}]
+    (tmp_path / schedule_log.FILE).write_text("\n".join(lines) + "\n")
+    assert schedule_log.read_schedule(tmp_path) == [{"step": 2, "r2": 1}, {"step": 4, "r2": 0}]
 
 
 @pytest.mark.parametrize("kind", ["logistic", "empirical"])
 def test_a_picture_is_drawn_before_and_after_the_first_fit(kind, tmp_path):
     cfg, state = learnt(kind)
-    rows = [schedule.record(i, s, cfg) for i, s in enumerate((fresh_state(cfg), state, state))]
+    rows = [
+        schedule_log.schedule_record(i, s, cfg)
+        for i, s in enumerate((fresh_state(cfg), state, state))
+    ]
     for shown in (rows[:1], rows):
         draw_schedule(tmp_path / "s.png", shown)
         assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"

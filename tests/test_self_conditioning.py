@@ -13,22 +13,24 @@ from test_samplers import ROWS as NUM
 from test_training import run, tiny_config
 
 import flm_jax
-from flm_jax import build
-from flm_jax.config import check
+from flm_jax.build.families.registry import make_objective
+from flm_jax.build.load import load_model
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import expected_embedding, logits, mixture_cross_entropy
+from flm_jax.denoiser.self_conditioning import estimated, fixed_point
 from flm_jax.flows.clocks import tau_to_t
 from flm_jax.flows.flow_map import flow_map
-from flm_jax.flows.readout import expected_embedding, logits, mixture_cross_entropy, read
-from flm_jax.flows.self_conditioning import estimated, fixed_point
 from flm_jax.interop.flm import state_dict_from_params
+from flm_jax.losses.base import Frozen
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss, denoising_loss_at
-from flm_jax.losses.distillation import diagonal_loss_at
+from flm_jax.losses.distillation.base import diagonal_loss_at
 from flm_jax.models.dit import dit
-from flm_jax.samplers.common import start
-from flm_jax.samplers.flow_map import sample as carried
-from flm_jax.samplers.steering import Steering, sample
-from flm_jax.samplers.steering import check as check_steering
-from flm_jax.training.step import Frozen
-from flm_jax.types import UserError
+from flm_jax.samplers.base import start
+from flm_jax.samplers.euler import sample_euler
+from flm_jax.samplers.flow import Steering, check_steering, sample_flow
 
 
 @functools.lru_cache
@@ -66,7 +68,7 @@ def iterated(net, params, y, tau, iterations):
     """The definition, call by call: read-out of the last one."""
     estimate = None
     for _ in range(iterations):
-        out = read(net, params, y, tau, tau, estimate=estimate)
+        out = forward(net, params, y, tau, tau, estimate=estimate)
         probs = jax.nn.softmax(logits(out, net), axis=-1)
         estimate = probs @ net.table(params)
     return out
@@ -78,9 +80,9 @@ def test_a_fixed_point_is_so_many_calls(iterations):
     tau = jnp.full(NUM, 0.4)
     want = logits(iterated(net, params, states(1), tau, iterations), net)
     wrapped = fixed_point(net, iterations)
-    got = logits(read(wrapped, params, states(1), tau, tau), net)
+    got = logits(forward(wrapped, params, states(1), tau, tau), net)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-    once = logits(read(net, params, states(1), tau, tau), net)
+    once = logits(forward(net, params, states(1), tau, tau), net)
     assert np.allclose(got, once, atol=1e-3) == (iterations == 1)
     assert not wrapped.self_conditioned
 
@@ -130,12 +132,12 @@ def test_each_euler_step_is_shown_the_answer_of_the_step_before():
     net, params = network()
     y, steps = start(KEY, net, params, FREE), 4
     times = tau_to_t(CLOCK, jnp.linspace(0.0, 1.0, steps + 1))
-    got = jax.jit(lambda: carried(KEY, net, params, clock=CLOCK, steps=steps, given=FREE))()
+    got = jax.jit(lambda: sample_euler(KEY, net, params, clock=CLOCK, steps=steps, given=FREE))()
     estimate, differs = None, False
     for k in range(steps):
         tau = jnp.full(NUM, k / steps)
-        out = read(net, params, y, tau, tau, estimate=estimate)
-        alone = logits(read(net, params, y, tau, tau), net)
+        out = forward(net, params, y, tau, tau, estimate=estimate)
+        alone = logits(forward(net, params, y, tau, tau), net)
         probs = jax.nn.softmax(logits(out, net), axis=-1)
         np.testing.assert_allclose(got.steps_confidence[k], probs.max(-1), rtol=0, atol=1e-4)
         np.testing.assert_array_equal(got.steps_tokens[k], probs.argmax(-1))
@@ -149,7 +151,7 @@ def test_each_euler_step_is_shown_the_answer_of_the_step_before():
 def test_iterations_make_an_ordinary_denoiser(solver):
     """With iterations=K: the samples of the wrapped network, K calls a step."""
     net, params = network()
-    run = lambda net, steering: sample(
+    run = lambda net, steering: sample_flow(
         KEY, net, params, clock=CLOCK, steps=3, given=FREE, steering=steering
     )
     got = run(net, Steering(solver=solver, iterations=2))
@@ -184,7 +186,7 @@ def test_the_diagonal_distils_the_teachers_fixed_point(iterations):
     student, params = network(self_conditioning=False, two_time=True)
     tau, weights = jnp.full(NUM, 0.4), jnp.full((NUM, LENGTH), 1 / (NUM * LENGTH))
     y = states(1)
-    out = read(student, params, y, tau, tau)
+    out = forward(student, params, y, tau, tau)
     target = iterated(teacher_net, teacher, y, tau, iterations)
     want, _ = mixture_cross_entropy(out, [(jnp.ones(NUM), target)], weights, student)
     asked = (fixed_point(teacher_net, iterations), teacher)
@@ -204,8 +206,8 @@ def test_the_objective_asks_the_teacher_as_often_as_it_is_told():
     for iterations in (1, 2):
         config.objective.iterations = iterations
         checked = check(config)
-        net = build.network(checked)
-        loss = build.objective(checked, net, CLOCK, teacher_net)
+        net = make_network(checked)
+        loss = make_objective(checked, net, CLOCK, teacher_net)
         params = random_params(net)
         frozen = Frozen(teacher=teacher, average=None)
         losses.append(float(loss(params, frozen, random_batch(), KEY, ROWS)[0]))
@@ -230,7 +232,7 @@ def test_what_cannot_be_is_refused_in_one_line(changes, says):
         config[section][name] = value
     config = check(config)
     with pytest.raises(UserError, match=says):
-        build.objective(config, build.network(config), CLOCK)
+        make_objective(config, make_network(config), CLOCK)
 
 
 def test_a_reference_file_cannot_hold_it():
@@ -244,12 +246,12 @@ def test_it_trains_samples_scores_and_is_distilled(tmp_path):
     config.model.self_conditioning = True
     assert run(config, tmp_path / "flm") == 0
     model = flm_jax.load(tmp_path / "flm")
-    assert np.abs(build.load_model(tmp_path / "flm").params["estimate"]["kernel"]).max() > 0
+    assert np.abs(load_model(tmp_path / "flm").params["estimate"]["kernel"]).max() > 0
     assert model.sample(2, steps=3).calls == 3
     assert 0.0 < model.score(["new york"]).nats[0] < 20.0
     student = tiny_config()
     student.model.two_time, student.objective.name = True, "semigroup"
     student.objective.teacher = str(tmp_path / "flm")
     assert run(student, tmp_path / "fmlm") == 0
-    made = build.load_model(tmp_path / "fmlm")
+    made = load_model(tmp_path / "fmlm")
     assert "estimate" not in made.params and not made.net.self_conditioned

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from flm_jax.models.adapters import AdapterConfig
+from flm_jax.core.errors import UserError
+from flm_jax.distributed import sharding
+from flm_jax.distributed.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.models.experts import ExpertsConfig
 from flm_jax.models.llama import LlamaConfig, llama
-from flm_jax.training import sharding
-from flm_jax.training.optim import OptimConfig, make_optimizer
-from flm_jax.training.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
-from flm_jax.types import UserError
+from flm_jax.models.lora import AdapterConfig
+from flm_jax.models.mixture_of_experts import ExpertsConfig
+from flm_jax.training.optim import make_optimizer
+from flm_jax.training.settings import OptimConfig
 
 FSDP = MeshConfig(data=1, fsdp=4, tensor=2)
 
@@ -94,10 +95,9 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
 
     And whatever an optimizer keeps.
     """
-    sizes = (11, 5, 8, 2, 2, 6, 2, 0.0, True, 0.0, 0.0, "float32", "none", True)
     few = (11, 5, 8, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True)
     networks = (
-        dit(DiTConfig(*sizes, anchor=True, self_conditioning=True)),
+        dit(DiTConfig(*few, cond_dim=6, two_time=True, anchor=True, self_conditioning=True)),
         llama(LlamaConfig(*few, adapters=AdapterConfig(2, 4.0, 2, 2.0, 0.0, 4))),
         llama(LlamaConfig(*few, qk_norm=True, experts=ExpertsConfig(4, 1, 4, 1, 2, 1, 1.0, 1))),
     )

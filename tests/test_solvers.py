@@ -10,9 +10,10 @@ from scipy.integrate import solve_ivp
 from test_samplers import SEQUENCES, exact_network
 
 from flm_jax.flows.clocks import tau_to_t
-from flm_jax.samplers import flow_map, solvers
-from flm_jax.samplers.common import nothing_given
-from flm_jax.samplers.denoisers import plain
+from flm_jax.samplers import adaptive, euler
+from flm_jax.samplers.base import nothing_given
+from flm_jax.samplers.guidance import plain
+from flm_jax.samplers.heun import euler_step, heun, heun_step
 
 KEY = jax.random.key(4)
 CLEAN = np.eye(5)[np.array(SEQUENCES)]  # [2, L, V]
@@ -45,10 +46,10 @@ def carried(method, y, end, steps):
         y, first = carry
         s, t = (jnp.full(len(y), end * (k + i) / steps) for i in (0, 1))
         if method == "euler":
-            return solvers.euler_step(denoised(y, s), y, s, t), first
+            return euler_step(denoised(y, s), y, s, t), first
         if method == "heun":
-            return solvers.heun_step(denoised, denoised(y, s), y, s, t)
-        return solvers.bogacki_shampine_step(denoised, first, y, s, t)[:2]
+            return heun_step(denoised, denoised(y, s), y, s, t)
+        return adaptive.bogacki_shampine_step(denoised, first, y, s, t)[:2]
 
     return jax.lax.fori_loop(0, steps, step, (y, denoised(y, jnp.zeros(len(y)))))[0]
 
@@ -84,11 +85,11 @@ def test_heun_makes_as_many_calls_as_asked_for(steps):
     denoiser = plain(net, {}, nothing_given(8, 3))
     y_0 = denoiser.noise(KEY)
     how = {"clock": clock, "steps": steps}
-    got = jax.jit(lambda y: solvers.heun(KEY, y, denoiser, **how))(y_0)
+    got = jax.jit(lambda y: heun(KEY, y, denoiser, **how))(y_0)
     jax.effects_barrier()
     assert len(calls) == steps == len(got.steps_tokens) and got.calls is None
     if steps <= 2:
-        want = jax.jit(lambda y: flow_map.carry(KEY, y, denoiser, **how))(y_0)
+        want = jax.jit(lambda y: euler.carry(KEY, y, denoiser, **how))(y_0)
         np.testing.assert_array_equal(got.steps_confidence, want.steps_confidence)
 
 
@@ -97,7 +98,7 @@ def test_heun_written_out():
     net, clock = exact_network()
     denoiser = plain(net, {}, nothing_given(8, 3))
     y_0 = denoiser.noise(KEY)
-    got = jax.jit(lambda y: solvers.heun(KEY, y, denoiser, clock=clock, steps=5))(y_0)
+    got = jax.jit(lambda y: heun(KEY, y, denoiser, clock=clock, steps=5))(y_0)
     t = np.asarray(tau_to_t(clock, jnp.asarray([0.0, 1 / 3, 2 / 3])))
     w, z, want = t / (1 - t), y_0, []
     ask = lambda z, i: denoised(z * (1 - t[i]), jnp.full(8, t[i]))
@@ -117,7 +118,7 @@ def adaptive_end(tolerance, most):
     denoiser = plain(net, {}, given)
     y_0 = denoiser.noise(KEY)
     how = {"clock": clock, "given": given, "tolerance": tolerance, "most": most}
-    end = jax.jit(lambda y: solvers.advance(KEY, y, denoiser, **how))(y_0)
+    end = jax.jit(lambda y: adaptive.advance(KEY, y, denoiser, **how))(y_0)
     t = np.asarray(tau_to_t(clock, end.tau))
     want = [solved(np.asarray(y)[None], float(time))[0] for y, time in zip(y_0, t)]
     error = np.sqrt(np.sum((np.asarray(end.y) - want) ** 2, axis=-1)).max()
@@ -152,7 +153,7 @@ def test_adaptive_calls_are_those_made(steps, bound):
     given = nothing_given(2000, 3)
     denoiser = plain(net, {}, given)
     how = {"clock": clock, "steps": steps, "given": given, "tolerance": 1e-2}
-    got = jax.jit(lambda key: solvers.adaptive(key, denoiser.noise(key), denoiser, **how))(KEY)
+    got = jax.jit(lambda key: adaptive.adaptive(key, denoiser.noise(key), denoiser, **how))(KEY)
     jax.effects_barrier()
     assert int(got.calls) == len(calls) <= bound
     right = [(np.asarray(got.tokens) == s).all(axis=1) for s in SEQUENCES]

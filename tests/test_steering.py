@@ -20,15 +20,17 @@ from test_samplers import (
     some_given,
 )
 
+from flm_jax.core.errors import UserError
+from flm_jax.denoiser.head import Readout, probabilities
+from flm_jax.denoiser.mixture import Part, mixture
 from flm_jax.flows.clocks import tau_to_t
-from flm_jax.flows.mixtures import Part, mixture
-from flm_jax.flows.readout import Readout, probabilities
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.categorical import Choice, choose
-from flm_jax.samplers.common import Given, nothing_given
-from flm_jax.samplers.denoisers import Weak, autoguided, plain
-from flm_jax.samplers.flow_map import carry, overshoot, renoised, step_key
-from flm_jax.samplers.steering import NONE, Aids, Reward, Steering, check, make_nudge, sample
-from flm_jax.types import UserError
+from flm_jax.samplers.euler import carry, overshoot, renoised, step_key
+from flm_jax.samplers.flow import NONE, Steering, check_steering, sample_flow
+from flm_jax.samplers.guidance import Weak, autoguided, plain
+from flm_jax.samplers.guides import Guides
+from flm_jax.samplers.reward_guidance import Reward, make_nudge
 
 GUIDED = Steering(guidance=2.0, weak_dropout=0.5)
 # A reward of the share of token 1 in a text, in the one-hot space.
@@ -37,17 +39,17 @@ REWARD = {"reward": {"size": jnp.zeros(11)}}
 
 
 @functools.lru_cache
-def program(net, steps, steering, choice, aids, exact=False):
+def program(net, steps, steering, choice, guides, exact=False):
     clock = exact_network()[1] if exact else CLOCK
-    how = {"clock": clock, "steps": steps, "steering": steering, "choice": choice, "aids": aids}
-    return jax.jit(lambda k, p, g, e: sample(k, net, p, given=g, extra=e, **how))
+    how = {"clock": clock, "steps": steps, "steering": steering, "choice": choice, "guides": guides}
+    return jax.jit(lambda k, p, g, e: sample_flow(k, net, p, given=g, extra=e, **how))
 
 
 def steered(two_time, steering=NONE, *, steps=3, given=FREE, temperature=0.0, extra=None):
     """Samples of the random network of test_samplers; its dropout rate is 0.5."""
     net, params = network(two_time)
-    aids = Aids(net, ONES)
-    run = program(net, steps, steering, Choice(temperature), aids)
+    guides = Guides(net, ONES)
+    run = program(net, steps, steering, Choice(temperature), guides)
     return run(KEY, params, given, REWARD | (extra or {}))
 
 
@@ -117,7 +119,7 @@ def test_temperature_draws_from_the_last_distribution():
     uneven = dataclasses.replace(
         net, features=lambda *a, **k: net.features(*a, **k) + jnp.asarray([[[1.0, 0, 0, 0, 0]]])
     )
-    run = program(uneven, 1, Steering(), Choice(0.5), Aids(), exact=True)
+    run = program(uneven, 1, Steering(), Choice(0.5), Guides(), exact=True)
     first = np.asarray(run(KEY, {}, given, {}).tokens)[:, 0]
     share = np.exp(2.0) / (1 + np.exp(2.0))  # logits 1 and 0 at temperature 1/2
     assert set(first) == {0, 3}
@@ -166,16 +168,16 @@ def test_guidance_undoes_what_the_weak_network_does_worse():
     exact, _ = exact_network()
     given = nothing_given(1000, 3)
     unit, double = {"scale": jnp.float32(1.0)}, {"scale": jnp.float32(2.0)}
-    aids, extra = Aids(blended(0.25)), {"weak": double}
+    guides, extra = Guides(blended(0.25)), {"weak": double}
     valid = {}
     for eta in (1.0, 2.0, 3.0):
         steering = Steering(guidance=eta, weak="weak")
-        run = program(blended(0.5), 2, steering, Choice(0.0), aids, exact=True)
+        run = program(blended(0.5), 2, steering, Choice(0.0), guides, exact=True)
         samples = run(KEY, unit, given, extra)
         found = matches(samples.tokens)
         valid[eta] = (found[0] | found[1]).mean()
         assert samples.calls is None if eta == 1.0 else int(samples.calls) == 4
-    want = program(exact, 2, Steering(), Choice(0.0), Aids(), exact=True)(KEY, {}, given, {})
+    want = program(exact, 2, Steering(), Choice(0.0), Guides(), exact=True)(KEY, {}, given, {})
     np.testing.assert_array_equal(samples.tokens, want.tokens)
     np.testing.assert_allclose(samples.steps_confidence, want.steps_confidence, atol=1e-4)
     assert valid[1.0] < valid[2.0] - 0.02 and valid[2.0] < valid[3.0] == 1.0
@@ -206,7 +208,7 @@ def test_reward_tilts_the_exact_law():
     given, shares = nothing_given(2000, 3), []
     for scale in (0.0, 2.0, -2.0):
         steering = Steering(reward="x", reward_scale=scale)
-        run = program(net, 32, steering, Choice(0.0), Aids(None, reward), exact=True)
+        run = program(net, 32, steering, Choice(0.0), Guides(None, reward), exact=True)
         samples = run(KEY, {}, given, {"reward": {}})
         first, second = matches(samples.tokens)
         assert (first | second).mean() > 0.999
@@ -298,7 +300,7 @@ def test_bad_options(fields, message):
 )
 def test_options_that_a_network_cannot_follow(two_time, steering, steps, message):
     with pytest.raises(UserError, match=message):
-        check(steering, network(two_time)[0], steps)
+        check_steering(steering, network(two_time)[0], steps)
 
 
 def test_steps_take_keys_of_their_own():

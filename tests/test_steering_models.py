@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from test_training import run, tiny_config
 
-from flm_jax import build, rewards, sampling
-from flm_jax.families import Options
+from flm_jax.build import load as build_load
+from flm_jax.build.model import make_network
+from flm_jax.build.sampler import Options
+from flm_jax.core.errors import UserError
 from flm_jax.flows.clocks import identity_clock
-from flm_jax.samplers.common import nothing_given
-from flm_jax.samplers.steering import Steering
-from flm_jax.types import UserError
+from flm_jax.inference import engine, text_reward
+from flm_jax.inference.text_reward import load_text_reward
+from flm_jax.samplers.base import nothing_given
+from flm_jax.samplers.flow import Steering
+from flm_jax.training.reward_trainer import train_text_reward
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def models(tmp_path_factory):
     config.train.steps = 2
     run(config, folder / "flow")
     how = {"steps": 150, "batch": 64, "lr": 3e-3, "seed": 0}
-    found = rewards.train(str(folder / "flow"), "san", str(folder / "reward"), **how)
+    found = train_text_reward(str(folder / "flow"), "san", str(folder / "reward"), **how)
     assert found.accuracy > 0.99 and 0.4 < found.matching < 0.6 and found.loss < 0.1
     return folder
 
@@ -41,7 +45,7 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def untrained(models, monkeypatch):
     """Models of OTHERS are made afresh, with the flow's tokenizer, where they are loaded."""
-    load = build.load_model
+    load = build_load.load_model
 
     def load_model(workdir):
         name = str(workdir).rpartition("/")[2]
@@ -50,18 +54,18 @@ def untrained(models, monkeypatch):
         flow, (goal, change) = load(models / "flow"), OTHERS[name]
         config = dict(flow.config) | {"objective": flow.config["objective"] | {"name": goal}}
         config["model"] = config["model"] | change
-        net = build.network(config)
+        net = make_network(config)
         made = flow._replace(config=config, net=net, params=net.init(jax.random.key(1)))
         return made._replace(clock=identity_clock()) if name == "later" else made
 
-    monkeypatch.setattr(build, "load_model", load_model)
+    monkeypatch.setattr(build_load, "load_model", load_model)
 
 
 def drawn(models, name="flow", **fields):
-    model = build.load_model(models / name)
+    model = build_load.load_model(models / name)
     given = nothing_given(32, 2)
     options = Options(steering=Steering(**fields))
-    return sampling.draw(model, given, steps=2, num=64, seed=0, options=options)
+    return engine.draw(model, given, steps=2, num=64, seed=0, options=options)
 
 
 def test_a_weaker_model_of_another_width_guides(models):
@@ -74,21 +78,21 @@ def test_a_weaker_model_of_another_width_guides(models):
 
 
 def test_dropout_need_not_be_trained_with(models):
-    assert build.load_model(models / "flow").config["model"]["dropout"] == 0.0
+    assert build_load.load_model(models / "flow").config["model"]["dropout"] == 0.0
     guided = drawn(models, weak_dropout=0.5, guidance=3.0)
     assert (guided.steps_confidence != drawn(models).steps_confidence).any()
-    records = list(sampling.trajectory(build.load_model(models / "flow"), guided))
+    records = list(engine.trajectory(build_load.load_model(models / "flow"), guided))
     assert [r["call"] for r in records[:2]] == [2, 4]
 
 
 def test_a_trained_reward_is_read_back(models):
     """Its score of clean texts: near log 1 for those that match, far below for the others."""
-    model = build.load_model(models / "flow")
-    reward, params = rewards.load(str(models / "reward"), model.tokenizer)
+    model = build_load.load_model(models / "flow")
+    reward, params = load_text_reward(str(models / "reward"), model.tokenizer)
     texts = np.stack([model.tokenizer.encode(t) for t in ("san diego", "new york")])
     score = reward.score(params, reward.table(params)[texts])
     assert score.shape == (2,) and score[0] > -0.1 and score[1] < -2.0
-    assert list(rewards.matches(texts, model.tokenizer, "san")) == [True, False]
+    assert list(text_reward.matches(texts, model.tokenizer, "san")) == [True, False]
     gradient = jax.grad(lambda x: reward.score(params, x).sum())(reward.table(params)[texts])
     assert np.abs(gradient).max() > 1e-3
     moved = drawn(models, reward=str(models / "reward"), reward_scale=5.0)
@@ -120,16 +124,18 @@ def test_unfitting_models_are_refused(models, monkeypatch, name, fields, message
 
 
 def test_top_p_of_a_flow_needs_a_temperature(models):
-    model = build.load_model(models / "flow")
+    model = build_load.load_model(models / "flow")
     with pytest.raises(UserError, match="top_p=0.5 without a temperature"):
         how = {"steps": 2, "num": 4, "seed": 0, "options": Options(top_p=0.5)}
-        sampling.draw(model, nothing_given(4, 2), **how)
+        engine.draw(model, nothing_given(4, 2), **how)
 
 
 @pytest.mark.parametrize("pattern, message", [("(", "no regular expression"), ("zebra", "none of")])
 def test_useless_patterns_are_refused(models, pattern, message):
     with pytest.raises(UserError, match=message):
-        rewards.train(str(models / "flow"), pattern, "unused", steps=1, batch=8, lr=1e-3, seed=0)
+        train_text_reward(
+            str(models / "flow"), pattern, "unused", steps=1, batch=8, lr=1e-3, seed=0
+        )
 
 
 def test_an_option_is_swept(models, tmp_path):

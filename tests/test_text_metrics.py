@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flm_jax.data.tasks import make_task
-from flm_jax.evals.bootstrap import interval
-from flm_jax.evals.distribution import (
+from flm_jax.core.errors import UserError
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.metrics.distribution import (
     Grams,
     kernel_distance,
     kernel_matrices,
@@ -16,7 +16,8 @@ from flm_jax.evals.distribution import (
     ngram_hashes,
     squared_distance,
 )
-from flm_jax.evals.text import (
+from flm_jax.metrics.intervals import interval
+from flm_jax.metrics.text import (
     distinct_n,
     diversity_report,
     longest_repeats,
@@ -24,7 +25,6 @@ from flm_jax.evals.text import (
     row_repetition,
     unigram_entropy,
 )
-from flm_jax.types import UserError
 
 ROWS = 200
 

@@ -13,12 +13,18 @@ import numpy as np
 import optax
 import pytest
 
-from flm_jax import build, datasets, sampling, trainer
-from flm_jax.config import check
-from flm_jax.defaults import base_config
-from flm_jax.flows.times import Rows
-from flm_jax.training.optim import OptimConfig, learning_rate, make_optimizer, update_ema
-from flm_jax.training.step import make_train_step, new_state
+from flm_jax.build.load import load_model
+from flm_jax.checkpoints.state import new_state
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.data import loading
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.inference import engine
+from flm_jax.samplers.base import nothing_given
+from flm_jax.training.optim import learning_rate, make_optimizer, update_ema
+from flm_jax.training.settings import OptimConfig
+from flm_jax.training.step import make_train_step
+from flm_jax.training.trainer import train_run
 
 
 def tiny_config():
@@ -43,11 +49,11 @@ def tiny_config():
 
 
 def run(config, workdir):
-    return trainer.run(check(config), str(workdir))
+    return train_run(check(config), str(workdir))
 
 
 def final_params(workdir):
-    return jax.tree.map(np.asarray, build.load_model(workdir).params)
+    return jax.tree.map(np.asarray, load_model(workdir).params)
 
 
 def assert_equal(a, b):
@@ -128,7 +134,7 @@ def test_muon_continues_on_another_mesh_and_agrees(tmp_path):
 
 def _start(workdir, steps=400):
     """A training process; it has taken at least one step when this returns."""
-    command = [sys.executable, "-u", "-m", "flm_jax.train", "--config=configs/phrases_flm.py"]
+    command = [sys.executable, "-u", "-m", "flm_jax.train", "--config=configs/phrases/flm.py"]
     flags = {
         "data.task_size": 512,
         "model.dim": 16,
@@ -230,7 +236,7 @@ def test_microbatches_average_gradients_over_disjoint_rows():
 
 
 def test_stratified_times_cover_the_global_batch_from_microbatches():
-    from flm_jax.flows.times import stratified_uniform
+    from flm_jax.flows.time_sampling import stratified_uniform
 
     key = jax.random.key(3)
     parts = [stratified_uniform(key, 8, Rows(start, 32)) for start in range(0, 32, 8)]
@@ -294,13 +300,13 @@ def test_one_step_flow_map_writes_valid_phrases(task, tmp_path):
 
     Words drawn independently, each from its own marginal, are valid half of the time or less.
     """
-    _train("phrases_flm", task, tmp_path / "flm")
+    _train("phrases/flm", task, tmp_path / "flm")
     teacher = f"--config.objective.teacher={tmp_path / 'flm'}"
-    _train("phrases_fmlm", task, tmp_path / "fmlm", teacher)
-    model = build.load_model(tmp_path / "fmlm")
-    given = sampling.nothing_given(5000, 2)
-    drawn = sampling.draw(model, given, steps=1, num=10_000, seed=0)
-    task = datasets.open_data(model.config).task
+    _train("phrases/fmlm", task, tmp_path / "fmlm", teacher)
+    model = load_model(tmp_path / "fmlm")
+    given = nothing_given(5000, 2)
+    drawn = engine.draw(model, given, steps=1, num=10_000, seed=0)
+    task = loading.open_data(model.config).task
     report = task.report(drawn.tokens)
     print(task.name, report)
     assert report["valid"] >= 0.99

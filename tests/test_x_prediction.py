@@ -7,22 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax import sampling
-from flm_jax.build import Model
-from flm_jax.config import check
-from flm_jax.data.tasks import make_task
-from flm_jax.defaults import base_config
-from flm_jax.families import Options, family
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import Model
+from flm_jax.build.sampler import Options
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.core.network import Network
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.masking import masked_states
-from flm_jax.flows.readout import denoise
+from flm_jax.inference import engine
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import x_prediction
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.common import Given, nothing_given
 from flm_jax.samplers.masked_diffusion import sample_confident
-from flm_jax.samplers.x_prediction import Flowing
-from flm_jax.types import Network, UserError
+from flm_jax.samplers.x_prediction import Flowing, sample_x_prediction
 
 LENGTH, VOCAB = 8, 11
 LLAMA = llama(LlamaConfig(VOCAB, LENGTH, 16, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True))
@@ -76,7 +78,7 @@ PLAIN = Flowing()
 
 
 def decode(name, steps, given=GIVEN, how=PLAIN, **more):
-    run = lambda given: x_prediction.sample(
+    run = lambda given: sample_x_prediction(
         NETS[name], PARAMS[name], steps=steps, given=given, how=how, **more
     )
     return jax.device_get(jax.jit(run)(given))
@@ -185,7 +187,7 @@ def oracle(confidence, seen=lambda x: 0.0):
 
 def walk(net, steps, how, stepper=None, rows=1, **more):
     given = nothing_given(rows, net.max_length)
-    run = lambda: x_prediction.sample(
+    run = lambda: x_prediction.sample_x_prediction(
         net, {}, steps=steps, given=given, how=how, stepper=stepper, **more
     )
     return jax.device_get(jax.jit(run)())
@@ -289,8 +291,8 @@ def test_drawn_texts_come_with_progress():
     task = make_task("phrases2")
     model = Model(check(config), DIT, PARAMS["dit"], None, task.tokenizer, 0)
     settings = dict(steps=4, num=3, seed=0, options=Options(method="flow"))
-    drawn = sampling.draw(model, nothing_given(2, LENGTH), **settings)
+    drawn = engine.draw(model, nothing_given(2, LENGTH), **settings)
     assert drawn.steps_progress.shape == (4, 3, LENGTH)
     model = model._replace(tokenizer=type("T", (), {"decode": lambda self, row: ""})())
-    records = list(sampling.trajectory(model, drawn))
+    records = list(engine.trajectory(model, drawn))
     assert len(records) == 12 and records[-1]["progress"] == [1.0] * LENGTH

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flm_jax.core.errors import UserError, require
+from flm_jax.data.jsonl import read_records
 from flm_jax.data.pipeline import Batch, MixedSource, Mixture, Source
-from flm_jax.data.records import read_records
-from flm_jax.data.tokenizer_base import Tokenizer
-from flm_jax.types import UserError, require
+from flm_jax.data.tokenizers.base import Tokenizer
 
 _FIELDS = (("prompt", "response"), ("question", "answer"))
 _NOTES = re.compile(r"<<[^>]*>>")

@@ -7,9 +7,9 @@ import hashlib
 
 import numpy as np
 
-from flm_jax.data.store import TokenStream
-from flm_jax.data.tokenizer_base import Tokenizer
-from flm_jax.types import require, unknown_name
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.data.corpus.store import TokenStream
+from flm_jax.data.tokenizers.base import Tokenizer
 
 Example = dict[str, np.ndarray]
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from flm_jax.types import require
+from flm_jax.core.errors import require
 
 Batch = dict[str, np.ndarray]
 

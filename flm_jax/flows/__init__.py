@@ -1,0 +1,1 @@
+"""Probability paths as pure mathematics, without networks."""

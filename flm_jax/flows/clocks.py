@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_ndtr
 
-from flm_jax.types import Times, require
+from flm_jax.core.errors import require
+from flm_jax.core.types import Times
 
 _KNOTS = 4096
 _TAIL = 1e-7  # 1 - tau below this is one straight piece: float32 cannot resolve it

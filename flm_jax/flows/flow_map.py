@@ -7,8 +7,8 @@ interpolant times t, [B] or [B, L], with s <= u <= t.
 
 import jax.numpy as jnp
 
+from flm_jax.core.types import States, Times
 from flm_jax.flows.interpolants import over_features
-from flm_jax.types import States, Times
 
 
 def _divide(numerator: Times, denominator: Times) -> Times:

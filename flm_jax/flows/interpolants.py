@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from flm_jax.types import States, Times
+from flm_jax.core.types import States, Times
 
 Coefficients = tuple[Times, Times, Times]
 Interpolant = Callable[[Times], Coefficients]

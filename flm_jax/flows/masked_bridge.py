@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flm_jax.core.types import Key, States, Times
 from flm_jax.flows.interpolants import interpolate, masked_bridge, over_features
-from flm_jax.types import Key, States, Times
 
 SIGMA = 0.2
 LOW, HIGH = -10.0, 6.0

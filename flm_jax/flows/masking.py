@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flm_jax.types import Key, States
+from flm_jax.core.types import Key, States
 
 
 def masked_states(

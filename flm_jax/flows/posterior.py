@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flm_jax.flows.gaussian import cholesky_factor, gram
+from flm_jax.core.types import States, Times
+from flm_jax.flows.gaussian_noise import cholesky_factor, gram
 from flm_jax.flows.interpolants import over_positions
-from flm_jax.types import States, Times
 
 _LATEST = 1.0 - 2.0**-10  # later t count as this one: no two tokens are in doubt any more
 

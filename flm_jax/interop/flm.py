@@ -13,9 +13,10 @@ import numpy as np
 from absl import logging
 from safetensors.numpy import load_file
 
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.types import Params
 from flm_jax.interop.tensors import check_shapes, flip, get, put, some
 from flm_jax.models.dit import DiTConfig, dit
-from flm_jax.types import Params, UserError, require
 
 State = dict[str, np.ndarray]
 
@@ -254,7 +255,7 @@ def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = Fal
 
 def _load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
     try:
-        import torch  # an optional extra, needed for pickled checkpoints alone
+        import torch
     except ImportError as error:
         raise UserError(
             f'reading {path} needs torch: pip install "flm-jax[torch]", '

@@ -13,7 +13,9 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import load as load_tensors
 
-from flm_jax.types import Network, Params, UserError, require
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params
 
 _WEIGHTS = "model.safetensors"
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")

@@ -10,17 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flm_jax.interop.llama import (
-    Imported,
-    Layout,
-    Part,
-    differing,
-    gathered,
-    imported,
-    read_json,
-)
+from flm_jax.core.errors import require
+from flm_jax.core.types import Params
+from flm_jax.interop.llama import Imported, Layout, Part, differing, gathered, imported, read_json
 from flm_jax.interop.tensors import TensorFiles
-from flm_jax.types import Params, require
 
 # What config.json must say where it says anything.
 _SAYS = {

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.types import Params
 from flm_jax.interop.tensors import TensorFiles, check_shapes, flip, get, put, some
-from flm_jax.types import Params, UserError, require
 
 _HEAD_DIM = 128  # of all published models, where nothing tells the number of heads
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from flm_jax.types import Params, UserError, require
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout, expected_embedding, summary
 from flm_jax.flows.interpolants import interpolate, mask_anchored
-from flm_jax.flows.readout import Readout, expected_embedding, read, summary
-from flm_jax.flows.times import Rows, stratified_uniform
-from flm_jax.losses.denoising import token_weights
-from flm_jax.types import Key, Metrics, Network, Params, Times
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.losses.base import token_weights
 
 Inputs = Literal["masked", "progress", "mixed", "predicted"]
 INPUTS = ("masked", "progress", "mixed", "predicted")
@@ -98,7 +100,7 @@ def _read(
     anchor = jnp.broadcast_to(anchor[None, : shown.shape[1]], clean.shape)
     states = interpolate(mask_anchored, t, clean, anchor=anchor)
     told = jnp.mean(t, axis=1) if cfg.time_conditioning else jnp.zeros(t.shape[0])
-    return read(net, params, states, told, told, key=key)
+    return forward(net, params, states, told, told, key=key)
 
 
 def predicted(

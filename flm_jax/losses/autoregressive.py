@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flm_jax.flows.readout import cross_entropy, read
-from flm_jax.flows.times import Rows
-from flm_jax.losses.denoising import token_weights
-from flm_jax.types import Key, Metrics, Network, Params
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import token_weights
 
 
 def next_token_loss(
@@ -24,7 +26,7 @@ def next_token_loss(
       Weighted sum (nats) and the value of each token [B, L] (nats, no gradient).
     """
     zeros = jnp.zeros(tokens.shape[0])
-    out = read(net, params, net.table(params)[tokens], zeros, zeros, key=key)
+    out = forward(net, params, net.table(params)[tokens], zeros, zeros, key=key)
     return cross_entropy(out, tokens, weights, net)
 
 

@@ -4,16 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy
+from flm_jax.denoiser.self_conditioning import estimated
 from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.readout import cross_entropy, read
-from flm_jax.flows.self_conditioning import estimated
-from flm_jax.flows.states import NoiseKind, noisy_states
-from flm_jax.flows.times import Rows, stratified_uniform
-from flm_jax.losses.context import ContextConfig, at_clean, clean_context, counted
-from flm_jax.losses.weighting import time_weights
-from flm_jax.types import Key, Metrics, Network, Params, States, Times
+from flm_jax.flows.noising import NoiseKind, noisy_states
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.losses.base import token_weights
+from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
+from flm_jax.losses.time_weighting import time_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +30,6 @@ class DenoisingConfig:
 
     noise: NoiseKind = "projected"
     context: ContextConfig = ContextConfig()
-
-
-def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
-    """Weights of the mean over valid positions: mask / sum(mask), float32."""
-    mask = mask.astype(jnp.float32)
-    return mask / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def denoising_loss_at(
@@ -54,7 +51,7 @@ def denoising_loss_at(
     Returns:
       Weighted sum (nats) and the cross entropy per token [B, L] (nats, no gradient).
     """
-    out = read(net, params, y_t, tau, tau, key=key, estimate=estimate)
+    out = forward(net, params, y_t, tau, tau, key=key, estimate=estimate)
     return cross_entropy(out, tokens, weights, net)
 
 

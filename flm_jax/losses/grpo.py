@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flm_jax.types import Metrics
+from flm_jax.core.types import Metrics
 
 _LEAST_DEVIATION = 1e-4
 

@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flm_jax.flows import tiled
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params
+from flm_jax.denoiser import tiled
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout
 from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.readout import Readout, read
-from flm_jax.flows.states import NoiseKind, noisy_states, states_from_onehot
-from flm_jax.flows.times import Rows, stratified_uniform
-from flm_jax.losses.denoising import token_weights
-from flm_jax.losses.targets import squared
-from flm_jax.types import Key, Metrics, Network, Params
+from flm_jax.flows.noising import NoiseKind, noisy_states, states_from_onehot
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.losses.base import token_weights
+from flm_jax.losses.distillation.moving_target import squared
 
 Prediction = Literal["probabilities", "denoiser", "velocity"]
 PREDICTIONS = ("probabilities", "denoiser", "velocity")
@@ -86,7 +88,7 @@ def regression_loss(
         (y_t,), target = states_from_onehot(eps, t, tokens, table), clean - eps
     else:
         (y_t, _), target = noisy_states(noise_key, t, tokens, table, noise=cfg.noise), clean
-    out = read(net, params, y_t, tau, tau, key=rows.fold(dropout_key))
+    out = forward(net, params, y_t, tau, tau, key=rows.fold(dropout_key))
     weights = token_weights(batch["mask"])
     if cfg.prediction == "probabilities":
         loss, _ = squared_to_tokens(out, tokens, weights, net)

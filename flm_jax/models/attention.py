@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flm_jax.types import require, unknown_name
+from flm_jax.core.errors import require, unknown_name
 
 # kind -> platforms that run it; None for all.
 KINDS = {"xla": None, "splash": ("tpu",), "cudnn": ("gpu", "cuda")}

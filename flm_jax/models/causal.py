@@ -5,47 +5,31 @@ of `dit`; without adaLN, whose gates are replaced by output projections that sta
 fresh blocks are identities here as well.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params, Times
 from flm_jax.models.attention import (
     AttentionPlan,
     attention,
     cached_attention,
-    check_attention,
     rotary_angles,
     rotate,
 )
 from flm_jax.models.functional import pure
-from flm_jax.models.layers import REMAT, dropout, gelu, layer_norm
-from flm_jax.types import Key, Network, Params, Times, unknown_name
-
-
-@dataclasses.dataclass(frozen=True)
-class CausalConfig:
-    """Sizes of a causal transformer; see flm_jax/defaults.py for units and choices."""
-
-    vocab_size: int
-    max_length: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: int
-    dropout: float
-    attention_softcap: float
-    logit_softcap: float
-    dtype: str
-    remat: str
-    scan_blocks: bool
-    loss_tile: int = 0
-    attention: str = "xla"
+from flm_jax.models.layers import dropout, gelu, layer_norm
+from flm_jax.models.transformer import (
+    TransformerConfig,
+    as_network,
+    check_transformer,
+    run_blocks,
+)
 
 
 class _Block(nnx.Module):
-    def __init__(self, cfg: CausalConfig, plan: AttentionPlan, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, plan: AttentionPlan, rngs: nnx.Rngs):
         dtype, dim = jnp.dtype(cfg.dtype), cfg.dim
         zeros = nnx.initializers.zeros
         self.cfg, self.plan = cfg, plan
@@ -94,7 +78,7 @@ class _Block(nnx.Module):
 class _Trunk(nnx.Module):
     """Everything but the blocks; `anchor` stands before the first token."""
 
-    def __init__(self, cfg: CausalConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         dim = cfg.dim
         bound = dim**-0.5
         uniform = lambda shape: nnx.Param(
@@ -108,7 +92,7 @@ class _Trunk(nnx.Module):
         self.head = nnx.Linear(dim, cfg.vocab_size, kernel_init=small, rngs=rngs)
 
 
-def causal(cfg: CausalConfig, plan: AttentionPlan | None = None) -> Network:
+def causal(cfg: TransformerConfig, plan: AttentionPlan | None = None) -> Network:
     """Builds the network; its features at position l see x_s before l alone.
 
     The input moves one place to the right behind a learnt vector, so that the read-out at position
@@ -125,18 +109,9 @@ def causal(cfg: CausalConfig, plan: AttentionPlan | None = None) -> Network:
     Raises:
       UserError: unknown remat policy or attention; attention that cannot run here.
     """
-    if cfg.remat not in REMAT:
-        raise unknown_name("remat policy", cfg.remat, REMAT)
     plan = plan or AttentionPlan(cfg.attention)
-    head_dim, dtype = cfg.dim // cfg.heads, jnp.dtype(cfg.dtype)
-    check_attention(
-        plan,
-        length=cfg.max_length,
-        heads=cfg.heads,
-        head_dim=head_dim,
-        softcap=cfg.attention_softcap,
-        dtype=cfg.dtype,
-    )
+    head_dim, dtype = cfg.head_dim, jnp.dtype(cfg.dtype)
+    check_transformer(cfg, plan)
     init_trunk, bind_trunk = pure(lambda rngs: _Trunk(cfg, rngs))
     init_block, bind_block = pure(lambda rngs: _Block(cfg, plan, rngs))
     unroll = 1 if cfg.scan_blocks else cfg.depth
@@ -156,14 +131,11 @@ def causal(cfg: CausalConfig, plan: AttentionPlan | None = None) -> Network:
         x_BLD = jnp.concatenate([first, x_s[:, :-1]], axis=1).astype(dtype)
         angles = rotary_angles(x_s.shape[1], head_dim)
 
-        def body(x_BLD, layer):
-            block_params, layer_key = layer
-            return bind_block(block_params)(x_BLD, angles, layer_key), None
+        def block(params, x_BLD, key):
+            return bind_block(params)(x_BLD, angles, key)
 
-        if cfg.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
         keys = None if key is None else jax.random.split(key, cfg.depth)
-        x_BLD, _ = jax.lax.scan(body, x_BLD, (params["blocks"], keys), unroll=unroll)
+        x_BLD = run_blocks(cfg, block, x_BLD, params["blocks"], keys)
         return trunk.norm(x_BLD).astype(dtype)
 
     def cache(rows: int, length: int) -> Params:
@@ -186,16 +158,4 @@ def causal(cfg: CausalConfig, plan: AttentionPlan | None = None) -> Network:
         x_BLD, (k, v) = jax.lax.scan(body, x_BLD, layers, unroll=unroll)
         return trunk.norm(x_BLD).astype(dtype), {"k": k, "v": v}
 
-    return Network(
-        init=init,
-        features=features,
-        readout=lambda params: (params["head"]["kernel"], params["head"]["bias"]),
-        table=lambda params: params["table"],
-        vocab_size=cfg.vocab_size,
-        dim=cfg.dim,
-        max_length=cfg.max_length,
-        logit_softcap=cfg.logit_softcap,
-        loss_tile=cfg.loss_tile,
-        cache=cache,
-        extend=extend,
-    )
+    return as_network(cfg, init, features, cache=cache, extend=extend, any_length=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from flm_jax.types import Key, Params
+from flm_jax.core.types import Key, Params
 
 
 def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable, Callable]:

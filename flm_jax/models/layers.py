@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
+from flm_jax.core.types import Key, Times
 from flm_jax.models.attention import keep_kernels
-from flm_jax.types import Key
 
+_LECUN = nnx.initializers.lecun_normal()
 _policies = jax.checkpoint_policies
 REMAT = {
     "none": None,
@@ -56,3 +58,42 @@ def _gelu_jvp(primals, tangents):
     slope = 0.5 * (1.0 + tanh)
     slope = slope + 0.5 * wide * (1.0 - tanh**2) * scale * (1.0 + 3.0 * cubic * wide**2)
     return gelu(x), slope.astype(x.dtype) * dx
+
+
+TIME_FEATURES = 256
+
+
+def time_features(times: Times) -> Float[Array, "... f"]:
+    """[cos, sin] of times * 10000^(-k/128), k = 0..127; float32 [..., 256]."""
+    half = TIME_FEATURES // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = times.astype(jnp.float32)[..., None] * jnp.expand_dims(frequencies, range(times.ndim))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+    """Sinusoidal features of network times, then a two-layer SiLU MLP; float32 [..., cond_dim].
+
+    Args:
+      cond_dim: width of the hidden layer and of the output.
+      rngs: of the initial weights.
+      hidden_init, out_init: initialisers of the two kernels.
+    """
+
+    def __init__(self, cond_dim: int, rngs: nnx.Rngs, *, hidden_init=_LECUN, out_init=_LECUN):
+        self.hidden = nnx.Linear(TIME_FEATURES, cond_dim, kernel_init=hidden_init, rngs=rngs)
+        self.out = nnx.Linear(cond_dim, cond_dim, kernel_init=out_init, rngs=rngs)
+
+    def __call__(self, times: Times) -> jax.Array:
+        return self.out(jax.nn.silu(self.hidden(time_features(times))))
+
+
+def modulation(cond_dim: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """The map from the time embedding to shifts and scales; zero at first."""
+    zeros = nnx.initializers.zeros
+    return nnx.Linear(cond_dim, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift; x itself, bit for bit, where both are zero."""
+    return x * (1 + scale) + shift

@@ -12,31 +12,39 @@ experts beside the MLP, which is then the shared expert (`experts`).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flm_jax.models import adapters as lora
-from flm_jax.models.adapters import AdapterConfig, modulate
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params, Times
+from flm_jax.models import lora
 from flm_jax.models.attention import (
     AttentionPlan,
     attention,
-    check_attention,
     rotary_angles,
     rotate,
 )
-from flm_jax.models.experts import Experts, ExpertsConfig, check_experts
 from flm_jax.models.functional import pure
-from flm_jax.models.layers import REMAT, dropout, rms_norm
-from flm_jax.types import Key, Network, Params, Times, require, unknown_name
+from flm_jax.models.layers import TimeEmbedding, dropout, modulate, modulation, rms_norm
+from flm_jax.models.lora import AdapterConfig
+from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig, check_experts
+from flm_jax.models.transformer import (
+    TransformerConfig,
+    as_network,
+    check_transformer,
+    run_blocks,
+)
 
 # Logit of a mask that is one of the vocabulary's rows: no text holds it.
 _NEVER = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(TransformerConfig):
     """Sizes of the network; see flm_jax/defaults.py for units and choices.
 
     Attributes:
@@ -53,20 +61,6 @@ class LlamaConfig:
       experts: the mixture that all but the first blocks have, or None.
     """
 
-    vocab_size: int
-    max_length: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: int
-    dropout: float
-    attention_softcap: float
-    logit_softcap: float
-    dtype: str
-    remat: str
-    scan_blocks: bool
-    loss_tile: int = 0
-    attention: str = "xla"
     kv_heads: int = 0
     rope_base: float = 10_000.0
     rope_condense: float = 1.0
@@ -84,10 +78,6 @@ class LlamaConfig:
     def groups(self) -> int:
         """Heads of keys and values."""
         return self.kv_heads or self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
 
     @property
     def hidden(self) -> int:
@@ -152,7 +142,7 @@ class _Block(nnx.Module):
             self.experts = Experts(experts, cfg.dim, small, dtype, param_dtype, rngs)
         if cfg.adapters:
             self.lora = lora.LowRanks(cfg.matrices, cfg.adapters, dtype, rngs)
-            self.modulation = lora.modulation(cfg.adapters.cond_dim, 4 * cfg.dim, dtype, rngs)
+            self.modulation = modulation(cfg.adapters.cond_dim, 4 * cfg.dim, dtype, rngs)
 
     def __call__(self, x_BLD, cond, angles, key: Key | None):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
@@ -233,13 +223,11 @@ class _Trunk(nnx.Module):
         )
         if cfg.adapters:
             self.lora = lora.HeadLowRank(dim, cfg.vocab_size, cfg.adapters, rngs)
-            self.time = lora.TimeEmbedding(cfg.adapters, rngs)
-            self.modulation = lora.modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
+            self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
+            self.modulation = modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
 
 
 def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
-    if cfg.remat not in REMAT:
-        raise unknown_name("remat policy", cfg.remat, REMAT)
     require(
         cfg.heads % cfg.groups == 0,
         f"{cfg.heads} heads do not share {cfg.groups} heads of keys and values evenly; set "
@@ -271,15 +259,7 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
             cfg.adapters is None,
             "config.adapters.base is a mixture of experts; adapters are for a llama without.",
         )
-    check_attention(
-        plan,
-        length=cfg.max_length,
-        heads=cfg.heads,
-        head_dim=cfg.head_dim,
-        softcap=cfg.attention_softcap,
-        dtype=cfg.dtype,
-        block=cfg.block_length,
-    )
+    check_transformer(cfg, plan, cfg.block_length)
 
 
 def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
@@ -326,39 +306,29 @@ def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
         angles = rotary_angles(x_s.shape[1], cfg.rotated, cfg.rope_base, cfg.rope_condense)
         cond = None
         if cfg.adapters:
-            cond = trunk.time(s if s.ndim == 2 else s[:, None])
+            cond = jax.nn.silu(trunk.time(s if s.ndim == 2 else s[:, None]))
 
         keys = None if key is None else jax.random.split(key, cfg.depth)
         x_BLD = x_s.astype(dtype)
         for name, (_, bind_block, start, end) in stacks.items():
 
-            def body(x_BLD, layer, bind_block=bind_block):
-                block_params, layer_key = layer
-                return bind_block(block_params)(x_BLD, cond, angles, layer_key), None
+            def block(params, x_BLD, key, bind_block=bind_block):
+                return bind_block(params)(x_BLD, cond, angles, key)
 
-            if cfg.remat != "none":
-                body = jax.checkpoint(
-                    body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks
-                )
-            layers = (params[name], None if keys is None else keys[start:end])
-            unroll = 1 if cfg.scan_blocks else end - start
-            x_BLD, _ = jax.lax.scan(body, x_BLD, layers, unroll=unroll)
+            own = None if keys is None else keys[start:end]
+            x_BLD = run_blocks(cfg, block, x_BLD, params[name], own)
         x_BLD = trunk.norm(x_BLD)
         if cfg.adapters:
             x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(cond), 2, axis=-1))
         return x_BLD.astype(dtype)
 
-    return Network(
-        init=init,
-        features=features,
+    return as_network(
+        cfg,
+        init,
+        features,
         readout=lambda params: _readout(cfg, params),
-        table=lambda params: params["table"].astype(jnp.float32),
-        vocab_size=cfg.vocab_size,
-        dim=cfg.dim,
-        max_length=cfg.max_length,
-        logit_softcap=cfg.logit_softcap,
-        loss_tile=cfg.loss_tile,
         anchor=lambda params: _anchor(cfg, params),
+        any_length=True,
     )
 
 
@@ -376,3 +346,21 @@ def _readout(cfg: LlamaConfig, params: Params) -> tuple[jax.Array, jax.Array]:
 def _anchor(cfg: LlamaConfig, params: Params) -> jax.Array:
     row = params["anchor"] if cfg.mask_id < 0 else params["table"][cfg.mask_id][None]
     return jnp.broadcast_to(row.astype(jnp.float32), (cfg.max_length, cfg.dim))
+
+
+def block_weights(model: dict[str, Any]) -> int:
+    """Weights of the blocks' matrices that each token meets, the router's included.
+
+    Args:
+      model: config.model.
+    """
+    dim, depth, llama = model["dim"], model["depth"], model["llama"]
+    hidden = llama.get("mlp_hidden", 0) or model["mlp_ratio"] * dim
+    narrow = dim * (llama["kv_heads"] or model["heads"]) // model["heads"]
+    attention = 2 * dim * (dim + narrow)
+    experts = llama.get("experts", {"number": 0})
+    if not experts["number"]:
+        return depth * (attention + 3 * dim * hidden)
+    active = (experts["shared"] + experts["active"]) * experts["hidden"]
+    mixed = (depth - experts["dense_blocks"]) * (3 * dim * active + dim * experts["number"])
+    return depth * attention + experts["dense_blocks"] * 3 * dim * hidden + mixed

@@ -1,0 +1,1 @@
+"""One method of sampling in each file."""

@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flows import readout
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.head import Readout, logits
+from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice, choose
-from flm_jax.samplers.common import Given, Samples
-from flm_jax.types import Key, Network, Params
 
 
-def sample(key: Key, net: Network, params: Params, *, given: Given, choice: Choice) -> Samples:
+def sample_autoregressive(
+    key: Key, net: Network, params: Params, *, given: Given, choice: Choice
+) -> Samples:
     """Writes one token after the other, a network call of one position each.
 
     Args:
@@ -29,8 +32,8 @@ def sample(key: Key, net: Network, params: Params, *, given: Given, choice: Choi
         cache, x_BD = carry
         position, tokens, held = now
         features, cache = net.extend(params, cache, x_BD, position)
-        logits = readout.logits(readout.Readout(features, *head), net)[:, 0]
-        drawn, confidence = choose(jax.random.fold_in(key, position), logits, choice)
+        logits_BV = logits(Readout(features, *head), net)[:, 0]
+        drawn, confidence = choose(jax.random.fold_in(key, position), logits_BV, choice)
         tokens = jnp.where(held, tokens, drawn)
         return (cache, table[tokens]), (tokens, jnp.where(held, 1.0, confidence))
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flm_jax.types import Key, require
+from flm_jax.core.errors import require
+from flm_jax.core.types import Key
 
 
 @dataclasses.dataclass(frozen=True)

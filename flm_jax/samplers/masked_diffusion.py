@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from flm_jax.flows import readout
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.masking import highest, masked_states
+from flm_jax.samplers.base import Given, Samples, in_blocks
 from flm_jax.samplers.categorical import Choice, choose
-from flm_jax.samplers.common import Given, Samples, in_blocks
-from flm_jax.samplers.revealing import Partial, even_share, reveal_in_steps
-from flm_jax.types import Key, Network, Params
+from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
 
 
 def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, plan, reveal):
@@ -24,7 +25,7 @@ def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, p
         states = masked_states(
             partial.tokens, partial.masked, net.table(params), net.anchor(params)
         )
-        logits = readout.denoise(net, params, states, told, told)
+        logits = denoise(net, params, states, told, told)
         tokens, confidence = choose(jax.random.fold_in(key, k), logits, choice)
         tokens = jnp.where(partial.masked, tokens, partial.tokens)
         return tokens, jnp.where(partial.masked, confidence, 1.0)

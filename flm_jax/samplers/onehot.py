@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flm_jax.flows import readout
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import probabilities
+from flm_jax.denoiser.tiled import head_logits
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.flow_map import denoiser_from_velocity, flow_map
-from flm_jax.flows.tiled import head_logits
-from flm_jax.samplers.common import Given, Samples, clock_grid
-from flm_jax.types import Key, Network, Params
+from flm_jax.samplers.base import Given, Samples, clock_grid
 
 
-def sample(
+def sample_onehot(
     key: Key,
     net: Network,
     params: Params,
@@ -30,10 +32,10 @@ def sample(
     """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau; see `sample_from`."""
     x_0 = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
     settings = dict(clock=clock, steps=steps, given=given, prediction=prediction)
-    return sample_from(x_0, net, params, **settings)
+    return sample_onehot_from(x_0, net, params, **settings)
 
 
-def sample_from(
+def sample_onehot_from(
     x_0: Float[Array, "b l v"],
     net: Network,
     params: Params,
@@ -61,7 +63,7 @@ def sample_from(
 
     def denoised(x_s, out, s):
         if prediction == "probabilities":
-            return readout.probabilities(out, net)
+            return probabilities(out, net)
         raw = head_logits(out.features, (out.kernel, out.bias), 0.0)
         return denoiser_from_velocity(x_s, raw, s) if prediction == "velocity" else raw
 
@@ -70,7 +72,7 @@ def sample_from(
         held = s[:, None, None] * clean + (1.0 - s)[:, None, None] * x_0
         x_s = jnp.where(given.mask[..., None], held, x_s)
         y_s = jnp.matmul(x_s, table, precision=jax.lax.Precision.HIGH)
-        delta = denoised(x_s, readout.read(net, params, y_s, tau_s, tau_s), s)
+        delta = denoised(x_s, forward(net, params, y_s, tau_s, tau_s), s)
         tokens = jnp.where(given.mask, given.tokens, jnp.argmax(delta, -1).astype(jnp.int32))
         seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(delta, axis=-1)))
         return flow_map(x_s, delta, s, t), seen

@@ -23,11 +23,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flm_jax.flows import readout
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.interpolants import interpolate, mask_anchored
 from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.common import Given, Samples, in_blocks
-from flm_jax.types import Key, Network, Params, require
+from flm_jax.samplers.base import Given, Samples, in_blocks
 
 DONE = 0.99  # progress at which a token counts as written
 RE_EDIT = -0.1  # confidence - progress below which a token is edited again
@@ -191,7 +193,7 @@ def decoder(
 
     def look(walk: Walk) -> Look:
         told = jnp.mean(walk.t, axis=1) if time_conditioning else jnp.zeros(rows)
-        tokens, top = _top(readout.denoise(net, params, walk.y, told, told))
+        tokens, top = _top(denoise(net, params, walk.y, told, told))
         active = free & (place == walk.block[:, None])
         seen = features(top, walk.t, walk.count / max(each - 1, 1))
         return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active)
@@ -264,7 +266,7 @@ def rollout(
     return Rollout(walk.tokens, walk.reached, calls, seen, moves, acts)
 
 
-def sample(
+def sample_x_prediction(
     net: Network,
     params: Params,
     *,

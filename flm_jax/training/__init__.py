@@ -1,0 +1,1 @@
+"""One training run: program, step, loop, logs."""

@@ -5,7 +5,6 @@ ones are under way, so that the devices never wait for the host.
 """
 
 import collections
-import dataclasses
 import signal
 import sys
 from collections.abc import Callable
@@ -15,30 +14,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from flm_jax.training.agreement import StopVote, clock_skew
-from flm_jax.training.checkpoint import Checkpoints
-from flm_jax.training.metrics import MetricsLog, Speed, duration
-from flm_jax.training.step import TrainState
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.checkpoints.workdir import Checkpoints
+from flm_jax.core.errors import UserError
+from flm_jax.core.types import Metrics, Params
+from flm_jax.distributed.agreement import StopVote, clock_skew
+from flm_jax.training.logs import MetricsLog, Speed, duration
+from flm_jax.training.settings import TrainConfig
 from flm_jax.training.watchdog import Watchdog
-from flm_jax.types import Metrics, Params, UserError
 
 STOPPED_EXIT = 75  # stopped by a signal after saving: run the same command to continue
 _AHEAD = 2  # steps under way before the oldest is waited for
 _VOTE_EVERY = 10  # steps between the votes of several processes on stopping
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """See flm_jax/defaults.py for units."""
-
-    steps: int
-    batch: int
-    microbatches: int
-    log_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    max_skipped: int
-    watchdog_seconds: float
 
 
 class Run(NamedTuple):

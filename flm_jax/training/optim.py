@@ -5,34 +5,16 @@ the transformer blocks; embeddings, heads, biases, norms, routers and conditioni
 steps are scaled to the size of AdamW's, so that both take the same learning rates.
 """
 
-import dataclasses
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from flm_jax.types import Params
+from flm_jax.core.types import Params
+from flm_jax.training.settings import OptimConfig
 
 _BLOCKS = ("blocks", "dense_blocks")
 _ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """See flm_jax/defaults.py for units."""
-
-    lr: float
-    warmup_steps: int
-    schedule: Literal["constant", "cosine"]
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    name: Literal["adamw", "muon"] = "adamw"  # a workdir may be older than the key
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:

@@ -1,76 +1,17 @@
 """Train state and the pure train step: accumulate, clip, update, average."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flm_jax.flows.times import Rows
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.core.types import Key, Metrics
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen, Objective, Tracker
 from flm_jax.training.optim import update_ema
-from flm_jax.types import Key, Metrics, Params
-
-
-class Frozen(NamedTuple):
-    """Parameters that an objective uses without training them.
-
-    Attributes:
-      teacher: those of the teacher, {} without one.
-      average: the averaged ones of the model that is trained.
-      tracked: what a `Tracker` holds, None without one.
-    """
-
-    teacher: Params
-    average: Params
-    tracked: Any = None
-
-
-# objective(params, frozen, batch, key, rows) -> (loss, metrics)
-Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
-
-
-class Tracker(NamedTuple):
-    """Statistics that an objective gathers and uses, besides what it trains.
-
-    Its metrics then hold, under "observed", what a batch adds: sums, which microbatches share.
-
-    Attributes:
-      fresh: () -> statistics at step 0.
-      update: (statistics, observed, step) -> statistics.
-    """
-
-    fresh: Callable[[], Any]
-    update: Callable[[Any, Any, jax.Array], Any]
-
-
-class TrainState(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-      step: int32, steps taken.
-      params, ema_params: float32 trees.
-      opt_state: optax state.
-      skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
-      tracked: statistics of a `Tracker`, None without one.
-    """
-
-    step: jax.Array
-    params: Params
-    ema_params: Params
-    opt_state: optax.OptState
-    skipped: jax.Array
-    tracked: Any = None
-
-
-def new_state(
-    params: Params, optimizer: optax.GradientTransformation, tracker: Tracker | None = None
-) -> TrainState:
-    """State at step 0; the average starts as a copy of the parameters."""
-    zero = jnp.zeros((), jnp.int32)
-    average = jax.tree.map(jnp.copy, params)
-    tracked = tracker.fresh() if tracker else None
-    return TrainState(zero, params, average, optimizer.init(params), zero, tracked)
 
 
 def step_key(seed: int, step: jax.Array) -> Key:

@@ -1,0 +1,41 @@
+"""What the comparisons share: the small models that they train, and the number of samples."""
+
+from ml_collections import ConfigDict
+
+from flm_jax.config import base_config
+
+
+def model(sizes: dict, steps: int, lr: float):
+    """A small FLM, of which the comparisons set the data and whatever differs.
+
+    Args:
+      sizes: numbers under the names length, dim, depth and batch; other names are ignored.
+      steps: optimizer steps.
+      lr: peak learning rate.
+    """
+    config = base_config()
+    config.model.length = sizes["length"]
+    config.model.dim = sizes["dim"]
+    config.model.depth = sizes["depth"]
+    config.model.heads = 4
+    config.optim.lr = lr
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.998
+    config.train.steps = steps
+    config.train.batch = sizes["batch"]
+    config.train.log_every = 500
+    config.train.checkpoint_every = 1000
+    config.eval.every = 0
+    config.eval.sample_steps = 8
+    return config
+
+
+def comparison(title: str):
+    """A comparison without models as yet; 10,000 samples are drawn of each."""
+    config = ConfigDict()
+    config.title = title
+    config.samples = 10_000
+    config.batch_size = 2500
+    config.seed = 0
+    config.models = ConfigDict()
+    return config

@@ -1,0 +1,16 @@
+"""AR, an autoregressive transformer, on LM1B with the data and sizes of the FLM.
+
+python -m flm_jax.train --config=configs/lm1b/ar.py --workdir=runs/lm1b/ar
+
+Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unmeasured.
+"""
+
+from configs.lm1b.recipe import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of prepared data, data/lm1b by default."""
+    config = recipe(arg)
+    config.model.name = "causal"
+    config.objective.name = "autoregressive"
+    return config

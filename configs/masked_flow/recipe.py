@@ -1,0 +1,39 @@
+"""What the configurations of masked flows (MLFM, arXiv 2606.27617) share, published and small."""
+
+from flm_jax.config import base_config
+
+
+def small_base():
+    """A small masked diffusion model, of which files set the task, the sizes and the steps."""
+    config = base_config()
+    config.objective.name = "masked"
+    config.model.name = "llama"
+    config.model.heads = 4
+    config.model.mlp_ratio = 3
+    config.model.attention_softcap = 0.0
+    config.model.logit_softcap = 0.0
+    config.optim.lr = 2e-3
+    config.optim.warmup_steps = 200
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.99
+    config.train.batch = 128
+    config.train.log_every = 200
+    config.train.checkpoint_every = 1000
+    config.eval.every = 0
+    return config
+
+
+def adapt(config, base: str):
+    """Changes `config` into an adaptation of the model whose workdir is `base`."""
+    config.objective.name = "masked_bridge"
+    config.adapters.base = base
+    config.optim.b2 = 0.95
+    config.optim.weight_decay = 0.01
+
+
+def fine_tune(config, start: str):
+    """Changes `config`, an adaptation, into fine-tuning of the adapters of the workdir `start`."""
+    config.adapters.start = start
+    config.bridge.learnt = "empirical"
+    config.bridge.normal = 0.0
+    config.bridge.whole = 0.5

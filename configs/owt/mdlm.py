@@ -1,0 +1,15 @@
+"""MDLM, masked diffusion (arXiv 2406.07524), on OpenWebText with the data and sizes of the FLM.
+
+python -m flm_jax.train --config=configs/owt/mdlm.py --workdir=runs/owt/mdlm
+
+Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured.
+"""
+
+from configs.owt.recipe import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of prepared data, data/owt by default."""
+    config = recipe(arg)
+    config.objective.name = "masked"
+    return config

@@ -1,0 +1,19 @@
+"""FLM on the documentation of the running Python: step 2 of launch/quickstart.sh.
+
+python -m flm_jax.prepare_data --source=pydoc --sentencepiece_model=unigram --vocab_size=2048 \
+    --out=runs/quickstart/data
+python -m flm_jax.train --config=configs/quickstart/flm.py --workdir=runs/quickstart/flm
+
+Hardware: two CPU cores. Duration: the whole quickstart takes 10.4 minutes after installation.
+Expected: in 64 network calls the unigram entropy is 3.692 nats (that of the data is 3.593), and the
+denoising loss 3.260 nats/token (README.md, "Two commands").
+"""
+
+from configs.quickstart.recipe import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of the quickstart, runs/quickstart by default."""
+    config = recipe(arg or "runs/quickstart")
+    config.objective.name = "denoising"
+    return config

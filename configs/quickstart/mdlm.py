@@ -1,0 +1,16 @@
+"""MDLM, masked diffusion (arXiv 2406.07524), with the data, sizes and steps of the quickstart.
+
+python -m flm_jax.train --config=configs/quickstart/mdlm.py --workdir=runs/quickstart/mdlm
+
+The data are prepared as in configs/quickstart/flm.py. Hardware: two CPU cores. Duration and metrics
+are unmeasured.
+"""
+
+from configs.quickstart.recipe import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of the quickstart, runs/quickstart by default."""
+    config = recipe(arg or "runs/quickstart")
+    config.objective.name = "masked"
+    return config

@@ -1,0 +1,30 @@
+"""The recipe that the configurations of the quickstart share: data, sizes, optimizer, steps.
+
+The corpus is the documentation of the running Python; configs/quickstart/flm.py says how to prepare
+it. The sizes are chosen for two CPU cores.
+"""
+
+from flm_jax.config import base_config
+
+
+def recipe(folder: str):
+    """`folder` is the folder of the quickstart; the prepared data lie in its folder `data`."""
+    config = base_config()
+    config.data.path = f"{folder}/data"
+    config.data.packing = "stream"
+    config.model.length = 64
+    config.model.dim = 256
+    config.model.depth = 3
+    config.model.heads = 4
+    config.model.loss_tile = 16
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 50
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.99
+    config.train.steps = 1000
+    config.train.batch = 32
+    config.train.log_every = 50
+    config.train.checkpoint_every = 50
+    config.eval.every = 500
+    config.eval.sample_steps = 64
+    return config

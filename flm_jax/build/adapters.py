@@ -1,0 +1,64 @@
+"""Llama networks of masked diffusion, and their adaptation, from configurations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.checkpoints.portable import named
+from flm_jax.checkpoints.workdir import load_ema
+from flm_jax.core.types import Config, Params
+from flm_jax.interop import llada2
+from flm_jax.interop.llama import state_dict_from_params
+from flm_jax.models.lora import AdapterConfig, join, merged, split
+
+
+def adapter_config(config: Config) -> AdapterConfig | None:
+    """Sizes of the adapters, or None where config.adapters.base names no model to adapt."""
+    given = config.get("adapters", {})
+    if not given.get("base"):
+        return None
+    return AdapterConfig(**{k: v for k, v in given.items() if k not in ("base", "start")})
+
+
+def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
+    """Tensors of a llama under the names of its reference.
+
+    LoRA is merged into the matrices; the time conditioning of adapters, which cannot be, stands
+    beside them under adapters.NAME.
+
+    Args:
+      params: the network's, adapters included where it has any.
+    """
+    sizes, rest = config["model"], {}
+    if cfg := adapter_config(config):
+        params, rest = merged(params, cfg)
+    groups = sizes["llama"]["kv_heads"] or sizes["heads"]
+    if sizes["llama"].get("experts", {"number": 0})["number"]:
+        return llada2.state_dict_from_params(params, sizes["heads"], groups)
+    state = state_dict_from_params(params, sizes["heads"], groups)
+    return state | {f"adapters.{name}": np.asarray(x) for name, x in named(rest).items()}
+
+
+def trained_params(config: Config, params: Params) -> Params:
+    """The part of a network's parameters that training changes."""
+    return params if adapter_config(config) is None else split(params)[1]
+
+
+def whole_params(config: Config, params: Params, frozen: Params) -> Params:
+    """A network's parameters from those that are trained and the frozen ones."""
+    return params if adapter_config(config) is None else join(frozen, params)
+
+
+def starting_adapters(config: Config, abstract: Params) -> Params | None:
+    """Averaged adapters of config.adapters.start, or None where it is not set.
+
+    Args:
+      abstract: shapes and shardings of the adapters.
+    """
+    start = config["adapters"]["start"]
+    if not start:
+        return None
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract
+    )
+    return jax.tree.map(jnp.copy, load_ema(start, shapes)[0])

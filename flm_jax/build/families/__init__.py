@@ -1,0 +1,1 @@
+"""One family of models in each file."""

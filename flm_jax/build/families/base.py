@@ -1,0 +1,100 @@
+"""What a family of models is: its objective, sampler, likelihood, figures, and what it accepts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config
+from flm_jax.flows.clocks import Clock
+from flm_jax.losses.base import Objective, Tracker
+
+# Objective keys that only some families read, with the value that switches each off; workdirs may
+# be older than the keys.
+OPTIONAL_KEYS = {"context": 0.0, "prompt": 0, "weighting": "equal"}
+
+
+class Work(NamedTuple):
+    """Operations of a train step besides those of the network that is trained.
+
+    Attributes:
+      forward_rows: rows that a teacher or a target is called on, forward alone.
+      embedded_rows: rows whose probabilities are multiplied by the table.
+    """
+
+    forward_rows: int = 0
+    embedded_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Everything that the library does with a model, found by the name of its objective.
+
+    Attributes:
+      name: flow, flow_map, masked_diffusion, masked_flow, x_prediction or autoregressive.
+      objective: (config, net, clock, teacher network or None) -> Objective; refuses a teacher it
+        cannot use, and the lack of one it needs.
+      networks: names of config.model.name that it trains.
+      kind: network -> its name in tables.
+      sampler: (config, net, clock, steps, options, guides) -> ((key, params, given, extra) ->
+        Samples), to be jitted; for guides and extra see `samplers.guides`.
+      row_nll: (config, net, clock) -> row_nll, see `metrics.denoising`; None where the output is no
+        distribution.
+      row_likelihood: likewise, of which `metrics.likelihood` makes the negative log-likelihood or a
+        bound on it; the same as row_nll but for flows. None where there is none.
+      likelihood: what that is: "exact", "upper bound" or "" for none.
+      draws: draws of row_likelihood for each sequence.
+      accepts: keys of OPTIONAL_KEYS, and "prediction" and "self_conditioning", that it reads.
+      check_teacher: (config, teacher's config, teacher's network) -> None; raises UserError for a
+        model of config.objective.teacher that this family cannot learn from. None for families
+        that learn from data alone.
+      one_hot: whether it is a flow over one-hot tokens; such flows steer, teach and are distilled.
+      two_time: whether its network takes two times (a flow map).
+      anchored: whether its network has embeddings of masked positions besides the table.
+      adapts: whether it trains adapters of config.adapters.base, "always", "never" or "either".
+      takes_step_policy: whether its sampler can take the step sizes of a trained policy.
+      open_ended: whether the sampler's own loop decides how many steps there are.
+      steps_free: whether the number of steps is a choice; else it is the length.
+      timed: whether row_nll depends on tau.
+      sees_ahead: whether sampling takes account of given tokens that stand after a position.
+      aligned: (config, net) -> figures of `metrics.alignment` for training to report beside its
+        base's; None where there are none.
+      tracker: config -> statistics that the objective gathers; None for none.
+      row_group: config -> rows of a microbatch that must stay together.
+      work: config -> operations of a train step besides the trained network's.
+    """
+
+    name: str
+    objective: Callable[[Config, Network, Clock, Network | None], Objective]
+    networks: tuple[str, ...]
+    kind: Callable[[Network], str]
+    sampler: Callable[..., Callable]
+    row_nll: Callable[..., Callable | None]
+    row_likelihood: Callable[..., Callable | None]
+    likelihood: str
+    draws: int
+    accepts: frozenset[str] = frozenset()
+    check_teacher: Callable[[Config, Config, Network], None] | None = None
+    one_hot: bool = False
+    two_time: bool = False
+    anchored: bool = False
+    adapts: str = "never"
+    takes_step_policy: bool = False
+    open_ended: bool = False
+    steps_free: bool = True
+    timed: bool = True
+    sees_ahead: bool = True
+    aligned: Callable[..., Callable] | None = None
+    tracker: Callable[[Config], Tracker | None] = lambda config: None
+    row_group: Callable[[Config], int] = lambda config: 1
+    work: Callable[[Config], Work] = lambda config: Work()
+
+
+def no_teacher(config: Config, teacher: Network | None) -> None:
+    """Refuses a teacher for an objective that learns from data alone."""
+    require(
+        teacher is None,
+        f"objective {config['objective']['name']} learns from data alone; set "
+        "config.objective.teacher = ''.",
+    )

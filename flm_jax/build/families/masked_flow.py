@@ -1,0 +1,110 @@
+"""Masked language flows (MLFM): objective, learnt noise schedule, sampler and figures."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from flm_jax.build.adapters import adapter_config
+from flm_jax.build.families.base import Family
+from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config
+from flm_jax.flows.clocks import Clock
+from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
+from flm_jax.losses.base import Objective, Tracker
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss
+from flm_jax.metrics.masked_flow import make_bridge_nll
+from flm_jax.models.lora import join
+from flm_jax.samplers.guides import NO_GUIDES, Guides
+from flm_jax.samplers.masked_flow import sample_masked_flow
+
+
+def bridge_config(config: Config) -> BridgeConfig:
+    """The masked bridge of a configuration."""
+    given = config["bridge"]
+    kinds = ("logistic", "empirical")
+    if given["learnt"] not in kinds:
+        raise unknown_name("config.bridge.learnt", given["learnt"], kinds)
+    for name in ("uniform", "normal", "whole"):
+        require(
+            0.0 <= given[name] <= 1.0,
+            f"config.bridge.{name} is {given[name]}; expected a share in [0, 1].",
+        )
+    require(
+        given["uniform"] + given["normal"] <= 1.0,
+        f"config.bridge.uniform {given['uniform']} and normal {given['normal']} add up to more "
+        "than 1; the rest is the learnt share.",
+    )
+    require(
+        given["sigma"] > 0.0 and given["refit_every"] >= 1 and given["bins"] >= 8,
+        f"config.bridge has sigma {given['sigma']}, refit_every {given['refit_every']}, bins "
+        f"{given['bins']}; expected more than 0, at least 1, at least 8.",
+    )
+    gamma = ("uniform", "normal", "learnt", "bins", "decay", "refit_every")
+    return BridgeConfig(
+        gamma=GammaConfig(**{name: given[name] for name in gamma}),
+        **{name: value for name, value in given.items() if name not in gamma},
+    )
+
+
+def masked_flow_objective(
+    config: Config, net: Network, clock: Clock, teacher: Network | None
+) -> Objective:
+    """The objective of adapters, whose base stands in the place of a teacher."""
+    del clock
+    require(
+        teacher is not None and adapter_config(config) is not None,
+        "objective masked_bridge trains adapters; set config.adapters.base to the workdir of a "
+        "masked diffusion model (config.model.name llama, objective masked).",
+    )
+    cfg = bridge_config(config)
+
+    def objective(params, frozen, batch, key, rows):
+        whole = join(frozen.teacher, params)
+        return bridge_loss(whole, batch, key, net=net, cfg=cfg, state=frozen.tracked, rows=rows)
+
+    return objective
+
+
+def schedule_tracker(config: Config) -> Tracker:
+    """The learnt noise schedule, of which the objective gathers statistics."""
+    cfg = bridge_config(config).gamma
+    return Tracker(functools.partial(fresh_state, cfg), functools.partial(update_state, cfg=cfg))
+
+
+def masked_flow_sampler(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options,
+    guides: Guides = NO_GUIDES,
+) -> Callable:
+    del clock, guides
+    unsteered(options, "a masked flow")
+    refuse(options, "a masked flow", "temperature", "top_p", *OF_REFINEMENT, *OF_MASKED)
+    how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
+    sigma = config["bridge"]["sigma"]
+
+    def draw(key, params, given, extra=None):
+        run = sample_masked_flow
+        return run(key, net, params, steps=steps, given=given, how=how, sigma=sigma)
+
+    return draw
+
+
+MASKED_FLOW = Family(
+    name="masked_flow",
+    objective=masked_flow_objective,
+    networks=("llama",),
+    kind=lambda net: "masked flow",
+    sampler=masked_flow_sampler,
+    row_nll=lambda config, net, clock: make_bridge_nll(net, bridge_config(config)),
+    row_likelihood=lambda config, net, clock: None,
+    likelihood="",
+    draws=0,
+    adapts="always",
+    open_ended=True,
+    tracker=schedule_tracker,
+)

@@ -1,0 +1,110 @@
+"""The families, found by the name of an objective; the one reader of that name."""
+
+from flm_jax.build.families.autoregressive import AUTOREGRESSIVE
+from flm_jax.build.families.base import OPTIONAL_KEYS, Family
+from flm_jax.build.families.flow import FLOW
+from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
+from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
+from flm_jax.build.families.masked_flow import MASKED_FLOW
+from flm_jax.build.families.x_prediction import X_PREDICTION
+from flm_jax.build.flow import prediction
+from flm_jax.core.errors import one_of, require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config
+from flm_jax.flows.clocks import Clock
+from flm_jax.flows.noising import NOISE_KINDS
+from flm_jax.losses.base import Objective
+
+OBJECTIVES: dict[str, Family] = {
+    "denoising": FLOW,
+    **dict.fromkeys(ROUTES, FLOW_MAP),
+    "masked": MASKED_DIFFUSION,
+    "masked_bridge": MASKED_FLOW,
+    "alignment": X_PREDICTION,
+    "autoregressive": AUTOREGRESSIVE,
+}
+
+
+def objective_name(config: Config) -> str:
+    """The name of a configuration's objective, for messages."""
+    return config["objective"]["name"]
+
+
+def family(config: Config) -> Family:
+    """The family of a configuration.
+
+    Raises:
+      UserError: no such objective.
+    """
+    return OBJECTIVES[one_of("config.objective.name", objective_name(config), OBJECTIVES)]
+
+
+def make_objective(
+    config: Config, net: Network, clock: Clock, teacher: Network | None = None
+) -> Objective:
+    """The training objective of a configuration.
+
+    Raises:
+      UserError: an unknown name; a setting that the objective does not know; a teacher that it
+        cannot use, or none where it needs one.
+    """
+    given, kind = config["objective"], family(config)
+    one_of("config.objective.noise", given["noise"], NOISE_KINDS)
+    for key, off in OPTIONAL_KEYS.items():
+        require(
+            given[key] == off or key in kind.accepts,
+            f"config.objective.{key} is {given[key]!r}, which objective {given['name']} does not "
+            f"know; set it to {off!r}.",
+        )
+    require(
+        prediction(config) == "probabilities" or "prediction" in kind.accepts,
+        f"config.objective.prediction {given['prediction']!r} belongs to objective denoising; set "
+        "it to 'probabilities'.",
+    )
+    return kind.objective(config, net, clock, teacher)
+
+
+def check_network(config: Config, adapted: bool) -> None:
+    """Refuses a network that the objective of a configuration does not train.
+
+    Args:
+      config: complete; its config.model.name is known.
+      adapted: whether it has adapters.
+
+    Raises:
+      UserError: the objective trains other networks, or other settings of this one.
+    """
+    model, goal, kind = config["model"], objective_name(config), family(config)
+    name = model["name"]
+    if name == "dit":
+        require(
+            name in kind.networks or kind is not AUTOREGRESSIVE,
+            "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
+        )
+    elif name == "causal":
+        require(
+            name in kind.networks,
+            f"objective {goal} needs a network that sees all positions; set config.model.name = "
+            "'dit', or config.objective.name = 'autoregressive'.",
+        )
+    else:
+        allowed = kind.adapts == "either" or kind.adapts == ("always" if adapted else "never")
+        require(
+            name in kind.networks and allowed,
+            f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
+            "objective masked, by masked_bridge with config.adapters.base set, whose adapters tell "
+            "it the time, and by alignment either way.",
+        )
+    two_time = model["two_time"]
+    require(
+        not model.get("self_conditioning")
+        or ("self_conditioning" in kind.accepts and not two_time),
+        f"config.model.self_conditioning is for objective denoising with one time, got objective "
+        f"{goal} with two_time = {two_time}; set it to False: a flow map distilled "
+        "from a self-conditioned teacher needs no estimate.",
+    )
+    require(
+        not model.get("posterior_input") or kind.one_hot,
+        f"config.model.posterior_input is for flows over one-hot tokens, got objective {goal}; set "
+        "it to False.",
+    )

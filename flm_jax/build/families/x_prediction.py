@@ -1,0 +1,88 @@
+"""x-prediction: a masked diffusion model aligned with what it wrote itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.build.adapters import adapter_config
+from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
+from flm_jax.core.errors import one_of, require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config, Params
+from flm_jax.flows.clocks import Clock
+from flm_jax.losses.alignment import INPUTS, AlignmentConfig, alignment_loss
+from flm_jax.losses.base import Objective
+from flm_jax.metrics.alignment import make_alignment_figures
+from flm_jax.models.lora import join
+
+
+def alignment_config(config: Config) -> AlignmentConfig:
+    """The choices of a configuration."""
+    inputs = one_of("config.alignment.inputs", config["alignment"]["inputs"], INPUTS)
+    return AlignmentConfig(inputs, config["objective"]["time_conditioning"])
+
+
+def check_alignment_base(config: Config, base: Config, net: Network) -> None:
+    """Refuses to align what is no masked diffusion, or was told the time otherwise.
+
+    Args:
+      config: of the alignment.
+      base: of config.objective.teacher.
+      net: the base's network.
+    """
+    del net
+    key, where = "time_conditioning", config["objective"]["teacher"]
+    require(
+        config["objective"][key] == base["objective"][key],
+        f"config.objective.{key} is {config['objective'][key]}, that of {where} is "
+        f"{base['objective'][key]}; set it to that.",
+    )
+
+
+def x_prediction_objective(
+    config: Config, net: Network, clock: Clock, teacher: Network | None
+) -> Objective:
+    """Trains all parameters, from config.objective.teacher, or adapters of config.adapters.base."""
+    del clock
+    adapted = adapter_config(config) is not None
+    require(
+        teacher is not None,
+        "objective alignment goes on from a masked diffusion model; set config.objective.teacher "
+        "to its workdir, or config.adapters.base to train adapters of a llama.",
+    )
+    require(
+        not (adapted and config["objective"]["teacher"]),
+        "got config.objective.teacher and config.adapters.base; set one of them.",
+    )
+    require(net.anchor is not None, "objective alignment needs config.model.name dit or llama.")
+    cfg = alignment_config(config)
+
+    def objective(params, frozen, batch, key, rows):
+        whole = join(frozen.teacher, params) if adapted else params
+        return alignment_loss(whole, batch, key, net=net, cfg=cfg, rows=rows)
+
+    return objective
+
+
+def base_params(config: Config, params: Params, frozen: Params) -> Params:
+    """Parameters of the same network that make it its base.
+
+    Args:
+      params: those that are trained, of which only shapes are read.
+      frozen: of config.objective.teacher, or of the base of adapters. Adapters that are zero do
+        nothing.
+    """
+    if adapter_config(config) is None:
+        return frozen
+    return join(frozen, jax.tree.map(jnp.zeros_like, params))
+
+
+X_PREDICTION = dataclasses.replace(
+    MASKED_DIFFUSION,
+    name="x_prediction",
+    objective=x_prediction_objective,
+    check_teacher=check_alignment_base,
+    adapts="either",
+    aligned=lambda config, net: make_alignment_figures(net, alignment_config(config)),
+)

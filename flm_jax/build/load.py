@@ -1,0 +1,182 @@
+"""Opens a trained model: from a workdir, an exported folder or the hub; checks teachers."""
+
+from typing import NamedTuple
+
+from etils import epath
+from jax.sharding import Mesh
+
+from flm_jax.build.adapters import adapter_config, trained_params, whole_params
+from flm_jax.build.families.registry import family, objective_name
+from flm_jax.build.flow import make_clock
+from flm_jax.build.model import NEW_MODEL_KEYS, abstract_params, make_network, network_kind
+from flm_jax.checkpoints.portable import WEIGHTS, located, read_folder
+from flm_jax.checkpoints.workdir import load_ema, read_config
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config, Params
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.registry import load_tokenizer
+from flm_jax.distributed.sharding import attention_plan
+from flm_jax.flows.clocks import Clock
+from flm_jax.models.attention import available
+
+
+class Model(NamedTuple):
+    """A trained model as read from a workdir."""
+
+    config: Config
+    net: Network
+    params: Params
+    clock: Clock
+    tokenizer: Tokenizer
+    step: int
+
+
+def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
+    """A configuration with `attention`; by default its own, or "xla" where that cannot run here."""
+    kind = attention or config["model"].get("attention", "xla")
+    if not attention and not available(kind, attention_plan(kind, mesh).platform):
+        kind = "xla"
+    return config | {"model": config["model"] | {"attention": kind}}
+
+
+def with_dropout(model: Model, rate: float) -> Network:
+    """The network of a loaded model at another dropout rate, on one device."""
+    config = _usable(model.config, None, None)
+    return make_network(config | {"model": config["model"] | {"dropout": rate}})
+
+
+def load_model(
+    workdir: str | epath.Path, mesh: Mesh | None = None, attention: str | None = None
+) -> Model:
+    """Reads a model that `train` or `convert` wrote; its averaged parameters.
+
+    Args:
+      workdir: its folder, or hf:OWNER/NAME on the Hugging Face hub.
+      mesh: devices to spread it over.
+      attention: kernel to use; as in training by default, or "xla" where these devices lack that.
+
+    Raises:
+      UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
+    """
+    folder = located(workdir)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    net = make_network(_usable(config, mesh, attention), mesh)
+    require(
+        tokenizer.vocab_size <= net.vocab_size,
+        f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
+        "restore the tokenizer folder of the run.",
+    )
+    if (folder / WEIGHTS).exists():
+        params, step = read_folder(folder, abstract_params(net, mesh))
+    else:
+        params, step = load_ema(folder, trained_params(config, abstract_params(net, mesh)))
+        if adapter_config(config):
+            base = load_model(config["adapters"]["base"], mesh, attention)
+            params = whole_params(config, params, base.params)
+    return Model(config, net, params, make_clock(config, net.vocab_size), tokenizer, step)
+
+
+_STUDENT_MAY_DIFFER = (
+    "attention",
+    "two_time",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan_blocks",
+    "loss_tile",
+    "self_conditioning",
+)
+
+
+def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
+    """Refuses a model of config.objective.teacher that the configuration cannot learn from.
+
+    Args:
+      config: of the student.
+      tokenizer: of the student's data.
+      teacher: what was found there.
+
+    Raises:
+      UserError: a teacher of another family, of other sizes, or of another tokenizer.
+    """
+    student, other = family(config), family(teacher.config)
+    where, goal = config["objective"]["teacher"], objective_name(teacher.config)
+    if student.anchored and student.check_teacher:
+        require(
+            other.anchored,
+            f"config.objective.teacher {where} is a model of objective {goal}; alignment starts "
+            "from one of objective masked.",
+        )
+    else:
+        require(
+            other.one_hot,
+            f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
+            "denoising).",
+        )
+    if student.check_teacher:
+        student.check_teacher(config, teacher.config, teacher.net)
+    _same_form(config, tokenizer, teacher, ("llama",) if other.one_hot else ())
+
+
+def _same_form(
+    config: Config, tokenizer: Tokenizer, teacher: Model, unread: tuple[str, ...]
+) -> None:
+    """Refuses a teacher of other sizes, but for keys that are `unread`, or another tokenizer."""
+    student, other = config["model"], NEW_MODEL_KEYS | teacher.config["model"]
+    wrong = [
+        f"{key}: teacher {other[key]!r}, student {student[key]!r}"
+        for key in student
+        if key not in (*_STUDENT_MAY_DIFFER, *unread) and student[key] != other[key]
+    ]
+    if wrong:
+        raise UserError(
+            f"the student must have the teacher's sizes ({'; '.join(wrong)}); "
+            "set config.model to the teacher's."
+        )
+    require(
+        tokenizer.fingerprint == teacher.tokenizer.fingerprint,
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the teacher's "
+        f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with it "
+        "(--tokenizer=WORKDIR/tokenizer).",
+    )
+
+
+# How a base is computed; all else of config.model is the base's own.
+_COMPUTE = ("length", "dropout", "attention", "dtype", "remat", "scan_blocks", "loss_tile")
+
+
+def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Config:
+    """A configuration of adaptation with the sizes of its base and the tokenizer's EOS filled in.
+
+    Raises:
+      UserError: the base is no masked diffusion of a llama, or shorter than config.model.length.
+    """
+    where, model, given = config["adapters"]["base"], base["model"], config["model"]
+    kind = family(base)
+    require(
+        network_kind(base).adapters and kind.anchored and kind.adapts == "never",
+        f"config.adapters.base {where} is a {model['name']} of objective {objective_name(base)}; "
+        "expected a llama of objective masked.",
+    )
+    require(
+        given["length"] <= model["length"],
+        f"config.model.length is {given['length']}, config.adapters.base {where} was trained for "
+        f"{model['length']} tokens; set it to that or less.",
+    )
+    bridge = config["bridge"]
+    if bridge["eos_id"] < 0 and tokenizer.eos_id is not None:
+        bridge = bridge | {"eos_id": tokenizer.eos_id}
+    own = {key: given[key] for key in _COMPUTE}
+    return config | {"model": given | model | own, "bridge": bridge}
+
+
+def check_adapted_tokenizer(config: Config, tokenizer: Tokenizer, base: Tokenizer) -> None:
+    """Refuses data of another tokenizer than the base's."""
+    require(
+        tokenizer.fingerprint == base.fingerprint,
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not that of config.adapters.base "
+        f"({base.fingerprint[:12]}); prepare the data with it (--tokenizer="
+        f"{config['adapters']['base']}/tokenizer).",
+    )

@@ -1,0 +1,1 @@
+"""Runs on disk: train states, workdirs, portable folders, object stores."""

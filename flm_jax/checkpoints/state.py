@@ -1,0 +1,39 @@
+"""The train state: what a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flm_jax.core.types import Params
+from flm_jax.losses.base import Tracker
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: int32, steps taken.
+      params, ema_params: float32 trees.
+      opt_state: optax state.
+      skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
+      tracked: statistics of a `Tracker`, None without one.
+    """
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+    skipped: jax.Array
+    tracked: Any = None
+
+
+def new_state(
+    params: Params, optimizer: optax.GradientTransformation, tracker: Tracker | None = None
+) -> TrainState:
+    """State at step 0; the average starts as a copy of the parameters."""
+    zero = jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, params)
+    tracked = tracker.fresh() if tracker else None
+    return TrainState(zero, params, average, optimizer.init(params), zero, tracked)

@@ -1,0 +1,77 @@
+"""What every command line shares: bad input becomes one line on stderr and exit status 2."""
+
+import logging as std_logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from flm_jax.core.errors import UserError, require
+
+USER_ERROR_EXIT = 2
+
+
+def _fail(error: Exception) -> None:
+    text = error.args[0] if error.args else error
+    print(f"error: {' '.join(str(text).split())}", file=sys.stderr)
+    sys.exit(USER_ERROR_EXIT)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        return _fail(error)
+    except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
+        return _fail(AttributeError(f"unknown config key {error.args[0]}"))
+    except OSError as error:  # a missing --config of which a key is set as well
+        return _fail(_unreadable(error))
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+
+
+def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
+    """The configuration that a --config flag names, as a plain dict.
+
+    Raises:
+      UserError: no --config, or one that cannot be read.
+    """
+    require(flag.value is not None, "no --config; expected a file of configs/.")
+    try:
+        return flag.value.to_dict()
+    except OSError as error:  # ml_collections keeps a missing file for the first use
+        raise _unreadable(error) from error
+
+
+def _unraisable(problem) -> None:
+    """Drops what tensorstore says of reads and writes that ended after one of them failed."""
+    if "Event loop is closed" not in str(problem.exc_value):
+        sys.__unraisablehook__(problem)
+
+
+def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
+
+    Args:
+      main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags
+        and UserError end the program with status 2 and one line `error: ...` on stderr; any other
+        exception keeps its traceback.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        # orbax and grain log every file at INFO; --verbosity=0 shows it.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+            # Nor what they log with a traceback, several times over, and raise as well.
+            logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+            std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
+            sys.unraisablehook = _unraisable
+        try:
+            return main(argv)
+        except UserError as error:
+            return _fail(error)
+
+    app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,119 @@
+"""Files that survive a kill or a full disk: JSON lines, whole-file writes, figures."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from flm_jax.core.errors import UserError
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a file; a last line that was cut off is dropped from it.
+
+    Raises:
+      UserError: another damaged line.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    found = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error}); remove it.") from error
+    return found
+
+
+def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Adds lines to a file, on the disk before it returns."""
+    with path.open("a", encoding="utf8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf8")
+    part.replace(path)
+
+
+def save_figure(figure, path: epath.Path) -> None:
+    from matplotlib import pyplot
+
+    write_figure(figure, path)
+    pyplot.close(figure)
+
+
+def write_figure(figure, path: epath.Path) -> None:
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+class StepLines:
+    """A file of JSON lines, records of steps; those past `start_step`, and torn ones, are dropped.
+
+    A resumed run repeats the steps after its checkpoint: their old lines would stand twice.
+    """
+
+    def __init__(self, path: epath.Path, start_step: int):
+        self._path = path
+        self._remote = "://" in str(path)
+        with named_errors(path.parent):
+            self._text = self._kept(start_step) if path.exists() else ""
+
+    def _kept(self, step: int) -> str:
+        """The file as it is once lines after `step`, and torn ones, are dropped."""
+        lines = self._path.read_text().splitlines()
+        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
+        text = "".join(f"{line}\n" for line in kept)
+        if len(kept) < len(lines):
+            new = self._path.with_name(self._path.name + ".tmp")
+            new.write_text(text)
+            new.replace(self._path)
+        return text
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds one record, which has a "step".
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        line = json.dumps(record) + "\n"
+        with named_errors(self._path.parent):
+            if not self._remote:
+                with self._path.open("a") as file:
+                    file.write(line)
+                return
+            self._text += line  # object stores cannot append
+            self._path.write_text(self._text)
+
+
+@contextlib.contextmanager
+def named_errors(folder: epath.Path) -> Iterator[None]:
+    """Tells a full or broken disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"metrics could not be written to {folder} ({error}); checkpoints are intact: make "
+            "room or mend the storage, then run the same command to continue."
+        ) from error
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a record; None for the torn last line of a killed process."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return None

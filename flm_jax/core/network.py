@@ -1,0 +1,97 @@
+"""The interface between networks and everything that calls them."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.types import Key, Params, Times
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """Mesh axes over which vocabulary-sized work is split explicitly, by `shard_map`.
+
+    Attributes:
+      mesh: the mesh of the arrays, with Auto axes.
+      batch_axes: axes over which rows [B, ...] lie; () where every device holds all rows.
+      vocab_axis: axis over which V of head and embedding table lies; None where it is whole.
+      embed_axis: the one of batch_axes over which D of the stored head lies as well (FSDP), so
+        that its gradient is scattered over it; None where it is whole.
+    """
+
+    mesh: Mesh
+    batch_axes: tuple[str, ...]
+    vocab_axis: str | None = None
+    embed_axis: str | None = None
+
+    def __post_init__(self) -> None:
+        axes = (*self.batch_axes, *([self.vocab_axis] if self.vocab_axis else []))
+        for axis in axes:
+            if axis not in self.mesh.axis_names:
+                raise unknown_name("mesh axis", axis, self.mesh.axis_names)
+        require(len(set(axes)) == len(axes), f"mesh axes {axes}: each may be used once.")
+        require(
+            self.embed_axis is None or self.embed_axis in self.batch_axes,
+            f"embed_axis {self.embed_axis!r}: expected None or one of {self.batch_axes}.",
+        )
+        require(
+            all(kind == AxisType.Auto for kind in self.mesh.axis_types),
+            f"mesh axis types {self.mesh.axis_types}: expected Auto; give "
+            "jax.make_mesh(..., axis_types=(AxisType.Auto, ...)).",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A denoiser as pure functions; the only form in which a model reaches losses and samplers.
+
+    Attributes:
+      init: key -> parameters (nested dict of float32 arrays).
+      features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
+        are network times (the clock tau), [B] or [B, L]; a key switches dropout on. Where
+        self_conditioned it also takes estimate=delta @ E [B, L, D], an earlier answer; zeros, or
+        None, for none. Losses and samplers call `readout.read`.
+      readout: params -> (kernel [D, V], bias [V]) of the head.
+      table: params -> embedding table E [V, D], float32.
+      logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
+      two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
+      loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
+      parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
+      any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
+      self_conditioned: whether it is shown an estimate of the clean text besides the state.
+      interpolant_time: network time -> t of the flow, of networks whose features take the
+        posterior of each token given its own state (see `flows.posterior`) for x_s; None for those
+        that take the state. `readout.read` makes the one of the other.
+      any_length: whether rows may be shorter than max_length, though it was trained on those.
+      log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
+        weights the loss (see `losses.weighting`); None for equal weights.
+      anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
+        diffusion alone.
+      cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
+        see x_s at the positions before l only, and no times.
+      extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache);
+        x is the state at position - 1, and is not read where position = 0.
+    """
+
+    init: Callable[[Key], Params]
+    features: Callable[..., jax.Array]
+    readout: Callable[[Params], tuple[jax.Array, jax.Array]]
+    table: Callable[[Params], jax.Array]
+    vocab_size: int
+    dim: int
+    max_length: int
+    logit_softcap: float = 0.0
+    two_time: bool = False
+    loss_tile: int = 0
+    parallel: Parallel | None = None
+    any_order: bool = False
+    self_conditioned: bool = False
+    any_length: bool = False
+    interpolant_time: Callable[[Times], Times] | None = None
+    log_loss: Callable[..., jax.Array] | None = None
+    anchor: Callable[[Params], jax.Array] | None = None
+    cache: Callable[[int, int], Params] | None = None
+    extend: Callable[..., tuple[jax.Array, Params]] | None = None

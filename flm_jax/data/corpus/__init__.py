@@ -1,0 +1,1 @@
+"""Documents become files of tokens."""

@@ -1,0 +1,176 @@
+"""From documents to a prepared folder: tokenise, write the shards, then the manifest."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from flm_jax.core.errors import require
+from flm_jax.data.corpus import store
+from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
+from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
+
+_DOCUMENTS_AT_ONCE = 512
+_PROGRESS_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """One preparation.
+
+    Attributes:
+      source: which documents.
+      out: folder to write, local or remote.
+      tokenizer: see `tokenizers.make_tokenizer`.
+      vocab_size, sentencepiece_model: used by the tokenizer "sentencepiece" alone.
+      shard: this worker's part of the documents.
+      overwrite: replace what other arguments prepared in `out`.
+    """
+
+    source: SourceConfig
+    out: str
+    tokenizer: str = "sentencepiece"
+    vocab_size: int = 1024
+    sentencepiece_model: str = "bpe"
+    shard: store.Shard = store.Shard()
+    overwrite: bool = False
+
+
+def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Prepares a corpus, or one shard of it, unless that is already done.
+
+    An interrupted call leaves no manifest; the next one starts over.
+
+    Returns:
+      The manifest, or that of the shard.
+
+    Raises:
+      UserError: bad input, or `out` was prepared with other arguments.
+    """
+    require(
+        cfg.shard.count == 1 or not needs_training(cfg.tokenizer),
+        f"tokenizer {cfg.tokenizer!r} would be trained anew by every shard; prepare or train it "
+        "once and pass --tokenizer=THAT_FOLDER with --shard",
+    )
+    folder = epath.Path(cfg.out)
+    corpus = open_corpus(cfg.source)
+    ready = None if needs_training(cfg.tokenizer) else _make_tokenizer(cfg, corpus)
+    args = _arguments(cfg, corpus, ready)
+    if not cfg.overwrite and (old := _find_prepared(folder, cfg.shard, args)) is not None:
+        log(f"{folder}: already prepared with these arguments")
+        return old
+    tokenizer = ready or _make_tokenizer(cfg, corpus, log)
+    folder.mkdir(parents=True, exist_ok=True)
+    store.clear(folder, cfg.shard)
+    if cfg.shard.index == 0:
+        tokenizer.save(folder / TOKENIZER_FOLDER)
+    shards = {
+        split: [_write_split(folder, split, read, tokenizer, cfg.shard, log)]
+        for split, read in corpus.splits.items()
+    }
+    manifest = store.build_manifest(tokenizer, args, shards)
+    if cfg.shard.count == 1:
+        store.check_not_empty(manifest)
+    store.write_manifest(folder, cfg.shard.manifest_name, manifest)
+    return manifest
+
+
+def _find_prepared(
+    folder: epath.Path, shard: store.Shard, args: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The manifest of this shard, or of the whole folder, if it was made with these arguments.
+
+    Raises:
+      UserError: the folder holds data made with others, or parts that wait to be merged.
+    """
+    if not folder.exists():
+        return None
+    own, whole = (
+        store.read_manifest(folder, name) for name in (shard.manifest_name, store.MANIFEST)
+    )
+    for manifest in (whole, own):
+        if manifest is not None:
+            require(
+                manifest["args"] == args,
+                f"{folder} was prepared with other arguments: "
+                f"{store.difference(manifest['args'], args)}; pass --overwrite or another --out",
+            )
+    require(
+        shard.count > 1 or whole is not None or not store.has_parts(folder),
+        f"{folder} holds parts of a sharded preparation; join them with --merge, "
+        "or pass --overwrite or another --out",
+    )
+    return own or whole
+
+
+def _make_tokenizer(
+    cfg: PrepareConfig, corpus: Corpus, log: Callable[[str], None] = print
+) -> Tokenizer:
+    def training_text() -> Iterator[str]:
+        log(f"training the {cfg.tokenizer} tokenizer")
+        return (text for _, text in corpus.splits["train"]())
+
+    return make_tokenizer(
+        cfg.tokenizer, training_text, vocab_size=cfg.vocab_size, model=cfg.sentencepiece_model
+    )
+
+
+def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> dict[str, Any]:
+    """All that the contents of the folder depend on."""
+    args = dataclasses.asdict(cfg.source) | {"identity": corpus.identity}
+    if ready is not None:
+        # By content: the folder of a saved tokenizer may have moved between two workers.
+        return args | {"tokenizer": f"{ready.kind} {ready.fingerprint[:16]}"}
+    args |= {"tokenizer": cfg.tokenizer}
+    if cfg.tokenizer == "sentencepiece":
+        args |= {"vocab_size": cfg.vocab_size, "sentencepiece_model": cfg.sentencepiece_model}
+    return args
+
+
+def _write_split(
+    folder: epath.Path,
+    split: str,
+    read: Callable[[], Iterator[tuple[int, str]]],
+    tokenizer: Tokenizer,
+    shard: store.Shard,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Tokenises this worker's documents of a split; their record for the manifest."""
+    texts = (text for index, text in read() if index % shard.count == shard.index)
+    began = last = time.perf_counter()
+    writer = store.SplitWriter(folder, split, shard, tokenizer)
+    try:
+        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+            for text, ids in zip(batch, tokenizer.encode_batch(batch)):
+                writer.add(ids, text)
+            if time.perf_counter() - last > _PROGRESS_SECONDS:
+                log(_progress(split, writer.counts, began))
+                last = time.perf_counter()
+    except BaseException:
+        writer.close()
+        raise
+    record = writer.finish()
+    log(_progress(split, writer.counts, began))
+    return record
+
+
+def _progress(split: str, counts: dict[str, int], began: float) -> str:
+    rate = counts["tokens"] / max(time.perf_counter() - began, 1e-9)
+    documents, tokens = counts["documents"], counts["tokens"]
+    return f"{split}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
+
+
+def summary(manifest: dict[str, Any], path: str) -> str:
+    """One line about a prepared folder."""
+    splits = ", ".join(
+        f"{name} {record['documents']:,} documents {record['tokens']:,} tokens"
+        f" ({record['tokens'] / max(record['characters'], 1):.3f} a character)"
+        for name, record in manifest["splits"].items()
+    )
+    tokenizer = manifest["tokenizer"]
+    return f"{path}: {splits}; tokenizer {tokenizer['kind']}, vocabulary {tokenizer['vocab_size']}"

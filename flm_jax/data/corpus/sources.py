@@ -1,0 +1,346 @@
+"""Iterators over documents (str): the standard library, text files, JSON lines, Hugging Face.
+
+A `Corpus` can be read any number of times and always in the same order, so a document's index
+identifies it: sharded preparation and the train/valid split both work on that index.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib
+import inspect
+import itertools
+import json
+import platform
+import re
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.data.corpus import detokenizers
+
+DOCUMENT_UNITS = ("file", "paragraph", "line")
+_STDLIB_SKIP = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+    | {"site-packages", "dist-packages", "lib-dynload", "__pycache__"}
+)
+_RULE_LINE = re.compile(r"[\W_]{3,}")
+_MIN_DOCSTRING = 20  # characters: shorter docstrings ("Init.") are noise as documents
+_POSITION_SPLIT_SLACK = 1000  # characters searched for a line end when one document is cut in two
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which documents to read.
+
+    Attributes:
+      source: one of `SOURCES`.
+      path: file, folder or dataset name (`name[:config][@revision]`); empty for pydoc.
+      split_documents: text only; what one document is, one of `DOCUMENT_UNITS`.
+      text_key: jsonl and hf; the field that holds the text.
+      detokenize: "" or one of `detokenizers.DETOKENIZERS`.
+      valid_fraction: share of documents held out where the source has no split of its own.
+    """
+
+    source: str
+    path: str = ""
+    split_documents: str = "file"
+    text_key: str = "text"
+    detokenize: str = ""
+    valid_fraction: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents by split.
+
+    Attributes:
+      splits: name ("train", "valid") to a function that starts a pass over (index, document).
+      identity: changes when the input does: file names and sizes, or versions.
+    """
+
+    splits: dict[str, Callable[[], Iterator[tuple[int, str]]]]
+    identity: str
+
+
+RawSplits = dict[str, Callable[[], Iterator[str]]]
+
+
+def open_corpus(cfg: SourceConfig) -> Corpus:
+    """The corpus that `cfg` names, split in train and valid.
+
+    Raises:
+      UserError: unknown names, a missing path, or nothing to read.
+    """
+    if cfg.source not in SOURCES:
+        raise unknown_name("source", cfg.source, SOURCES)
+    if cfg.split_documents not in DOCUMENT_UNITS:
+        raise unknown_name("split_documents", cfg.split_documents, DOCUMENT_UNITS)
+    require(
+        0 < cfg.valid_fraction <= 0.5,
+        f"valid_fraction is {cfg.valid_fraction}; expected more than 0 and at most 0.5",
+    )
+    require(
+        bool(cfg.path) or cfg.source == "pydoc",
+        f"source {cfg.source!r} needs a path (file, folder or dataset name), got none; pass --path",
+    )
+    clean = detokenizers.get_detokenizer(cfg.detokenize)
+    raw, identity = SOURCES[cfg.source](cfg)
+    splits = {name: _documents(read, clean) for name, read in raw.items()}
+    for name, read in splits.items():
+        require(
+            next(read(), None) is not None,
+            f"source {cfg.source!r} ({cfg.path or 'no path'}) has no text in {name!r}; "
+            "expected at least one document",
+        )
+    if len(splits) == 1:
+        (read,) = splits.values()
+        return Corpus(_split_train_valid(read, cfg.valid_fraction), identity)
+    return Corpus({name: _enumerated(read) for name, read in splits.items()}, identity)
+
+
+def _documents(
+    read: Callable[[], Iterator[str]], clean: Callable[[str], str]
+) -> Callable[[], Iterator[str]]:
+    """Cleans documents and drops empty ones, before they are numbered."""
+    return lambda: (text for text in map(clean, read()) if text.strip())
+
+
+def _enumerated(read: Callable[[], Iterator[str]]) -> Callable[[], Iterator[tuple[int, str]]]:
+    return lambda: enumerate(read())
+
+
+def _split_train_valid(
+    read: Callable[[], Iterator[str]], fraction: float
+) -> dict[str, Callable[[], Iterator[tuple[int, str]]]]:
+    """Splits by document; a corpus of one document is cut in two by position instead."""
+    first_two = list(itertools.islice(read(), 2))
+    if len(first_two) == 1:
+        head, tail = _cut(first_two[0], fraction)
+        return {"train": lambda: iter([(0, head)]), "valid": lambda: iter([(1, tail)])}
+
+    def select(valid: bool) -> Iterator[tuple[int, str]]:
+        return ((i, text) for i, text in enumerate(read()) if is_valid(i, fraction) == valid)
+
+    return {"train": lambda: select(False), "valid": lambda: select(True)}
+
+
+def is_valid(index: int, fraction: float) -> bool:
+    """Whether document `index` is held out: one of every round(1 / fraction) consecutive ones.
+
+    A hash picks which, so that no period of the corpus can line up with the choice, and it depends
+    on the index alone. In the first group it is document 1: two documents fill both splits.
+    """
+    period = round(1 / fraction)
+    group, place = divmod(index, period)
+    if group == 0:
+        return place == 1
+    digest = hashlib.blake2b(group.to_bytes(8, "little"), digest_size=8).digest()
+    return place == int.from_bytes(digest, "little") % period
+
+
+def _cut(text: str, fraction: float) -> tuple[str, str]:
+    """Cuts off the last `fraction` of a text, at a line end if one is near."""
+    text = text.strip()
+    require(
+        len(text) >= 2,
+        f"the corpus is one document of {len(text)} character; expected enough for train and valid",
+    )
+    cut = min(max(1, round(len(text) * (1 - fraction))), len(text) - 1)
+    line_end = text.find("\n", cut, min(cut + _POSITION_SPLIT_SLACK, len(text) - 1))
+    cut = cut if line_end < 0 else line_end + 1
+    return text[:cut], text[cut:]
+
+
+def _read_pydoc(cfg: SourceConfig) -> tuple[RawSplits, str]:
+    """English that every Python carries: the help topics and the standard library's docstrings."""
+    del cfg  # has no options
+    version = platform.python_version()
+    return {"all": _pydoc_documents}, f"pydoc of Python {version}"
+
+
+def _pydoc_documents() -> Iterator[str]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise UserError(
+            "this Python has no pydoc_data.topics; expected a full standard library: "
+            "install one that has it or use another source, such as --source=text"
+        ) from error
+    for name in sorted(topics):
+        yield _prose(topics[name])
+    yield from _library_docstrings()
+
+
+@functools.cache
+def _library_docstrings() -> tuple[str, ...]:
+    """2 MB, kept because parsing the library again takes seconds a pass."""
+    library = epath.Path(sysconfig.get_paths()["stdlib"])
+    modules = _walk(library, (".py",), _STDLIB_SKIP)
+    return tuple(itertools.chain.from_iterable(map(_docstrings, modules)))
+
+
+def _docstrings(path: epath.Path) -> Iterator[str]:
+    """Docstrings of a source file, in order, found without importing it."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # templates and deliberately broken files
+        return
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
+            text = _prose(text)
+            if len(text) >= _MIN_DOCSTRING:
+                yield text
+
+
+def _prose(text: str) -> str:
+    """Dedents and drops the rules of punctuation under and between headings."""
+    lines = (line.rstrip() for line in inspect.cleandoc(text).split("\n"))
+    return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()
+
+
+def _walk(
+    folder: epath.Path, suffixes: tuple[str, ...], skip: Iterable[str] = ()
+) -> Iterator[epath.Path]:
+    """Files below a folder whose names end so, sorted by name at each level."""
+    for path in sorted(folder.iterdir(), key=lambda child: child.name):
+        if path.name in skip:
+            continue
+        if path.is_dir():
+            yield from _walk(path, suffixes, skip)
+        elif path.name.endswith(suffixes):
+            yield path
+
+
+def _find_files(cfg: SourceConfig, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str]:
+    """The files to read, and an identity made of their names and sizes."""
+    root = epath.Path(cfg.path)
+    require(root.exists(), f"--path={cfg.path} does not exist; expected a file or a folder")
+    files = list(_walk(root, suffixes)) if root.is_dir() else [root]
+    require(
+        bool(files),
+        f"--path={cfg.path} holds no file ending in {' or '.join(suffixes)}; "
+        "expected at least one, in any subfolder",
+    )
+    listing = "\n".join(f"{path.name} {path.stat().length}" for path in files)
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    return files, f"{len(files)} files, names and sizes {digest}"
+
+
+def _lines(path: epath.Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, gzipped if its name says so."""
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("rb"))
+            if path.name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream))
+            for line in stream:
+                yield line.decode("utf8")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; expected UTF-8 text, gzipped if the name ends in .gz"
+        ) from error
+
+
+def _read_text(cfg: SourceConfig) -> tuple[RawSplits, str]:
+    files, identity = _find_files(cfg, (".txt", ".txt.gz"))
+
+    def read() -> Iterator[str]:
+        for path in files:
+            if cfg.split_documents == "file":
+                yield "".join(_lines(path))
+            elif cfg.split_documents == "line":
+                yield from (line.rstrip("\r\n") for line in _lines(path))
+            else:
+                yield from _paragraphs(_lines(path))
+
+    return {"all": read}, identity
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    """Runs of non-blank lines."""
+    for blank, group in itertools.groupby(lines, key=lambda line: not line.strip()):
+        if not blank:
+            yield "".join(group).rstrip("\r\n")
+
+
+def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
+    files, identity = _find_files(cfg, (".jsonl", ".jsonl.gz"))
+
+    def read() -> Iterator[str]:
+        for path in files:
+            for number, line in enumerate(_lines(path), start=1):
+                if line.strip():
+                    yield _json_text(line, cfg.text_key, f"{path} line {number}")
+
+    return {"all": read}, identity
+
+
+def _json_text(line: str, key: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON ({error}); expected one object a line") from error
+    require(isinstance(record, dict), f"{where} holds {type(record).__name__}; expected an object")
+    if key not in record:
+        raise UserError(
+            f"{where} has no field {key!r}; it has {', '.join(sorted(record)) or 'none'}: "
+            "name the text's field with --text_key"
+        )
+    text = record[key]
+    require(
+        isinstance(text, str),
+        f"{where}: field {key!r} holds {type(text).__name__}; expected a string",
+    )
+    return text
+
+
+def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
+    """A dataset of the Hugging Face hub, with its own held-out split if it has one."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise UserError(
+            "source 'hf' needs the package `datasets`, which is not installed: "
+            "pip install 'flm-jax[hf]'"
+        ) from error
+    name, _, revision = cfg.path.partition("@")
+    name, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, config or None, revision=revision or None)
+    except Exception as error:  # noqa: BLE001 - the hub raises many kinds; all mean "not loaded"
+        raise UserError(
+            f"Hugging Face dataset {cfg.path!r} was not loaded ({error}); "
+            "expected name[:config][@revision] and, unless it is cached, a network"
+        ) from error
+    held_out = next((split for split in ("validation", "valid", "test") if split in loaded), None)
+    require(
+        "train" in loaded,
+        f"dataset {cfg.path!r} has splits {', '.join(loaded)}; expected one called train",
+    )
+    columns = loaded["train"].column_names
+    if cfg.text_key not in columns:
+        raise unknown_name(f"text_key of {cfg.path!r}", cfg.text_key, columns)
+
+    def reader(split: str) -> Callable[[], Iterator[str]]:
+        return lambda: (row[cfg.text_key] for row in loaded[split])
+
+    raw = {"train": reader("train")}
+    if held_out is not None:
+        raw["valid"] = reader(held_out)
+    rows = ", ".join(f"{split} {len(loaded[split])}" for split in raw if split in loaded)
+    return raw, f"{cfg.path}: {rows}"
+
+
+SOURCES: dict[str, Callable[[SourceConfig], tuple[RawSplits, str]]] = {
+    "pydoc": _read_pydoc,
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "hf": _read_hf,
+}

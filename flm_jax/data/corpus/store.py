@@ -1,0 +1,394 @@
+"""A tokenised corpus on disk: flat token files, their document starts and one manifest.
+
+    manifest.json                     written last: without it the folder does not count as prepared
+    manifest-00001-of-00004.json      what one worker of a sharded preparation wrote
+    tokenizer/
+    train-00000-of-00004.tokens       uint16 (up to 65,536 ids) or uint32, little endian
+    train-00000-of-00004.offsets      uint64, where each document starts in the file beside it
+
+Every document is followed by one EOS, which counts as a token. Local files are read piece by piece,
+as examples are asked for; files of a remote store are read into memory.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.data.corpus.shard_file import ShardFile
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
+from flm_jax.data.tokenizers.registry import load_tokenizer
+
+Numbers = np.ndarray | ShardFile
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+COUNTS = ("tokens", "documents", "characters", "bytes")
+_OFFSET_DTYPE = np.dtype("<u8")
+_PART_NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
+_OWN_FILES = re.compile(
+    r"(manifest(-\d+-of-\d+)?\.json|(train|valid)-\d+-of-\d+\.(tokens|offsets))(\.tmp)?"
+)
+_HASH_CHUNK = 1 << 24  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Worker `index` of `count`: it prepares documents index, index + count, and so on."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """From "i/n", counting from 0."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        require(
+            shard.index < shard.count,
+            f"shard is {text!r}; expected i/n with 0 <= i < n, such as 0/4 to 3/4",
+        )
+        return shard
+
+    @property
+    def suffix(self) -> str:
+        return f"-{self.index:05d}-of-{self.count:05d}"
+
+    @property
+    def manifest_name(self) -> str:
+        return MANIFEST if self.count == 1 else f"manifest{self.suffix}.json"
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest dtype on disk that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class SplitWriter:
+    """Writes one shard of one split under temporary names; `finish` gives them their own.
+
+    Attributes:
+      counts: what was added so far; the keys are `COUNTS`.
+    """
+
+    def __init__(self, folder: epath.Path, split: str, shard: Shard, tokenizer: Tokenizer):
+        require(
+            tokenizer.eos_id is not None,
+            f"the {tokenizer.kind} tokenizer has no EOS token to put between documents; "
+            "declare one in its tokenizer_config.json or use another tokenizer",
+        )
+        self._folder = folder
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._eos = np.array([tokenizer.eos_id], self._dtype).tobytes()
+        self._names = {kind: f"{split}{shard.suffix}.{kind}" for kind in ("tokens", "offsets")}
+        self._files = {k: (folder / f"{n}.tmp").open("wb") for k, n in self._names.items()}
+        self._hashes = {kind: hashlib.sha256() for kind in self._names}
+        self.counts = dict.fromkeys(COUNTS, 0)
+
+    def add(self, ids: np.ndarray, text: str) -> None:
+        """Appends a document and the EOS after it."""
+        self._write("offsets", np.array([self.counts["tokens"]], _OFFSET_DTYPE).tobytes())
+        self._write("tokens", ids.astype(self._dtype).tobytes() + self._eos)
+        self.counts["tokens"] += len(ids) + 1
+        self.counts["documents"] += 1
+        self.counts["characters"] += len(text)
+        self.counts["bytes"] += len(text.encode("utf8", errors="surrogatepass"))
+
+    def _write(self, kind: str, content: bytes) -> None:
+        self._files[kind].write(content)
+        self._hashes[kind].update(content)
+
+    def close(self) -> None:
+        """Closes the files; after an error this is all that happens."""
+        for file in self._files.values():
+            file.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Closes and renames the files; the shard's record for the manifest."""
+        self.close()
+        for name in self._names.values():
+            (self._folder / f"{name}.tmp").replace(self._folder / name)
+        files = {
+            kind: {"file": name, "sha256": self._hashes[kind].hexdigest()}
+            for kind, name in self._names.items()
+        }
+        return {"files": files, **self.counts}
+
+
+def build_manifest(
+    tokenizer: Tokenizer, args: dict[str, Any], shards: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The manifest of a folder, or of one worker's part of it.
+
+    Args:
+      tokenizer: the tokenizer whose ids the shards hold.
+      args: all that the contents depend on; compared when a preparation is repeated or merged.
+      shards: split name to the records from `SplitWriter.finish`.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "args": args,
+        "splits": {name: _split_record(records) for name, records in shards.items()},
+    }
+
+
+def _split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
+    totals = {count: sum(record[count] for record in records) for count in COUNTS}
+    return {**totals, "shards": records}
+
+
+def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
+    """Writes a manifest in one step, once everything it lists is in place."""
+    temporary = folder / f"{name}.tmp"
+    temporary.write_bytes((json.dumps(manifest, indent=2) + "\n").encode("utf8"))
+    temporary.replace(folder / name)
+
+
+def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
+    """The manifest, or None if there is none."""
+    if not (folder / name).exists():
+        return None
+    try:
+        manifest = json.loads((folder / name).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{folder / name} is not JSON ({error}); prepare the data again") from error
+    version = manifest.get("format_version")
+    require(
+        version == FORMAT_VERSION,
+        f"{folder / name} has format version {version}; expected {FORMAT_VERSION}: "
+        "prepare the data again with this version of flm_jax",
+    )
+    return manifest
+
+
+def _names(folder: epath.Path) -> list[str]:
+    """Sorted names of what a folder holds; an empty one does not exist in an object store."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def has_parts(folder: epath.Path) -> bool:
+    """Whether workers of a sharded preparation left their manifests here."""
+    return any(_PART_NAME.fullmatch(name) for name in _names(folder))
+
+
+def clear(folder: epath.Path, shard: Shard) -> None:
+    """Removes what an earlier preparation left, manifests first; of other workers, nothing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = [name for name in _names(folder) if _OWN_FILES.fullmatch(name)]
+    for name in sorted(names, key=lambda name: not name.startswith("manifest")):
+        if shard.count == 1 or shard.suffix in name:
+            (folder / name).unlink()
+
+
+def merge(path: os.PathLike | str) -> dict[str, Any]:
+    """Joins the parts of a sharded preparation in one manifest, and writes it.
+
+    Raises:
+      UserError: parts are missing, or were made with different arguments or tokenizers.
+    """
+    folder = epath.Path(path)
+    names = _names(folder)
+    found = {name: match for name in names if (match := _PART_NAME.fullmatch(name))}
+    require(
+        bool(found),
+        f"{folder} holds no manifest-i-of-n.json; run prepare_data --shard=i/n for each i first",
+    )
+    counts = sorted({int(match[2]) for match in found.values()})
+    require(
+        len(counts) == 1,
+        f"{folder} mixes parts of {' and '.join(map(str, counts))} shards; "
+        "expected one number: prepare in an empty folder",
+    )
+    have = {int(match[1]) for match in found.values()}
+    missing = [f"{i}/{counts[0]}" for i in range(counts[0]) if i not in have]
+    require(
+        not missing,
+        f"{folder} lacks shards {', '.join(missing)}; run prepare_data --shard for each of them",
+    )
+    parts = {name: read_manifest(folder, name) for name in sorted(found)}
+    first_name, first = next(iter(parts.items()))
+    for name, part in parts.items():
+        for key in ("tokenizer", "args"):
+            require(
+                part[key] == first[key],
+                f"{name} and {first_name} differ in {difference(first[key], part[key])}; "
+                "expected equal: prepare one of them again with --overwrite",
+            )
+    shards = {
+        split: [record for part in parts.values() for record in part["splits"][split]["shards"]]
+        for split in first["splits"]
+    }
+    splits = {split: _split_record(records) for split, records in shards.items()}
+    manifest = {**first, "splits": splits}
+    check_not_empty(manifest)
+    _open(folder, manifest, verify=False)
+    write_manifest(folder, MANIFEST, manifest)
+    return manifest
+
+
+def check_not_empty(manifest: dict[str, Any]) -> None:
+    """Raises UserError if a split has no document."""
+    for split, record in manifest["splits"].items():
+        require(
+            record["documents"] > 0,
+            f"split {split!r} came out empty; expected at least one document: use a larger corpus "
+            "or --valid_fraction",
+        )
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Names what differs: "vocab_size (512, now 1024)"."""
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in keys)
+
+
+class TokenStream:
+    """All tokens of a split as one sequence, over any number of shards."""
+
+    def __init__(self, tokens: list[Numbers], offsets: list[Numbers], record: dict[str, Any]):
+        self._tokens = tokens
+        self._offsets = offsets
+        self._token_starts = np.cumsum([0, *map(len, tokens)])
+        self._document_starts = np.cumsum([0, *map(len, offsets)])
+        self.counts: dict[str, int] = {count: record[count] for count in COUNTS}
+        hashes = [shard["files"]["tokens"]["sha256"] for shard in record["shards"]]
+        self.fingerprint = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._token_starts[-1])
+
+    @property
+    def documents(self) -> int:
+        return int(self._document_starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop, int32 [stop - start]; reads no other."""
+        out = np.empty(stop - start, np.int32)
+        place = start
+        while place < stop:
+            shard = int(np.searchsorted(self._token_starts, place, side="right")) - 1
+            first = int(self._token_starts[shard])
+            end = min(stop, int(self._token_starts[shard + 1]))
+            out[place - start : end - start] = self._tokens[shard][place - first : end - first]
+            place = end
+        return out
+
+    def document(self, index: int) -> np.ndarray:
+        """Tokens of a document, int32, without the EOS after it."""
+        shard = int(np.searchsorted(self._document_starts, index, side="right")) - 1
+        place = index - int(self._document_starts[shard])
+        offsets, tokens = self._offsets[shard], self._tokens[shard]
+        stop = int(offsets[place + 1]) if place + 1 < len(offsets) else len(tokens)
+        return tokens[int(offsets[place]) : stop - 1].astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared folder that passed its checks.
+
+    Attributes:
+      path: the folder.
+      manifest: its manifest.
+      tokenizer: the tokenizer of its ids.
+      splits: their token streams.
+    """
+
+    path: epath.Path
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+    splits: dict[str, TokenStream] = dataclasses.field(repr=False)
+
+    def split(self, name: str) -> TokenStream:
+        """The token stream of a split."""
+        if name not in self.splits:
+            raise unknown_name(f"split of {self.path}", name, self.splits)
+        return self.splits[name]
+
+
+def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:
+    """Opens a prepared folder.
+
+    Args:
+      path: folder that `prepare_data` wrote.
+      verify: also read every file and compare its SHA-256; sizes are always compared.
+
+    Raises:
+      UserError: no manifest, a missing, truncated or altered file, another tokenizer.
+    """
+    folder = epath.Path(path)
+    manifest = read_manifest(folder, MANIFEST) if folder.exists() else None
+    if manifest is None:
+        mend = f"--merge --out={folder}" if has_parts(folder) else f"--source=... --out={folder}"
+        raise UserError(
+            f"{folder} is not prepared data ({MANIFEST} is missing): "
+            f"run python -m flm_jax.prepare_data {mend}"
+        )
+    return _open(folder, manifest, verify)
+
+
+def _open(folder: epath.Path, manifest: dict[str, Any], verify: bool) -> Prepared:
+    """Checks the folder against its manifest and maps its files."""
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    got, expected = tokenizer.fingerprint, manifest["tokenizer"]["fingerprint"]
+    require(
+        got == expected,
+        f"{folder / TOKENIZER_FOLDER} has fingerprint {got[:12]}; the tokens were made with "
+        f"{expected[:12]}: restore that tokenizer or prepare the data again",
+    )
+    dtypes = {"tokens": token_dtype(tokenizer.vocab_size), "offsets": _OFFSET_DTYPE}
+    lengths = {"tokens": "tokens", "offsets": "documents"}
+    streams = {}
+    for split, record in manifest["splits"].items():
+        arrays = {
+            kind: [
+                _open_array(folder, shard["files"][kind], shard[lengths[kind]], dtype, verify)
+                for shard in record["shards"]
+            ]
+            for kind, dtype in dtypes.items()
+        }
+        streams[split] = TokenStream(arrays["tokens"], arrays["offsets"], record)
+    return Prepared(folder, manifest, tokenizer, streams)
+
+
+def _open_array(
+    folder: epath.Path, entry: dict[str, str], length: int, dtype: np.dtype, verify: bool
+) -> Numbers:
+    path = folder / entry["file"]
+    require(path.exists(), f"{path} is missing, though the manifest lists it; prepare again")
+    size, expected = path.stat().length, length * dtype.itemsize
+    require(
+        size == expected,
+        f"{path} has {size} bytes; the manifest expects {expected}: the file is truncated or not "
+        "of this folder, copy it again or prepare again with --overwrite",
+    )
+    if verify:
+        require(
+            _sha256(path) == entry["sha256"],
+            f"{path} does not match its SHA-256 in the manifest; copy it again or prepare again "
+            "with --overwrite",
+        )
+    if not size:
+        return np.empty(0, dtype)
+    if "://" in os.fspath(path):
+        return np.frombuffer(path.read_bytes(), dtype)
+    return ShardFile(path, dtype, length)
+
+
+def _sha256(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,172 @@
+"""The interface of synthetic tasks: examples, and optionally problems to complete."""
+
+import abc
+
+import numpy as np
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.data.tokenizers.base import Tokenizer
+
+Example = dict[str, np.ndarray]
+
+
+class Task(abc.ABC):
+    """Sequences of one length with a known law or a checker.
+
+    Attributes:
+      name: as in `TASKS`.
+      length: tokens in a sequence.
+      tokenizer: its vocabulary.
+      has_problems: whether `problems` and `report_problems` are there.
+      has_references: whether `references` and `result` are there.
+      has_tests: whether answers are programs, and `passed` is there.
+    """
+
+    name: str
+    length: int
+    tokenizer: Tokenizer
+    has_problems: bool = False
+    has_references: bool = False
+    has_tests: bool = False
+
+    @abc.abstractmethod
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` independent sequences, int32 [count, length]."""
+
+    @abc.abstractmethod
+    def report(self, tokens: np.ndarray) -> dict[str, float]:
+        """Figures for generated sequences, int [N, length]; `valid` is the share without fault."""
+
+    def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences to complete; the same count and seed give the same ones.
+
+        Returns:
+          (tokens int32 [count, length], given bool [count, length]). Tokens that are not given are
+          0, so that no answer can leak into a sampler.
+
+        Raises:
+          UserError: where `has_problems` is False.
+        """
+        raise self._no_problems()
+
+    def report_problems(
+        self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
+    ) -> dict[str, float]:
+        """Figures for completions.
+
+        Args:
+          tokens: completions, int [N, length].
+          problems, given: as returned by `problems`.
+
+        Returns:
+          `kept` is the share of rows whose given tokens are unchanged, `solved` the share that
+          are kept and right as a whole; others as the task documents.
+
+        Raises:
+          UserError: where `has_problems` is False.
+        """
+        raise self._no_problems()
+
+    def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """One right completion of each problem, int32 [N, length].
+
+        Args:
+          problems, given: as returned by `problems`.
+
+        Raises:
+          UserError: where `has_references` is False.
+        """
+        raise UserError(f"task {self.name!r} has no reference answers.")
+
+    def result(self, row: np.ndarray) -> str:
+        """What a sequence int [length] answers, without what only makes its answer longer.
+
+        Raises:
+          UserError: where `has_references` is False.
+        """
+        raise UserError(f"task {self.name!r} has no reference answers.")
+
+    def passed(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Rows that keep what was given and whose program passes all its unit tests, bool [N].
+
+        Args:
+          tokens, problems, given: as of `report_problems`.
+
+        Raises:
+          UserError: where `has_tests` is False.
+        """
+        raise UserError(f"task {self.name!r} has no unit tests.")
+
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """`count` sequences, int32 [count, length]; the same seed gives the same ones."""
+        return self.draw(np.random.default_rng(seed), count)
+
+    def source(self, size: int, seed: int) -> "TaskSource":
+        """A random-access source of `size` examples."""
+        return TaskSource(self, size, seed)
+
+    def _no_problems(self) -> UserError:
+        return UserError(
+            f"task {self.name!r} has no problems to complete; expected one whose has_problems is "
+            "True, such as arithmetic, sudoku, grammar."
+        )
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens as an array, if their shape is [N, length] with N > 0."""
+        tokens = np.asarray(tokens)
+        require(
+            tokens.ndim == 2 and tokens.shape[0] > 0 and tokens.shape[1] == self.length,
+            f"task {self.name!r} got tokens of shape {tokens.shape}; expected [N, {self.length}]",
+        )
+        return tokens
+
+    def kept(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Rows whose given tokens are unchanged, bool [N]."""
+        problems, given = np.asarray(problems), np.asarray(given)
+        require(
+            problems.shape == given.shape == tokens.shape,
+            f"task {self.name!r} got problems {problems.shape} and given {given.shape} for tokens "
+            f"{tokens.shape}; expected one shape",
+        )
+        return ((tokens == problems) | ~given.astype(bool)).all(axis=1)
+
+
+class TaskSource:
+    """Examples of a task, all drawn at once; a function of (size, seed) alone."""
+
+    def __init__(self, task: Task, size: int, seed: int):
+        require(size > 0, f"task {task.name!r} got size {size}; expected at least 1")
+        self._tokens = task.sample(size, seed)
+        self._mask = np.ones(task.length, bool)
+        self.fingerprint = f"{task.name}:size={size}:seed={seed}"
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"tokens": self._tokens[index], "mask": self._mask}
+
+
+def repeated(tokens: np.ndarray) -> float:
+    """Share of rows that equal an earlier row: 0 for all different, (N - 1) / N for one mode."""
+    return 1.0 - len(np.unique(tokens, axis=0)) / len(tokens)
+
+
+def total_variation(share: np.ndarray, law: np.ndarray) -> float:
+    """Half the l1 distance of observed shares to a law on the same cells.
+
+    Args:
+      share: observed shares [K]; where they add up to less than 1, the rest lies outside the law
+        and counts in full.
+      law: probabilities [K].
+    """
+    return float((np.abs(share - law).sum() + 1.0 - share.sum()) / 2)
+
+
+def chance_total_variation(law: np.ndarray, count: int) -> float:
+    """Expected `total_variation` of `count` true samples, by the normal approximation.
+
+    Half of the sum of E|share_k - law_k| = sqrt(2 / pi) sqrt(law_k (1 - law_k) / count); what a
+    report should be compared with instead of 0.
+    """
+    return float(np.sqrt(law * (1 - law) * 2 / (np.pi * count)).sum() / 2)

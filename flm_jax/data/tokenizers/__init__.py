@@ -1,0 +1,1 @@
+"""Tokenizers: made, trained, saved, loaded."""

@@ -1,0 +1,83 @@
+"""Tokenizers by name: made, trained, and loaded from a folder."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+
+from etils import epath
+
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
+from flm_jax.data.tokenizers.builtin import (
+    TOKENIZER_FOLDER,
+    TRAINED,
+    ByteTokenizer,
+    CharacterTokenizer,
+    SentencePieceTokenizer,
+    WordTokenizer,
+)
+from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+
+KINDS: dict[str, type[Tokenizer]] = {
+    cls.kind: cls
+    for cls in (
+        ByteTokenizer,
+        CharacterTokenizer,
+        WordTokenizer,
+        SentencePieceTokenizer,
+        HuggingFaceTokenizer,
+    )
+}
+
+
+def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
+    """A saved tokenizer, from its own folder or from a prepared folder that contains one."""
+    folder = epath.Path(path)
+    if not (folder / SPEC_FILE).exists() and (folder / TOKENIZER_FOLDER / SPEC_FILE).exists():
+        folder = folder / TOKENIZER_FOLDER
+    require(
+        (folder / SPEC_FILE).exists(),
+        f"{folder} holds no saved tokenizer ({SPEC_FILE} is missing); expected a folder written by "
+        "prepare_data",
+    )
+    spec = json.loads((folder / SPEC_FILE).read_bytes())
+    if spec["kind"] not in KINDS:
+        raise unknown_name(f"tokenizer kind in {folder / SPEC_FILE}", spec["kind"], KINDS)
+    missing = [name for name in spec["files"] if not (folder / name).exists()]
+    require(not missing, f"tokenizer {folder} lacks {', '.join(missing)}; prepare the data again")
+    files = {name: (folder / name).read_bytes() for name in spec["files"]}
+    return KINDS[spec["kind"]].from_spec(spec, files)
+
+
+def needs_training(name: str) -> bool:
+    """Whether `make_tokenizer` reads the corpus for this name."""
+    return name in TRAINED
+
+
+def make_tokenizer(
+    name: str,
+    documents: Callable[[], Iterable[str]],
+    *,
+    vocab_size: int = 1024,
+    model: str = "bpe",
+) -> Tokenizer:
+    """A tokenizer by name.
+
+    Args:
+      name: "bytes", "characters", "sentencepiece", "hf:NAME_OR_FOLDER", or the path of a folder
+        with a saved tokenizer.
+      documents: starts a pass over the training text; called only if `needs_training(name)`.
+      vocab_size, model: sentencepiece only.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "characters":
+        return CharacterTokenizer.train(documents())
+    if name == "sentencepiece":
+        return SentencePieceTokenizer.train(documents(), vocab_size, model)
+    if name.startswith("hf:"):
+        return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
+    if epath.Path(name).is_dir():
+        return load_tokenizer(name)
+    valid = ("bytes", *TRAINED, "hf:NAME_OR_FOLDER", "the path of a folder with a saved tokenizer")
+    raise unknown_name("tokenizer", name, valid)

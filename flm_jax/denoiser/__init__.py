@@ -1,0 +1,1 @@
+"""A network with its vocabulary head, as losses and samplers call it."""

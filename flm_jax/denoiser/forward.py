@@ -1,0 +1,40 @@
+"""Runs a network up to its vocabulary head: the one way in which losses and samplers call it."""
+
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params, States, Times
+from flm_jax.denoiser.head import Readout, logits
+from flm_jax.denoiser.posterior_input import posterior_embedding
+
+
+def forward(
+    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, estimate=None
+) -> Readout:
+    """Runs the network up to, not through, its head.
+
+    Args:
+      net: the network; where it reads posteriors, x_s becomes one here.
+      params: its parameters.
+      x_s: states [B, L, D].
+      s, t: network times, [B] or [B, L].
+      key: switches dropout on.
+      estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
+
+    Returns:
+      The last hidden states [B, L, k] with the head that reads them.
+    """
+    more = {} if estimate is None else {"estimate": estimate}
+    if net.interpolant_time is not None:
+        # A flow map reads a state as one of the middle of its jump: on the diagonal as its teacher
+        # does, and from the start, where the posterior would be the same of all noise, as evidence.
+        middle = 0.5 * (s + t) if net.two_time else s
+        x_s = posterior_embedding(net, params, x_s, middle)
+    return Readout(net.features(params, x_s, s, t, key=key, **more), *net.readout(params))
+
+
+def denoise(
+    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None
+) -> Float[Array, "b l v"]:
+    """Float32 logits of the (two-time) denoiser at states x_s and network times (s, t)."""
+    return logits(forward(net, params, x_s, s, t, key=key), net)

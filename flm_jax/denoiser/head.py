@@ -1,0 +1,132 @@
+"""From hidden features to logits, probabilities, expected embeddings and cross entropies.
+
+The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits. With
+`net.loss_tile` or `net.parallel` set, the losses and the expected embedding never hold [B, L, V]
+(see `tiled`); everything else here does.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import States, Times
+from flm_jax.denoiser import tiled
+from flm_jax.flows.interpolants import over_features, over_positions
+
+
+class Readout(NamedTuple):
+    """Features [B, L, D] with the head that reads them: kernel [D, V], bias [V]."""
+
+    features: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
+    """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
+    return tiled.head_logits(out.features, (out.kernel, out.bias), net.logit_softcap)
+
+
+def embed_probs(probs: Float[Array, "b l v"], table: Float[Array, "v d"]) -> States:
+    """probs @ E: a distribution over tokens as a state, float32."""
+    return jnp.matmul(probs, table.astype(jnp.float32), precision=jax.lax.Precision.HIGH)
+
+
+def token_nll(logits_BLV: jax.Array, tokens: Int[Array, "b l"]) -> Float[Array, "b l"]:
+    """-log softmax(logits)[token] in nats."""
+    picked = jnp.take_along_axis(logits_BLV, tokens[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BLV, axis=-1) - picked
+
+
+def _plan(net: Network) -> tiled.Plan | None:
+    """How `net` wants its vocabulary cut; None to hold all logits at once."""
+    require(net.loss_tile >= 0, f"loss_tile is {net.loss_tile}, expected 0 (all at once) or more.")
+    if net.loss_tile == 0 and net.parallel is None:
+        return None
+    return tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+
+
+def cross_entropy(
+    out: Readout, tokens: Int[Array, "b l"], weights: Float[Array, "b l"], net: Network
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """Weighted cross entropy to tokens.
+
+    Args:
+      out: features [B, L, D] and head.
+      tokens: targets.
+      weights: weight of each position in the sum, float32; 0 switches a position off.
+      net: for its soft cap.
+
+    Returns:
+      sum(weights * nll), differentiable in `out` and `weights`; nll [B, L] in nats, without
+      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
+    """
+    if plan := _plan(net):
+        head, target = (out.kernel, out.bias), ((), (tokens,))
+        fn = tiled.token_target
+        return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
+    nll = token_nll(logits(out, net), tokens)
+    return jnp.sum(weights * nll), jax.lax.stop_gradient(nll)
+
+
+def mixture_cross_entropy(
+    out: Readout,
+    targets: Sequence[tuple[Times, Readout]],
+    weights: Float[Array, "b l"],
+    net: Network,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """Weighted cross entropy to a mixture sum_k w_k softmax(logits(out_k)) of other readouts.
+
+    Args:
+      out: features [B, L, D] and head of the student.
+      targets: pairs (w_k [B] or [B, L], out_k); w_k sum to 1. No gradient flows into them.
+      weights, net: as in `cross_entropy`; the soft cap is shared by all readouts.
+
+    Returns:
+      sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without
+      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
+    """
+    if plan := _plan(net):
+        head, fn = (out.kernel, out.bias), tiled.mixture_target
+        heads, rows = [], []
+        for w, q in jax.lax.stop_gradient(list(targets)):
+            heads.append((q.kernel, q.bias))
+            rows += [over_positions(w, weights.shape), q.features]
+        target = (tuple(heads), tuple(rows))
+        return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
+    log_probs = jax.nn.log_softmax(logits(out, net), axis=-1)
+    target = sum(over_features(w) * probabilities(q, net) for w, q in targets)
+    ce = -jnp.sum(jax.lax.stop_gradient(target) * log_probs, axis=-1)
+    return jnp.sum(weights * ce), jax.lax.stop_gradient(ce)
+
+
+def probabilities(out: Readout, net: Network) -> Float[Array, "b l v"]:
+    """softmax(logits), float32."""
+    return jax.nn.softmax(logits(out, net), axis=-1)
+
+
+def summary(
+    out: Readout, table: Float[Array, "v d"], net: Network
+) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
+    """What a sampler needs of softmax(logits).
+
+    Returns:
+      E[x] = probs @ E, float32 [B, L, D], differentiable both ways; and (tokens, confidence), each
+      [B, L]: the most probable token and its probability, without gradient.
+    """
+    if plan := _plan(net):
+        return tiled.summary(plan, out.features, (out.kernel, out.bias), table)
+    values = logits(out, net)
+    probs = jax.nn.softmax(values, axis=-1)
+    confidence = jax.lax.stop_gradient(jnp.max(probs, axis=-1))
+    return embed_probs(probs, table), (jnp.argmax(values, -1).astype(jnp.int32), confidence)
+
+
+def expected_embedding(out: Readout, table: Float[Array, "v d"], net: Network) -> States:
+    """The first part of `summary` alone."""
+    return summary(out, table, net)[0]

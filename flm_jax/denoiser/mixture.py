@@ -1,0 +1,60 @@
+"""Weighted sums of several read-outs, and tokens drawn from them, tile by tile.
+
+A guided denoiser is sum_k w_k softmax(logits_k) with weights that add up to 1 and may be negative.
+Its embedding is linear in it; its tokens need all V entries of a position at a time, for a tile of
+`net.loss_tile` positions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import States
+from flm_jax.denoiser.head import Readout, embed_probs
+from flm_jax.denoiser.tiled import head_logits, over_tiles
+
+# (positions [T], unnormalised logarithms [B, T, V]) -> (tokens, their probabilities), [B, T].
+Pick = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Part(NamedTuple):
+    """One read-out of a sum: its weight, features [B, L, D] with head, and whose they are."""
+
+    weight: float
+    out: Readout
+    net: Network
+
+
+def mixture(
+    parts: Sequence[Part], table: Float[Array, "v w"], pick: Pick
+) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
+    """What a sampler needs of p = sum_k w_k softmax(logits_k).
+
+    Args:
+      parts: of one vocabulary; the first says how many positions make a tile.
+      table: embeddings [V, W] of any width.
+      pick: chooses tokens. It is given the logits of a single part, of several the logarithms of
+        max(p, 0).
+
+    Returns:
+      p @ table, float32 [B, L, W]; and what `pick` chose, each [B, L].
+    """
+    positions = jnp.arange(parts[0].out.features.shape[1], dtype=jnp.int32)[None]
+
+    def body(_, rows):
+        features, where = rows
+        logits = [
+            head_logits(h, (part.out.kernel, part.out.bias), part.net.logit_softcap)
+            for part, h in zip(parts, features)
+        ]
+        probs = sum(part.weight * jax.nn.softmax(x, axis=-1) for part, x in zip(parts, logits))
+        tiny = jnp.finfo(jnp.float32).tiny
+        scores = logits[0] if len(parts) == 1 else jnp.log(jnp.maximum(probs, tiny))
+        return None, (embed_probs(probs, table), pick(where[0], scores))
+
+    rows = (tuple(part.out.features for part in parts), positions)
+    return over_tiles(body, None, rows, parts[0].net.loss_tile)[1]

@@ -1,0 +1,362 @@
+"""Vocabulary-sized work in tiles of positions, on one device or over a mesh.
+
+Logits [positions, V] live for one tile only. Tiles are [B, tile, ...] slices along L: B lies over
+the devices, so each tile holds rows of every device. Over a mesh (`Parallel`) the tile loops run on
+local rows and local columns of the vocabulary; arrays with a V axis never leave their device but
+for one sum of the head's gradient over the batch axes, after the loop.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Parallel
+
+Head = tuple[jax.Array, jax.Array]
+# (heads, rows): heads of the target's own readouts and its [B, L, ...] arrays.
+Target = tuple[tuple[Head, ...], tuple[jax.Array, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How vocabulary-sized work is cut.
+
+    Attributes:
+      tile: positions of each row in one tile; 0 for all of them.
+      softcap: cap c of logits c * tanh(l / c); 0 for none.
+      parallel: mesh axes to work over explicitly; None leaves partitioning to the compiler.
+    """
+
+    tile: int
+    softcap: float
+    parallel: Parallel | None = None
+
+    @property
+    def batch_axes(self) -> tuple[str, ...]:
+        return self.parallel.batch_axes if self.parallel else ()
+
+    @property
+    def vocab_axes(self) -> tuple[str, ...]:
+        return (self.parallel.vocab_axis,) if self.parallel and self.parallel.vocab_axis else ()
+
+
+def head_logits(features: jax.Array, head: Head, softcap: float) -> jax.Array:
+    """Float32 logits [B, L, V], the product taken in the features' type, capped c * tanh(l / c)."""
+    kernel, bias = head
+    raw = jnp.matmul(features, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
+    raw = raw + bias[None, None]
+    return softcap * jnp.tanh(raw / softcap) if softcap else raw
+
+
+def _psum(x: Any, axes: tuple[str, ...]) -> Any:
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _vary(x: Any, axes: tuple[str, ...]) -> Any:
+    """Marks x as differing between devices, so that sums over `axes` stay out of the tile loop."""
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+
+def _scatter(d_kernel: jax.Array, plan: Plan) -> jax.Array:
+    """Sum of [D, V] over the batch axes, of which each device keeps its shard of the head."""
+    axis = plan.parallel and plan.parallel.embed_axis
+    if not axis:
+        return _psum(d_kernel, plan.batch_axes)
+    part = jax.lax.psum_scatter(d_kernel, axis, scatter_dimension=0, tiled=True)
+    return _psum(part, tuple(a for a in plan.batch_axes if a != axis))
+
+
+def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Sum over the whole vocabulary, [..., 1], from this device's columns."""
+    return _psum(jnp.sum(x, axis=-1, keepdims=True), axes)
+
+
+def log_partition(logits: jax.Array, vocab_axes: tuple[str, ...]) -> jax.Array:
+    """logsumexp over the whole vocabulary, [B, T, 1], from this device's columns."""
+    high = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    high = jax.lax.pmax(high, vocab_axes) if vocab_axes else high
+    total = jnp.sum(jnp.exp(logits - high), axis=-1, keepdims=True)
+    return high + jnp.log(_psum(total, vocab_axes))
+
+
+def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, Any]:
+    """Scans `body` over tiles of positions.
+
+    Args:
+      body: (carry, rows of one tile [B, tile, ...]) -> (carry, outputs [B, tile, ...]).
+      carry: sums to accumulate.
+      rows: arrays [B, L, ...]; a last, shorter tile is filled with zeros.
+      tile: positions in a tile; 0 for all L.
+
+    Returns:
+      The final carry and the outputs [B, L, ...].
+    """
+    length = jax.tree.leaves(rows)[0].shape[1]
+    tile = min(tile, length) or length
+    count = -(-length // tile)
+
+    def split(x):
+        fill = [(0, 0), (0, count * tile - length)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, fill).reshape(x.shape[0], count, tile, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], count * tile, *x.shape[3:])[:, :length]
+
+    carry, outputs = jax.lax.scan(body, carry, jax.tree.map(split, rows))
+    return carry, jax.tree.map(join, outputs)
+
+
+def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
+    """Target concentrated on tokens: (q, this device's share of the cross entropy [B, T])."""
+    tokens = target[1][0]
+    width = logits.shape[-1]
+    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
+    if not plan.vocab_axes:
+        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+        return index == tokens[..., None], (log_z - picked)[..., 0]
+    column = tokens[..., None] - jax.lax.axis_index(plan.vocab_axes) * width
+    picked = jnp.take_along_axis(logits, jnp.clip(column, 0, width - 1), axis=-1)
+    inside = (column >= 0) & (column < width)
+    return index == column, jnp.where(inside, log_z - picked, 0.0)[..., 0]
+
+
+def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
+    """Target sum_k w_k softmax(logits_k), from rows (w_1, features_1, w_2, features_2, ...)."""
+    heads, rows = target
+    q = jnp.zeros_like(logits)
+    for head, w, features in zip(heads, rows[::2], rows[1::2]):
+        other = head_logits(features, head, plan.softcap)
+        q = q + w[..., None] * jnp.exp(other - log_partition(other, plan.vocab_axes))
+    return q, jnp.sum(q * (log_z - logits), axis=-1)
+
+
+TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array, jax.Array]]
+
+
+def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
+    """sum(weights * ce) and ce [B, L] on local rows and columns."""
+
+    def body(_, rows):
+        h, rest = rows
+        logits = head_logits(h, head, plan.softcap)
+        log_z = log_partition(logits, plan.vocab_axes)
+        return None, target_fn(logits, log_z, (target[0], rest), plan)[1]
+
+    _, ce = over_tiles(body, None, (features, target[1]), plan.tile)
+    ce = _psum(ce, plan.vocab_axes)
+    return _psum(jnp.sum(weights * ce), plan.batch_axes), ce
+
+
+def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weights, target):
+    """`_values` and the gradients of the sum in features and head, in one pass over the tiles."""
+    dtype, (kernel, bias) = features.dtype, head
+
+    def body(sums, rows):
+        h, w, rest = rows
+        logits = head_logits(h, head, plan.softcap)
+        log_z = log_partition(logits, plan.vocab_axes)
+        q, ce = target_fn(logits, log_z, (target[0], rest), plan)
+        # exp(logits) anew instead of the exponentials of log_z: no second [B, T, V] array is kept.
+        dlogits = w[..., None] * (jnp.exp(logits - log_z) - q)
+        if plan.softcap:
+            dlogits = dlogits * (1.0 - jnp.square(logits / plan.softcap))
+        dlogits = dlogits.astype(dtype)
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        d_h = product("blv,dv->bld", dlogits, kernel)
+        d_kernel = product("bld,blv->dv", h, dlogits)
+        # A product with ones: jnp.sum here costs the CPU 1.4 times the whole pass.
+        d_bias = product("bl,blv->v", jnp.ones(w.shape, dtype), dlogits)
+        return (sums[0] + d_kernel, sums[1] + d_bias), (ce, d_h)
+
+    zeros = (jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32))
+    zeros = _vary(zeros, plan.batch_axes + plan.vocab_axes)
+    sums, (ce, d_features) = over_tiles(body, zeros, (features, weights, target[1]), plan.tile)
+    ce, d_features = _psum((ce, d_features), plan.vocab_axes)
+    d_head = (_scatter(sums[0], plan), _psum(sums[1], plan.batch_axes))
+    loss = _psum(jnp.sum(weights * ce), plan.batch_axes)
+    return (loss, ce), (d_features.astype(dtype), d_head)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def weighted_cross_entropy(
+    plan: Plan,
+    target_fn: TargetFn,
+    features: jax.Array,
+    head: Head,
+    weights: jax.Array,
+    target: Target,
+) -> tuple[jax.Array, jax.Array]:
+    """sum(weights * ce) and ce [B, L] (nats) to `target_fn` of `target`, tile by tile.
+
+    The weights are known beforehand, so that the forward rule finishes the gradients of each tile
+    (three products of its size in all, as without tiles) and keeps those alone: [B, L, D] in the
+    features' type, [D, V] and [V] in float32. The backward rule scales them.
+
+    Returns:
+      The sum, differentiable in features, head and weights; ce without gradient. No gradient flows
+      to the target. Reverse mode only: `jax.jvp` raises.
+    """
+    return _run(_values, plan, target_fn, features, head, weights, target)
+
+
+def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weights, target):
+    """`local` (`_values` or `_values_and_gradients`) here, or on every device of the mesh."""
+    # Cast here, before any gathering of kernels, and once for all tiles.
+    heads = tuple((k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2]))
+    head = (head[0].astype(features.dtype), head[1])
+    args = (features, head, weights, (heads, target[1]))
+    fn = functools.partial(local, plan, target_fn)
+    if plan.parallel is None:
+        return fn(*args)
+    _check(plan.parallel, features, head[0])
+    rows, columns = _specs(plan)
+    outputs = (PartitionSpec(), rows)
+    if local is _values_and_gradients:
+        scattered = PartitionSpec(plan.parallel.embed_axis, plan.vocab_axes)
+        outputs = (outputs, (rows, (scattered, columns[1])))
+    inputs = (rows, columns, rows, (tuple(columns for _ in heads), rows))
+    return jax.shard_map(fn, mesh=plan.parallel.mesh, in_specs=inputs, out_specs=outputs)(*args)
+
+
+def _forward(plan, target_fn, features, head, weights, target):
+    result, grads = _run(_values_and_gradients, plan, target_fn, features, head, weights, target)
+    # Zero-sized, for the types of the cotangents.
+    kinds = tuple(jnp.zeros((0,), x.dtype) for x in (*head, weights))
+    return result, (*grads, result[1], kinds)
+
+
+def _backward(plan, target_fn, saved, cotangents):
+    g = cotangents[0]
+    d_features, (d_kernel, d_bias), ce, kinds = saved
+    scaled = (g * d_kernel, g * d_bias, g * ce)
+    d_kernel, d_bias, d_weights = (x.astype(kind.dtype) for x, kind in zip(scaled, kinds))
+    d_features = (g * d_features.astype(jnp.float32)).astype(d_features.dtype)
+    return d_features, (d_kernel, d_bias), d_weights, None
+
+
+weighted_cross_entropy.defvjp(_forward, _backward)
+
+
+def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """The largest logit of the whole vocabulary and its first column, each [B, T]."""
+    high = jnp.max(logits, axis=-1)
+    index = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if not vocab_axes:
+        return high, index
+    whole = jax.lax.pmax(high, vocab_axes)
+    index = index + jax.lax.axis_index(vocab_axes) * logits.shape[-1]
+    none = jnp.iinfo(jnp.int32).max
+    return whole, jax.lax.pmin(jnp.where(high == whole, index, none), vocab_axes)
+
+
+def summary(
+    plan: Plan, features: jax.Array, head: Head, table: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """softmax(logits) @ table and the most probable token, tile by tile.
+
+    Returns:
+      The mean, float32 [B, L, D], differentiable both ways (reverse mode computes the logits of a
+      tile again instead of keeping them); and, without gradient, (tokens int32, their
+      probabilities float32), each [B, L]. Of equal logits the first column counts.
+    """
+
+    def local(features, head, table):
+        head, table = _vary((head, table), plan.batch_axes)
+        features = _vary(features, plan.vocab_axes)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def body(_, h):
+            logits = head_logits(h, head, plan.softcap)
+            log_z = log_partition(logits, plan.vocab_axes)
+            mean = jnp.matmul(jnp.exp(logits - log_z), table, precision=jax.lax.Precision.HIGH)
+            high, tokens = _best(jax.lax.stop_gradient(logits), plan.vocab_axes)
+            return None, (mean, tokens, jnp.exp(high - jax.lax.stop_gradient(log_z)[..., 0]))
+
+        mean, tokens, confidence = over_tiles(body, None, features, plan.tile)[1]
+        return _psum(mean, plan.vocab_axes), (tokens, confidence)
+
+    table = table.astype(jnp.float32)
+    if plan.parallel is None:
+        return local(features, head, table)
+    _check(plan.parallel, features, head[0])
+    rows, columns = _specs(plan)
+    specs, out = (rows, columns, PartitionSpec(plan.vocab_axes)), (rows, (rows, rows))
+    fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=specs, out_specs=out)
+    return fn(features, head, table)
+
+
+def probability_rate(
+    features: jax.Array, tangent: jax.Array, head: Head, plan: Plan
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(logits) and its derivative [B, T, V] along a tangent of the features, of one tile."""
+    logits = head_logits(features, head, plan.softcap)
+    rate = head_logits(tangent, (head[0], jnp.zeros_like(head[1])), 0.0)
+    if plan.softcap:
+        rate = rate * (1.0 - jnp.square(logits / plan.softcap))
+    probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes))
+    return probs, probs * (rate - total(probs * rate, plan.vocab_axes))
+
+
+def squared_rate(plan: Plan, features: jax.Array, tangent: jax.Array, head: Head) -> jax.Array:
+    """Squared norm [B, L] of the derivative of softmax(logits) along a tangent, tile by tile.
+
+    Differentiable in features, tangent and head; reverse mode computes a tile again.
+    """
+
+    def local(features, tangent, head):
+        head = _vary(head, plan.batch_axes)
+        features, tangent = _vary((features, tangent), plan.vocab_axes)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def body(_, rows):
+            rate = probability_rate(*rows, head, plan)[1]
+            return None, jnp.sum(jnp.square(rate), axis=-1)
+
+        return _psum(over_tiles(body, None, (features, tangent), plan.tile)[1], plan.vocab_axes)
+
+    if plan.parallel is None:
+        return local(features, tangent, head)
+    _check(plan.parallel, features, head[0])
+    rows, columns = _specs(plan)
+    fn = jax.shard_map(
+        local, mesh=plan.parallel.mesh, in_specs=(rows, rows, columns), out_specs=rows
+    )
+    return fn(features, tangent, head)
+
+
+def _specs(plan: Plan) -> tuple[PartitionSpec, tuple[PartitionSpec, PartitionSpec]]:
+    """Specs of [B, ...] arrays and of a head (kernel [D, V], bias [V])."""
+    vocab = plan.vocab_axes
+    return PartitionSpec(plan.batch_axes), (PartitionSpec(None, vocab), PartitionSpec(vocab))
+
+
+def _check(parallel: Parallel, features: jax.Array, kernel: jax.Array) -> None:
+    shape = parallel.mesh.shape
+    columns, num = kernel.shape[1], shape.get(parallel.vocab_axis, 1)
+    require(
+        columns % num == 0,
+        f"vocabulary of {columns} does not divide over the {num} devices of mesh axis "
+        f"{parallel.vocab_axis!r}; pad it to a multiple of {num} (vocab_multiple={num}).",
+    )
+    width, num = kernel.shape[0], shape.get(parallel.embed_axis, 1)
+    require(
+        width % num == 0,
+        f"head width {width} does not divide over the {num} devices of mesh axis "
+        f"{parallel.embed_axis!r}; give embed_axis=None.",
+    )
+    rows, num = features.shape[0], 1
+    for axis in parallel.batch_axes:
+        num *= shape[axis]
+    require(
+        rows % num == 0,
+        f"batch of {rows} rows does not divide over the {num} devices of mesh axes "
+        f"{parallel.batch_axes}; use a multiple of {num}.",
+    )

@@ -1,0 +1,251 @@
+"""HumanEval and MBPP: problems, prompts, programs made of answers, unbiased pass@k.
+
+HumanEval: arXiv 2107.03374. A model continues a function's header and docstring; its text is cut
+where the function ends. MBPP: arXiv 2108.07732. A model is shown three solved tasks, each with its
+tests, and writes code up to [DONE]. Asked as a question instead (`chat`), it may answer in words
+with a fenced block of code.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from flm_jax.core.errors import require
+from flm_jax.data.jsonl import read_records, text_field
+from flm_jax.evaluation.benchmarks.base import (
+    _OUTPUT_KEPT,
+    Benchmark,
+    Choices,
+    Record,
+    limited,
+    solved_examples,
+)
+from flm_jax.evaluation.benchmarks.sandbox import Sandbox, run_programs
+from flm_jax.metrics.intervals import interval, share_interval
+
+_AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")  # of the HumanEval paper
+_DONE = "[DONE]"
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_SHOTS = (2, 3, 4)  # tasks of MBPP that are shown, in the paper's split for prompts
+_TEST_SPLIT = range(11, 511)
+
+
+class CodeProblem(NamedTuple):
+    """A programming problem.
+
+    Attributes:
+      id: of the data file.
+      text: HumanEval: header and docstring of the function; MBPP: the task in words.
+      entry: HumanEval: name of the function; "" in MBPP.
+      tests: Python statements; they fail by an exception.
+      setup: MBPP: statements before the tests.
+      solution: the reference: HumanEval the function's body, MBPP a whole program.
+    """
+
+    id: str
+    text: str
+    entry: str
+    tests: tuple[str, ...]
+    setup: str
+    solution: str
+
+
+def read_humaneval(path: str) -> list[CodeProblem]:
+    """Problems of a file in HumanEval's format (.jsonl or .jsonl.gz).
+
+    Raises:
+      UserError: no such file, or a bad line (its number).
+    """
+    found = []
+    for where, record in read_records(path, "JSON lines of HumanEval"):
+        names = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
+        task, prompt, entry, test, solution = (text_field(record, name, where) for name in names)
+        found.append(CodeProblem(task, prompt, entry, (test, f"check({entry})"), "", solution))
+    return found
+
+
+def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[CodeProblem]]:
+    """Problems of a file in MBPP's format: the test split, or all where no number is in it.
+
+    Args:
+      path: of the file.
+      whole: all problems.
+
+    Returns:
+      The problems, and those to show in a prompt.
+
+    Raises:
+      UserError: no such file, or a bad line (its number).
+    """
+    found = {}
+    for where, record in read_records(path, "JSON lines of MBPP"):
+        number, tests = record.get("task_id"), record.get("test_list")
+        require(
+            type(number) is int
+            and isinstance(tests, list)
+            and bool(tests)
+            and all(isinstance(test, str) for test in tests),
+            f"{where}: expected a number under 'task_id' and texts under 'test_list', got "
+            f"{number!r} and {tests!r}.",
+        )
+        text, code = (text_field(record, n, where).replace("\r", "") for n in ("text", "code"))
+        setup = str(record.get("test_setup_code") or "")
+        found[number] = CodeProblem(f"MBPP/{number}", text, "", tuple(tests), setup, code)
+    problems = [problem for number, problem in found.items() if whole or number in _TEST_SPLIT]
+    return problems or list(found.values()), [found[n] for n in _SHOTS if n in found]
+
+
+def humaneval_prompt(problem: CodeProblem, chat: bool) -> str:
+    """What a model is given."""
+    if not chat:
+        return problem.text
+    return (
+        f"Complete this Python function. Answer with the whole function, in a code block.\n"
+        f"```python\n{problem.text.rstrip()}\n```"
+    )
+
+
+def mbpp_prompt(problem: CodeProblem, shots: Sequence[CodeProblem], chat: bool) -> str:
+    """What a model is given: the paper's prompt, after solved ones; as a question without them."""
+    tests = "\n".join(problem.tests)
+    if chat:
+        return (
+            f"{problem.text.strip()}\nAnswer with Python code, in a code block, that passes these "
+            f"tests:\n{tests}"
+        )
+    shown = [f"{_task(shot)}{shot.solution}\n{_DONE}\n\n" for shot in shots]
+    return "".join(shown) + _task(problem)
+
+
+def _task(problem: CodeProblem) -> str:
+    tests = "\n".join(problem.tests)
+    return (
+        f"You are an expert Python programmer, and here is your task: {problem.text.strip()} Your "
+        f"code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+    )
+
+
+def code_block(answer: str) -> str | None:
+    """The longest fenced block of an answer; None without one. An open last fence is a block."""
+    blocks = _FENCE.findall(answer)
+    return max(blocks, key=len) if blocks else None
+
+
+def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> str:
+    """The program that tests an answer.
+
+    A continuation follows the header and is cut where another top-level statement begins. Of a
+    chat's answer the fenced block counts, or all of it; one that defines the function takes the
+    place of header and body, behind what stands before the header, such as imports.
+    """
+    tests = "\n".join(problem.tests)
+    if not chat:
+        places = [place for stop in _AFTER_FUNCTION if (place := answer.find(stop)) >= 0]
+        return f"{problem.text}{answer[: min(places, default=None)]}\n{tests}\n"
+    block = code_block(answer)
+    code = answer if block is None else block
+    head = re.search(rf"^def {re.escape(problem.entry)}\b", code, re.MULTILINE)
+    if not head:
+        return f"{problem.text}{code}\n{tests}\n"
+    before = problem.text[: max(problem.text.rfind(f"def {problem.entry}"), 0)]
+    return f"{before}\n{code}\n{tests}\n"
+
+
+def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> str:
+    """The program that tests an answer: its code up to [DONE], or its fenced block."""
+    code = answer.partition(_DONE)[0]
+    if chat and (block := code_block(code)) is not None:
+        code = block
+    return "\n".join([code.replace("\r", ""), problem.setup, *problem.tests]) + "\n"
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased chance that one of k answers is right: 1 - C(n-c, k) / C(n, k).
+
+    Source: arXiv 2107.03374, eq. 1.
+
+    Args:
+      samples: n answers of a problem, of which `right` = c passed.
+
+    Raises:
+      UserError: unless 1 <= k <= n and 0 <= c <= n.
+    """
+    require(
+        1 <= k <= samples and 0 <= right <= samples,
+        f"got pass@{k} of {samples} answers, {right} right; expected 1 <= k <= answers.",
+    )
+    return float(1 - Fraction(math.comb(samples - right, k), math.comb(samples, k)))
+
+
+def _tested(sandbox: Sandbox, programs: Sequence[str]) -> list[Record]:
+    return [
+        {
+            "passed": outcome.status == "passed",
+            "status": outcome.status,
+            "detail": outcome.detail,
+            "output": outcome.output[:_OUTPUT_KEPT],
+            "seconds": round(outcome.seconds, 3),
+        }
+        for outcome in run_programs(sandbox, programs)
+    ]
+
+
+def _pass_figures(records: Sequence[Record], pass_at: Sequence[int]) -> Record:
+    """pass@k, its mean over problems; intervals cover other problems."""
+    found: dict[str, list[bool]] = {}
+    for record in records:
+        found.setdefault(record["id"], []).append(record["passed"])
+    row = {}
+    for k in pass_at:
+        each = np.array([pass_at_k(len(r), sum(r), k) for r in found.values()])
+        share = float(each.mean())
+        # Where all problems are alike, drawing them again says nothing.
+        single = share in (0.0, 1.0) or all(len(results) == 1 for results in found.values())
+        bounds = share_interval(share, len(each)) if single else interval(np.mean, each)[1:]
+        row |= {f"pass@{k}": share, f"pass@{k}_low": bounds[0], f"pass@{k}_high": bounds[1]}
+    broken = sum(record["status"] == "error" for record in records)
+    return row | ({"programs_not_started": broken} if broken else {})
+
+
+def _fenced(text: str) -> str:
+    return f"```python\n{text}\n```"
+
+
+def make_humaneval(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
+    problems, chat = limited(read_humaneval(path), choices), choices.chat
+
+    def reference(i: int) -> str:
+        problem = problems[i]
+        return _fenced(problem.text + problem.solution) if chat else problem.solution
+
+    def score(pairs: Sequence[tuple[int, str]]) -> list[Record]:
+        return _tested(sandbox, [humaneval_program(problems[i], a, chat) for i, a in pairs])
+
+    return Benchmark(
+        ids=[problem.id for problem in problems],
+        prompt=lambda i, before: humaneval_prompt(problems[i], chat),
+        reference=reference,
+        score=score,
+        summary=lambda records: _pass_figures(records, choices.pass_at),
+    )
+
+
+def make_mbpp(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
+    problems, examples = read_mbpp(path, choices.whole)
+    problems, chat = limited(problems, choices), choices.chat
+    shots = solved_examples(examples, choices, 3, path)
+
+    def score(pairs: Sequence[tuple[int, str]]) -> list[Record]:
+        return _tested(sandbox, [mbpp_program(problems[i], a, chat) for i, a in pairs])
+
+    return Benchmark(
+        ids=[problem.id for problem in problems],
+        prompt=lambda i, before: mbpp_prompt(problems[i], shots, chat),
+        reference=lambda i: _fenced(problems[i].solution) if chat else problems[i].solution,
+        score=score,
+        summary=lambda records: _pass_figures(records, choices.pass_at),
+    )

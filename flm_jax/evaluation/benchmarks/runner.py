@@ -1,0 +1,146 @@
+"""Runs a benchmark: answers in batches, a record of each as it is scored, continued where it was.
+
+A folder holds settings.json, records.jsonl (one line an answer), and at the end summary.json. A run
+that was stopped writes the same records as one that was not: each batch has its own random key.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flm_jax.build.load import Model
+from flm_jax.core.errors import require
+from flm_jax.core.files import append_json_line, read_json_lines, write_json
+from flm_jax.evaluation.benchmarks.base import Benchmark, Record
+from flm_jax.inference.answers import Answer, Answering, answer_batches
+from flm_jax.inference.prompts import Prompt, room
+
+SETTINGS, RECORDS, SUMMARY = "settings.json", "records.jsonl", "summary.json"
+Key = tuple[str | int, int, int]
+# (texts, wanted) -> batches of answers to the wanted ones.
+Answerer = Callable[[Sequence[str], Callable[[int], bool]], Iterator[list[Answer]]]
+
+
+def by_model(model: Model, how: Answering) -> Answerer:
+    """Answers of a model; a text that leaves no room to write gets "" without a call.
+
+    Raises:
+      UserError: none fits.
+    """
+
+    def answer(texts: Sequence[str], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
+        length = how.length or model.net.max_length
+        rooms = [room(model, Prompt(text), length, how.chat) for text in texts]
+        fit = [place for place, left in enumerate(rooms) if left >= 1]
+        require(
+            bool(fit),
+            f"no prompt of the benchmark fits in {length} tokens, the longest that the model may "
+            f"write; the shortest takes {length - max(rooms)}.",
+        )
+        if lost := [Answer(i, "", "", 0) for i, left in enumerate(rooms) if left < 1 and wanted(i)]:
+            yield lost
+        most = how.answer_length
+        prompts = [Prompt(texts[i], "", min(most, rooms[i]) if most else None) for i in fit]
+        for batch in answer_batches(model, prompts, how, lambda i: wanted(fit[i])):
+            yield [one._replace(place=fit[one.place]) for one in batch]
+
+    return answer
+
+
+def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Answerer:
+    """The right answers, as a model would give them: what all that follows makes of them."""
+    require(
+        benchmark.reference is not None, "got --reference; this benchmark has no right answers."
+    )
+
+    def answer(texts: Sequence[str], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
+        places = [place for place in range(len(texts)) if wanted(place)]
+        for start in range(0, len(places), batch_size):
+            some = places[start : start + batch_size]
+            found = [benchmark.reference(place // samples) for place in some]
+            yield [Answer(i, text, texts[i] + text, 0) for i, text in zip(some, found)]
+
+    return answer
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
+    """Records that are there, by (problem, sample, turn).
+
+    Raises:
+      UserError: records of other settings, or damaged ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, settings = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
+    if path.exists():
+        before = json.loads(path.read_text())
+        keys = [k for k in settings | before if settings.get(k) != before.get(k)]
+        require(
+            not keys,
+            f"{folder} holds records of other settings ("
+            + "; ".join(f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now" for k in keys)
+            + "); give those, or another --out.",
+        )
+    else:
+        write_json(path, json.dumps(settings, indent=1) + "\n")
+    return {(r["id"], r["sample"], r["turn"]): r for r in read_json_lines(folder / RECORDS)}
+
+
+def collect(
+    benchmark: Benchmark,
+    folder: Path,
+    done: dict[Key, Record],
+    answer: Answerer,
+    samples: int = 1,
+    show: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Record]:
+    """Answers and scores what is not done yet.
+
+    Args:
+      done: of `open_folder`.
+      samples: answers to each problem.
+      show: called with the number of records done, and of all.
+
+    Returns:
+      All records, in the order of turns, problems and samples.
+    """
+    require(samples >= 1, f"got samples={samples}; expected at least 1.")
+    places = list(itertools.product(range(len(benchmark.ids)), range(samples)))
+    order: list[Key] = []
+    for turn in range(benchmark.turns):
+        keys = [(benchmark.ids[i], sample, turn) for i, sample in places]
+        order += keys
+        if all(key in done for key in keys):
+            continue
+        earlier = [[done[(*key[:2], t)]["answer"] for t in range(turn)] for key in keys]
+        texts = [benchmark.prompt(i, before) for (i, _), before in zip(places, earlier)]
+        for batch in answer(texts, lambda place, keys=keys: keys[place] not in done):
+            scores = benchmark.score([(places[one.place][0], one.text) for one in batch])
+            records = [
+                _record(keys[one.place], texts[one.place], one, score)
+                for one, score in zip(batch, scores)
+            ]
+            append_json_line(folder / RECORDS, records)
+            done.update((keys[one.place], record) for one, record in zip(batch, records))
+            show(len(done), len(places) * benchmark.turns)
+    return [done[key] for key in order]
+
+
+def _record(key: Key, prompt: str, answer: Answer, score: Record) -> Record:
+    # An answer that took no call did not fit; right answers take none either, but have a text.
+    lost = {} if answer.calls or answer.whole else {"too_long": True}
+    name = dict(zip(("id", "sample", "turn"), key))
+    return name | {"prompt": prompt, "answer": answer.text, "calls": answer.calls} | lost | score
+
+
+def summarise(benchmark: Benchmark, records: Sequence[Record]) -> Record:
+    """Figures of all records, with the number of problems and of those that did not fit."""
+    asked = [record["calls"] for record in records if not record.get("too_long")]
+    row = {
+        "problems": len(benchmark.ids),
+        "samples_each": len(records) // (len(benchmark.ids) * benchmark.turns),
+        "calls": sum(asked) / max(len(asked), 1),
+        "too_long": len(records) - len(asked),
+    }
+    return row | benchmark.summary(records)

@@ -1,0 +1,308 @@
+"""Compares models at equal network calls: trains what is missing, measures, writes a report.
+
+Everything lies in one folder: models/NAME (a workdir each), rows/NAME-STEPS.json, report.md,
+report.json and plots. What is there already is not done again.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from flm_jax.build.families.registry import family, objective_name
+from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.checkpoints.workdir import latest_step
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare
+from flm_jax.data.corpus.sources import SourceConfig
+from flm_jax.evaluation.judges import load_judge
+from flm_jax.evaluation.measure import measure, measure_data, subject
+from flm_jax.evaluation.plots import draw_comparison, draw_schedule
+from flm_jax.evaluation.tables import Row, table
+from flm_jax.metrics.generative_perplexity import Judge
+from flm_jax.samplers.flow import Steering
+from flm_jax.training.schedule_log import read_schedule
+from flm_jax.training.trainer import train_run
+
+_KEYS = ("title", "samples", "batch_size", "seed", "models")
+# judge: name of a model of the comparison, or a folder as of `judging.load_judge`; "" for none.
+# prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
+_OPTIONAL = {"judge": "", "prepare": {}}
+_MODEL_KEYS = ("config", "steps", "teacher")
+# ways: {label: {"steps": ..., and keys of `families.Options` and of `Steering`}}: the same model
+# sampled otherwise.
+_MODEL_OPTIONAL = {"ways": {}}
+
+
+class Entry(NamedTuple):
+    """One model of a comparison.
+
+    Attributes:
+      name: its folder's name and its label in the report.
+      config: a checked training configuration.
+      steps: numbers of steps to sample it with; the length where a model has no choice;
+        none where it is not sampled.
+      teacher: name of an earlier entry to distil, or "".
+      options: how it is sampled.
+      of: name of the entry that trains it; its own, or an earlier one that is sampled otherwise.
+    """
+
+    name: str
+    config: dict[str, Any]
+    steps: list[int]
+    teacher: str
+    options: Options
+    of: str
+
+
+def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
+    """The models of a comparison, in its order.
+
+    Raises:
+      UserError: unknown or missing keys, a teacher that does not stand before its student, step
+        counts below 1, a bad training configuration.
+    """
+    _check_keys(config, (*_KEYS, *_OPTIONAL), "the comparison")
+    require(bool(config["models"]), "the comparison has no models; add some under config.models.")
+    for key in ("samples", "batch_size"):
+        require(config[key] >= 1, f"config.{key} is {config[key]}; expected at least 1.")
+    found: list[Entry] = []
+    for name, given in config["models"].items():
+        given = _MODEL_OPTIONAL | dict(given)
+        _check_keys(given, (*_MODEL_KEYS, *_MODEL_OPTIONAL), f"config.models.{name}")
+        steps, teacher = _steps(given, f"config.models.{name}"), given["teacher"]
+        earlier = [entry.of for entry in found]
+        if teacher and teacher not in earlier:
+            raise unknown_name(f"teacher of {name} (a model before it)", teacher, earlier)
+        trained = check(given["config"])
+        if teacher:
+            trained["objective"]["teacher"] = str(_workdir(folder, teacher))
+        if config["prepare"]:
+            trained["data"]["path"] = str(_data(folder))
+        if steps and not family(trained).steps_free:
+            steps = [trained["model"]["length"]]
+        found.append(Entry(name, trained, steps, teacher, PLAIN, name))
+        found += [_way(found[-1], label, way) for label, way in given["ways"].items()]
+    require(any(e.steps for e in found), "no model of the comparison has steps to sample it with.")
+    return found
+
+
+def _steps(given: dict[str, Any], where: str) -> list[int]:
+    steps = list(given["steps"])
+    require(
+        all(type(n) is int and n >= 1 for n in steps),
+        f"{where}.steps is {steps}; expected numbers from 1, such as (1, 4), or none for a model "
+        "that only judges or teaches.",
+    )
+    return steps
+
+
+def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
+    """The model of `entry` sampled otherwise, under the name "NAME LABEL"."""
+    where = f"config.models.{entry.name}.ways.{label}"
+    names, steers = ([f.name for f in dataclasses.fields(kind)] for kind in (Options, Steering))
+    require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
+    for key in given:
+        if key not in ("steps", *names, *steers):
+            raise unknown_name(f"key of {where}", key, ("steps", *names, *steers))
+    of = lambda keys: {key: value for key, value in given.items() if key in keys}
+    options = Options(**of(names))
+    if steering := of(steers):
+        options = dataclasses.replace(options, steering=Steering(**steering))
+    name, steps = f"{entry.name} {label}", _steps(given, where)
+    return entry._replace(name=name, steps=steps, options=options)
+
+
+def _trained(models: list[Entry]) -> list[Entry]:
+    return [entry for entry in models if entry.of == entry.name]
+
+
+def _check_keys(got: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
+    for key in got:
+        if key not in valid:
+            raise unknown_name(f"key of {where}", key, valid)
+    missing = [key for key in valid if key not in got]
+    require(not missing, f"{where} lacks {', '.join(missing)}; expected {', '.join(valid)}.")
+
+
+def _workdir(folder: epath.Path, name: str) -> epath.Path:
+    return folder / "models" / name
+
+
+def _data(folder: epath.Path) -> epath.Path:
+    return folder / "data"
+
+
+def compare_run(config: dict[str, Any], workdir: str) -> int:
+    """Trains, measures and reports; continues where an earlier call was stopped.
+
+    Args:
+      config: of a file configs/comparisons, as a plain dict.
+      workdir: folder of the comparison.
+
+    Returns:
+      0, or the exit status of a training that was stopped.
+
+    Raises:
+      UserError: bad configurations; before anything is trained.
+    """
+    folder, config = epath.Path(workdir), _OPTIONAL | config
+    models = entries(config, folder)
+    judge = _judge(config["judge"], models, folder)
+    preparation = _preparation(config["prepare"], str(_data(folder)))
+    if preparation:
+        prepare(preparation)
+    trained = _trained(models)
+    for number, entry in enumerate(trained, 1):
+        where = _workdir(folder, entry.name)
+        if latest_step(where) == entry.config["train"]["steps"]:
+            print(f"[{number}/{len(trained)}] {entry.name}: trained", flush=True)
+            continue
+        print(f"[{number}/{len(trained)}] {entry.name}: training in {where}", flush=True)
+        status = train_run(entry.config, str(where))
+        if status:
+            return status
+    given = {key: config[key] for key in ("samples", "batch_size", "seed")}
+    job = _Measuring(folder, given, judge, functools.cache(lambda: judge and load_judge(judge)))
+    rows = [row for entry in models if entry.steps for row in _rows(job, entry)]
+    rows.append(_data_row(job, next(entry for entry in models if entry.steps)))
+    _write_report(folder, config["title"], models, rows)
+    print(f"wrote {folder / 'report.md'}", flush=True)
+    return 0
+
+
+def _preparation(given: dict[str, Any], out: str) -> PrepareConfig | None:
+    """config.prepare: keys of `SourceConfig` and of the tokenizer of `PrepareConfig`."""
+    if not given:
+        return None
+    source = [field.name for field in dataclasses.fields(SourceConfig)]
+    tokenizer = ["tokenizer", "vocab_size", "sentencepiece_model"]
+    for key in given:
+        if key not in source + tokenizer:
+            raise unknown_name("key of config.prepare", key, source + tokenizer)
+    require(
+        bool(given.get("path")) or given.get("source") == "pydoc",
+        "this comparison reads files that are not part of it; name them by --config.prepare.path=.",
+    )
+    cfg = SourceConfig(**{key: given[key] for key in source if key in given})
+    return PrepareConfig(cfg, out, **{key: given[key] for key in tokenizer if key in given})
+
+
+def _judge(name: str, models: list[Entry], folder: epath.Path) -> str:
+    """The judge's folder; "" for none."""
+    own = {entry.name: entry for entry in models}
+    if not name or name not in own:
+        require(
+            not name or (epath.Path(name) / "config.json").exists(),
+            f"config.judge is {name!r}; expected a model of the comparison "
+            f"({', '.join(own)}), a workdir or a GPT-2 folder.",
+        )
+        return name
+    config = own[name].config
+    require(
+        family(config).likelihood == "exact",
+        f"config.judge {name} is a model of objective {objective_name(config)}; expected an "
+        "autoregressive one.",
+    )
+    return str(_workdir(folder, name))
+
+
+class _Measuring(NamedTuple):
+    """What all rows share: samples, batch_size and seed; the judge's folder, and how to open it."""
+
+    folder: epath.Path
+    given: dict[str, int]
+    judge: str
+    open_judge: Callable[[], Judge | None]
+
+    def settings(self, trained_steps: int) -> dict[str, Any]:
+        """What a row depends on; one with other settings is measured again."""
+        judge = {"judge": self.judge, "judge_steps": latest_step(self.judge)} if self.judge else {}
+        return self.given | {"trained_steps": trained_steps} | judge
+
+    def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
+        path = self.folder / "rows" / f"{name}.json"
+        row = json.loads(path.read_text()) if path.exists() else {}
+        return row if row.get("settings") == settings else None
+
+    def keep(self, name: str, row: Row) -> Row:
+        path = self.folder / "rows" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row) + "\n")
+        return row
+
+
+def _rows(job: _Measuring, entry: Entry) -> list[Row]:
+    """A row for each number of steps, read back where it was measured with the same settings.
+
+    What is missing is measured together: model, data and likelihood are read and computed once.
+    """
+    settings = job.settings(entry.config["train"]["steps"])
+    if entry.options != PLAIN:
+        settings |= {"options": dataclasses.asdict(entry.options)}
+    found = {steps: job.kept(f"{entry.name}-{steps}", settings) for steps in entry.steps}
+    missing = [steps for steps, row in found.items() if row is None]
+    if missing:
+        print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
+        workdir = str(_workdir(job.folder, entry.of))
+        rows = measure(workdir, missing, judge=job.open_judge(), options=entry.options, **job.given)
+        for steps, row in zip(missing, rows):
+            row |= {"model": entry.name, "settings": settings}
+            found[steps] = job.keep(f"{entry.name}-{steps}", row)
+    return list(found.values())
+
+
+def _data_row(job: _Measuring, entry: Entry) -> Row:
+    """The figures of held-out data, by which the others are read."""
+    settings = job.settings(0)
+    row = job.kept("data", settings)
+    if row is None:
+        what = subject(str(_workdir(job.folder, entry.of)), job.open_judge())
+        row = measure_data(what, job.given["samples"], job.given["batch_size"])
+        row = job.keep("data", row | {"settings": settings})
+    return row
+
+
+def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
+    """The last evaluation's loss in each bin of the clock (tau: nats/token); {} without one."""
+    path = workdir / "metrics.jsonl"
+    profile: dict[float, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        found = {
+            float(k.rsplit("_", 1)[1]): v
+            for k, v in json.loads(line).items()
+            if k.startswith("eval/nll_at_tau_")
+        }
+        profile = found or profile
+    return profile
+
+
+def _calls(row: Row) -> str:
+    return f", {row['calls']:g} calls" if "calls" in row else ""
+
+
+def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: list[Row]) -> None:
+    trained = _trained(models)
+    profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in trained}
+    try:
+        plots = draw_comparison(folder, rows, {k: v for k, v in profiles.items() if v})
+        for entry in trained:
+            if records := read_schedule(_workdir(folder, entry.name)):
+                plots.append(f"schedule_{entry.name}.png")
+                draw_schedule(folder / plots[-1], records)
+    except ImportError as error:
+        raise UserError(f"plots need matplotlib ({error}): pip install 'flm-jax[plots]'") from error
+    budget = "\n".join(
+        f"- {e.name}: {e.config['train']['steps']:,} steps of {e.config['train']['batch']} rows"
+        + (f", from {e.teacher}" if e.teacher else "")
+        for e in trained
+    )
+    pictures = "\n".join(f"![{name}]({name})" for name in plots)
+    samples = "\n".join(f"- {row['model']}{_calls(row)}: {row['samples'][0]!r}" for row in rows)
+    text = f"# {title}\n\n{table(rows)}\n\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
+    (folder / "report.md").write_text(f"{text}{samples}\n")
+    (folder / "report.json").write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")

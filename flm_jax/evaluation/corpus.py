@@ -1,0 +1,75 @@
+"""Likelihood of a prepared corpus under a trained model (zero-shot perplexity)."""
+
+import math
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import load_model
+from flm_jax.core.errors import require
+from flm_jax.data.corpus.store import load_prepared
+from flm_jax.data.loading import framing
+from flm_jax.data.packing import PackedSource
+from flm_jax.data.pipeline import eval_batches
+from flm_jax.evaluation.measure import corpus_likelihood, nll_figures
+from flm_jax.evaluation.tables import Row
+from flm_jax.metrics.likelihood import Likelihood
+
+
+def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_size: int) -> Row:
+    """Zero-shot perplexity: exact for AR, from an upper bound for masked diffusion and flows.
+
+    The corpus is cut as the model's own training data was (length, packing), so that a sequence is
+    judged without what stands before it.
+
+    Args:
+      workdir: of the model.
+      corpus: folder that prepare_data wrote with the model's tokenizer.
+      split: of it, such as "valid".
+      sequences: the first of them, in whole batches; 0 for all.
+      batch_size: sequences at a time.
+
+    Returns:
+      nll_nats_per_token and perplexity with their 95% intervals over sequences, `likelihood` (see
+      `measure.losses`), and, where documents are not cut off (packing wrap or stream),
+      bits_per_byte of UTF-8, by the mean bytes of a token of the whole split: that alone compares
+      between tokenizers.
+
+    Raises:
+      UserError: no such model or corpus, another tokenizer, a model without likelihood.
+    """
+    require(sequences >= 0, f"got corpus_sequences={sequences}; expected 0 (all) or more.")
+    require(batch_size >= 1, f"got batch_size={batch_size}; expected at least 1.")
+    model, prepared = load_model(workdir), load_prepared(corpus)
+    own, other = model.tokenizer.fingerprint, prepared.tokenizer.fingerprint
+    require(
+        own == other,
+        f"corpus {corpus} has another tokenizer ({other[:12]}) than {workdir} ({own[:12]}); "
+        f"prepare it anew with prepare_data --tokenizer={workdir}/tokenizer.",
+    )
+    kind = family(model.config)
+    require(
+        kind.row_likelihood(model.config, model.net, model.clock) is not None,
+        f"{workdir} has no likelihood: its output is no distribution.",
+    )
+    stream, packing = prepared.split(split), framing(model.config)
+    source = PackedSource(stream, model.tokenizer, model.net.max_length, packing)
+    most = -(-sequences // batch_size) if sequences else None
+    found = corpus_likelihood(model, eval_batches(source, batch_size, max_batches=most))
+    row = {
+        "model": workdir,
+        "kind": kind.kind(model.net),
+        "corpus": corpus,
+        "sequences": found.sequences,
+        **nll_figures(model, found),
+    }
+    for end in ("", "_low", "_high"):
+        row[f"perplexity{end}"] = math.exp(row[f"nll_nats_per_token{end}"])
+    if packing != "pad":
+        bytes_per_token = stream.counts["bytes"] / stream.counts["tokens"]
+        row["bits_per_byte"] = _bits(found, packing, model.net.max_length) / bytes_per_token
+    return row
+
+
+def _bits(found: Likelihood, packing: str, length: int) -> float:
+    """Bits per token of the corpus: the two that frame an example of "wrap" are not of it."""
+    block = length - 2 if packing == "wrap" else length
+    return found.nats_per_token * found.tokens / (found.sequences * block) / math.log(2)

@@ -1,0 +1,218 @@
+"""Samples a trained model and says how good its samples are; tables of such rows."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import Model, load_model
+from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.core.errors import require
+from flm_jax.data import loading
+from flm_jax.data.loading import framing
+from flm_jax.data.pipeline import eval_batches
+from flm_jax.evaluation.tables import Row
+from flm_jax.inference import engine
+from flm_jax.metrics.denoising import tau_profile
+from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity
+from flm_jax.metrics.intervals import share_interval
+from flm_jax.metrics.likelihood import Likelihood, likelihood
+from flm_jax.metrics.text import diversity_report, unigram_entropy
+from flm_jax.samplers.base import Given, nothing_given
+
+_HELD_OUT = 512  # sequences that samples are compared with
+_PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
+_LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws each
+
+
+def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
+    """What the model makes of held-out data, nats/token; nothing for outputs of no distribution.
+
+    Returns:
+      nll_nats_per_token with the 95% interval of its estimate, and `likelihood`: "exact", or "upper
+      bound" (the NELBO of masked diffusion, `evals.flow_likelihood` of flows). For flows also
+      denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
+      is no likelihood.
+    """
+    kind, parts = family(model.config), (model.config, model.net, model.clock)
+    most = max(1, _LIKELIHOOD_ROWS // batch_size)
+    batches = lambda: eval_batches(data.valid, batch_size, max_batches=most)
+    row = {}
+    if kind.row_likelihood(*parts) is not None:
+        row |= nll_figures(model, corpus_likelihood(model, batches()))
+    row_nll = None if kind.row_nll is kind.row_likelihood else kind.row_nll(*parts)
+    if row_nll is not None:
+        profile = tau_profile(jax.jit(row_nll), model.params, batches(), 0, jax.random.key(1))
+        row["denoising_nats_per_token"] = profile["nll_nats_per_token"]
+    return row
+
+
+def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:
+    """Negative log-likelihood, or a bound, of batches of `eval_batches`."""
+    kind = family(model.config)
+    row = kind.row_likelihood(model.config, model.net, model.clock)
+    return likelihood(jax.jit(row), model.params, batches, draws=kind.draws)
+
+
+def nll_figures(model: Model, found: Likelihood) -> Row:
+    """A likelihood as columns of a table."""
+    half = 1.96 * found.standard_error
+    return {
+        "likelihood": family(model.config).likelihood,
+        "nll_nats_per_token": found.nats_per_token,
+        "nll_nats_per_token_low": found.nats_per_token - half,
+        "nll_nats_per_token_high": found.nats_per_token + half,
+    }
+
+
+class Subject(NamedTuple):
+    """What the samples of one model are compared with.
+
+    Attributes:
+      model, data: as trained.
+      reference: held-out sequences [M, L].
+      judge: scores the samples, or None.
+    """
+
+    model: Model
+    data: loading.Data
+    reference: np.ndarray
+    judge: Judge | None
+
+
+def subject(workdir: str, judge: Judge | None = None) -> Subject:
+    """Opens a trained model with its data.
+
+    Raises:
+      UserError: no such model, or other data than it was trained on.
+    """
+    model = load_model(workdir)
+    data = loading.open_data(model.config)
+    require(
+        data.tokenizer.fingerprint == model.tokenizer.fingerprint,
+        f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
+    )
+    return Subject(model, data, _held_out(data, slice(_reference_size(data))), judge)
+
+
+def measure(
+    workdir: str,
+    steps: Sequence[int],
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    options: Options = PLAIN,
+    judge: Judge | None = None,
+) -> Iterator[Row]:
+    """One row after another, for each number of steps that the model can be sampled with.
+
+    Args:
+      workdir: of a trained model; its data must be where they were.
+      steps: numbers of steps; a model that has no choice is sampled once.
+      samples: drawn for each row.
+      batch_size: samples, and validation rows, at a time.
+      seed: of the noise.
+      judge: scores the samples; None for no generative perplexity.
+
+    Yields:
+      Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
+
+    Raises:
+      UserError: no such model, other data, impossible numbers; before the first row.
+    """
+    what = subject(workdir, judge)
+    model, length = what.model, what.model.net.max_length
+    engine.check_request(model, steps, samples, length)
+    nats = losses(model, what.data, batch_size)
+    given = nothing_given(min(batch_size, samples), length)
+    for count in engine.step_counts(model, steps, length):
+        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, options=options)
+        yield {
+            "model": workdir,
+            "kind": family(model.config).kind(model.net),
+            "calls": drawn.calls,
+            "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
+            **figures(what, drawn.tokens, batch_size),
+            **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, options),
+            "data_entropy_nats": unigram_entropy(what.reference[:256]),
+            **nats,
+            "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
+        }
+
+
+def measure_data(what: Subject, samples: int, batch_size: int) -> Row:
+    """The same figures for held-out data in the place of samples: what a perfect model would have.
+
+    As many sequences as there are, up to `samples`, none of which is in the reference.
+    """
+    left = max(len(what.data.valid) - _reference_size(what.data), 1)
+    tokens = _held_out(what.data, slice(-min(left, samples), None))
+    return {
+        "model": "data",
+        "kind": f"{len(tokens)} held-out sequences",
+        **figures(what, tokens, batch_size),
+        "data_entropy_nats": unigram_entropy(what.reference[:256]),
+        "samples": [what.model.tokenizer.decode(r) for r in tokens[:64]],
+    }
+
+
+def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
+    """Quality and diversity of sequences [N, L]; a perplexity only with the entropy beside it."""
+    row = {}
+    if what.judge:
+        own = what.model.tokenizer, framing(what.model.config)
+        judged = judge_samples(what.judge, tokens, *own, batch_size)
+        row["judge_perplexity"], low, high = perplexity(judged)
+        row |= {"judge_perplexity_low": low, "judge_perplexity_high": high}
+    row |= diversity_report(tokens, what.reference)
+    if task := what.data.task:
+        row |= {f"task_{k}": v for k, v in task.report(tokens).items()}
+        row["task_valid_low"], row["task_valid_high"] = share_interval(
+            row["task_valid"], len(tokens)
+        )
+    return row
+
+
+def completions(
+    what: Subject, steps: int, count: int, batch_size: int, seed: int, options: Options
+) -> Row:
+    """Problems of the model's task that it completes right; {} where it has none to complete.
+
+    Every family can be given clean tokens, but an autoregressive model does not see those after the
+    place it writes: it gets problems that begin with all that is given, such as sums, alone. A
+    flow that was not trained with given tokens holds them on their own path from noise.
+
+    Returns:
+      problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval;
+      problem_calls, network calls of a batch.
+    """
+    task, model = what.data.task, what.model
+    if task is None or not task.has_problems:
+        return {}
+    tokens, given = task.problems(count, _PROBLEM_SEED)
+    # A prefix: no position is given behind one that is not.
+    if not family(model.config).sees_ahead and (np.diff(given.astype(int), axis=1) > 0).any():
+        return {}
+    settings = dict(steps=steps, batch_size=batch_size, seed=seed, options=options)
+    done = engine.complete(model, Given(tokens, given), **settings)
+    row = {f"problem_{k}": v for k, v in task.report_problems(done.tokens, tokens, given).items()}
+    low, high = share_interval(row["problem_solved"], count)
+    return row | {
+        "problem_solved_low": low,
+        "problem_solved_high": high,
+        "problem_calls": done.calls,
+    }
+
+
+def _reference_size(data: loading.Data) -> int:
+    """Half of the held-out sequences are left for `measure_data`, where there are few."""
+    return max(1, min(_HELD_OUT, len(data.valid) // 2))
+
+
+def _held_out(data: loading.Data, places: slice) -> np.ndarray:
+    """Held-out sequences in a fixed random order: neighbours are of one document."""
+    order = np.random.default_rng(0).permutation(len(data.valid))[places]
+    return np.stack([data.valid[int(i)]["tokens"] for i in order])

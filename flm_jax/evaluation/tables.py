@@ -1,0 +1,33 @@
+"""Rows of figures as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+_APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
+
+
+def _cell(row: Row, name: str) -> str:
+    """A figure of a row, with its interval where it has one."""
+    if name not in row:
+        return ""
+    if isinstance(row[name], str):
+        return row[name]
+    if f"{name}_low" not in row:
+        return f"{row[name]:.4g}"
+    return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown table of rows: every figure that any of them has."""
+    # Of all rows: without a valid sample there is no perplexity, for example.
+    names = dict.fromkeys(k for row in rows for k in row if k not in _APART)
+    numbers = [k for k in names if not k.endswith(("_low", "_high"))]
+    lines = [
+        "| model | kind | calls | " + " | ".join(n.replace("_", " ") for n in numbers) + " |",
+        "|---|---|---|" + "---|" * len(numbers),
+    ]
+    for row in rows:
+        cells = " | ".join(_cell(row, n) for n in numbers)
+        lines.append(f"| {row['model']} | {row['kind']} | {_cell(row, 'calls')} | {cells} |")
+    return "\n".join(lines)

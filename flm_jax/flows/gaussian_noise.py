@@ -1,0 +1,102 @@
+"""One-hot Gaussian noise drawn in the embedded space.
+
+A denoiser sees the noise eps ~ N(0, I_V) only through its embedding table E [V, D], and
+E^T eps ~ N(0, E^T E) exactly. Drawing C z with C C^T = E^T E and z ~ N(0, I_D) has the same law
+(hence the same expected loss and gradient) without ever holding a [B, L, V] tensor. Both paths
+are differentiable in E.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.types import Key
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=_HIGHEST)
+
+
+def gram(table: Float[Array, "v d"]) -> Float[Array, "d d"]:
+    """E^T E in float32, at full matmul precision on every backend."""
+    table = table.astype(jnp.float32)
+    return _matmul(table.T, table)
+
+
+def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Lower factor C with C C^T = matrix + eps32 * trace(matrix) * I.
+
+    The jitter bounds the float32 rounding of the largest eigenvalue, so that a rank-deficient
+    Gram matrix factorises; relative to the mean variance it is D * 1.2e-7.
+    """
+    trace = jax.lax.stop_gradient(jnp.trace(matrix))
+    jitter = jnp.finfo(jnp.float32).eps * jnp.maximum(trace, jnp.finfo(jnp.float32).tiny * 1e8)
+    return jnp.linalg.cholesky(matrix + jitter * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
+
+
+def whitened(vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[Array, "n d"]:
+    """C^-1 y for rows y, with C C^T = E^T E: the noise E^T eps becomes N(0, I_D)."""
+    factor = cholesky_factor(gram(table))
+    return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
+
+
+def leverages(table: Float[Array, "v d"]) -> Float[Array, "v"]:
+    """E[v] (E^T E)^-1 E[v]^T of each token, in [0, 1]; they sum to the rank of E, at most D.
+
+    The share of the signal-to-noise ratio r^2, r = t/(1-t), of x_t at token v that is left in y_t.
+    Where V > D the table says which tokens are readable early, and not all can be.
+    """
+    return jnp.sum(jnp.square(whitened(table.astype(jnp.float32), table)), axis=1)
+
+
+def embedded_noise(
+    key: Key, table: Float[Array, "v d"], shape: tuple[int, ...]
+) -> Float[Array, "... d"]:
+    """Draws E^T eps, eps ~ N(0, I_V), of shape [*shape, D], float32.
+
+    Drawn in the smaller of the two spaces: for V <= 2 D the V-dimensional draw is cheaper than a
+    Cholesky factor (and exact where E^T E is singular).
+    """
+    vocab_size, dim = table.shape
+    table = table.astype(jnp.float32)
+    if vocab_size <= 2 * dim:
+        return _matmul(jax.random.normal(key, (*shape, vocab_size)), table)
+    factor = cholesky_factor(gram(table))
+    return _matmul(jax.random.normal(key, (*shape, dim)), factor.T)
+
+
+def joint_embedded_noise(
+    key: Key,
+    table: Float[Array, "v d"],
+    other: Float[Array, "v k"],
+    shape: tuple[int, ...],
+) -> tuple[Float[Array, "... d"], Float[Array, "... k"]]:
+    """Two embedded views (E^T eps, E'^T eps) of one and the same eps ~ N(0, I_V).
+
+    The first view is the draw of `embedded_noise` for the same key, exact and differentiable in
+    `table`. The second is its conditional given the first, through the Cholesky factor of the
+    Gram matrix of [E, E'] taken block by block; it carries no gradient (it feeds a teacher).
+
+    Returns:
+      Float32 arrays [*shape, D] and [*shape, K].
+    """
+    vocab_size, dim = table.shape
+    table, other = table.astype(jnp.float32), jax.lax.stop_gradient(other.astype(jnp.float32))
+    if vocab_size <= 2 * dim:
+        eps = jax.random.normal(key, (*shape, vocab_size))
+        return _matmul(eps, table), _matmul(eps, other)
+    factor = cholesky_factor(gram(table))
+    z = jax.random.normal(key, (*shape, dim))
+    fixed_table, fixed_factor = jax.lax.stop_gradient((table, factor))
+    cross = jax.scipy.linalg.solve_triangular(
+        fixed_factor, _matmul(fixed_table.T, other), lower=True
+    ).T
+    other_gram = gram(other)
+    rest = other_gram - _matmul(cross, cross.T)
+    # When E' is close to E the rest is rounding noise of the scale of other_gram: lift it by that.
+    lift = 4.0 * jnp.finfo(jnp.float32).eps * jnp.trace(other_gram)
+    rest_factor = jnp.linalg.cholesky(rest + lift * jnp.eye(rest.shape[0]))
+    z_rest = jax.random.normal(jax.random.fold_in(key, 1), (*shape, other.shape[1]))
+    return _matmul(z, factor.T), _matmul(z, cross.T) + _matmul(z_rest, rest_factor.T)

@@ -1,0 +1,253 @@
+"""Random gamma for training: uniform, normal, and learnt from the cross entropy as a whole.
+
+Source: arXiv 2606.27617. The learnt component draws gamma where the cross entropy changes: its
+distribution function is the mean cross entropy over gamma, smoothed over batches and scaled to
+[0, 1]; either a generalised logistic fitted to it,
+
+    F(gamma) = sigmoid((gamma - mu) / b)^a,   quantile mu - b log(u^(-1/a) - 1),
+
+or the isotonic curve itself, by its quantiles. Until there is one, the uniform takes its share.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.types import Key, Times
+from flm_jax.flows.masked_bridge import HIGH, LOW
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+
+_LEAST_R2, _LEAST_B, _A_RANGE = 0.95, 0.05, (0.05, 20.0)
+_LEAST_BINS, _LEAST_EXAMPLES = 8, 4096.0
+_KNOTS = 101
+_ITERATIONS = 60
+# Bounds of mu, log b, log a in the search, a little wider than what is accepted.
+_BOX = ((LOW - 10.0, -3.5, -3.5), (HIGH + 10.0, 3.0, 3.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class GammaConfig:
+    """The mixture.
+
+    Attributes:
+      uniform, normal: shares of U(LOW, HIGH) and of N(center, spread^2), clipped; the rest is
+        learnt.
+      learnt: "logistic" or "empirical".
+      bins: of gamma, in which the cross entropy is averaged.
+      decay: of these averages, a batch.
+      refit_every: batches.
+      knot_rate: "empirical": share of the new curve in each update of the quantiles.
+    """
+
+    uniform: float = 0.1
+    normal: float = 0.2
+    center: float = -2.5
+    spread: float = 2.0
+    learnt: Literal["logistic", "empirical"] = "logistic"
+    bins: int = 64
+    decay: float = 0.999
+    refit_every: int = 200
+    knot_rate: float = 0.05
+
+
+class GammaState(NamedTuple):
+    """What is learnt, float32.
+
+    Attributes:
+      total, count: [bins], decayed sums of cross entropies (nats) and of examples.
+      examples: how many were seen in all.
+      shape: (mu, b, a) of the last accepted fit.
+      knots: [101] quantiles of the empirical curve at 0, 0.01, ..., 1.
+      r2: of the last fit, accepted or not.
+      ready: 1 from the first accepted fit or curve on, else 0.
+    """
+
+    total: Float[Array, "k"]
+    count: Float[Array, "k"]
+    examples: jax.Array
+    shape: Float[Array, "3"]
+    knots: Float[Array, "n"]
+    r2: jax.Array
+    ready: jax.Array
+
+
+def fresh_state(cfg: GammaConfig) -> GammaState:
+    """Nothing seen yet."""
+    zero, zeros = jnp.zeros(()), jnp.zeros(cfg.bins)
+    knots = jnp.linspace(LOW, HIGH, _KNOTS)
+    return GammaState(zeros, zeros, zero, jnp.array([cfg.center, 1.0, 1.0]), knots, zero, zero)
+
+
+def bin_centers(cfg: GammaConfig) -> Float[Array, "k"]:
+    """Middles of the bins of gamma."""
+    width = (HIGH - LOW) / cfg.bins
+    return LOW + width * (jnp.arange(cfg.bins) + 0.5)
+
+
+def observe(
+    gamma: Times, values: Float[Array, "b"], weights: Float[Array, "b"], cfg: GammaConfig
+) -> tuple[Float[Array, "k"], Float[Array, "k"]]:
+    """Sums of values and of weights in the bins of gamma, each [bins]; rows of weight 0 are out."""
+    index = jnp.clip((gamma - LOW) / (HIGH - LOW) * cfg.bins, 0, cfg.bins - 1).astype(jnp.int32)
+    inside = jax.nn.one_hot(index, cfg.bins) * weights[:, None]
+    return jnp.sum(inside * values[:, None], axis=0), jnp.sum(inside, axis=0)
+
+
+def logistic_quantile(shape: Float[Array, "3"], u: Times) -> Times:
+    """mu - b log(u^(-1/a) - 1) for u in (0, 1)."""
+    mu, b, a = shape
+    return mu - b * jnp.log(jnp.expm1(-jnp.log(u) / a))
+
+
+def logistic_cdf(shape: Float[Array, "3"], gamma: Times) -> Times:
+    """sigmoid((gamma - mu) / b)^a."""
+    mu, b, a = shape
+    return jnp.exp(a * jax.nn.log_sigmoid((gamma - mu) / b))
+
+
+def draw_gamma(
+    key: Key, num: int, rows: Rows, cfg: GammaConfig, state: GammaState
+) -> Float[Array, "b"]:
+    """One gamma for each row, low-discrepancy over the global batch in every component.
+
+    A single stratified u chooses the component by where it falls, and the quantile within it.
+
+    Args:
+      key: the same for every (micro)batch of one global batch.
+      num: rows here; rows: their place in the global batch.
+    """
+    u = stratified_uniform(key, num, rows)
+    first, second = cfg.uniform, cfg.uniform + cfg.normal
+    tiny = 1e-6
+
+    def within(low: float, high: float):
+        share = (u - low) / max(high - low, tiny)
+        return jnp.clip(share, tiny, 1.0 - tiny)
+
+    flat = lambda v: LOW + (HIGH - LOW) * v
+    normal = cfg.center + cfg.spread * jax.scipy.special.ndtri(within(first, second))
+    last = within(second, 1.0)
+    if cfg.learnt == "logistic":
+        learnt = logistic_quantile(state.shape, last)
+    else:
+        learnt = jnp.interp(last, jnp.linspace(0.0, 1.0, _KNOTS), state.knots)
+    learnt = jnp.where(state.ready > 0, learnt, flat(last))
+    gamma = jnp.where(u < first, flat(within(0.0, first)), jnp.where(u < second, normal, learnt))
+    return jnp.clip(gamma, LOW, HIGH)
+
+
+def fit_logistic(
+    gamma: Float[Array, "k"], values: Float[Array, "k"], weights: Float[Array, "k"]
+) -> tuple[Float[Array, "3"], jax.Array, jax.Array]:
+    """Least squares of c F(gamma) + d, by Levenberg-Marquardt from several starts.
+
+    c and d are solved for at every (mu, log b, log a), which alone are searched.
+
+    Args:
+      gamma, values, weights: points, what to fit, and how much each counts.
+
+    Returns:
+      (mu, b, a), the coefficient of determination R^2, and c.
+    """
+    share = weights / jnp.maximum(jnp.sum(weights), 1e-12)
+    middle = jnp.sum(share * values)
+    spread = jnp.sum(share * (values - middle) ** 2)
+
+    def solved(theta):
+        f = logistic_cdf(jnp.stack([theta[0], jnp.exp(theta[1]), jnp.exp(theta[2])]), gamma)
+        f_middle = jnp.sum(share * f)
+        f = f - f_middle
+        scale = jnp.sum(share * f * (values - middle)) / jnp.maximum(jnp.sum(share * f**2), 1e-12)
+        return jnp.sqrt(share) * (scale * f + middle - values), scale
+
+    residual = lambda theta: solved(theta)[0]
+
+    def improve(_, carry):
+        theta, damping, loss = carry
+        slope = jax.jacfwd(residual)(theta)
+        square = slope.T @ slope
+        square = square + damping * (jnp.diag(jnp.diag(square)) + 1e-6 * jnp.eye(3))
+        step = jnp.clip(jnp.linalg.solve(square, slope.T @ residual(theta)), -2.0, 2.0)
+        new = jnp.clip(theta - step, *(jnp.array(bound) for bound in _BOX))
+        new_loss = jnp.sum(residual(new) ** 2)
+        better = new_loss < loss
+        damping = jnp.clip(jnp.where(better, 0.3 * damping, 4.0 * damping), 1e-6, 1e6)
+        return jnp.where(better, new, theta), damping, jnp.where(better, new_loss, loss)
+
+    def search(theta):
+        first = (theta, jnp.array(1e-2), jnp.sum(residual(theta) ** 2))
+        theta, _, loss = jax.lax.fori_loop(0, _ITERATIONS, improve, first)
+        return theta, loss
+
+    starts = jnp.stack(
+        [jnp.array([m, 0.0, a]) for m in (-7.0, -4.0, -1.0, 2.0) for a in (-1.5, 0.0, 1.5)]
+    )
+    thetas, losses = jax.vmap(search)(starts)
+    best = thetas[jnp.argmin(losses)]
+    shape = jnp.stack([best[0], jnp.exp(best[1]), jnp.exp(best[2])])
+    return shape, 1.0 - jnp.min(losses) / jnp.maximum(spread, 1e-12), solved(best)[1]
+
+
+def isotonic(values: Float[Array, "k"], weights: Float[Array, "k"]) -> Float[Array, "k"]:
+    """The non-decreasing curve nearest to values in weighted squares: max over j <= i of min over
+    k >= i of the weighted mean of values j..k. Points of weight 0 follow their neighbours."""
+    weights = jnp.maximum(weights, 1e-6 * jnp.maximum(jnp.max(weights), 1e-6))
+    sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weights * values)])
+    mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weights)])
+    size = values.shape[0]
+    j, k = jnp.arange(size)[:, None], jnp.arange(size)[None]
+    mean = (sums[None, 1:] - sums[:-1, None]) / jnp.maximum(mass[None, 1:] - mass[:-1, None], 1e-12)
+    mean = jnp.where(k >= j, mean, jnp.inf)
+    after = jax.lax.cummin(mean, axis=1, reverse=True)  # over k >= i, for each j
+    return jnp.max(jnp.where(j <= k, after, -jnp.inf), axis=0)
+
+
+def update_state(
+    state: GammaState,
+    observed: tuple[Float[Array, "k"], Float[Array, "k"]],
+    step: jax.Array,
+    cfg: GammaConfig,
+) -> GammaState:
+    """Takes in one batch; refits where `step` (of this batch, from 0) completes refit_every."""
+    total, count = observed
+    state = state._replace(
+        total=cfg.decay * state.total + (1.0 - cfg.decay) * total,
+        count=cfg.decay * state.count + (1.0 - cfg.decay) * count,
+        examples=state.examples + jnp.sum(count),
+    )
+    refit = _refit_logistic if cfg.learnt == "logistic" else _refit_empirical
+    due = (step + 1) % cfg.refit_every == 0
+    return jax.lax.cond(due, lambda s: refit(s, cfg), lambda s: s, state)
+
+
+def _refit_logistic(state: GammaState, cfg: GammaConfig) -> GammaState:
+    seen = state.count > 0.0
+    mean = state.total / jnp.where(seen, state.count, 1.0)
+    shape, r2, scale = fit_logistic(bin_centers(cfg), mean, seen.astype(jnp.float32))
+    _, b, a = shape
+    good = (r2 >= _LEAST_R2) & (b >= _LEAST_B) & (a >= _A_RANGE[0]) & (a <= _A_RANGE[1])
+    good = good & (scale > 0.0) & (jnp.sum(seen) >= _LEAST_BINS) & jnp.all(jnp.isfinite(shape))
+    return state._replace(
+        shape=jnp.where(good, shape, state.shape),
+        r2=r2,
+        ready=jnp.where(good, 1.0, state.ready),
+    )
+
+
+def _refit_empirical(state: GammaState, cfg: GammaConfig) -> GammaState:
+    seen = state.count > 0.0
+    mean = state.total / jnp.where(seen, state.count, 1.0)
+    curve = isotonic(mean, state.count)
+    low, high = curve[0], curve[-1]
+    # A slope nowhere zero, so that quantiles are defined.
+    rise = (curve - low) / jnp.maximum(high - low, 1e-12) + 1e-6 * jnp.arange(cfg.bins)
+    new = jnp.interp(jnp.linspace(0.0, 1.0, _KNOTS), rise / rise[-1], bin_centers(cfg))
+    rate = jnp.where(state.ready > 0.0, cfg.knot_rate, 1.0)
+    good = (jnp.sum(seen) >= _LEAST_BINS) & (state.examples >= _LEAST_EXAMPLES) & (high > low)
+    return state._replace(
+        knots=jnp.where(good, (1.0 - rate) * state.knots + rate * new, state.knots),
+        ready=jnp.where(good, 1.0, state.ready),
+    )

@@ -1,0 +1,45 @@
+"""Lets a model write the texts that it is aligned on; interrupted, it continues when run again.
+
+python -m flm_jax.generate --workdir=W --num=10000 --steps=64 --method=confidence --temperature=0 \\
+    --out=data/own
+python -m flm_jax.generate --workdir=W --num=10000 --steps=64 --chat=questions.jsonl --out=data/own
+
+A model of a task with problems answers these; `config.data.generated` names the folder in training.
+"""
+
+from absl import flags
+
+from flm_jax.cli import sampling_flags
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import require
+from flm_jax.inference import self_generation
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
+_OUT = flags.DEFINE_string("out", "", "Folder to write.")
+_NUM = flags.DEFINE_integer("num", 10_000, "Texts.")
+_STEPS = flags.DEFINE_integer("steps", 0, "Network calls; 0 = one for each token.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Texts drawn at a time, and of a part.")
+_SEED = flags.DEFINE_integer("seed", 1, "Of the draws, and of a task's problems.")
+_CHAT = flags.DEFINE_string("chat", "", "JSON lines of questions, see data/chat.py.")
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
+        require(bool(flag.value), f"no --{name}; expected --workdir and --out.")
+    done = self_generation.generate(
+        _WORKDIR.value,
+        _OUT.value,
+        num=_NUM.value,
+        steps=_STEPS.value,
+        batch_size=_BATCH.value,
+        seed=_SEED.value,
+        options=sampling_flags.options(),
+        chat=_CHAT.value,
+        show=lambda part, parts: print(f"part {part}/{parts}", flush=True),
+    )
+    print(f"{_OUT.value}: {done}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

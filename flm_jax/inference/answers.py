@@ -1,0 +1,94 @@
+"""Answers of a model to prompts of different lengths, batch by batch."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flm_jax.build.load import Model
+from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.core.errors import require
+from flm_jax.inference import engine
+from flm_jax.inference.prompts import Layout, Prompt, answer_text, lay_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """How prompts are answered.
+
+    Attributes:
+      steps: of the sampler; unused where a model writes token by token.
+      batch_size: prompts at a time.
+      seed: of the draws.
+      length: most tokens of prompt and answer; 0 for as many as the model was trained for.
+      answer_length: tokens to write after prompts that do not say it; 0 for as many as there is
+        room for.
+      chat: frames each prompt as the question of an exchange.
+      options: how tokens are drawn.
+    """
+
+    steps: int
+    batch_size: int = 32
+    seed: int = 0
+    length: int = 0
+    answer_length: int = 0
+    chat: bool = False
+    options: Options = PLAIN
+
+
+class Answer(NamedTuple):
+    """Answer to the prompt at `place`.
+
+    Attributes:
+      text: what was written, up to the end of the text.
+      whole: text of prompt and answer, without special tokens.
+      calls: network calls of its batch.
+    """
+
+    place: int
+    text: str
+    whole: str
+    calls: float
+
+
+def answer_batches(
+    model: Model,
+    prompts: Sequence[Prompt],
+    how: Answering,
+    wanted: Callable[[int], bool] = lambda place: True,
+) -> Iterator[list[Answer]]:
+    """One answer to each wanted prompt, batch by batch; see `sampling.completions`.
+
+    Raises:
+      UserError: a prompt that does not fit (its place), impossible numbers; before compiling.
+    """
+    length = how.length or model.net.max_length
+    engine.check_request(model, [how.steps], len(prompts), length)
+    require(how.batch_size >= 1, f"got batch_size={how.batch_size}; expected at least 1.")
+    require(how.answer_length >= 0, f"got answer_length={how.answer_length}; expected 0 or more.")
+    if how.answer_length:
+        prompts = [
+            p._replace(answer_length=how.answer_length) if p.answer_length is None else p
+            for p in prompts
+        ]
+    rows = lay_out(model, prompts, length, chat=how.chat)
+    (steps,) = engine.step_counts(model, [how.steps], rows.given.tokens.shape[1])
+    settings = dict(steps=steps, batch_size=how.batch_size, seed=how.seed, options=how.options)
+    for done in engine.completions(model, rows.given, wanted=wanted, **settings):
+        yield [
+            _answer(model, rows, place, tokens, done.calls)
+            for place, tokens in zip(done.places.tolist(), done.tokens)
+        ]
+
+
+def _answer(model: Model, rows: Layout, place: int, tokens: np.ndarray, calls: float) -> Answer:
+    start, stop = int(rows.starts[place]), int(rows.stops[place])
+    text = answer_text(model, tokens, start, stop)
+    return Answer(place, text, model.tokenizer.decode(tokens[:start]) + text, calls)
+
+
+def answers(model: Model, prompts: Sequence[Prompt], how: Answering) -> Iterator[Answer]:
+    """All of `answer_batches`, one by one."""
+    for batch in answer_batches(model, prompts, how):
+        yield from batch

@@ -1,0 +1,250 @@
+"""Samples from a loaded model: prompts, infills, trajectories; one program a shape."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import Model
+from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config
+from flm_jax.flows.clocks import Clock
+from flm_jax.inference.guides import load_guides
+from flm_jax.inference.prompts import Prompt, lay_out
+from flm_jax.samplers.base import Given, Samples, nothing_given
+from flm_jax.samplers.guides import NO_GUIDES, Guides
+
+
+class Draw(NamedTuple):
+    """Samples of one step count.
+
+    Attributes:
+      tokens: int32 [N, L].
+      steps_tokens, steps_confidence: [K, N, L], after each step, or after the last alone.
+      seconds: wall time without compilation.
+      calls: network calls made for a batch, the mean over batches.
+      steps_progress: [K, N, L], progress of each position after each step; None where all
+        positions of a text share it.
+    """
+
+    tokens: np.ndarray
+    steps_tokens: np.ndarray
+    steps_confidence: np.ndarray
+    seconds: float
+    calls: float
+    steps_progress: np.ndarray | None = None
+
+
+def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> None:
+    """Refuses impossible requests before anything is compiled."""
+    require(bool(steps), "got no step counts; expected for example --steps=1,4.")
+    for count in steps:
+        require(count >= 1, f"got steps={count}; expected at least 1 network call.")
+    require(num >= 1, f"got num_samples={num}; expected at least 1.")
+    require(
+        1 <= length <= model.net.max_length,
+        f"got length={length}; this model was trained for up to {model.net.max_length} tokens.",
+    )
+
+
+def step_counts(model: Model, steps: Sequence[int], length: int) -> list[int]:
+    """The step counts to sample with: those asked for, or L where a model writes token by token."""
+    return list(steps) if family(model.config).steps_free else [length]
+
+
+def given_tokens(
+    model: Model, prompt: str, infill: str, num: int, length: int, chat: bool = False
+) -> Given:
+    """Prescribed positions of a prompt or an infill template, for `num` equal rows.
+
+    See `prompts.lay_out`; what follows their end is free.
+
+    Raises:
+      UserError: both given; nothing free; more tokens than `length`.
+    """
+    require(not (prompt and infill), "got both --prompt and --infill; expected one of them.")
+    if not (prompt or infill):
+        return nothing_given(num, length)
+    row = lay_out(model, [Prompt(prompt, infill)], length, chat=chat, whole=True).given
+    return Given(*(jnp.asarray(np.tile(x, (num, 1))) for x in row))
+
+
+def sampler(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    options: Options = PLAIN,
+    guides: Guides = NO_GUIDES,
+) -> Any:
+    """Jitted (key, params, given, extra) -> Samples in `steps` steps, by the family of `config`."""
+    return jax.jit(family(config).sampler(config, net, clock, steps, options, guides))
+
+
+def prepare(
+    model: Model, shape: tuple[int, ...], steps: int, options: Options = PLAIN
+) -> Callable[..., Draw]:
+    """Compiles a sampler for batches of one shape.
+
+    Args:
+      shape: (B, L), rows and tokens of a batch.
+      steps: of the sampler.
+      options: how tokens are drawn, where the model's family knows it.
+
+    Returns:
+      run(given, *, num, seed, show) -> Draw, as `draw` without its compilation; `given` of `shape`.
+
+    Raises:
+      UserError: options that the family does not know, or that do not fit the steps.
+    """
+    rows, length = shape
+    root, example = jax.random.key(0), nothing_given(rows, length)
+    guides, extra = load_guides(model, options)
+    program = sampler(model.config, model.net, model.clock, steps, options, guides)
+    compiled = program.lower(root, model.params, example, extra).compile()
+
+    def run(
+        given: Given, *, num: int, seed: int, show: Callable[[int], None] = lambda done: None
+    ) -> Draw:
+        root, parts = jax.random.key(seed), []
+        given = Given(*map(jnp.asarray, given))
+        began = time.perf_counter()
+        for batch in range(-(-num // rows)):
+            key = jax.random.fold_in(root, batch)
+            parts.append(jax.device_get(compiled(key, model.params, given, extra)))
+            show(min(num, (batch + 1) * rows))
+        seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
+        return _joined(parts, num, seconds)
+
+    return run
+
+
+def _joined(parts: list[Samples], num: int, seconds: float) -> Draw:
+    """Batches as one, cut to the first `num` rows."""
+    tokens = np.concatenate([p.tokens for p in parts])[:num]
+    path = lambda name: np.concatenate([getattr(p, name) for p in parts], axis=1)[:, :num]
+    progress = None if parts[0].steps_progress is None else path("steps_progress")
+    paths = path("steps_tokens"), path("steps_confidence")
+    return Draw(tokens, *paths, seconds, float(np.mean([_calls(p) for p in parts])), progress)
+
+
+def draw(
+    model: Model,
+    given: Given,
+    *,
+    steps: int,
+    num: int,
+    seed: int,
+    options: Options = PLAIN,
+    show: Callable[[int], None] = lambda done: None,
+) -> Draw:
+    """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
+
+    Every batch has the same shape, so that one program is compiled; sample i depends on the seed
+    and the batch size alone, and two step counts start from the same noise.
+
+    Args:
+      given: prescribed tokens of one batch [B, L].
+      options: how tokens are drawn, where the model's family knows it.
+      show: called with the number of samples done, after each batch.
+
+    Raises:
+      UserError: options that the family does not know, or that do not fit the steps.
+    """
+    run = prepare(model, given.tokens.shape, steps, options)
+    return run(given, num=num, seed=seed, show=show)
+
+
+class Completed(NamedTuple):
+    """Completed rows.
+
+    Attributes:
+      places: int [N], which of the rows to complete these are.
+      tokens: int32 [N, L].
+      calls: network calls made for a batch; the mean over several.
+    """
+
+    places: np.ndarray
+    tokens: np.ndarray
+    calls: float
+
+
+def completions(
+    model: Model,
+    given: Given,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    options: Options = PLAIN,
+    wanted: Callable[[int], bool] = lambda place: True,
+) -> Iterator[Completed]:
+    """Completes each row of `given`, batch after batch of one shape.
+
+    Row i depends on the seed, the batch size and its own batch alone. A last batch that they do not
+    fill holds the first rows again: where a sampler stops early, it does when all are done.
+
+    Args:
+      given: tokens and which of them are prescribed, [N, L], as of `Task.problems`.
+      steps, seed, options: as of `draw`.
+      batch_size: rows at a time.
+      wanted: place of a row -> whether it is asked for; a batch without such a row is left out.
+
+    Yields:
+      The wanted rows of a batch, and its calls.
+    """
+    num = given.tokens.shape[0]
+    rows = min(batch_size, num)
+    guides, extra = load_guides(model, options)
+    program = sampler(model.config, model.net, model.clock, steps, options, guides)
+    root = jax.random.key(seed)
+    for batch in range(-(-num // rows)):
+        places = np.arange(batch * rows, (batch + 1) * rows)
+        asked = np.array([place < num and wanted(int(place)) for place in places])
+        if not asked.any():
+            continue
+        some = Given(*(jnp.asarray(np.asarray(x)[places % num]) for x in given))
+        key = jax.random.fold_in(root, batch)
+        found = jax.device_get(program(key, model.params, some, extra))
+        yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))
+
+
+def complete(model: Model, given: Given, **settings: Any) -> Completed:
+    """All of `completions` at once."""
+    parts = list(completions(model, given, **settings))
+    places, tokens = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return Completed(places, tokens, float(np.mean([part.calls for part in parts])))
+
+
+def _calls(found: Samples) -> int:
+    return len(found.steps_tokens) if found.calls is None else int(found.calls)
+
+
+def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
+    """One record per sample and step: tokens, their text, and confidence per position.
+
+    With progress per position where each has its own.
+
+    A model that writes token by token has one, after its last call.
+    """
+    kept = drawn.steps_tokens.shape[0]
+    each = max(1, round(drawn.calls / kept))  # more where guidance asks more networks
+    for i in range(drawn.tokens.shape[0]):
+        for k in range(kept):
+            row = drawn.steps_tokens[k, i]
+            record = {
+                "sample": i,
+                "call": each * (k + 1),
+                "text": model.tokenizer.decode(row),
+                "tokens": row.tolist(),
+                "confidence": np.round(drawn.steps_confidence[k, i], 4).tolist(),
+            }
+            if drawn.steps_progress is not None:
+                record["progress"] = np.round(drawn.steps_progress[k, i], 4).tolist()
+            yield record

@@ -1,0 +1,71 @@
+"""Opens the helper models that options of sampling name: weaker model, reward, step policy."""
+
+import dataclasses
+
+import numpy as np
+
+from flm_jax.build.families.registry import family, objective_name
+from flm_jax.build.load import Model, load_model, with_dropout
+from flm_jax.build.sampler import Options
+from flm_jax.core.errors import require
+from flm_jax.inference.step_policy import load_step_policy, stepper
+from flm_jax.inference.text_reward import load_text_reward
+from flm_jax.samplers.guides import NO_GUIDES, Guides
+
+
+def _weak(model: Model, workdir: str) -> Model:
+    """A weaker model of the same vocabulary, length and kind."""
+    weak = load_model(workdir)
+    require(
+        weak.tokenizer.fingerprint == model.tokenizer.fingerprint
+        and weak.net.vocab_size == model.net.vocab_size,
+        f"weak={workdir} has another vocabulary than the model it is to guide; expected a model "
+        "trained with the same tokenizer.",
+    )
+    require(
+        family(weak.config).one_hot
+        and (weak.net.two_time, weak.net.any_order) == (model.net.two_time, model.net.any_order),
+        f"weak={workdir} is a model of objective {objective_name(weak.config)}; expected a "
+        f"{'flow map' if model.net.two_time else 'flow (objective denoising)'}, as the model that "
+        "it is to guide.",
+    )
+    require(
+        weak.net.max_length >= model.net.max_length,
+        f"weak={workdir} was trained for {weak.net.max_length} tokens; expected at least "
+        f"{model.net.max_length}.",
+    )
+    require(
+        np.array_equal(weak.clock.t, model.clock.t),
+        f"weak={workdir} was trained with another clock; expected one of the same "
+        "config.objective.clock, and if that is 'embedded' of the same config.model.dim.",
+    )
+    return weak
+
+
+def load_guides(model: Model, options: Options) -> tuple[Guides, dict]:
+    """Opens the helper models that `options` name, where the model's family can take them.
+
+    Args:
+      model: what is to be sampled.
+      options: options of sampling; those that the family refuses are left to its sampler.
+
+    Returns:
+      The helpers, and their parameters for run time.
+
+    Raises:
+      UserError: a missing, damaged or unfitting helper.
+    """
+    kind, steering = family(model.config), options.steering
+    if kind.takes_step_policy and options.policy:
+        return Guides(stepper=stepper(load_step_policy(options.policy))), {}
+    if not kind.one_hot:
+        return NO_GUIDES, {}
+    weak, reward, extra = None, None, {}
+    if steering.guidance != 1.0 and steering.weak:
+        found = _weak(model, steering.weak)
+        weak, extra["weak"] = dataclasses.replace(found.net, parallel=None), found.params
+    elif steering.guidance != 1.0:
+        weak = with_dropout(model, steering.weak_dropout)
+    if steering.reward_scale:
+        reward, extra["reward"] = load_text_reward(steering.reward, model.tokenizer)
+    return Guides(weak, reward), extra

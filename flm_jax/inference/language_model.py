@@ -1,0 +1,279 @@
+"""Trained models in a few words: `load` one, then `sample`, `score` and `save_pretrained`.
+
+model = flm_jax.load("runs/fmlm")
+model.sample(4, steps=1, prompt="The ").texts
+model.score(["The string is returned."]).perplexity
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import Model, load_model
+from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.checkpoints.portable import save_folder, upload_folder
+from flm_jax.core.errors import UserError, require
+from flm_jax.data.loading import framing
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.inference import engine, trajectories
+from flm_jax.metrics.likelihood import sequence_nats
+
+_MOST_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Samples of a model.
+
+    Attributes:
+      texts: one of each sample.
+      tokens: int32 [N, L].
+      confidence: float32 [N, L], the probability of each token at the last network call.
+      steps_tokens, steps_confidence: [K, N, L], the same after each call, or after the last alone.
+      calls: network calls made for a batch, the mean over batches.
+      seconds: wall time without compilation.
+    """
+
+    texts: list[str]
+    tokens: np.ndarray
+    confidence: np.ndarray
+    steps_tokens: np.ndarray
+    steps_confidence: np.ndarray
+    calls: float
+    seconds: float
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """A page that shows the texts call by call and opens alone; written to `path`, if any."""
+        page = trajectories.to_html(self.tokenizer, self.steps_tokens, self.steps_confidence)
+        if path is not None:
+            with open(path, "w", encoding="utf8") as file:
+                file.write(page)
+        return page
+
+    def to_png(self, path: str | os.PathLike[str], sample: int = 0) -> None:
+        """A picture of one text, a row a step, the model's doubt as colour (extra `plots`).
+
+        Raises:
+          UserError: no such sample, or no matplotlib.
+        """
+        count = len(self.texts)
+        require(0 <= sample < count, f"got sample={sample} of {count} samples, counted from 0.")
+        one = (x[:, sample : sample + 1] for x in (self.steps_tokens, self.steps_confidence))
+        (steps,) = trajectories.frames(self.tokenizer, *one)
+        try:
+            trajectories.draw_trajectory(epath.Path(path), steps)
+        except ImportError as error:
+            raise UserError(f"{error}: pictures need pip install 'flm-jax[plots]'.") from error
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the page in a frame of its own."""
+        return trajectories.framed(self.to_html())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Likelihood of texts.
+
+    Attributes:
+      nats: float64 [N], -ln p of each text, or an upper bound on it; all tokens but a first BOS.
+      tokens: int64 [N], how many were scored.
+      kind: "exact" or "upper bound"; the bound is an estimate from `draws` random draws a text.
+      draws: 1 where it is exact.
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    kind: str
+    draws: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the nats per token of all texts; compares between models of one tokenizer."""
+        return float(np.exp(self.nats.sum() / self.tokens.sum()))
+
+
+class LanguageModel:
+    """A trained model of any family; `load` makes it.
+
+    Sampling compiles one program for each number of rows, tokens and steps and for each set of
+    options, and keeps it: another call of the same shape compiles nothing.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._programs: dict[tuple[Any, ...], Any] = {}
+        self._nll: Any = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration it was trained with."""
+        return self._model.config
+
+    @property
+    def step(self) -> int:
+        """Training step that its parameters are the average at."""
+        return self._model.step
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        return self._model.tokenizer
+
+    @property
+    def kind(self) -> str:
+        """What it is: "flow (Euler)", "flow map", "masked diffusion", ..."""
+        return family(self.config).kind(self._model.net)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence, L."""
+        return self._model.net.max_length
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.kind}, {self.max_length} tokens, step {self.step})"
+
+    def sample(
+        self,
+        num: int = 1,
+        steps: int | None = None,
+        *,
+        prompt: str = "",
+        infill: str = "",
+        length: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        options: Options = PLAIN,
+    ) -> Generated:
+        """Writes texts.
+
+        Args:
+          num: how many.
+          steps: of the sampler, each one network call for most; by default that of the
+            configuration's own samples. Unused by autoregressive models.
+          prompt: text that each begins with.
+          infill: instead of a prompt, a template in which {n} stands for n tokens to write.
+          length: tokens of each, at most `max_length`, which is the default.
+          seed: of the noise; same seed and batch size, same texts.
+          batch_size: rows at a time; by default the power of two from `num` on, at most 32.
+          options: temperature, guidance and so on, see `flm_jax.Options`.
+
+        Raises:
+          UserError: numbers, prompts or options that do not fit the model; before compilation.
+        """
+        model, count = self._model, length or self.max_length
+        wanted = self.config["eval"]["sample_steps"] if steps is None else steps
+        engine.check_request(model, [wanted], num, count)
+        rows = batch_size or min(_MOST_ROWS, 1 << (num - 1).bit_length())
+        require(rows >= 1, f"got batch_size={batch_size}; expected at least 1.")
+        given = engine.given_tokens(model, prompt, infill, rows, count)
+        wanted = engine.step_counts(model, [wanted], count)[0]
+        key = (rows, count, wanted, options)
+        if key not in self._programs:
+            self._programs[key] = engine.prepare(model, (rows, count), wanted, options)
+        drawn = self._programs[key](given, num=num, seed=seed)
+        return Generated(
+            texts=[model.tokenizer.decode(row) for row in drawn.tokens],
+            tokens=drawn.tokens,
+            confidence=drawn.steps_confidence[-1],
+            steps_tokens=drawn.steps_tokens,
+            steps_confidence=drawn.steps_confidence,
+            calls=drawn.calls,
+            seconds=drawn.seconds,
+            tokenizer=model.tokenizer,
+        )
+
+    def score(self, texts: Sequence[str], *, seed: int = 1) -> Scores:
+        """Likelihood of texts: exact for autoregressive models, else an upper bound.
+
+        Each is framed as the training data were (BOS and EOS of packing wrap and pad) and scored
+        at its own length; one that is longer than `max_length` in pieces, each without what
+        stands before it. A new length compiles a new program.
+
+        Args:
+          texts: none of them empty.
+          seed: of the draws of a bound.
+
+        Raises:
+          UserError: an empty text, or a model whose output is no distribution.
+        """
+        model, kind = self._model, family(self.config)
+        if self._nll is None:
+            row = kind.row_likelihood(self.config, model.net, model.clock)
+            if row is None:
+                raise UserError(f"this {self.kind} has no likelihood of texts.")
+            self._nll = jax.jit(row)
+        nats, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+        for index, text in enumerate(texts):
+            ids = model.tokenizer.encode(text)
+            require(len(ids) > 0, f"text {index} is empty ({text!r}); there is nothing to score.")
+            for row_ids in self._framed(ids):
+                batch = {
+                    "tokens": jnp.asarray(row_ids[None]),
+                    "mask": jnp.ones((1, len(row_ids)), bool),
+                }
+                found, count = sequence_nats(
+                    self._nll, model.params, [batch], draws=kind.draws, seed=seed
+                )
+                nats[index] += found[0]
+                tokens[index] += int(count[0])
+        return Scores(nats, tokens, kind.likelihood, kind.draws)
+
+    def _framed(self, ids: np.ndarray) -> list[np.ndarray]:
+        """Sequences of at most `max_length` tokens that hold `ids`, as in training."""
+        frame, tokenizer = framing(self.config), self.tokenizer
+        block = self.max_length if frame == "stream" else self.max_length - 2
+        parts = [ids[start : start + block] for start in range(0, len(ids), block)]
+        if frame == "stream":
+            return parts
+        first, last = [tokenizer.bos_id], [tokenizer.eos_id]
+        return [np.concatenate([first, part, last]).astype(np.int32) for part in parts]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes model.safetensors, config.json, tokenizer/ and a model card; `load` reads them.
+
+        Raises:
+          UserError: the folder holds a model already.
+        """
+        model = self._model
+        save_folder(os.fspath(folder), model.config, model.params, model.tokenizer, model.step)
+
+    def push_to_hub(
+        self, name: str, *, folder: str | os.PathLike[str], private: bool = False
+    ) -> None:
+        """Saves it into `folder` and uploads that to the Hugging Face hub (extra `hf`).
+
+        Args:
+          name: OWNER/NAME; made if it is missing.
+          folder: new, and kept.
+          private: whether a new repository is.
+
+        Raises:
+          UserError: a folder in use, no extra, or a refusal of the hub.
+        """
+        self.save_pretrained(folder)
+        upload_folder(os.fspath(folder), name, private)
+
+
+def load(
+    workdir: str | os.PathLike[str], *, mesh: Mesh | None = None, attention: str | None = None
+) -> LanguageModel:
+    """Opens a trained model of any family.
+
+    Args:
+      workdir: of `train` or `convert`, a folder of `save_pretrained`, or hf:OWNER/NAME.
+      mesh: devices to spread it over; by default one.
+      attention: kernel to use; by default as in training, or "xla" where that is not to be had.
+
+    Raises:
+      UserError: nothing there, or a damaged model.
+    """
+    return LanguageModel(load_model(os.fspath(workdir), mesh, attention))

@@ -1,0 +1,110 @@
+"""Texts that a model writes for itself to learn from, part by part; interrupted, it continues."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from flm_jax.build.load import Model, load_model
+from flm_jax.build.sampler import Options
+from flm_jax.core.errors import require
+from flm_jax.data import self_generated
+from flm_jax.data.chat import ChatSource, read_exchanges
+from flm_jax.data.tasks.registry import make_task
+from flm_jax.inference import engine
+from flm_jax.samplers.base import Given
+
+
+class TrainingPrompts(NamedTuple):
+    """What is given: tokens int32 [N, L], 0 elsewhere; given bool [N, L]; and what they are."""
+
+    tokens: np.ndarray
+    given: np.ndarray
+    kind: str
+
+
+def training_prompts(model: Model, num: int, seed: int, chat: str = "") -> TrainingPrompts:
+    """Questions of a file, or problems of the model's task, or nothing given.
+
+    Args:
+      num: how many; of a file its first ones, again from the start where it has fewer.
+      seed: of the problems.
+      chat: JSON lines of questions, see `data.chat`; "" for none.
+    """
+    length, task = model.net.max_length, model.config["data"]["task"]
+    if chat:
+        rows = ChatSource(read_exchanges(chat), model.tokenizer, length)
+        some = [rows[i % len(rows)] for i in range(num)]
+        given = np.stack([row["prompt"] for row in some])
+        return TrainingPrompts(np.stack([row["tokens"] for row in some]) * given, given, "chat")
+    if task and make_task(task).has_problems:
+        return TrainingPrompts(*make_task(task).problems(num, seed), f"problems of {task}")
+    zeros = np.zeros((num, length), np.int32)
+    return TrainingPrompts(zeros, zeros.astype(bool), "nothing given")
+
+
+def ended(tokens: np.ndarray, given: np.ndarray, eos_id: int | None) -> np.ndarray:
+    """Valid positions, bool [N, L]: up to the first EOS after the prompt, itself included."""
+    if eos_id is None:
+        return np.ones(tokens.shape, bool)
+    stops = (tokens == eos_id) & ~given
+    return np.cumsum(stops, axis=1) - stops == 0
+
+
+def generate(
+    workdir: str,
+    out: str,
+    *,
+    num: int,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    options: Options,
+    chat: str = "",
+    show=lambda done, parts: None,
+) -> str:
+    """Writes `num` texts of a model to the folder `out`, those parts of it that are missing.
+
+    Args:
+      workdir: of a trained model.
+      num: texts; a last, shorter batch is filled up and cut.
+      steps, options: of the sampler; 0 steps for one a token.
+      batch_size: texts of a part.
+      seed: of the draws and of a task's problems. A text depends on seed and batch_size alone.
+      show: called after each part.
+
+    Returns:
+      One line about what was given.
+
+    Raises:
+      UserError: bad requests; a folder begun with other arguments.
+    """
+    model = load_model(workdir)
+    steps = steps or model.net.max_length
+    engine.check_request(model, [steps], num, model.net.max_length)
+    require(batch_size >= 1, f"got batch_size={batch_size}; expected at least 1.")
+    rows = min(batch_size, num)
+    asked = training_prompts(model, num, seed, chat)
+    folder, parts = epath.Path(out), -(-num // rows)
+    args = {
+        "workdir": str(workdir),
+        "step": model.step,
+        "steps": steps,
+        "batch_size": rows,
+        "seed": seed,
+        "given": asked.kind,
+        "options": dataclasses.asdict(options),
+    }
+    todo = self_generated.begin(folder, args, num, parts, model.tokenizer)
+    settings = dict(steps=steps, batch_size=rows, seed=seed, options=options)
+    wanted = lambda place: place // rows in todo
+    given = Given(asked.tokens, asked.given)
+    for done in engine.completions(model, given, wanted=wanted, **settings):
+        part, prompt = int(done.places[0]) // rows, asked.given[done.places]
+        mask = ended(done.tokens, prompt, model.tokenizer.eos_id)
+        self_generated.write_part(
+            folder, part, {"tokens": done.tokens, "prompt": prompt, "mask": mask}
+        )
+        show(part + 1, parts)
+    return f"{num} texts, {asked.kind}; {len(todo)} of {parts} parts written now"

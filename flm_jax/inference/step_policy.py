@@ -1,0 +1,45 @@
+"""Trained policies of step sizes, as `train_policy` leaves them in a workdir."""
+
+from typing import Any, NamedTuple
+
+from flm_jax.build.model import abstract_params
+from flm_jax.checkpoints.workdir import load_ema, read_config
+from flm_jax.core.errors import require
+from flm_jax.core.types import Params
+from flm_jax.models.step_policy import Policy, PolicyConfig, expected_step_size, policy
+from flm_jax.samplers.x_prediction import Stepper
+
+
+class StepPolicy(NamedTuple):
+    """A policy with its averaged parameters."""
+
+    cfg: PolicyConfig
+    made: Policy
+    params: Params
+
+
+def step_policy_config(config: dict[str, Any]) -> PolicyConfig:
+    """Sizes and ranges of a configuration of `train_policy`."""
+    return PolicyConfig(**config["policy"])
+
+
+def load_step_policy(workdir: str) -> StepPolicy:
+    """The policy of a workdir; it knows nothing of the model it was trained on, and fits any.
+
+    Raises:
+      UserError: no workdir of `train_policy`, or none with a checkpoint.
+    """
+    config = read_config(workdir)
+    require(
+        "policy" in config,
+        f"policy={workdir} is the workdir of a model; expected one of train_policy.",
+    )
+    cfg = step_policy_config(config)
+    made = policy(cfg)
+    return StepPolicy(cfg, made, load_ema(workdir, abstract_params(made))[0])
+
+
+def stepper(trained: StepPolicy) -> Stepper:
+    """Expected step sizes, float32 [B, L]."""
+    cfg, made, params = trained
+    return lambda features: expected_step_size(cfg, made.law(params, features))

@@ -1,0 +1,67 @@
+"""Clean context in training: some positions stand at time 1 beside noisy ones (arXiv 2606.24773).
+
+A flow trained so is any-order: whatever tokens are given, the network carries the others from noise
+to their law given those. Clean positions do not count in the loss.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from flm_jax.core.types import Key, Times
+from flm_jax.flows.masking import random_subset
+from flm_jax.flows.time_sampling import Rows
+
+_STREAM = 2**31 - 3  # apart from the keys that an objective splits off
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConfig:
+    """Which positions are held clean.
+
+    Attributes:
+      share: of the rows that get a random clean context: n positions, n uniform in 0..L-1, each
+        set of n as likely as another.
+      prompt: first positions of each row, clean always.
+    """
+
+    share: float = 0.0
+    prompt: int = 0
+
+
+def clean_context(
+    key: Key, batch: dict[str, jax.Array], cfg: ContextConfig, rows: Rows
+) -> Bool[Array, "b l"] | None:
+    """Positions to hold clean, or None where the configuration and the data want none.
+
+    Args:
+      key: of the whole objective; its own stream is taken from it.
+      batch: "tokens" [B, L]; "prompt" bool [B, L], where the data have one, is clean always.
+    """
+    num, length = batch["tokens"].shape
+    clean = batch["prompt"].astype(bool) if "prompt" in batch else None
+    if cfg.prompt:
+        first = jnp.broadcast_to(jnp.arange(length) < cfg.prompt, (num, length))
+        clean = first if clean is None else clean | first
+    if cfg.share:
+        row_key, set_key = jax.random.split(rows.fold(jax.random.fold_in(key, _STREAM)))
+        # One number decides both: below the share, uniform in [0, 1) when divided by it.
+        u = jax.random.uniform(row_key, (num,)) / cfg.share
+        count = jnp.where(u < 1.0, jnp.floor(u * length), 0.0).astype(jnp.int32)
+        chosen = random_subset(set_key, count, length)
+        clean = chosen if clean is None else clean | chosen
+    return clean
+
+
+def at_clean(clean: Bool[Array, "b l"] | None, *times: Times) -> tuple[Times, ...]:
+    """Times [B] of rows as times [B, L], 1 where clean; as they are where `clean` is None."""
+    if clean is None:
+        return times
+    return tuple(jnp.where(clean, 1.0, t[:, None]) for t in times)
+
+
+def counted(mask: jax.Array, clean: Bool[Array, "b l"] | None) -> jax.Array:
+    """The mask [B, L] of positions that count: valid and not clean."""
+    return mask if clean is None else mask * ~clean

@@ -1,0 +1,1 @@
+"""The routes by which a flow is distilled into a flow map."""

@@ -1,0 +1,201 @@
+"""What the routes to a flow map share: rows, times, states and the diagonal (arXiv 2602.16813v3).
+
+A share of the rows has t = s: there the target is the teacher's denoiser, or the data where there
+is no teacher. The others have s < t and belong to one of the routes: `semigroup`, `lagrangian`,
+`eulerian`, `endpoint`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
+from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.noising import NoiseKind, noisy_states
+from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
+from flm_jax.losses.base import token_weights
+from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
+from flm_jax.losses.time_weighting import time_weights
+
+Teacher = tuple[Network, Params]
+Views = tuple[States, Float[Array, "b l k"] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """Choices of every route.
+
+    Attributes:
+      noise: how eps is drawn, "projected" or "onehot".
+      diagonal: share of the rows with t = s, a fraction with denominator at most 8.
+      boundary: share of the other rows with (s, t) = (0, 1).
+      context: which positions are held clean, on the diagonal and off it.
+    """
+
+    noise: NoiseKind = "projected"
+    diagonal: float = 0.5
+    boundary: float = 1 / 32
+    context: ContextConfig = ContextConfig()
+
+
+class Pairs(NamedTuple):
+    """Rows off the diagonal.
+
+    Attributes:
+      views: states [B, L, D] at time s seen through the student's table, and, for a route that
+        asks it, through the teacher's (else None).
+      tau_s, tau_t: clock times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
+      s, t: the same as interpolant times.
+      weights: weight of each position in the sum, [B, L].
+    """
+
+    views: Views
+    tau_s: Times
+    tau_t: Times
+    s: Times
+    t: Times
+    weights: Float[Array, "b l"]
+
+
+class Route(NamedTuple):
+    """A loss off the diagonal.
+
+    Attributes:
+      loss_at: (params, target_params, pairs, *, net, clock, teacher, split_key, key) ->
+        (weighted sum, values [B, L] to report by name). Targets come from target_params, without
+        gradient and without dropout; `key` is for the student's dropout.
+      asks_teacher: whether it asks the teacher, which then must see the states too.
+    """
+
+    loss_at: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    asks_teacher: bool
+
+
+def row_groups(diagonal: float, num: int) -> tuple[int, int]:
+    """(rows a group, diagonal rows a group): a fixed share of each group of rows is diagonal.
+
+    A fixed share keeps shapes static, so that teacher and targets run on their own rows only, and
+    groups of neighbours keep it equal on every device.
+    """
+    share = Fraction(diagonal).limit_denominator(8)
+    if num % share.denominator:
+        raise ValueError(f"{num} rows do not split into groups of {share.denominator}")
+    return share.denominator, share.numerator
+
+
+def _split(x: jax.Array, group: int, diagonal: int) -> tuple[jax.Array, jax.Array]:
+    x = x.reshape(-1, group, *x.shape[1:])
+    first, second = x[:, :diagonal], x[:, diagonal:]
+    return first.reshape(-1, *x.shape[2:]), second.reshape(-1, *x.shape[2:])
+
+
+def diagonal_loss_at(
+    params: Params,
+    views: Views,
+    tau: Times,
+    tokens: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    teacher: Teacher | None,
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """CE of delta_tt to the teacher's denoiser at the same state, or to the data without one.
+
+    Args:
+      views: the state embedded by the student's table, and by the teacher's (None without one).
+
+    Returns:
+      Weighted sum and values per token [B, L], nats.
+    """
+    out = forward(net, params, views[0], tau, tau, key=key)
+    if teacher is None:
+        return cross_entropy(out, tokens, weights, net)
+    teacher_net, teacher_params = teacher
+    target = forward(teacher_net, teacher_params, views[1], tau, tau)
+    return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net)
+
+
+def distillation_loss(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: Key,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: DistillationConfig,
+    rows: Rows,
+    route: Route,
+    teacher: Teacher | None = None,
+    target_params: Params | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Distillation loss over a batch: diagonal rows and off-diagonal rows.
+
+    Args:
+      params: the student's (a two-time network).
+      batch: "tokens" int32 [B, L], "mask" [B, L].
+      route: the loss off the diagonal.
+      teacher: a frozen denoiser, or None for self-distillation from data.
+      target_params: the student's parameters of the targets (their average, say); by default
+        `params` themselves, without gradient either way.
+
+    Returns:
+      Mean over valid tokens that are not clean, weighted over times where the network says how;
+      and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own rows.
+    """
+    d_key, p_key, u_key, noise_key, drop_key = jax.random.split(key, 5)
+    group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
+    clean = clean_context(key, batch, cfg.context, rows)
+    mask = counted(batch["mask"], clean)
+    tokens_d, tokens_o = _split(batch["tokens"], group, n_diag)
+    mask_d, mask_o = _split(mask, group, n_diag)
+    clean_d, clean_o = (None, None) if clean is None else _split(clean, group, n_diag)
+    noise_d, noise_o = jax.random.split(rows.fold(noise_key))
+    drop_d, drop_o = jax.random.split(rows.fold(drop_key))
+    table, total = net.table(params), jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
+    other = None if teacher is None else teacher[0].table(teacher[1])
+    loss, metrics = 0.0, {}
+
+    if n_diag:
+        part = Rows(rows.start * n_diag // group, rows.total * n_diag // group)
+        tau = stratified_uniform(d_key, tokens_d.shape[0], part)
+        weights, penalty = time_weights(net, params, mask_d / total, tau, tau)
+        tau, t = at_clean(clean_d, tau, tau_to_t(clock, tau))
+        views = noisy_states(noise_d, t, tokens_d, table, other, noise=cfg.noise)
+        value, ce = diagonal_loss_at(
+            params, views, tau, tokens_d, weights, net=net, teacher=teacher, key=drop_d
+        )
+        loss, metrics = value + penalty, {"diagonal_nats_per_token": _mean(ce, mask_d)}
+    if n_diag < group:
+        n_off = group - n_diag
+        part = Rows(rows.start * n_off // group, rows.total * n_off // group)
+        taus = time_pairs(p_key, tokens_o.shape[0], part, cfg.boundary)
+        weights, penalty = time_weights(net, params, mask_o / total, *taus)
+        times = at_clean(clean_o, *taus, *(tau_to_t(clock, tau) for tau in taus))
+        seen = other if route.asks_teacher else None
+        views = noisy_states(noise_o, times[2], tokens_o, table, seen, noise=cfg.noise)
+        value, values = route.loss_at(
+            params,
+            params if target_params is None else target_params,
+            Pairs(views, *times, weights),
+            net=net,
+            clock=clock,
+            teacher=teacher,
+            split_key=rows.fold(u_key),
+            key=drop_o,
+        )
+        loss = loss + value + penalty
+        metrics |= {name: _mean(value, mask_o) for name, value in values.items()}
+    return loss, metrics
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(values * token_weights(mask))

@@ -1,0 +1,65 @@
+"""Endpoint-consistency distillation into a flow map (arXiv 2602.12233, ECLD).
+
+The Lagrangian residual of a flow map is (delta_st - delta_tt(X_st))/(1-t) + (t-s)/(1-s) d/dt
+delta_st. The two parts are bounded apart, with a cross entropy for the first, which needs no
+projection:
+
+    CE(stop-gradient delta_tt(X_st), delta_st) + ||(t-s)/(1-s) d/dt delta_st||^2.
+
+A bound, not the residual: where delta_st changes with t along the true flow, the true delta_st is
+not its minimum, but close to one that changes less with t.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser import tiled
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
+from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.flows.interpolants import over_positions
+from flm_jax.losses.distillation.base import Pairs, Teacher
+from flm_jax.losses.distillation.lagrangian import derivative_in_t
+from flm_jax.losses.distillation.moving_target import denoiser_at_hand
+
+
+def endpoint_loss_at(
+    params: Params,
+    target_params: Params,
+    pairs: Pairs,
+    *,
+    net: Network,
+    clock: Clock,
+    teacher: Teacher | None = None,
+    key: Key | None = None,
+) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
+    """The two terms at given states and times.
+
+    Args:
+      params: the student's; target_params: those of delta_tt(X_st) (no gradient, no dropout).
+      pairs: states and times; with a teacher, seen through its table too.
+      teacher: gives D_t in the place of delta_tt.
+
+    Returns:
+      Weighted sum; and per token [B, L] the cross entropy (nats) and the squared norm.
+    """
+    fixed, still = jax.lax.stop_gradient((target_params, pairs))
+    now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
+    delta = forward(net, fixed, still.views[0], pairs.tau_s, pairs.tau_t)
+    landed = expected_embedding(delta, now_net.table(now_params), net)
+    x_t = flow_map(y_s, landed, pairs.s, pairs.t)
+    now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
+
+    # The norm is trained too: reverse mode over forward mode.
+    out, tangent = derivative_in_t(params, pairs, net=net, clock=clock, key=key)
+    target = [(jnp.ones_like(pairs.t), now)]
+    ce_sum, ce = mixture_cross_entropy(out, target, pairs.weights, net)
+    factor = over_positions(flow_map_weights(pairs.s, pairs.t)[1], pairs.weights.shape)
+    head = (out.kernel, out.bias)
+    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    norm = jnp.square(factor) * tiled.squared_rate(plan, out.features, tangent, head)
+    return ce_sum + jnp.sum(pairs.weights * norm), (ce, jax.lax.stop_gradient(norm))

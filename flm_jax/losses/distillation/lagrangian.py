@@ -1,0 +1,76 @@
+"""Lagrangian distillation into a flow map (arXiv 2602.16813v3, LSD).
+
+The flow map moves along the flow as its end time grows, d/dt X_st = b_t(X_st). In terms of the
+two-time denoiser:
+
+    delta_st(x) = D_t(X_st(x)) - (1-t)(t-s)/(1-s) d/dt delta_st(x).
+
+The right side, without gradient, is the target; at t = 1 its second term vanishes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout, expected_embedding
+from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.losses.distillation.base import Pairs, Teacher
+from flm_jax.losses.distillation.moving_target import (
+    TargetConfig,
+    clock_slope,
+    denoiser_at_hand,
+    loss_to_target,
+)
+
+
+def derivative_in_t(
+    params: Params, pairs: Pairs, *, net: Network, clock: Clock, key: Key | None = None
+) -> tuple[Readout, jax.Array]:
+    """delta_st at the pairs and the derivative of its features [B, L, D] in t, by forward mode."""
+    # Clean positions, where s = t = 1, stay there while the others' end time moves.
+    slope = jnp.where(pairs.s < 1.0, clock_slope(clock, pairs.t), 0.0)
+    out, tangent = jax.jvp(
+        lambda tau_t: forward(net, params, pairs.views[0], pairs.tau_s, tau_t, key=key).features,
+        (pairs.tau_t,),
+        (slope,),
+    )
+    return Readout(out, *net.readout(params)), tangent
+
+
+def lagrangian_loss_at(
+    params: Params,
+    target_params: Params,
+    pairs: Pairs,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: TargetConfig,
+    teacher: Teacher | None = None,
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """Loss of delta_st to the Lagrangian target at given states and times.
+
+    Args:
+      params: the student's; target_params: those of the target (no gradient, no dropout).
+      pairs: states and times; with a teacher, seen through its table too.
+      teacher: gives D_t; without one the student's delta_tt does.
+
+    Returns:
+      Weighted sum and values per token [B, L]: nats, or squared distances.
+    """
+    fixed, still = jax.lax.stop_gradient((target_params, pairs))
+    delta, tangent = derivative_in_t(fixed, still, net=net, clock=clock)
+    now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
+    landed = expected_embedding(delta, now_net.table(now_params), net)
+    x_t = flow_map(y_s, landed, pairs.s, pairs.t)
+    now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
+    rate = -(1.0 - pairs.t) * flow_map_weights(pairs.s, pairs.t)[1]
+    out = forward(net, params, pairs.views[0], pairs.tau_s, pairs.tau_t, key=key)
+    share = jnp.ones_like(rate)
+    return loss_to_target(
+        out, now, (delta, tangent), (share, rate), pairs.weights, net=net, cfg=cfg
+    )

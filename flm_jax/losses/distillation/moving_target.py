@@ -1,0 +1,178 @@
+"""Targets that move: delta plus a multiple of its derivative, and remedies where it leaves the
+simplex.
+
+The Lagrangian and the Eulerian target have the form
+
+    q = share * D + (1 - share) * delta_st + rate * d delta_st,
+
+with D a denoiser, and d delta_st the derivative of the two-time denoiser along a direction, found
+by forward mode up to the features and in closed form through head and softmax: no array is larger
+than the logits of a tile, and there is no Jacobian. Entries of q add up to 1 and may be negative.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params, States, Times
+from flm_jax.denoiser import tiled
+from flm_jax.denoiser.head import Readout
+from flm_jax.flows.clocks import Clock, t_to_tau
+from flm_jax.flows.interpolants import over_positions
+from flm_jax.losses.distillation.base import Pairs, Teacher
+
+Projection = Literal["none", "clip", "sparsemax", "entmax15"]
+PROJECTIONS = ("none", "clip", "sparsemax", "entmax15")
+Form = Literal["ce", "mse"]
+_NEWTON_LIMIT = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """What is done with a target.
+
+    Attributes:
+      form: "ce" (cross entropy, nats) or "mse" (squared distance of the two vectors of R^V).
+      projection: "none", "clip" (negative entries to 0, then divided by the sum), "sparsemax"
+        (the nearest point of the simplex), "entmax15" (entmax with alpha = 1.5).
+    """
+
+    form: Form
+    projection: Projection
+
+
+def clock_slope(clock: Clock, t: Times) -> Times:
+    """dtau/dt, which turns derivatives in the clock into derivatives in t; bounded."""
+    return jax.jvp(lambda time: t_to_tau(clock, time), (t,), (jnp.ones_like(t),))[1]
+
+
+def denoiser_at_hand(
+    net: Network, target_params: Params, pairs: Pairs, teacher: Teacher | None
+) -> tuple[Network, Params, States]:
+    """Whom to ask for D: the teacher, or the student's own diagonal; and the states it sees."""
+    if teacher is None:
+        return net, target_params, pairs.views[0]
+    return *teacher, pairs.views[1]
+
+
+def entmax(z: Float[Array, "... v"], alpha: float, axes: tuple[str, ...] = ()) -> jax.Array:
+    """argmax over the simplex of <p, z> + the Tsallis entropy of p of order alpha in {1.5, 2}.
+
+    p = max((alpha - 1) z - lambda, 0)^(1/(alpha-1)) with lambda such that p sums to 1: the root of
+    a convex decreasing function, which Newton's steps reach from its left without overshooting.
+    A step is one pass over z where sorting z would take dozens. At alpha = 2 it is sparsemax,
+    the projection (arXiv 1602.02068); in general arXiv 1905.05702.
+
+    Args:
+      z: scores.
+      alpha: 1.5 or 2.
+      axes: mesh axes over which the last dimension is split.
+    """
+    total = functools.partial(tiled.total, axes=axes)
+    high = jnp.max(z, axis=-1, keepdims=True)
+    high = jax.lax.pmax(high, axes) if axes else high
+    z = (alpha - 1.0) * (z - high)
+
+    def mass(lift):
+        gap = jnp.maximum(z - lift, 0.0)
+        if alpha == 2.0:
+            return gap, (gap > 0.0).astype(gap.dtype)
+        return jnp.square(gap), 2.0 * gap
+
+    def step(carry):
+        count, lift, _ = carry
+        value, slope = (total(x) for x in mass(lift))
+        move = (value - 1.0) / slope
+        return count + 1, lift + move, jnp.max(move)
+
+    def moving(carry):
+        return (carry[0] < _NEWTON_LIMIT) & (carry[2] > 1e-7)
+
+    first = 0.0 * high - 1.0  # the largest entry alone has mass 1 there
+    _, lift, _ = jax.lax.while_loop(moving, step, (0, first, jnp.max(first) + 2.0))
+    value = mass(lift)[0]
+    return value / total(value)
+
+
+def project(
+    q: Float[Array, "... v"], projection: Projection, axes: tuple[str, ...] = ()
+) -> Float[Array, "... v"]:
+    """A point of the simplex for q, by the remedy named; `axes` as in `entmax`."""
+    if projection == "none":
+        return q
+    if projection == "clip":
+        q = jnp.maximum(q, 0.0)
+        return q / tiled.total(q, axes)
+    return entmax(q, 2.0 if projection == "sparsemax" else 1.5, axes)
+
+
+def moving_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, projection: Projection):
+    """q of this module for `tiled.weighted_cross_entropy`, and the cross entropy to it.
+
+    Rows are (share, features of D, rate, features of delta_st, their tangent); heads those of D
+    and of delta_st.
+    """
+    (now_head, head), (share, now, rate, features, tangent) = target
+    now_logits = tiled.head_logits(now, now_head, plan.softcap)
+    denoised = jnp.exp(now_logits - tiled.log_partition(now_logits, plan.vocab_axes))
+    delta, d_delta = tiled.probability_rate(features, tangent, head, plan)
+    share, rate = share[..., None], rate[..., None]
+    q = share * denoised + (1.0 - share) * delta + rate * d_delta
+    q = project(q, projection, plan.vocab_axes)
+    return q, jnp.sum(q * (log_z - logits), axis=-1)
+
+
+def squared(target_fn: tiled.TargetFn) -> tiled.TargetFn:
+    """The squared distance to the target of `target_fn` in place of the cross entropy.
+
+    `weighted_cross_entropy` takes softmax - q for the gradient in the logits; q here is what makes
+    that the gradient of |softmax - target|^2.
+    """
+
+    def fn(logits, log_z, target, plan):
+        q, _ = target_fn(logits, log_z, target, plan)
+        probs = jnp.exp(logits - log_z)
+        gap = probs - q
+        mean = tiled.total(probs * gap, plan.vocab_axes)
+        return probs - 2.0 * probs * (gap - mean), jnp.sum(jnp.square(gap), axis=-1)
+
+    return fn
+
+
+def loss_to_target(
+    out: Readout,
+    now: Readout,
+    moving: tuple[Readout, jax.Array],
+    coefficients: tuple[Times, Times],
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    cfg: TargetConfig,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """Loss of the student to share * D + (1 - share) * delta_st + rate * d delta_st.
+
+    Args:
+      out: the student's delta_st.
+      now: D.
+      moving: delta_st without gradient, and the tangent of its features.
+      coefficients: (share, rate), each [B] or [B, L].
+      weights: of each position in the sum.
+
+    Returns:
+      Weighted sum, differentiable in `out`; and values [B, L], nats or squared distances.
+    """
+    (delta, tangent), (share, rate) = moving, coefficients
+    now, delta, tangent, share, rate = jax.lax.stop_gradient((now, delta, tangent, share, rate))
+    fn = functools.partial(moving_target, projection=cfg.projection)
+    fn = squared(fn) if cfg.form == "mse" else fn
+    share, rate = (over_positions(x, weights.shape) for x in (share, rate))
+    heads = ((now.kernel, now.bias), (delta.kernel, delta.bias))
+    rows = (share, now.features, rate, delta.features, tangent)
+    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    head = (out.kernel, out.bias)
+    return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))

@@ -1,0 +1,73 @@
+"""Semigroup (progressive) distillation of a flow into a flow map (arXiv 2602.16813v3, PSD).
+
+For every s <= u <= t, delta_st = gamma delta_su + (1-gamma) delta_ut(X_su); the right side, without
+gradient, is the target. It stays on the simplex.
+"""
+
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params, States, Times
+from flm_jax.denoiser import tiled
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
+from flm_jax.flows.flow_map import flow_map, semigroup_weight
+from flm_jax.flows.interpolants import over_positions
+from flm_jax.losses.distillation.moving_target import Form, squared
+
+Split = Literal["midpoint", "uniform"]
+SPLITS = ("midpoint", "uniform")
+
+
+def split_times(key: Key, tau_s: Times, tau_t: Times, split: Split) -> Times:
+    """tau_u between tau_s and tau_t, [B] or [B, L]: in the middle, or uniform, which uses the key.
+
+    All positions of a row split at one share of their interval.
+    """
+    shape = (tau_s.shape[0],) + (1,) * (tau_s.ndim - 1)
+    where = 0.5 if split == "midpoint" else jax.random.uniform(key, shape)
+    return tau_s + where * (tau_t - tau_s)
+
+
+def semigroup_loss_at(
+    params: Params,
+    target_params: Params,
+    y_s: States,
+    taus: tuple[Times, Times, Times],
+    times: tuple[Times, Times, Times],
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    form: Form = "ce",
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """Loss of delta_st to gamma delta_su + (1-gamma) delta_ut(X_su) at given states and times.
+
+    Args:
+      params: the student's; target_params: those of the target (no gradient, no dropout).
+      y_s: states [B, L, D] at time s.
+      taus: clock times (tau_s, tau_u, tau_t), each [B] or [B, L]; times: the same as t (s, u, t).
+      form: "ce", or "mse" for the squared distance.
+
+    Returns:
+      Weighted sum and values per token [B, L]: nats, or squared distances.
+    """
+    (tau_s, tau_u, tau_t), (s, u, t) = taus, times
+    target_params, y_fixed = jax.lax.stop_gradient((target_params, y_s))
+    first = forward(net, target_params, y_fixed, tau_s, tau_u)
+    delta_su = expected_embedding(first, net.table(target_params), net)
+    second = forward(net, target_params, flow_map(y_fixed, delta_su, s, u), tau_u, tau_t)
+    gamma = semigroup_weight(s, u, t)
+    out = forward(net, params, y_s, tau_s, tau_t, key=key)
+    targets = [(gamma, first), (1.0 - gamma, second)]
+    if form == "ce":
+        return mixture_cross_entropy(out, targets, weights, net)
+    heads = tuple((q.kernel, q.bias) for _, q in targets)
+    wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
+    rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
+    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    fn, head = squared(tiled.mixture_target), (out.kernel, out.bias)
+    return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))

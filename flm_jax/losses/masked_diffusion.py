@@ -1,0 +1,102 @@
+"""Masked diffusion: the continuous-time NELBO of MDLM (arXiv 2406.07524v2, eq. 10).
+
+With the log-linear schedule alpha_t = 1 - t each token is hidden with probability t, and
+
+    NELBO = E_{t ~ U(0, 1)}  1/t  sum_{l hidden} -log p(x_l | visible tokens).
+
+Hidden positions show anchors, which are no rows of the table, and the head has no column for them:
+the probability of the mask is exactly zero. Visible tokens have weight zero (carry-over).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy
+from flm_jax.flows.masking import masked_states
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.losses.base import token_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedConfig:
+    """Choices of masked diffusion.
+
+    Attributes:
+      time_conditioning: whether the network is told the progress 1 - t; else it is told 0 always.
+      least: smallest t of training. Below it 1/t makes the variance grow as log(1/least), while
+        the part of the integral left out is of relative size `least`.
+      prompt: first positions, which stay visible and do not count: the law of the rest given them.
+    """
+
+    time_conditioning: bool = False
+    least: float = 1e-3
+    prompt: int = 0
+
+    def free(self, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
+        """Positions that may be hidden: all after the prompt."""
+        return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= self.prompt, mask.shape)
+
+
+def masked_loss_at(
+    params: Params,
+    tokens: Int[Array, "b l"],
+    masked: Bool[Array, "b l"],
+    t: Times,
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    cfg: MaskedConfig,
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"]]:
+    """CE of the tokens given those that are not masked.
+
+    Args:
+      masked: hidden positions; t: their expected share [B].
+      weights: of each position in the sum; 0 where visible.
+
+    Returns:
+      Weighted sum (nats) and the cross entropy of each token [B, L] (nats, no gradient).
+    """
+    states = masked_states(tokens, masked, net.table(params), net.anchor(params))
+    progress = 1.0 - t if cfg.time_conditioning else jnp.zeros_like(t)
+    out = forward(net, params, states, progress, progress, key=key)
+    return cross_entropy(out, tokens, weights, net)
+
+
+def masked_loss(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: Key,
+    *,
+    net: Network,
+    cfg: MaskedConfig,
+    rows: Rows,
+) -> tuple[jax.Array, Metrics]:
+    """The NELBO with t low-discrepancy in [least, 1] over the global batch.
+
+    Args:
+      params: parameters of a network with anchors.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden
+        like the rest and do not count.
+      key: for times, masks and dropout.
+      rows: which rows of the global batch these are.
+
+    Returns:
+      Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same bound.
+    """
+    time_key, mask_key, dropout_key = jax.random.split(key, 3)
+    tokens = batch["tokens"]
+    t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
+    free = cfg.free(batch["mask"])
+    masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
+    weights = token_weights(batch["mask"] * free) * masked / t[:, None]
+    loss, _ = masked_loss_at(
+        params, tokens, masked, t, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
+    )
+    return loss, {"nll_nats_per_token": loss}

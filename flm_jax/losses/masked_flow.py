@@ -1,0 +1,168 @@
+"""Masked language flow: cross entropy on the masked bridge (arXiv 2606.27617).
+
+    CE(x_l, D_t(z_t)) + w ||probs E - E[x_l]||^2,   averaged over the hidden positions.
+
+At t = 0 the first term is masked diffusion's cross entropy.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Metrics, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy, expected_embedding
+from flm_jax.flows.masked_bridge import SIGMA, bridge_states, progress, t_from_gamma
+from flm_jax.flows.masking import highest
+from flm_jax.flows.noise_schedule import GammaConfig, GammaState, draw_gamma, observe
+from flm_jax.flows.time_sampling import Rows, kronecker_uniform
+from flm_jax.losses.base import token_weights
+
+_NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a whole answer
+
+
+@dataclasses.dataclass(frozen=True)
+class BridgeConfig:
+    """Choices of the masked bridge.
+
+    Attributes:
+      gamma: how gamma is drawn.
+      sigma: scale of the bridge's noise.
+      embedding_weight: w of the squared distance of embeddings.
+      least_share: smallest share of hidden positions.
+      whole: share of rows that are hidden entirely, prompts apart.
+      prompt: first positions, which stay visible.
+      eos_id: token left out of the averages that an empirical gamma is learnt from; -1 for none.
+    """
+
+    gamma: GammaConfig = GammaConfig()  # noqa: RUF009  frozen
+    sigma: float = SIGMA
+    embedding_weight: float = 10.0
+    least_share: float = 0.05
+    whole: float = 0.0
+    prompt: int = 0
+    eos_id: int = -1
+
+
+def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
+    """Share of hidden positions for u ~ U(0, 1): 1 below cfg.whole, and on the rest a cosine.
+
+    least + (1 - least) cos(pi v / 2) with v = (u - whole) / (1 - whole).
+    """
+    v = jnp.clip((u - cfg.whole) / max(1.0 - cfg.whole, 1e-6), 0.0, 1.0)
+    cosine = cfg.least_share + (1.0 - cfg.least_share) * jnp.cos(0.5 * jnp.pi * v)
+    return jnp.where(u < cfg.whole, 1.0, cosine)
+
+
+def hide(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
+    """ceil(share n) of the n free positions of each row, chosen uniformly; at least 1 of n > 0."""
+    scores = jax.random.uniform(key, free.shape)
+    count = jnp.ceil(share * jnp.sum(free, axis=1) - 1e-4).astype(jnp.int32)
+    return highest(scores, free, jnp.maximum(count, 1))
+
+
+def answers(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array, "b l"]:
+    """Positions that may be hidden: valid ones after the prompt.
+
+    Args:
+      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens stay visible.
+    """
+    free = batch["mask"].astype(bool) & (jnp.arange(batch["mask"].shape[1])[None] >= cfg.prompt)
+    return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
+
+
+def bridge_loss_at(
+    params: Params,
+    z_t: States,
+    gamma: Times,
+    tokens: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    *,
+    net: Network,
+    cfg: BridgeConfig,
+    key: Key | None = None,
+) -> tuple[jax.Array, Float[Array, "b l"], jax.Array]:
+    """The loss at given states.
+
+    Args:
+      z_t: states of `bridge_states`; gamma: their times [B].
+      weights: of each position in the sums; 0 where visible.
+
+    Returns:
+      Weighted sum of both terms; cross entropy of each token [B, L] (nats, no gradient); weighted
+      sum of squared distances.
+    """
+    times = progress(gamma)
+    out = forward(net, params, z_t, times, times, key=key)
+    loss, nll = cross_entropy(out, tokens, weights, net)
+    if not cfg.embedding_weight:
+        return loss, nll, jnp.zeros(())
+    table = net.table(params)
+    gap = expected_embedding(out, table, net) - table[tokens]
+    distance = jnp.sum(weights * jnp.sum(gap**2, axis=-1))
+    return loss + cfg.embedding_weight * distance, nll, distance
+
+
+def bridge_loss(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: Key,
+    *,
+    net: Network,
+    cfg: BridgeConfig,
+    state: GammaState,
+    rows: Rows,
+) -> tuple[jax.Array, Metrics]:
+    """The loss with gamma and the share of hidden positions low-discrepancy over the global batch.
+
+    Args:
+      params: parameters of a network with an anchor.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1
+        where tokens stay visible.
+      key: for times, masks, noise and dropout.
+      state: what is learnt of gamma.
+      rows: which rows of the global batch these are.
+
+    Returns:
+      Mean over hidden positions, and metrics: cross entropy (nats/token) and squared distance of
+      embeddings, and under "observed" the sums that `gamma_schedule.update_state` takes.
+    """
+    gamma_key, share_key, hide_key, noise_key, dropout_key = jax.random.split(key, 5)
+    tokens = batch["tokens"]
+    num = tokens.shape[0]
+    free = answers(batch, cfg)
+    gamma = draw_gamma(gamma_key, num, rows, cfg.gamma, state)
+    share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
+    hidden = hide(rows.fold(hide_key), share, free)
+    z_t = bridge_states(
+        rows.fold(noise_key),
+        t_from_gamma(gamma, cfg.sigma),
+        tokens,
+        hidden,
+        net.table(params),
+        net.anchor(params),
+        cfg.sigma,
+    )
+    weights = token_weights(hidden)
+    loss, nll, distance = bridge_loss_at(
+        params, z_t, gamma, tokens, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
+    )
+    metrics = {
+        "nll_nats_per_token": jnp.sum(weights * nll),
+        "squared_distance_per_token": distance,
+        "observed": _observed(nll, gamma, share, hidden, tokens, cfg),
+    }
+    return loss, metrics
+
+
+def _observed(nll, gamma, share, hidden, tokens, cfg: BridgeConfig):
+    """Mean cross entropy of each row in the bins of gamma."""
+    counted = hidden
+    if cfg.gamma.learnt == "empirical":
+        counted = hidden & (tokens != cfg.eos_id) & (share >= _NEARLY_ALL)[:, None]
+    number = jnp.sum(counted, axis=1)
+    mean = jnp.sum(jnp.where(counted, nll, 0.0), axis=1) / jnp.maximum(number, 1)
+    return observe(gamma, mean, (number > 0).astype(jnp.float32), cfg.gamma)

@@ -1,0 +1,31 @@
+"""Learned weighting of a loss over its times (uncertainty weighting, as in arXiv 2312.02696).
+
+A small function u(s, t) is trained with the model on  exp(-u) loss + u.  For fixed times its
+minimum is u = log loss, so that each pair of times counts as if its mean loss were 1: gradients of
+times with a small loss are not drowned by those of times with a large one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params, Times
+
+
+def time_weights(
+    net: Network, params: Params, weights: Float[Array, "b l"], tau_s: Times, tau_t: Times
+) -> tuple[Float[Array, "b l"], jax.Array | float]:
+    """Weights exp(-u) for a sum over positions, and the sum of u to add to it.
+
+    Args:
+      weights: weight of each position in the sum.
+      tau_s, tau_t: clock times [B] of the rows' noisy positions.
+
+    Returns:
+      The weights unchanged and 0 where `net` has no such function.
+    """
+    if net.log_loss is None:
+        return weights, 0.0
+    u = net.log_loss(params, tau_s, tau_t)[:, None]
+    return weights * jnp.exp(-u), jnp.sum(weights * u)

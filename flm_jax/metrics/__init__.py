@@ -1,0 +1,1 @@
+"""Figures of tokens and of networks, without files or configurations."""

@@ -1,0 +1,156 @@
+"""Generative perplexity: how likely an autoregressive judge finds samples.
+
+exp(sum of -ln p_judge / number of judged tokens) over all samples. It rewards repetition, so it
+says nothing without the entropy of the same samples beside it (arXiv 2409.02908), and it compares
+between models under one judge alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.losses.autoregressive import next_token_loss
+from flm_jax.metrics.intervals import Interval, interval
+
+
+class Judge(NamedTuple):
+    """An autoregressive model that scores texts.
+
+    Attributes:
+      name: for reports.
+      net, params: a causal network; its features at position l see the tokens before l.
+      tokenizer: its own.
+      framing: how its training examples look: "stream" (tokens alone), "wrap" (BOS, tokens, EOS)
+        or "pad" (BOS, one document, EOS, padding).
+      first_counts: whether the law of a first token without BOS is learnt; else that is not scored.
+    """
+
+    name: str
+    net: Network
+    params: Params
+    tokenizer: Tokenizer
+    framing: str
+    first_counts: bool
+
+
+class _Window(NamedTuple):
+    """Tokens that the judge sees at once, and which of them are scored; row is the sample's."""
+
+    row: int
+    tokens: np.ndarray
+    scored: np.ndarray
+
+
+def text_of(tokens: np.ndarray, tokenizer: Tokenizer, framing: str) -> str:
+    """Text of a sample; where examples are padded documents, up to its first EOS."""
+    if framing == "pad" and tokenizer.eos_id is not None:
+        ends = np.flatnonzero(tokens[1:] == tokenizer.eos_id)
+        tokens = tokens[: 1 + ends[0]] if len(ends) else tokens
+    return tokenizer.decode(tokens)
+
+
+def judge_samples(
+    judge: Judge, tokens: np.ndarray, tokenizer: Tokenizer, framing: str, batch_size: int = 32
+) -> np.ndarray:
+    """What the judge makes of samples.
+
+    Samples of the judge's own tokenizer and framing are scored token by token as they are, all but
+    those that frame every example alike (BOS, and the EOS at the end of "wrap"). Others go through
+    their text, which the judge's tokenizer encodes anew; what is longer than the judge's length is
+    cut into windows, of which each later one is judged without what stands before it.
+
+    Args:
+      tokens: samples, int [N, L]; tokenizer, framing: of the model that wrote them.
+      batch_size: windows at a time.
+
+    Returns:
+      float64 [N, 2]: nats, -ln p summed over the judged tokens of each sample, and their number.
+    """
+    tokens = np.asarray(tokens)
+    same = judge.framing == framing and judge.tokenizer.fingerprint == tokenizer.fingerprint
+    if same and tokens.shape[1] <= judge.net.max_length:
+        windows = [_Window(i, row, _scored(judge, row)) for i, row in enumerate(tokens)]
+    else:
+        texts = [text_of(row, tokenizer, framing) for row in tokens]
+        windows = list(_windows(judge, texts))
+    out = np.zeros((len(tokens), 2))
+    for window, nats in zip(windows, _nats(judge, windows, batch_size)):
+        length = len(window.tokens)
+        out[window.row] += nats[:length] @ window.scored, window.scored.sum()
+    return out
+
+
+def perplexity(judged: np.ndarray, seed: int = 0) -> Interval:
+    """Perplexity of samples with its 95% bootstrap interval over them.
+
+    Args:
+      judged: of `judge_samples`, [N, 2].
+      seed: of the bootstrap.
+    """
+    require(
+        judged[:, 1].sum() > 0,
+        "no token of the samples can be judged: their texts are empty.",
+    )
+
+    def statistic(rows):
+        nats, count = rows.sum(axis=0)
+        # Resampled rows may be empty texts alone; 709 is where float64 ends.
+        return float(np.exp(min(nats / max(count, 1.0), 709.0)))
+
+    return interval(statistic, judged, seed=seed)
+
+
+def _scored(judge: Judge, row: np.ndarray) -> np.ndarray:
+    """Which tokens of an example in the judge's own framing are scored."""
+    scored = np.ones(len(row), bool)
+    if judge.framing == "stream":
+        scored[0] = judge.first_counts
+        return scored
+    scored[0] = False
+    if judge.framing == "wrap":
+        scored[-1] = False
+    else:
+        ends = np.flatnonzero(row[1:] == judge.tokenizer.eos_id)
+        scored[2 + ends[0] if len(ends) else len(row) :] = False
+    return scored
+
+
+def _windows(judge: Judge, texts: Sequence[str]):
+    before = [] if judge.framing == "stream" else [judge.tokenizer.bos_id]
+    size = judge.net.max_length - len(before)
+    for i, ids in enumerate(judge.tokenizer.encode_batch(texts)):
+        for start in range(0, len(ids), size):
+            row = np.concatenate([before, ids[start : start + size]]).astype(np.int32)
+            scored = np.ones(len(row), bool)
+            scored[0] = not before and judge.first_counts
+            yield _Window(i, row, scored)
+
+
+def _nats(judge: Judge, windows: Sequence[_Window], batch_size: int):
+    """-ln p of every token of each window, float32 [its width or more], batch by batch."""
+    if not windows:
+        return
+    program = _program(judge.net)
+    # One width, so that one program is compiled; a causal network does not see what follows.
+    width = max(len(window.tokens) for window in windows)
+    for start in range(0, len(windows), batch_size):
+        some = windows[start : start + batch_size]
+        tokens = np.zeros((batch_size, width), np.int32)
+        for place, window in enumerate(some):
+            tokens[place, : len(window.tokens)] = window.tokens
+        yield from np.asarray(program(judge.params, tokens), np.float64)[: len(some)]
+
+
+def _program(net: Network) -> Callable[[Params, np.ndarray], jax.Array]:
+    def nll(params, tokens):
+        weights = jnp.ones(tokens.shape, jnp.float32)
+        return next_token_loss(params, tokens, weights, net=net)[1]
+
+    return jax.jit(nll)

@@ -1,0 +1,132 @@
+"""Likelihood on held-out data: exact for autoregressive models, a bound for masked diffusion."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.flows.masking import random_subset
+from flm_jax.losses.autoregressive import next_token_loss
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
+
+# row_nll(params, batch, tau [B], key) -> (nll [B] in nats/token, valid [B]), as of `denoising`.
+RowNll = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+class Likelihood(NamedTuple):
+    """Negative log-likelihood of a corpus, or a bound on it.
+
+    Attributes:
+      nats_per_token: total over all valid tokens, divided by their number.
+      standard_error: of it, over sequences: from the choice of sequences and the draws.
+      tokens, sequences, draws: what it was computed from.
+    """
+
+    nats_per_token: float
+    standard_error: float
+    tokens: int
+    sequences: int
+    draws: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats_per_token); comparable between models of one tokenizer alone."""
+        return float(np.exp(self.nats_per_token))
+
+
+def _per_row(nll: jax.Array, weights: jax.Array, valid: jax.Array):
+    count = jnp.sum(valid.astype(jnp.float32), axis=1)
+    return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
+
+
+def make_autoregressive_nll(net: Network) -> RowNll:
+    """row_nll(params, batch, tau, key): the exact mean of -log p(x_l | x_<l); tau, key unused."""
+
+    def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
+        del tau, key
+        weights = batch["mask"].astype(jnp.float32)
+        _, nll = next_token_loss(params, batch["tokens"], weights, net=net)
+        return _per_row(nll, weights, batch["mask"])
+
+    return row_nll
+
+
+def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
+    """row_nll(params, batch, tau, key): unbiased estimate of the NELBO, given tau ~ U(0, 1).
+
+    The integral over t of the continuous-time NELBO equals the mean over n ~ U{1..L} of
+    L/n times the cross entropy summed over n hidden positions chosen uniformly (arXiv 2502.09992v3,
+    eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that
+    tau = 0 hides everything, as in a flow. Positions that are not valid are hidden like the others
+    and do not count, as in training. With cfg.prompt all this is of the positions after the prompt.
+    """
+
+    def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
+        tokens = batch["tokens"]
+        length = tokens.shape[1] - cfg.prompt
+        count = jnp.clip(jnp.ceil((1.0 - tau) * length), 1, length).astype(jnp.int32)
+        masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
+        t = count / length
+        valid = batch["mask"] * cfg.free(batch["mask"])
+        weights = valid.astype(jnp.float32) * masked / t[:, None]
+        _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg)
+        return _per_row(nll, weights, valid)
+
+    return row_nll
+
+
+def sequence_nats(
+    row_nll: RowNll,
+    params: Params,
+    batches: Iterable[dict[str, jax.Array]],
+    *,
+    draws: int = 1,
+    seed: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood, or a bound, of each sequence that has a valid token.
+
+    Args:
+      row_nll: jitted; of `make_autoregressive_nll` (one draw is exact) or `make_masked_nll`.
+      batches: "tokens" int32 [B, L], "mask" [B, L].
+      draws: of tau for each sequence, one in each of as many equal parts of [0, 1).
+      seed: of the draws.
+
+    Returns:
+      nats and number of valid tokens, float64 [N] each.
+    """
+    rng, root = np.random.default_rng(seed), jax.random.key(seed)
+    totals, counts = [], []
+    for index, batch in enumerate(batches):
+        rows = batch["tokens"].shape[0]
+        count = np.asarray(batch["mask"]).sum(axis=1).astype(np.float64)
+        mean = np.zeros(rows)
+        for draw in range(draws):
+            tau = ((draw + rng.random(rows)) / draws).astype(np.float32)
+            key = jax.random.fold_in(jax.random.fold_in(root, index), draw)
+            mean += np.asarray(row_nll(params, batch, tau, key)[0], np.float64) / draws
+        totals.append((mean * count)[count > 0])
+        counts.append(count[count > 0])
+    return np.concatenate(totals), np.concatenate(counts)
+
+
+def likelihood(
+    row_nll: RowNll,
+    params: Params,
+    batches: Iterable[dict[str, jax.Array]],
+    *,
+    draws: int = 1,
+    seed: int = 1,
+) -> Likelihood:
+    """Mean over the valid tokens of a corpus; arguments as of `sequence_nats`.
+
+    Returns:
+      Likelihood; its standard error is that of a ratio of means over sequences.
+    """
+    total, count = sequence_nats(row_nll, params, batches, draws=draws, seed=seed)
+    value = total.sum() / count.sum()
+    spread = np.sqrt(np.sum((total - value * count) ** 2)) / count.sum()
+    return Likelihood(float(value), float(spread), int(count.sum()), len(count), draws)

@@ -1,0 +1,228 @@
+"""Mixtures of SwiGLU experts: a sigmoid router limited to groups, and experts over sorted tokens.
+
+Sources: arXiv 2412.19437, eq. 12-16 (DeepSeek-V3: weights from the scores, selection by scores plus
+a bias that balances loads) and its limit of each token to a few groups of experts, as LLaDA2.0
+(arXiv 2512.15745) has them:
+
+    p = sigmoid(W x);  b = p + bias
+    group score = sum of the two largest b of the group; the `active_groups` best groups stay
+    T = the `active` largest b in these groups;  g_e = scale p_e / (sum_T p + 1e-20)
+    out = sum over e in T of g_e down_e(silu(gate_e x) * up_e x)
+
+The bias reaches no weight, hence has no gradient.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.errors import require
+
+# Rows that are multiplied by one expert's matrices at a time.
+_LEAST_TILE, _MOST_TILE = 8, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """Sizes of a mixture of experts; see flm_jax/defaults.py for units and choices.
+
+    Attributes:
+      number: routed experts E; active: of them for each token.
+      hidden: width inside each expert; shared: experts that every token has, at least 1.
+      groups: of experts; active_groups: those that a token may choose from.
+      scale: what the normalised weights are multiplied by.
+      dense_blocks: first blocks that have a plain MLP instead.
+    """
+
+    number: int
+    active: int
+    hidden: int
+    shared: int
+    groups: int
+    active_groups: int
+    scale: float
+    dense_blocks: int
+
+    @property
+    def shared_hidden(self) -> int:
+        """Width of the shared experts together: side by side they are one MLP."""
+        return self.shared * self.hidden
+
+
+def check_experts(cfg: ExpertsConfig, depth: int) -> None:
+    """Refuses sizes that make no mixture.
+
+    Raises:
+      UserError: groups that do not divide, too few experts or groups to choose from, blocks.
+    """
+    where = "config.model.llama.experts"
+    require(
+        cfg.groups >= 1 and cfg.number % cfg.groups == 0 and cfg.number >= 2 * cfg.groups,
+        f"{where}: {cfg.number} experts do not make {cfg.groups} groups of two or more; set "
+        f"{where}.groups to a divisor.",
+    )
+    require(
+        1 <= cfg.active_groups <= cfg.groups,
+        f"{where}.active_groups is {cfg.active_groups}; expected 1 to {cfg.groups} (groups).",
+    )
+    most = cfg.active_groups * cfg.number // cfg.groups
+    require(
+        1 <= cfg.active <= most,
+        f"{where}.active is {cfg.active}; expected 1 to {most}, the experts of {cfg.active_groups} "
+        "groups.",
+    )
+    require(
+        cfg.hidden >= 1 and cfg.shared >= 1,
+        f"{where} has hidden {cfg.hidden} and shared {cfg.shared}; expected at least 1 of each.",
+    )
+    require(
+        0 <= cfg.dense_blocks < depth,
+        f"{where}.dense_blocks is {cfg.dense_blocks}; expected 0 to {depth - 1}, with "
+        f"{depth} blocks.",
+    )
+
+
+class Routing(NamedTuple):
+    """Experts of each token [N, active], int32, and their weights, float32."""
+
+    experts: jax.Array
+    weights: jax.Array
+
+
+def choose_experts(
+    logits_NE: Float[Array, "n e"], bias_E: Float[Array, " e"], cfg: ExpertsConfig
+) -> Routing:
+    """The experts of each token, from the router's logits, float32.
+
+    Args:
+      logits_NE: of N tokens and E experts; groups are of neighbouring experts.
+      bias_E: what is added to the scores for selection alone.
+      cfg: sizes.
+    """
+    scores_NE = jax.nn.sigmoid(logits_NE)
+    biased_NGM = (scores_NE + bias_E[None]).reshape(len(scores_NE), cfg.groups, -1)
+    group_NG = jax.lax.top_k(biased_NGM, 2)[0].sum(-1)
+    _, kept_NJ = jax.lax.top_k(group_NG, cfg.active_groups)
+    kept_NG = jax.nn.one_hot(kept_NJ, cfg.groups, dtype=bool).any(axis=1)
+    biased_NE = jnp.where(kept_NG[..., None], biased_NGM, -jnp.inf).reshape(scores_NE.shape)
+    _, experts_NA = jax.lax.top_k(biased_NE, cfg.active)
+    weights_NA = jnp.take_along_axis(scores_NE, experts_NA, axis=-1)
+    total_N1 = weights_NA.sum(-1, keepdims=True) + 1e-20
+    return Routing(experts_NA, cfg.scale * weights_NA / total_N1)
+
+
+class _Tiles(NamedTuple):
+    """Rows sorted by expert, each expert's filled up to whole tiles.
+
+    Attributes:
+      place: [N A] int32, where the rows stand among those of all tiles.
+      expert: [tiles] int32, whose rows a tile holds.
+      size: rows of a tile.
+    """
+
+    place: jax.Array
+    expert: jax.Array
+    size: int
+
+
+def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
+    """Static shapes: R rows fill at most R // size tiles, and each expert one more in part."""
+    rows = len(expert_R)
+    size = min(max(_LEAST_TILE, 1 << (rows // number).bit_length()), _MOST_TILE)
+    counts_E = jnp.bincount(expert_R, length=number)
+    order_R = jnp.argsort(expert_R, stable=True)
+    ends_E = jnp.cumsum(-(-counts_E // size))
+    sorted_R = expert_R[order_R]
+    within_R = jnp.arange(rows) - (jnp.cumsum(counts_E) - counts_E)[sorted_R]
+    first_E = ends_E - -(-counts_E // size)
+    place_R = jnp.zeros(rows, jnp.int32).at[order_R].set(size * first_E[sorted_R] + within_R)
+    tiles = rows // size + min(number, rows)
+    # Tiles past the last hold zeros, whichever expert they have.
+    expert_T = jnp.searchsorted(ends_E, jnp.arange(tiles), side="right")
+    return _Tiles(place_R, jnp.minimum(expert_T, number - 1), size)
+
+
+@jax.custom_vjp
+def _grouped(x_TSK: jax.Array, kernel_EKF: jax.Array, expert_T: jax.Array) -> jax.Array:
+    """Each tile by the matrix of its expert, tile after tile.
+
+    `jax.lax.ragged_dot` is the same, but off TPUs it copies the rows once for each expert.
+    """
+    # Cast matrix by matrix: all at once would be a copy of all experts.
+    one = lambda tile: tile[0] @ kernel_EKF[tile[1]].astype(x_TSK.dtype)
+    return jax.lax.map(one, (x_TSK, expert_T))
+
+
+def _grouped_forward(x_TSK, kernel_EKF, expert_T):
+    return _grouped(x_TSK, kernel_EKF, expert_T), (x_TSK, kernel_EKF, expert_T)
+
+
+def _grouped_backward(kept, out_TSF):
+    """Left to itself, differentiation would add up arrays of all experts' size, once a tile."""
+    x_TSK, kernel_EKF, expert_T = kept
+
+    def one(sums_EKF, tile):
+        x_SK, out_SF, expert = tile
+        part_KF = jnp.matmul(x_SK.T, out_SF, preferred_element_type=jnp.float32)
+        return sums_EKF.at[expert].add(part_KF), out_SF @ kernel_EKF[expert].astype(out_SF.dtype).T
+
+    zeros_EKF = jnp.zeros(kernel_EKF.shape, jnp.float32)
+    sums_EKF, dx_TSK = jax.lax.scan(one, zeros_EKF, (x_TSK, out_TSF, expert_T))
+    return dx_TSK, sums_EKF.astype(kernel_EKF.dtype), None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+class _Kernels(nnx.Module):
+    """The matrices of all experts by one name, [E, inputs, outputs]."""
+
+    def __init__(self, shape: tuple[int, int, int], scale: float, param_dtype, rngs: nnx.Rngs):
+        draw = jax.random.normal(rngs.params(), shape, param_dtype)
+        self.kernel = nnx.Param((scale * shape[1] ** -0.5 * draw).astype(param_dtype))
+
+
+class _Router(nnx.Module):
+    """float32 throughout, whatever type the rest has: near ties decide who computes."""
+
+    def __init__(self, dim: int, number: int, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(dim**-0.5 * jax.random.normal(rngs.params(), (dim, number)))
+        self.bias = nnx.Param(jnp.zeros(number))
+
+
+class Experts(nnx.Module):
+    """The routed part of a mixture of experts on [B, L, D]; no [tokens, E, D] is ever held."""
+
+    def __init__(
+        self, cfg: ExpertsConfig, dim: int, narrow: float, dtype, param_dtype, rngs: nnx.Rngs
+    ):
+        self.cfg, self.dtype = cfg, dtype
+        self.router = _Router(dim, cfg.number, rngs)
+        self.gate = _Kernels((cfg.number, dim, cfg.hidden), 1.0, param_dtype, rngs)
+        self.up = _Kernels((cfg.number, dim, cfg.hidden), 1.0, param_dtype, rngs)
+        self.mlp_out = _Kernels((cfg.number, cfg.hidden, dim), narrow, param_dtype, rngs)
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        cfg, dim = self.cfg, x_BLD.shape[-1]
+        x_ND = x_BLD.reshape(-1, dim).astype(self.dtype)
+        logits_NE = jnp.matmul(
+            x_ND.astype(jnp.float32), self.router.kernel[...], precision=jax.lax.Precision.HIGHEST
+        )
+        choice = choose_experts(logits_NE, self.router.bias[...], cfg)
+        tiles = _tiles(choice.experts.reshape(-1), cfg.number)
+        rows_RD = jnp.repeat(x_ND, cfg.active, axis=0)
+        tiled_PD = jnp.zeros((len(tiles.expert) * tiles.size, dim), x_ND.dtype)
+        tiled_TSD = tiled_PD.at[tiles.place].set(rows_RD).reshape(-1, tiles.size, dim)
+
+        def by(name: str, x_TSK: jax.Array) -> jax.Array:
+            return _grouped(x_TSK, getattr(self, name).kernel[...], tiles.expert)
+
+        hidden_TSF = jax.nn.silu(by("gate", tiled_TSD)) * by("up", tiled_TSD)
+        out_PD = by("mlp_out", hidden_TSF).reshape(-1, dim)
+        out_NAD = out_PD[tiles.place].reshape(-1, cfg.active, dim)
+        out_ND = jnp.einsum("na,nad->nd", choice.weights, out_NAD.astype(jnp.float32))
+        return out_ND.astype(x_BLD.dtype).reshape(x_BLD.shape)

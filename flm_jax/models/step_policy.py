@@ -1,0 +1,142 @@
+"""A policy of step sizes: from 8 numbers of a token to a Beta law over the logarithm of a.
+
+Source: arXiv 2606.29066. With u ~ Beta(k m, k (1 - m)), where mean m and concentration k come from
+a two-layer SiLU MLP,
+
+    a = 2^(log2 a_min + u (log2 a_max - log2 a_min)),   m = .05 + .9 sigmoid,   k in [k_min, k_max].
+
+When decoding, a is its expectation: with s = ln(a_max / a_min) that is a_min E[e^(s u)], a_min
+times the moment generating function of the Beta law,
+
+    sum_n  s^n / n!  prod_(i < n) (k m + i) / (k + i)      (Kummer's 1F1(k m; k; s)).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flm_jax.core.errors import require
+from flm_jax.core.types import Key, Params
+from flm_jax.models.functional import pure
+
+FEATURES = 8
+_TERMS = 64  # of the series; beyond s = 16 more would be needed
+_EDGE = 1e-5  # draws are kept so far from 0 and 1, where densities may be infinite
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Sizes and ranges of a policy.
+
+    Attributes:
+      hidden: width of the MLP.
+      least_step, most_step: a_min and a_max.
+      least_concentration, most_concentration: k_min and k_max.
+      start: a of a fresh policy at u = m, for whatever token; its mean m must fit, see below.
+    """
+
+    hidden: int = 64
+    least_step: float = 1 / 256
+    most_step: float = 1.0
+    least_concentration: float = 2.0
+    most_concentration: float = 50.0
+    start: float = 0.5
+
+    def __post_init__(self):
+        require(self.hidden >= 1, f"config.policy.hidden is {self.hidden}; expected at least 1.")
+        require(
+            0.0 < self.least_step < self.most_step <= 1.0 and self.spread <= 16.0,
+            f"config.policy has least_step {self.least_step}, most_step {self.most_step}; expected "
+            "0 < least_step < most_step <= 1, and least_step not below e^-16 of most_step.",
+        )
+        require(
+            0.0 < self.least_concentration < self.most_concentration,
+            f"config.policy has concentrations {self.least_concentration} to "
+            f"{self.most_concentration}; expected more than 0, and rising.",
+        )
+        low, high = (self.least_step * math.exp(self.spread * m) for m in (0.05, 0.95))
+        require(
+            low < self.start < high,
+            f"config.policy.start is {self.start}; means within (.05, .95) reach from {low:.4f} to "
+            f"{high:.4f}.",
+        )
+
+    @property
+    def spread(self) -> float:
+        """s = ln(a_max / a_min)."""
+        return math.log(self.most_step / self.least_step)
+
+
+class Law(NamedTuple):
+    """Beta laws, one a token: both parameters, float32, of one shape."""
+
+    alpha: Float[Array, "..."]
+    beta: Float[Array, "..."]
+
+
+class Policy(NamedTuple):
+    """init: key -> parameters; law: (parameters, features [..., 8]) -> Law [...]."""
+
+    init: Callable[[Key], Params]
+    law: Callable[[Params, jax.Array], Law]
+
+
+class _Net(nnx.Module):
+    def __init__(self, hidden: int, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(FEATURES, hidden, rngs=rngs)
+        self.out = nnx.Linear(hidden, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return self.out(jax.nn.silu(self.hidden(features)))
+
+
+def policy(cfg: PolicyConfig) -> Policy:
+    """A policy whose fresh parameters know nothing of the token: the same law for all."""
+    init, bind = pure(lambda rngs: _Net(cfg.hidden, rngs))
+    share = (math.log(cfg.start / cfg.least_step) / cfg.spread - 0.05) / 0.9
+    shift = math.log(share / (1.0 - share))
+
+    def law(params: Params, features: jax.Array) -> Law:
+        out = bind(params)(features)
+        mean = 0.05 + 0.9 * jax.nn.sigmoid(out[..., 0] + shift)
+        width = cfg.most_concentration - cfg.least_concentration
+        concentration = cfg.least_concentration + width * jax.nn.sigmoid(out[..., 1])
+        return Law(concentration * mean, concentration * (1.0 - mean))
+
+    return Policy(init, law)
+
+
+def draw(key: Key, law: Law) -> Float[Array, "..."]:
+    """u ~ Beta, kept within (0, 1)."""
+    return jnp.clip(jax.random.beta(key, law.alpha, law.beta), _EDGE, 1.0 - _EDGE)
+
+
+def log_prob(law: Law, u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Log density of the Beta law at u in (0, 1), differentiable in the law."""
+    norm = (
+        jax.scipy.special.gammaln(law.alpha)
+        + jax.scipy.special.gammaln(law.beta)
+        - jax.scipy.special.gammaln(law.alpha + law.beta)
+    )
+    return (law.alpha - 1.0) * jnp.log(u) + (law.beta - 1.0) * jnp.log1p(-u) - norm
+
+
+def step_size(cfg: PolicyConfig, u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """a = a_min (a_max / a_min)^u."""
+    return jnp.minimum(cfg.least_step * jnp.exp(cfg.spread * u), cfg.most_step)
+
+
+def expected_step_size(cfg: PolicyConfig, law: Law) -> Float[Array, "..."]:
+    """E[a] by the series above; all its terms are positive, and Horner's scheme adds them."""
+    total = jnp.ones_like(law.alpha)
+    concentration = law.alpha + law.beta
+    for n in reversed(range(_TERMS)):
+        ratio = (law.alpha + n) / (concentration + n)
+        total = 1.0 + total * ratio * (cfg.spread / (n + 1))
+    return jnp.clip(cfg.least_step * total, cfg.least_step, cfg.most_step)

@@ -1,0 +1,1 @@
+"""Memory, operations and time, measured or planned."""

@@ -1,0 +1,164 @@
+"""One variant of one benchmark case in a process of its own; see `bench`.
+
+Speaks JSON lines: once it is compiled, a line; then a line for each line read from stdin.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+from flm_jax.profiling.bench_cases import Case, find
+
+if __name__ == "__main__" and (_devices := find(*sys.argv[1:3]).devices):  # before JAX starts
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_devices}"
+    )
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from flm_jax.build.families.registry import OBJECTIVES  # noqa: E402
+from flm_jax.config.check import check  # noqa: E402
+from flm_jax.config.schema import base_config  # noqa: E402
+from flm_jax.denoiser.forward import denoise  # noqa: E402
+from flm_jax.distributed import sharding  # noqa: E402
+from flm_jax.flows.clocks import tau_to_t  # noqa: E402
+from flm_jax.flows.flow_map import flow_map_weights  # noqa: E402
+from flm_jax.profiling import flops, hlo  # noqa: E402
+from flm_jax.samplers.base import clock_grid, nothing_given  # noqa: E402
+from flm_jax.samplers.euler import sample_euler  # noqa: E402
+from flm_jax.training.program import assemble  # noqa: E402
+
+_PER_TURN = 3
+
+
+def _peak_mib() -> float:
+    """Most memory so far: of the accelerator, or of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _config(case: Case, settings: dict) -> dict:
+    config = base_config()
+    config.model.two_time = OBJECTIVES[case.objective].two_time
+    # A variant's "route", as config.model has a "name" of its own.
+    config.objective.name = settings.get("route", case.objective)
+    config.train.batch = case.sizes["batch"]
+    for key, value in ({"noise": "projected"} | case.sizes | settings).items():
+        for group in (config.model, config.mesh, config.objective):
+            if key in group:
+                group[key] = value
+    return check(config)
+
+
+def onehot_euler(key, net, params, clock, steps: int, given):
+    """Euler or flow-map steps carried in R^V, as the reference does: x_t @ E before every call."""
+    taus = clock_grid(steps)
+    times = tau_to_t(clock, taus)
+    table = net.table(params)
+    x_t = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
+
+    def step(x_s, now):
+        tau_s, tau_t, s, t = now
+        row = jnp.ones(x_s.shape[0])
+        target = tau_t if net.two_time else tau_s
+        logits = denoise(net, params, x_s @ table, tau_s * row, target * row)
+        w_x, w_delta = flow_map_weights(s, t)
+        return w_x * x_s + w_delta * jax.nn.softmax(logits, axis=-1), None
+
+    x_1, _ = jax.lax.scan(step, x_t, (taus[:-1], taus[1:], times[:-1], times[1:]))
+    return jnp.argmax(x_1, axis=-1)
+
+
+def _train_program(case: Case, program, mesh):
+    shape = (case.sizes["batch"], case.sizes["length"])
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, case.sizes["vocab_size"])
+    batch = {"tokens": tokens, "mask": jnp.ones(shape, bool)}
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    state = program.initial_state({})
+    traced = program.train_step.trace(state, {}, batch)
+    compiled = traced.lower().compile()
+
+    def run(state):
+        state, metrics = compiled(state, {}, batch)
+        jax.block_until_ready(metrics)
+        return state
+
+    return traced, compiled, run, state
+
+
+def _sample_program(case: Case, program, mesh, onehot: bool):
+    del mesh
+    net, clock, steps = program.net, program.clock, case.sizes["steps"]
+    params = jax.jit(net.init)(jax.random.key(0))
+    given = nothing_given(case.sizes["batch"], case.sizes["length"])
+
+    @jax.jit
+    def draw(params):
+        key = jax.random.key(0)
+        if onehot:
+            return onehot_euler(key, net, params, clock, steps, given)
+        return sample_euler(key, net, params, clock=clock, steps=steps, given=given).tokens
+
+    traced = draw.trace(params)
+    compiled = traced.lower().compile()
+
+    def run(params):
+        jax.block_until_ready(compiled(params))
+        return params
+
+    return traced, compiled, run, params
+
+
+def matmul_ceiling(dtype: str) -> float:
+    """Operations a second of a large matrix product, the best of several, on one device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def main() -> None:
+    case = find(*sys.argv[1:3])
+    settings = case.variants[sys.argv[3]]
+    config = _config(case, settings)
+    mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
+    program = assemble(config, mesh)
+    if case.kind == "train":
+        traced, compiled, run, carry = _train_program(case, program, mesh)
+    else:
+        onehot = config["objective"]["noise"] == "onehot"
+        traced, compiled, run, carry = _sample_program(case, program, mesh, onehot)
+    kinds = hlo.collectives(compiled.as_text()).kinds
+    ready = {
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "temporaries_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "flops": flops.total_flops(traced.jaxpr),
+        "ceiling": matmul_ceiling(config["model"]["dtype"]),
+        "collectives": {kind: found._asdict() for kind, found in kinds.items()},
+    }
+    carry = run(carry)
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        seconds = []
+        for _ in range(_PER_TURN):
+            began = time.perf_counter()
+            carry = run(carry)
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps({"seconds": seconds, "peak_mib": _peak_mib()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

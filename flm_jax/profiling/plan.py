@@ -1,0 +1,261 @@
+"""Compiles the real train step and sampler for devices that need not be here, and reports.
+
+Nothing runs: arguments are shapes with shardings. What the compiler says is memory per device and
+collectives; operations are counted from the traced program (see `flops`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flm_jax.build.adapters import whole_params
+from flm_jax.build.families.registry import family
+from flm_jax.build.model import abstract_params, make_network, network_kind
+from flm_jax.core.errors import require
+from flm_jax.core.types import Config
+from flm_jax.distributed import sharding
+from flm_jax.inference import engine
+from flm_jax.profiling import aot, flops, hlo
+from flm_jax.samplers.base import Given
+from flm_jax.training.program import assemble
+
+
+def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
+    """A checked configuration with what planning cannot take from data.
+
+    Args:
+      config: as `check` returns it.
+      vocab_size: in place of config.model.vocab_size; 0 keeps it.
+      batch: global batch in place of config.train.batch; 0 keeps it.
+
+    Raises:
+      UserError: no vocabulary.
+    """
+    vocab_size = vocab_size or config["model"]["vocab_size"]
+    require(
+        vocab_size > 0,
+        "config.model.vocab_size is 0 (that of the data), and planning reads no data; give "
+        "--vocab_size, for example 50257 for GPT-2's tokenizer.",
+    )
+    return config | {
+        "model": config["model"] | {"vocab_size": vocab_size},
+        "train": config["train"] | {"batch": batch or config["train"]["batch"]},
+    }
+
+
+def _abstract_teacher(config: Config, mesh: Mesh):
+    """A teacher of the student's sizes, or the base of adapters: shapes alone, or None."""
+    if config["adapters"]["base"]:
+        objective = config["objective"] | {"name": "masked"}
+        plain = {"objective": objective, "adapters": config["adapters"] | {"base": ""}}
+        net = make_network(config | plain, mesh)
+        return net, abstract_params(net, mesh)
+    if not config["objective"]["teacher"]:
+        return None
+    net = make_network(config | {"model": config["model"] | {"two_time": False}}, mesh)
+    return net, abstract_params(net, mesh)
+
+
+def train_job(config: Config, mesh: Mesh) -> aot.Job:
+    """The train step of a resolved configuration.
+
+    Raises:
+      UserError: whatever `train` refuses.
+    """
+    teacher = _abstract_teacher(config, mesh)
+    made = assemble(config, mesh, teacher)
+    shape = (made.cfg.batch, made.net.max_length)
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        "mask": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
+    }
+    args = (made.state, teacher[1] if teacher else {}, batch)
+    return aot.Job("train step", made.train_step, args, mesh, train_minimum(config))
+
+
+def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
+    """The sampler of a resolved configuration, for train.batch samples in `steps` network calls."""
+    require(steps >= 1, f"got {steps} network calls; expected at least 1.")
+    teacher = _abstract_teacher(config, mesh)
+    made = assemble(config, mesh, teacher)
+    params = whole_params(config, made.state.params, teacher[1] if teacher else {})
+    shape = (made.cfg.batch, made.net.max_length)
+    rows, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    given = Given(
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    run = engine.sampler(config, made.net, made.clock, steps)
+    args = (key, params, given)
+    return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
+
+
+def forward_minimum(config: Config, rows: int) -> int:
+    """Operations of one network call on `rows` sequences, head included.
+
+    2 for each weight of the blocks' matrices and of the head and each token, and 4 L D a token and
+    block for attention's two products. Embedding look-ups, time embeddings, adaLN and LoRA count
+    nothing.
+    """
+    model = config["model"]
+    dim, length = model["dim"], model["length"]
+    weights = network_kind(config).block_weights(model) + dim * model["vocab_size"]
+    return rows * length * (2 * weights + 4 * length * dim * model["depth"])
+
+
+def train_minimum(config: Config) -> int:
+    """Least operations of a train step: forward and twice that backward; once for a frozen base.
+
+    What distillation adds its family says, see `build.families.base.Work`.
+    """
+    rows, more = config["train"]["batch"], family(config).work(config)
+    own = (2 if config["adapters"]["base"] else 3) * forward_minimum(config, rows)
+    forward = forward_minimum(config, more.forward_rows)
+    return own + forward + _embedding_minimum(config, more.embedded_rows)
+
+
+def sample_minimum(config: Config, steps: int) -> int:
+    """Least operations of sampling a flow: network calls, and between them probabilities @ E.
+
+    Where the run itself decides how many steps there are, those of one step: counts take the body
+    of such a loop once.
+    """
+    rows = config["train"]["batch"]
+    if family(config).open_ended:
+        return forward_minimum(config, rows) + _embedding_minimum(config, rows)
+    return steps * forward_minimum(config, rows) + (steps - 1) * _embedding_minimum(config, rows)
+
+
+def _embedding_minimum(config: Config, rows: int) -> int:
+    model = config["model"]
+    return 2 * rows * model["length"] * model["dim"] * model["vocab_size"]
+
+
+def plan(
+    config: Config,
+    mesh: Mesh,
+    limit: int,
+    *,
+    sample_steps: int = 0,
+    tries: int = 0,
+    keep: Callable[[str], Any] = lambda text: None,
+) -> dict[str, Any]:
+    """Compiles the train step, or the sampler, of a configuration and says what it takes.
+
+    Args:
+      config: resolved.
+      mesh: devices to compile for.
+      limit: bytes a program may use on one; 0 for unknown.
+      sample_steps: network calls of the sampler; 0 for the train step.
+      tries: compilations at most in the search for the largest batch; 0 for none.
+      keep: given the program of one device as text.
+
+    Returns:
+      Plain values, for JSON. Bytes are those of one device, operations those of all.
+
+    Raises:
+      UserError: whatever `train` refuses; a batch of which some devices would hold more.
+    """
+
+    def job(rows: int) -> aot.Job:
+        wanted = resolve(config, batch=rows * ways)
+        return sample_job(wanted, mesh, sample_steps) if sample_steps else train_job(wanted, mesh)
+
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = 1 if sample_steps else row_unit(config)
+    rows = _rows(config["train"]["batch"], ways, unit)
+    first = job(rows)
+    made = aot.compile_job(first, limit)
+    keep(made.text)
+    result = {"config": config} | _describe(first, rows) | _measured(first, made)
+    if tries:
+        known = {rows: made.memory}
+
+        def measure(n: int) -> aot.Memory:
+            return known[n] if n in known else aot.compile_job(job(n), limit).memory
+
+        search = aot.largest_batch(measure, rows, unit, tries)
+        result["largest_batch_per_device"] = search.rows
+        result["too_large_batch_per_device"] = search.too_many
+        result["tried"] = [{"rows": n, "peak_bytes": m.peak} for n, m in search.tried]
+    return result
+
+
+def _rows(batch: int, ways: int, unit: int) -> int:
+    require(
+        batch % (ways * unit) == 0,
+        f"a batch of {batch} does not give {ways} devices as many rows in multiples of {unit}; "
+        f"give --batch a multiple of {ways * unit}.",
+    )
+    return batch // ways
+
+
+def _describe(job: aot.Job, rows: int) -> dict[str, Any]:
+    counts = flops.count_flops(flops.trace(job.program, *job.args))
+    total = sum(n for kind, n in counts.items() if kind != "unknown_loops")
+    whole = sharding.large_replicated(job.args)
+    return {
+        "program": job.name,
+        "devices": job.mesh.size,
+        "mesh": dict(job.mesh.shape),
+        "rows_per_device": rows,
+        "flops": {
+            "total": total,
+            "minimum": job.minimum_flops,
+            "ratio": total / job.minimum_flops,
+            "kinds": dict(counts),
+        },
+        "replicated": [{"name": name, "bytes": size} for name, size in whole],
+    }
+
+
+def _measured(job: aot.Job, made: aot.Compiled) -> dict[str, Any]:
+    found = hlo.collectives(made.text)
+    return {
+        "fits": made.memory.fits,
+        "memory_bytes": dataclasses.asdict(made.memory),
+        "refusal": made.refusal,
+        "collectives": {kind: value._asdict() for kind, value in found.kinds.items()},
+        "loops_of_unknown_length": found.unknown_loops,
+        "compile_seconds": round(made.seconds, 1),
+    }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """A report of `plan` for people."""
+    memory, work = result["memory_bytes"], result["flops"]
+    limit = f" of {memory['limit'] / 2**30:.2f}" if memory["limit"] else ""
+    verdict = "fits" if result["fits"] else "DOES NOT FIT"
+    out = [
+        f"{result['program']} on {result['devices']} devices {result['mesh']}, "
+        f"{result['rows_per_device']} rows each, compiled in {result['compile_seconds']:.0f} s",
+        f"memory a device: peak {memory['peak'] / 2**30:.2f}{limit} GiB, {verdict} (arguments "
+        f"{memory['arguments'] / 2**30:.2f}, temporaries {memory['temporaries'] / 2**30:.2f})",
+        f"operations: {work['total']:.4g}, {work['ratio']:.3f} times the least possible",
+    ]
+    if result["refusal"]:
+        out.append(f"the compiler: {result['refusal']}")
+    for kind, value in result["collectives"].items():
+        out.append(f"{kind}: {value['count']} times, {value['bytes'] / 2**30:.3f} GiB")
+    if result["replicated"]:
+        names = [f"{r['name']} ({r['bytes'] / 2**20:.1f} MiB)" for r in result["replicated"][:5]]
+        out.append(f"whole on every device, {len(result['replicated'])}: {', '.join(names)}")
+    if "largest_batch_per_device" in result:
+        too_many = result["too_large_batch_per_device"]
+        bound = f"{too_many} do not" if too_many else "more were not tried"
+        out.append(
+            f"largest batch that fits: {result['largest_batch_per_device']} rows a device ({bound})"
+        )
+    return out
+
+
+def row_unit(config: Config) -> int:
+    """Rows of a device that a batch must be a multiple of, so that all devices hold as many."""
+    return config["train"]["microbatches"] * family(config).row_group(config)

@@ -1,0 +1,188 @@
+"""Benchmarks: answers scored one by one, continued where they were stopped, and a table.
+
+python -m flm_jax.benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --out=DIR --steps=128
+python -m flm_jax.benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \
+    --samples=20 --pass_at=1,10 --temperature=0.8
+python -m flm_jax.benchmark --task=mbpp --data=mbpp.jsonl --workdir=W --out=DIR
+JUDGE_URL=https://host/v1 JUDGE_KEY=... JUDGE_MODEL=gpt-4 python -m flm_jax.benchmark \
+    --task=mt_bench --data=question.jsonl --workdir=W --out=DIR
+python -m flm_jax.benchmark --task=mbpp --data=mbpp.jsonl --reference --out=DIR   # right answers
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import Model, load_model
+from flm_jax.cli import sampling_flags
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.files import write_json
+from flm_jax.evaluation.benchmarks import chat_endpoint, mt_bench
+from flm_jax.evaluation.benchmarks.base import Choices, Record
+from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, WITH_PROGRAMS, make_benchmark
+from flm_jax.evaluation.benchmarks.runner import (
+    SUMMARY,
+    by_model,
+    by_reference,
+    collect,
+    open_folder,
+    summarise,
+)
+from flm_jax.evaluation.benchmarks.sandbox import ISOLATIONS, Limits, Sandbox, open_sandbox
+from flm_jax.evaluation.tables import table
+from flm_jax.inference.answers import Answering
+from flm_jax.inference.prompts import chatty
+
+_TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
+_DATA = flags.DEFINE_string("data", "", "Its data file.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
+_OUT = flags.DEFINE_string("out", "", "Folder for records and summary; the same one continues.")
+_REFERENCE = flags.DEFINE_bool("reference", False, "Score the right answers, in place of a model.")
+_STEPS = flags.DEFINE_integer("steps", 64, "Of the sampler; AR: unused.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_LENGTH = flags.DEFINE_integer("length", 0, "Tokens of prompt and answer; 0 = as trained.")
+_ANSWER = flags.DEFINE_integer("answer_length", 0, "Tokens of an answer; 0 = as there is room.")
+_CHAT = flags.DEFINE_bool("chat", None, "Ask questions; by default if the model learnt exchanges.")
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem, for pass@k.")
+_PASS_AT = flags.DEFINE_list("pass_at", ["1"], "humaneval, mbpp: the k of pass@k.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "The first so many problems; 0 = all.")
+_SHOTS = flags.DEFINE_integer(
+    "shots", -1, "gsm8k, mbpp: solved problems before each; -1 = 3 of mbpp, none of gsm8k."
+)
+_EXAMPLES = flags.DEFINE_string("examples", "", "gsm8k: file of the solved problems.")
+_WHOLE = flags.DEFINE_bool("whole", False, "mbpp: all problems, not the test split alone.")
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "humaneval, mbpp: time of a program.")
+_ISOLATION = flags.DEFINE_string(
+    "isolation", "auto", f"Of programs: auto, {', '.join(ISOLATIONS)}."
+)
+_JUDGE_PROMPTS = flags.DEFINE_string(
+    "judge_prompts", "", "mt_bench: FastChat's judge_prompts.jsonl."
+)
+_JUDGE_ANSWERS = flags.DEFINE_string(
+    "judge_references", "", "mt_bench: reference answers, FastChat's answer format."
+)
+
+
+def _choices(chat: bool) -> Choices:
+    ks = _PASS_AT.value
+    require(
+        bool(ks) and all(k.isdigit() and 1 <= int(k) <= _SAMPLES.value for k in ks),
+        f"got --pass_at={','.join(ks)} with --samples={_SAMPLES.value}; expected numbers from 1 to "
+        "that of the samples.",
+    )
+    numbers = tuple(int(k) for k in ks)
+    return Choices(chat, _SHOTS.value, _EXAMPLES.value, numbers, _WHOLE.value, _LIMIT.value)
+
+
+def _sandbox() -> Sandbox | None:
+    if _TASK.value not in WITH_PROGRAMS:
+        return None
+    sandbox = open_sandbox(Limits(seconds=_SECONDS.value), _ISOLATION.value)
+    print(f"programs run in {ISOLATIONS[sandbox.isolation]}")
+    return sandbox
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _settings(choices: Choices, sandbox: Sandbox | None, own: dict[str, Any]) -> dict[str, Any]:
+    """What the records depend on."""
+    files = {
+        f"{name}_sha256": _digest(Path(path).read_bytes())
+        for name, path in (("data", _DATA.value), ("examples", choices.examples))
+        if path
+    }
+    more = dataclasses.asdict(choices)
+    del more["pass_at"], more["examples"]
+    where = {"isolation": sandbox.isolation, "seconds": sandbox.limits.seconds} if sandbox else {}
+    return {"task": _TASK.value, "samples": _SAMPLES.value} | own | files | more | where
+
+
+def _judged(records: list[Record], name: str, folder: Path) -> Record:
+    """MT-Bench: the answer file, and grades where the environment names a judge."""
+    print(f"wrote {mt_bench.write_answers(folder, records, name)}")
+    judge = chat_endpoint.from_environment(os.environ)
+    if judge is None:
+        print(
+            f"not judged: {chat_endpoint.URL} is not set; expected the URL of an OpenAI-compatible "
+            f"endpoint there, {chat_endpoint.KEY} and {chat_endpoint.MODEL}. The same command then "
+            "judges."
+        )
+        return {}
+    prompts, answers = mt_bench.PROMPTS, None
+    if _JUDGE_PROMPTS.value:
+        prompts = mt_bench.read_prompts(_JUDGE_PROMPTS.value)
+    if _JUDGE_ANSWERS.value:
+        answers = mt_bench.read_references(_JUDGE_ANSWERS.value)
+    questions = mt_bench.read_questions(_DATA.value)
+    how = mt_bench.Judging(judge, prompts, answers)
+    return mt_bench.judge(questions, records, name, folder, how)
+
+
+def _check() -> None:
+    if _TASK.value not in BENCHMARKS:
+        raise unknown_name("--task", _TASK.value, BENCHMARKS)
+    require(bool(_DATA.value), f"no --data; expected the data file of {_TASK.value}.")
+    require(bool(_OUT.value), "no --out; expected a folder for the records.")
+    require(
+        bool(_WORKDIR.value) != _REFERENCE.value,
+        "expected --workdir, of a training run, or --reference, for the right answers.",
+    )
+    require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
+    require(
+        _TASK.value != "mt_bench" or _SAMPLES.value == 1,
+        f"got --samples={_SAMPLES.value}; mt_bench has one answer to each question.",
+    )
+
+
+def _answering(chat: bool) -> Answering:
+    length = _LENGTH.value, _ANSWER.value
+    return Answering(
+        _STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampling_flags.options()
+    )
+
+
+def _described(model: Model, how: Answering) -> dict[str, Any]:
+    """The settings of a model's answers."""
+    config = _digest(json.dumps(model.config, sort_keys=True, default=str).encode())
+    own = {"model": _WORKDIR.value, "model_step": model.step, "config_sha256": config}
+    return own | dataclasses.asdict(how)
+
+
+def main(argv) -> None:
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    _check()
+    model = None if _REFERENCE.value else load_model(_WORKDIR.value)
+    learnt = model is not None and chatty(model)
+    choices = _choices(learnt if _CHAT.value is None else _CHAT.value)
+    sandbox = _sandbox()
+    benchmark = make_benchmark(_TASK.value, _DATA.value, choices, sandbox)
+    if model is None:
+        own, kind = {"reference": True}, "right answers"
+        answer = by_reference(benchmark, _BATCH.value, _SAMPLES.value)
+    else:
+        how, kind = _answering(choices.chat), family(model.config).kind(model.net)
+        own, answer = _described(model, how), by_model(model, how)
+    folder = Path(_OUT.value)
+    done = open_folder(folder, _settings(choices, sandbox, own))
+    show = lambda count, of: print(f"{count} of {of} answers", flush=True)
+    records = collect(benchmark, folder, done, answer, _SAMPLES.value, show)
+    row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
+    row |= summarise(benchmark, records)
+    if _TASK.value == "mt_bench":
+        row |= _judged(records, Path(_WORKDIR.value).name, folder)
+    write_json(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
+    print(table([row]))
+
+
+if __name__ == "__main__":
+    run_cli(main)

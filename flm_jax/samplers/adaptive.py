@@ -1,0 +1,147 @@
+"""Bogacki-Shampine steps whose sizes follow an error estimate."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.core.errors import require
+from flm_jax.core.types import Key, States, Times
+from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
+from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.flows.interpolants import over_features
+from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.categorical import Choice
+from flm_jax.samplers.euler import step_key
+from flm_jax.samplers.guidance import GREEDY, Denoiser
+
+# D: (states, interpolant times [B]) -> denoised states.
+Denoised = Callable[[States, Times], States]
+_END = 0.999  # tau at which adaptive steps end: of x_t alone one token in 1000 is read wrongly
+_FIRST = 0.05  # first adaptive step, in tau
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+MIN_ADAPTIVE_CALLS = 5
+
+
+def bogacki_shampine_step(
+    denoise: Denoised, first: States, y_s: States, s: Times, t: Times
+) -> tuple[States, States, States]:
+    """y_t of third order, with an embedded estimate of its error (second order).
+
+    Source: Bogacki and Shampine, Appl. Math. Lett. 2(4), 1989. The last evaluation is the first of
+    the next step.
+
+    Args:
+      denoise: called three times.
+      first: D_s(y_s).
+
+    Returns:
+      y_t, D_t(y_t) and the estimate of the error of y_t.
+    """
+    w_s, w_t = s / (1.0 - s), t / (1.0 - t)
+    between = lambda share: (w_s + share * (w_t - w_s)) / (1.0 + w_s + share * (w_t - w_s))
+    half, later = between(0.5), between(0.75)
+    second = denoise(flow_map(y_s, first, s, half), half)
+    third = denoise(flow_map(y_s, second, s, later), later)
+    y_t = flow_map(y_s, (2.0 * first + 3.0 * second + 4.0 * third) / 9.0, s, t)
+    last = denoise(y_t, t)
+    gap = -5.0 / 72.0 * first + second / 12.0 + third / 9.0 - last / 8.0
+    return y_t, last, over_features(flow_map_weights(s, t)[1]) * gap
+
+
+class Progress(NamedTuple):
+    """Rows [B] on their way: state, tau, step in tau, D there, evaluations so far."""
+
+    y: States
+    tau: jax.Array
+    step: jax.Array
+    first: States
+    calls: jax.Array
+
+
+def advance(
+    key: Key,
+    y_0: States,
+    denoiser: Denoiser,
+    *,
+    clock: Clock,
+    most: int,
+    given: Given,
+    tolerance: float,
+) -> Progress:
+    """Third-order steps, each row with its own length, as long as the tolerance allows.
+
+    A step is taken if the estimated error of no free position is above the tolerance; the next
+    length in tau follows from the error (order 3). Rows end at tau = 0.999, or where the
+    evaluations are used up.
+
+    Args:
+      key: of the one dropout mask of all evaluations, without which the error would be that of the
+        masks.
+      most: evaluations of the denoiser.
+      tolerance: as of `adaptive`.
+    """
+    unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(denoiser.table), axis=-1)))
+
+    def denoise(y, t):
+        tau = t_to_tau(clock, t)
+        return denoiser.ask(y_0, y, t, (tau, tau), key)[1]
+
+    def body(now: Progress) -> Progress:
+        tau_t = jnp.minimum(now.tau + now.step, _END)
+        s, t = tau_to_t(clock, now.tau), tau_to_t(clock, tau_t)
+        y_t, last, gap = bogacki_shampine_step(denoise, now.first, now.y, s, t)
+        norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
+        error = jnp.max(norms, axis=1) / unit
+        good = error <= tolerance
+        factor = _SAFETY * (tolerance / jnp.maximum(error, 1e-12)) ** (1.0 / 3.0)
+        taken = lambda a, b: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return Progress(
+            taken(y_t, now.y),
+            taken(tau_t, now.tau),
+            (tau_t - now.tau) * jnp.clip(factor, _SHRINK, _GROW),
+            taken(last, now.first),
+            now.calls + 3,
+        )
+
+    def unfinished(now: Progress):
+        return jnp.any(now.tau < _END) & (now.calls + 3 <= most)
+
+    zeros = jnp.zeros(y_0.shape[0])
+    start = Progress(y_0, zeros, zeros + _FIRST, denoise(y_0, zeros), jnp.int32(1))
+    return jax.lax.while_loop(unfinished, body, start)
+
+
+def adaptive(
+    key: Key,
+    y_0: States,
+    denoiser: Denoiser,
+    *,
+    clock: Clock,
+    steps: int,
+    given: Given,
+    tolerance: float,
+    choice: Choice = GREEDY,
+) -> Samples:
+    """Steps chosen by their errors (`advance`), then a read-out that jumps to t = 1.
+
+    Args:
+      steps: most evaluations of the denoiser, at least 5; static.
+      tolerance: of the error of y_t in one step, in units of the root mean square norm of clean
+        embeddings.
+
+    Returns:
+      Samples of the last read-out alone, with calls = network calls made.
+    """
+    require(
+        steps >= MIN_ADAPTIVE_CALLS,
+        f"got steps={steps}; the adaptive solver needs at least {MIN_ADAPTIVE_CALLS} network "
+        "calls: give its most calls, for example --steps=256.",
+    )
+    more = {"clock": clock, "most": steps - 1, "given": given, "tolerance": tolerance}
+    end = advance(step_key(key, 0), y_0, denoiser, **more)
+    t = tau_to_t(clock, end.tau)
+    _, _, seen = denoiser.ask(y_0, end.y, t, (end.tau, end.tau), step_key(key, 1), choice)
+    calls = (end.calls + 1) * denoiser.calls
+    return Samples(seen[0], seen[0][None], seen[1][None], calls)

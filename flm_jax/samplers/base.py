@@ -1,0 +1,120 @@
+"""What the samplers share: start, given tokens, read-out, grid, result."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import summary
+from flm_jax.flows.gaussian_noise import embedded_noise
+from flm_jax.flows.noising import hold_given
+
+
+class Given(NamedTuple):
+    """Prescribed tokens of a prompt or an infill: tokens int32 [B, L], mask bool [B, L]."""
+
+    tokens: Int[Array, "b l"]
+    mask: Bool[Array, "b l"]
+
+
+class Samples(NamedTuple):
+    """Result of a sampler.
+
+    Attributes:
+      tokens: [B, L], argmax of the last denoiser output, or drawn from it; given positions are
+        exactly as given.
+      steps_tokens: [K, B, L], the same read-out after each network call.
+      steps_confidence: [K, B, L], the largest probability at each; where tokens are drawn, that of
+        the token drawn.
+      calls: int32 scalar, network calls made, where these are not K; else None.
+      steps_progress: [K, B, L], t of each position after each call, where each has its own; else
+        None.
+    """
+
+    tokens: Int[Array, "b l"]
+    steps_tokens: Int[Array, "k b l"]
+    steps_confidence: Float[Array, "k b l"]
+    calls: Int[Array, ""] | None = None
+    steps_progress: Float[Array, "k b l"] | None = None
+
+
+class Blocks(NamedTuple):
+    """Positions written in turn from the left: `number` blocks of `size`, `calls` for each."""
+
+    size: int
+    number: int
+    calls: int
+
+
+def in_blocks(steps: int, length: int, block_length: int) -> Blocks:
+    """Splits `steps` calls over blocks of `block_length` positions; 0 for one block.
+
+    Raises:
+      UserError: steps that do not divide over the blocks.
+    """
+    size = block_length or length
+    number = -(-length // size)
+    require(
+        steps % number == 0,
+        f"{steps} steps do not divide over {number} blocks of {size} tokens; give a multiple of "
+        f"{number}, or another block length.",
+    )
+    return Blocks(size, number, steps // number)
+
+
+def nothing_given(num: int, length: int) -> Given:
+    """Unconditional sampling."""
+    return Given(jnp.zeros((num, length), jnp.int32), jnp.zeros((num, length), bool))
+
+
+def start(key: Key, net: Network, params: Params, given: Given) -> States:
+    """Embedded noise y_0 [B, L, D]."""
+    return embedded_noise(key, net.table(params), given.tokens.shape)
+
+
+def held_times(net: Network, given: Given, time: Times | float) -> Times:
+    """A time, scalar or [B], as the network takes it.
+
+    [B]; of an any-order network [B, L], with given positions at time 1.
+    """
+    time = jnp.broadcast_to(time, given.mask.shape[:1])
+    return jnp.where(given.mask, 1.0, time[:, None]) if net.any_order else time
+
+
+def call(
+    net: Network,
+    params: Params,
+    y_t: States,
+    t: Times,
+    taus: tuple[Times, Times],
+    given: Given,
+    y_0: States,
+) -> tuple[States, States, tuple[jax.Array, jax.Array]]:
+    """One network call with given positions held: clean, at time 1, by an any-order network, else
+    on their interpolant.
+
+    Args:
+      y_t: states at interpolant time t (scalar).
+      taus: network times (now, target), scalars.
+      y_0: the initial noise, on which given positions are held.
+
+    Returns:
+      The held state, delta @ E, and (tokens, confidence), each [B, L].
+    """
+    table = net.table(params)
+    t, *taus = (held_times(net, given, time) for time in (t, *taus))
+    y_t = hold_given(y_t, t, given.tokens, given.mask, y_0, table)
+    out = forward(net, params, y_t, *taus)
+    delta, (tokens, confidence) = summary(out, table, net)
+    tokens = jnp.where(given.mask, given.tokens, tokens)
+    return y_t, delta, (tokens, jnp.where(given.mask, 1.0, confidence))
+
+
+def clock_grid(steps: int) -> jax.Array:
+    """K + 1 network times from 0 to 1, uniform in tau."""
+    return jnp.linspace(0.0, 1.0, steps + 1)

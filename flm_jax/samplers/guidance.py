@@ -1,0 +1,138 @@
+"""The denoiser as samplers of a flow ask it: plain, or guided away from a weaker one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout, summary
+from flm_jax.denoiser.mixture import Part, Pick, mixture
+from flm_jax.flows.gaussian_noise import embedded_noise, joint_embedded_noise
+from flm_jax.flows.noising import hold_given
+from flm_jax.samplers.base import Given, held_times
+from flm_jax.samplers.categorical import Choice, choose
+
+GREEDY = Choice(temperature=0.0)
+
+
+class Weak(NamedTuple):
+    """A weaker denoiser of the same vocabulary and times.
+
+    Attributes:
+      net: its network; one of another embedding width will do.
+      params: its parameters; None for those of the network that it guides, with dropout on.
+    """
+
+    net: Network
+    params: Params | None = None
+
+
+class Denoiser(NamedTuple):
+    """What a sampler needs of one or two networks; W is the sum of their embedding widths.
+
+    Attributes:
+      table: clean embeddings [V, W]; two networks have theirs side by side.
+      noise: key -> embedded noise [B, L, W], the same eps seen through both tables.
+      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
+        table, (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order
+        networks, else on their interpolant from y_0. Times are scalars or [B]; the key is for
+        dropout and drawn tokens; estimate is an earlier delta @ table, if self_conditioned.
+      calls: network calls of one `ask`.
+      two_time: whether tau_target is read.
+      self_conditioned: whether `ask` takes an estimate.
+    """
+
+    table: Float[Array, "v w"]
+    noise: Callable[[Key], States]
+    ask: Callable[..., tuple[States, States, tuple[jax.Array, jax.Array]]]
+    calls: int
+    two_time: bool
+    self_conditioned: bool = False
+
+
+def _picker(key: Key, choice: Choice) -> Pick:
+    """Draws by a key of each position, so that the tiles do not matter."""
+
+    def one(position, scores):
+        return choose(jax.random.fold_in(key, position), scores, choice)
+
+    return jax.vmap(one, in_axes=(0, 1), out_axes=1)
+
+
+def _held(net: Network, given: Given, y_0, y_t, t, table):
+    """States with given positions clean, by an any-order network, else on their interpolant."""
+    t = held_times(net, given, t)
+    return hold_given(y_t, t, given.tokens, given.mask, y_0, table)
+
+
+def _settled(given: Given, seen):
+    tokens, confidence = seen
+    return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
+
+
+def _read(net: Network, params: Params, given: Given, y_t, taus, **more) -> Readout:
+    return forward(net, params, y_t, *(held_times(net, given, x) for x in taus), **more)
+
+
+def plain(net: Network, params: Params, given: Given) -> Denoiser:
+    """The network as it is."""
+    table = net.table(params)
+
+    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
+        y_t = _held(net, given, y_0, y_t, t, table)
+        out = _read(net, params, given, y_t, taus, estimate=estimate)
+        if choice.temperature == 0.0:
+            delta, seen = summary(out, table, net)
+        else:
+            delta, seen = mixture([Part(1.0, out, net)], table, _picker(key, choice))
+        return y_t, delta, _settled(given, seen)
+
+    noise = lambda key: embedded_noise(key, table, given.tokens.shape)
+    return Denoiser(table, noise, ask, 1, net.two_time, net.self_conditioned)
+
+
+def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Given) -> Denoiser:
+    """delta_weak + eta (delta - delta_weak): autoguidance (arXiv 2406.02507, 2602.16813v3).
+
+    Velocities b = (delta - x)/(1-t) of one state are combined so too. With eta > 1 the sum leaves
+    the simplex; states stay linear in it, and tokens are those of its positive part.
+
+    Args:
+      weak: with dropout it sees the same state; with its own parameters the state is carried in
+        both embeddings, from the joint draw of the noise.
+      eta: 1 for no guidance.
+    """
+    table = net.table(params)
+    other = None if weak.params is None else weak.net.table(weak.params)
+    joint = table if other is None else jnp.concatenate([table, other], axis=1)
+    width = table.shape[1]
+
+    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
+        y_t = _held(net, given, y_0, y_t, t, joint)
+        draw_key, dropout_key = jax.random.split(key)
+        out = _read(net, params, given, y_t[..., :width], taus)
+        if other is None:
+            second = _read(weak.net, params, given, y_t, taus, key=dropout_key)
+        else:
+            second = _read(weak.net, weak.params, given, y_t[..., width:], taus)
+        parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]
+        delta, seen = mixture(parts, joint, _picker(draw_key, choice))
+        return y_t, delta, _settled(given, seen)
+
+    def noise(key):
+        if other is None:
+            return embedded_noise(key, table, given.tokens.shape)
+        views = joint_embedded_noise(key, table, other, given.tokens.shape)
+        return jnp.concatenate(views, axis=-1)
+
+    return Denoiser(joint, noise, ask, 2, net.two_time)
+
+
+def target_time(denoiser: Denoiser, tau_now: Times, tau_target: Times) -> Times:
+    """The second time that the network is told: the target, or now where it knows one time."""
+    return tau_target if denoiser.two_time else tau_now

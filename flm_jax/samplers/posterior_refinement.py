@@ -1,0 +1,75 @@
+"""Posterior refinement of an any-order flow map (arXiv 2606.24773).
+
+Each call predicts all positions at once, jointly, by a jump X_0t from fresh noise (t = 1) with
+the written tokens as clean context (per-token times s in {0, 1}); some predictions are written, the
+rest is noised again. Two positions written by one call were predicted from one noise, so they fit
+each other as far as the flow map is right; masked diffusion would draw them independently.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.core.network import Network
+from flm_jax.core.types import Key, Params
+from flm_jax.flows.masking import highest
+from flm_jax.samplers.base import Given, Samples, call, start
+from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
+
+Budget = Literal["topk", "uniform"]
+BUDGETS = ("topk", "uniform")
+
+
+def sample_refined(
+    key: Key,
+    net: Network,
+    params: Params,
+    *,
+    steps: int,
+    given: Given,
+    budget: Budget = "topk",
+    threshold: float = 1.0,
+    until: float = 1.0,
+) -> Samples:
+    """Writes L positions in at most `steps` network calls, the free ones of a row spread evenly.
+
+    Args:
+      key: the first call's noise is that of `flow_map.sample` with this key; with steps = 1 so are
+        the samples of its one step.
+      net: an any-order flow map (two times).
+      steps: K >= 1, static. With K at least the number of free positions each call writes one.
+      given: prescribed tokens, clean context from the start and never changed.
+      budget: which positions a call writes: "topk", those with the largest probability of their
+        predicted token; "uniform", random ones, which favours no token over another.
+      threshold: predictions of more than this probability are written as well, beyond the budget;
+        1 for none. A row then ends early; calls that find nothing left to write are not made.
+      until: clock time in [0, 1] that each jump ends at; its denoiser delta_0,until is read out. 1
+        for the tokens that the noise leads to, which fit each other; 0 for the most probable token
+        of each position by itself, whatever the noise, with its probability as confidence.
+
+    Returns:
+      Samples; calls counts the network calls that were made for the batch.
+    """
+    total = jnp.sum(~given.mask, axis=1)
+
+    def predict(partial: Partial, k):
+        # The first noise is that of the plain sampler: one call of either gives the same tokens.
+        now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
+        y_0 = start(now, net, params, given)
+        held = Given(partial.tokens, ~partial.masked)
+        zero = jnp.zeros(())
+        return call(net, params, y_0, zero, (zero, zero + until), held, y_0)[2]
+
+    def plan(partial: Partial, k):
+        count = even_share(total, steps, k)
+        order_key = jax.random.fold_in(jax.random.fold_in(key, steps), k)
+        return jnp.any(partial.masked & (count > 0)[:, None]), (count, order_key)
+
+    def reveal(partial: Partial, confidence, details):
+        count, order_key = details
+        random = jax.random.uniform(order_key, confidence.shape)
+        chosen = highest(confidence if budget == "topk" else random, partial.masked, count)
+        return chosen | (confidence > threshold)
+
+    return reveal_in_steps(given, steps, predict, plan, reveal)

@@ -1,0 +1,66 @@
+"""Losses, samples and task figures during training."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.sampler import PLAIN
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params
+from flm_jax.data import loading
+from flm_jax.data.pipeline import eval_batches
+from flm_jax.distributed import sharding
+from flm_jax.flows.clocks import Clock
+from flm_jax.metrics.alignment import compare_with_base
+from flm_jax.metrics.denoising import tau_profile
+from flm_jax.metrics.text import unigram_entropy
+from flm_jax.samplers.base import nothing_given
+
+
+def make_evaluator(
+    config,
+    net: Network,
+    clock: Clock,
+    data: loading.Data,
+    to_global,
+    rows,
+    mesh,
+    base_params: Params | None = None,
+):
+    """evaluate(params) -> (values, texts): loss by tau, samples with their statistics.
+
+    `base_params` are what an aligned model is compared with, None of other families.
+    """
+    cfg, batch = config["eval"], config["train"]["batch"]
+    everywhere, kind = sharding.replicated(mesh), family(config)
+    row_nll = kind.row_nll(config, net, clock)
+    row_nll = row_nll and jax.jit(row_nll, out_shardings=everywhere)
+    figures = kind.aligned and kind.aligned(config, net)
+    figures = figures and jax.jit(figures, out_shardings=everywhere)
+    bins = cfg["tau_bins"] if kind.timed else 0
+    count = 2048 if data.task else max(cfg["samples"], 1)
+    whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
+    sample = kind.sampler(config, whole, clock, cfg["sample_steps"], PLAIN)
+    draw = jax.jit(
+        lambda key, params: sample(key, params, nothing_given(count, net.max_length)).tokens,
+        out_shardings=everywhere,
+    )
+
+    def evaluate(params):
+        values = {}
+        if row_nll:
+            held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
+            values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
+        if figures:
+            held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
+            trees, key = (params, base_params), jax.random.key(3)
+            values |= compare_with_base(figures, *trees, map(to_global, held_out), key)
+        tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params)))
+        values["sample_entropy_nats"] = unigram_entropy(tokens)
+        if data.task:
+            values |= {f"task_{k}": v for k, v in data.task.report(tokens).items()}
+        return values, [data.tokenizer.decode(row) for row in tokens[: cfg["samples"]]]
+
+    return evaluate

@@ -1,0 +1,80 @@
+"""Progress lines, metrics.jsonl and TensorBoard."""
+
+import math
+import time
+
+from etils import epath
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from flm_jax.core.files import StepLines, named_errors
+
+
+class MetricsLog:
+    """Writes numbers and texts of one run, see `StepLines`.
+
+    Everything is written by the calling thread: tensorboardX's own SummaryWriter hands it to a
+    thread that ends at the first error, such as a full disk, and then blocks its caller for ever.
+    """
+
+    def __init__(self, workdir: str | epath.Path, start_step: int):
+        self._folder = epath.Path(workdir)
+        self._lines = StepLines(self._folder / "metrics.jsonl", start_step)
+        with named_errors(self._folder):
+            folder = self._folder / "tensorboard"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = EventsWriter(str(folder / "events"))
+            started = SessionLog(status=SessionLog.START)  # drops what it shows of later steps
+            self._add(Event(session_log=started), start_step + 1)
+
+    def write(self, step: int, values: dict[str, float], texts: list[str] | None = None) -> None:
+        """Appends one record; `texts` go to TensorBoard and to samples/STEP.txt.
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        self._lines.append({"step": step, **values})
+        with named_errors(self._folder):
+            for name, value in values.items():
+                self._add(Event(summary=summary.scalar(name, value)), step)
+            if texts:
+                folder = self._folder / "samples"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{step}.txt").write_text("\n---\n".join(texts) + "\n")
+                shown = "\n\n".join(f"    {text}" for text in texts)
+                self._add(Event(summary=summary.text("samples", shown)), step)
+            self._board.flush()
+
+    def _add(self, event: Event, step: int) -> None:
+        event.step, event.wall_time = step, time.time()
+        self._board.write_event(event)
+
+    def close(self) -> None:
+        with named_errors(self._folder):
+            self._board.close()
+
+
+class Speed:
+    """Steps and tokens per second since the last call, and the time left."""
+
+    def __init__(self, step: int, steps: int, tokens_per_step: int):
+        self._last, self._time = step, time.perf_counter()
+        self._steps, self._tokens = steps, tokens_per_step
+
+    def lap(self, step: int) -> tuple[float, float, float]:
+        """(seconds per step, tokens per second, seconds left) at `step`."""
+        now = time.perf_counter()
+        seconds = (now - self._time) / max(step - self._last, 1)
+        self._last, self._time = step, now
+        return seconds, self._tokens / max(seconds, 1e-9), seconds * (self._steps - step)
+
+    def skip(self, step: int) -> None:
+        """Starts afresh at `step`: what came since the last lap was not all training."""
+        self._last, self._time = step, time.perf_counter()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = math.ceil(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

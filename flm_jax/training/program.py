@@ -1,0 +1,116 @@
+"""From a configuration and a mesh to the compiled program: what training and planning share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from flm_jax.build.adapters import trained_params
+from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.flow import make_clock
+from flm_jax.build.model import make_network
+from flm_jax.checkpoints.state import TrainState, new_state
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Params
+from flm_jax.distributed import sharding
+from flm_jax.flows.clocks import Clock
+from flm_jax.training.optim import make_optimizer
+from flm_jax.training.settings import TrainConfig, optim_config, train_config
+from flm_jax.training.step import make_train_step
+
+
+class Assembly(NamedTuple):
+    """A training program; nothing of it has run or been compiled.
+
+    Attributes:
+      net: the denoiser over the mesh.
+      clock: tau(t) of its vocabulary.
+      cfg: steps, batch and so on.
+      state: shapes of the train state with their shardings.
+      initial_state: parameters of a teacher or of the base of adapters, or {}, -> state at step 0,
+        created already sharded.
+      train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+    """
+
+    net: Network
+    clock: Clock
+    cfg: TrainConfig
+    state: TrainState
+    initial_state: Callable[[Params], TrainState]
+    train_step: Callable
+
+
+def assemble(
+    config: dict[str, Any], mesh: Mesh, teacher: tuple[Network, Params] | None = None
+) -> Assembly:
+    """Puts a training program together.
+
+    Args:
+      config: checked, its vocabulary resolved.
+      mesh: devices, attached or not.
+      teacher: its network and parameters, of which only the shapes are read; likewise the base
+        of adapters.
+
+    Raises:
+      UserError: a value, or a combination of values, that cannot be trained.
+    """
+    cfg, optim = train_config(config), optim_config(config)
+    net = make_network(config, mesh)
+    _check_batch(cfg, mesh)
+    clock = make_clock(config, net.vocab_size)
+    objective = make_objective(config, net, clock, teacher and teacher[0])
+    optimizer = make_optimizer(optim, cfg.steps)
+    tracker = family(config).tracker(config)
+
+    def fresh(teacher_params):
+        params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
+        taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
+        params = student_params(trained_params(config, params), taken)
+        return new_state(params, optimizer, tracker)
+
+    shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})
+    shardings = sharding.tree_shardings(shapes, mesh)
+    step = make_train_step(
+        objective,
+        optimizer,
+        seed=config["seed"],
+        microbatches=cfg.microbatches,
+        ema_decay=optim.ema_decay,
+        tracker=tracker,
+    )
+    return Assembly(
+        net=net,
+        clock=clock,
+        cfg=cfg,
+        state=with_shardings(shapes, shardings),
+        initial_state=jax.jit(fresh, out_shardings=shardings),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes that say where their arrays lie."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def _check_batch(cfg: TrainConfig, mesh: Mesh) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.microbatches
+    require(
+        cfg.batch % ways == 0,
+        f"config.train.batch {cfg.batch} does not split over {ways} (devices of the data and fsdp "
+        "axes times microbatches); use a multiple.",
+    )
+
+
+def student_params(fresh: Params, teacher: Params) -> Params:
+    """The teacher's parameters, with what it lacks (the second time embedding) fresh.
+
+    So are the weights of the loss, which is another one.
+    """
+    taken = {k: v for k, v in teacher.items() if k != "weighting"}
+    return {k: jax.tree.map(jnp.copy, taken.get(k, v)) for k, v in fresh.items()}

@@ -1,0 +1,74 @@
+"""The learnt schedule of gamma of masked language flows: recorded while it is trained, drawn later.
+
+A workdir's schedule.jsonl holds a record for each evaluation; see `flows.gamma_schedule`.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from flm_jax.build.families.masked_flow import bridge_config
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.core.files import StepLines
+from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, logistic_quantile
+
+FILE = "schedule.jsonl"
+
+Record = dict[str, Any]
+
+
+def schedule_record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
+    """What was learnt by a step.
+
+    Returns:
+      step; gamma and nats: centers of the bins that were seen and the mean cross entropy there;
+      u and quantiles: of the learnt law, the fit's or the empirical curve's, at shares u; r2: of
+      the last fit; ready: whether one was accepted (until then the uniform takes its share).
+    """
+    state = jax.device_get(state)
+    seen = state.count > 0.0
+    u = np.linspace(0.01, 0.99, 99)
+    if cfg.learnt == "logistic":
+        quantiles = np.asarray(logistic_quantile(jnp.asarray(state.shape), jnp.asarray(u)))
+    else:
+        quantiles = np.interp(u, np.linspace(0.0, 1.0, len(state.knots)), state.knots)
+    return {
+        "step": step,
+        "gamma": np.asarray(bin_centers(cfg))[seen].tolist(),
+        "nats": (state.total[seen] / state.count[seen]).tolist(),
+        "u": u.tolist(),
+        "quantiles": quantiles.tolist(),
+        "r2": float(state.r2),
+        "ready": bool(state.ready > 0.0),
+    }
+
+
+def schedule_recorder(
+    workdir: str, config: dict[str, Any], start_step: int
+) -> Callable[[int, TrainState], None]:
+    """note(step, state), which adds a record to the workdir's file; process 0 alone writes.
+
+    Args:
+      start_step: of this run; see `StepLines`.
+    """
+    cfg = bridge_config(config).gamma
+    lines = StepLines(epath.Path(workdir) / FILE, start_step) if jax.process_index() == 0 else None
+
+    def note(step: int, state: TrainState) -> None:
+        if lines:
+            lines.append(schedule_record(step, state.tracked, cfg))
+
+    return note
+
+
+def read_schedule(workdir: str | epath.Path) -> list[Record]:
+    """Records by step; of a step that stands twice, the last. [] without a file."""
+    path = epath.Path(workdir) / FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = {row["step"]: row for row in map(json.loads, lines)}
+    return [found[step] for step in sorted(found)]

@@ -1,0 +1,91 @@
+"""Rewards for completed problems of a task, as plain functions; named by config.reward."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from flm_jax.core.errors import require, unknown_name
+from flm_jax.data.tasks.base import Task
+
+# completions [N, L], problems [N, L], given [N, L] -> reward of each row, float32 [N].
+Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def exact_match(task: Task) -> Reward:
+    """1 for each row that is the right one token by token, else 0.
+
+    The right one is the task's reference; where a task has none, whatever solves the problem.
+    """
+    if task.has_references:
+        return lambda tokens, asked, given: _equal(tokens, task.references(asked, given))
+
+    def reward(tokens: np.ndarray, asked: np.ndarray, given: np.ndarray) -> np.ndarray:
+        rows = [slice(i, i + 1) for i in range(len(tokens))]
+        solved = [task.report_problems(tokens[r], asked[r], given[r])["solved"] for r in rows]
+        return np.asarray(solved, np.float32)
+
+    return reward
+
+
+def _equal(tokens: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return (np.asarray(tokens) == wanted).all(axis=1).astype(np.float32)
+
+
+def unit_tests(task: Task) -> Reward:
+    """1 for each row whose program passes all unit tests of its problem, else 0.
+
+    Raises:
+      UserError: the task's answers are no programs.
+    """
+    require(
+        task.has_tests,
+        f"config.reward is unit_tests, but answers of task {task.name} are no programs; expected "
+        "exact_match or length_free, or a task such as functions.",
+    )
+    return lambda tokens, asked, given: task.passed(tokens, asked, given).astype(np.float32)
+
+
+def length_free(task: Task) -> Reward:
+    """1 for each row with the result of the reference, however long it is written, else 0.
+
+    What counts as its result the task says: a number without the zeros that pad it, the program
+    before the words that fill a row up. What was given must be unchanged.
+
+    Raises:
+      UserError: the task has no reference answers.
+    """
+    require(
+        task.has_references,
+        f"config.reward is length_free, but task {task.name} has no reference answers; expected "
+        "exact_match, or a task such as arithmetic, functions.",
+    )
+
+    def reward(tokens: np.ndarray, asked: np.ndarray, given: np.ndarray) -> np.ndarray:
+        pairs = zip(np.asarray(tokens), task.references(asked, given))
+        same = np.array([task.result(row) == task.result(right) for row, right in pairs], bool)
+        return (same & task.kept(np.asarray(tokens), asked, given)).astype(np.float32)
+
+    return reward
+
+
+REWARDS: dict[str, Callable[[Task], Reward]] = {
+    "exact_match": exact_match,
+    "unit_tests": unit_tests,
+    "length_free": length_free,
+}
+
+
+def make_reward(name: str, task: Task) -> Reward:
+    """The reward that config.reward names.
+
+    Raises:
+      UserError: no such reward, or none for this task.
+    """
+    check_reward(name)
+    return REWARDS[name](task)
+
+
+def check_reward(name: str) -> None:
+    """Refuses a name that is no reward."""
+    if name not in REWARDS:
+        raise unknown_name("config.reward", name, REWARDS)

@@ -1,0 +1,153 @@
+"""Assembles a training run from its configuration."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from flm_jax.build.adapters import starting_adapters, whole_params
+from flm_jax.build.families import x_prediction
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import (
+    check_adapted_tokenizer,
+    check_teacher,
+    load_model,
+    resolve_adapted,
+)
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.config.check import check_resumable
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.data import loading
+from flm_jax.data.chat import cropped
+from flm_jax.data.pipeline import make_iterator
+from flm_jax.data.tokenizers.registry import load_tokenizer
+from flm_jax.distributed import sharding
+from flm_jax.training.evaluator import make_evaluator
+from flm_jax.training.loop import Run, train
+from flm_jax.training.program import assemble
+from flm_jax.training.schedule_log import schedule_recorder
+from flm_jax.training.settings import mesh_config
+
+
+def train_run(config: dict[str, Any], workdir: str) -> int:
+    """Trains, or continues, the run of `config` in `workdir`; returns the exit status.
+
+    Raises:
+      UserError: bad configuration, data, teacher or workdir; before anything is compiled.
+    """
+    data = loading.open_data(config)
+    base = config["adapters"]["base"]
+    if base:
+        config = resolve_adapted(config, read_config(base), data.tokenizer)
+    config = loading.resolve_vocabulary(config, data.tokenizer)
+    mesh = sharding.make_mesh(mesh_config(config))
+    _check_workdir(workdir, config, data.tokenizer)
+    teacher = None
+    if config["objective"]["teacher"] or base:
+        attention = config["model"]["attention"]
+        teacher = load_model(base or config["objective"]["teacher"], mesh, attention)
+        if base:
+            check_adapted_tokenizer(config, data.tokenizer, teacher.tokenizer)
+        else:
+            check_teacher(config, data.tokenizer, teacher)
+    frozen = {} if teacher is None else teacher.params
+    program = assemble(config, mesh, teacher and (teacher.net, frozen))
+    net, clock, cfg = program.net, program.clock, program.cfg
+    _write_workdir(workdir, config, data.tokenizer)
+    rows = sharding.local_rows(mesh, cfg.batch)
+    batches = make_iterator(
+        data.train,
+        global_batch=cfg.batch,
+        seed=config["seed"],
+        threads=config["data"]["threads"],
+        prefetch=config["data"]["prefetch"],
+        rows=rows,
+    )
+    checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
+    state = program.initial_state(frozen)
+    found = checkpoints.restore(state)
+    if found is None:
+        state = _started(config, state)
+    else:
+        state, meta = found
+        batches.set_state(meta["iterator"])
+        if jax.process_index() == 0:
+            print(f"continuing {workdir} from step {int(state.step)}", flush=True)
+    _describe(net, state, data, mesh)
+    to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
+    if config["data"]["chat"] and jax.process_count() == 1:  # several would need to agree
+        whole_batch = to_global
+        to_global = lambda batch: whole_batch(cropped(batch))
+    base_params = None
+    if family(config).aligned:
+        base_params = x_prediction.base_params(config, state.params, frozen)
+    evaluate = make_evaluator(config, net, clock, data, to_global, rows, mesh, base_params)
+    loop = Run(
+        state=state,
+        train_step=program.train_step,
+        frozen=frozen,
+        batches=batches,
+        to_global=to_global,
+        evaluate=lambda params: evaluate(whole_params(config, params, frozen)),
+        eval_every=config["eval"]["every"],
+        meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
+    )
+    if loop.state.tracked is not None:
+        loop = loop._replace(note=schedule_recorder(workdir, config, int(state.step)))
+    return train(loop, cfg, workdir, checkpoints)
+
+
+def _started(config: dict[str, Any], state: TrainState) -> TrainState:
+    """The state of step 0, with the adapters of config.adapters.start where it is set."""
+    adapters = starting_adapters(config, state.params)
+    if adapters is None:
+        return state
+    return state._replace(params=adapters, ema_params=jax.tree.map(jnp.copy, adapters))
+
+
+def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
+    folder = epath.Path(workdir)
+    if (folder / "config.json").exists():
+        check_resumable(read_config(folder), config, workdir)
+        saved = load_tokenizer(folder / "tokenizer").fingerprint
+        require(
+            saved == tokenizer.fingerprint,
+            f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the one this run began "
+            f"with ({saved[:12]}): restore the data, or give a new --workdir.",
+        )
+
+
+def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
+    """Only once everything was accepted: a refused run leaves no workdir behind."""
+    folder = epath.Path(workdir)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Where there is a config.json the tokenizer was found equal: a kill must not cut it short.
+        if not (folder / "config.json").exists():
+            tokenizer.save(folder / "tokenizer")
+        write_config(folder, config)
+
+
+def _describe(net: Network, state: TrainState, data: loading.Data, mesh) -> None:
+    if jax.process_index() > 0:
+        return
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    examples = sum(len(source) for source, _ in data.train)
+    print(
+        f"{count / 1e6:.2f} M parameters, vocabulary {net.vocab_size}, length {net.max_length}, "
+        f"{examples:,} training sequences, mesh {dict(mesh.shape)}, "
+        f"{jax.devices()[0].platform}, {jax.process_count()} processes",
+        flush=True,
+    )
+    whole = sharding.large_replicated((state.params, state.opt_state))
+    if whole:
+        names = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in whole[:3])
+        print(
+            f"{len(whole)} large arrays are held whole by each of {mesh.size} devices, "
+            f"{sum(size for _, size in whole) / 2**20:.1f} MiB in all; the largest: {names}",
+            flush=True,
+        )
