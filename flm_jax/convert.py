@@ -19,7 +19,7 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
-from flm_jax.build.model import make_network
+from flm_jax.build.model import make_network, network_kind
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.cli.run import run_cli
 from flm_jax.config.schema import base_config

@@ -23,7 +23,7 @@ from flm_jax.checkpoints.state import new_state
 from flm_jax.checkpoints.workdir import Checkpoints, load_ema
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import agreement, sharding
-from flm_jax.training.loop import Run, train
+from flm_jax.training.loop import Loop, Run
 from flm_jax.training.settings import TrainConfig
 from flm_jax.training.step import make_train_step
 from flm_jax.training.watchdog import Watchdog
@@ -86,7 +86,7 @@ def small_run(workdir, batches, size=10, to_global=lambda batch: batch, **change
         "max_skipped": 3,
         "watchdog_seconds": 0.0,
     }
-    loop = Run(
+    run = Run(
         state=small_state(size),
         train_step=_STEP,
         frozen={},
@@ -97,7 +97,9 @@ def small_run(workdir, batches, size=10, to_global=lambda batch: batch, **change
         meta={"length": 2},
     )
     Path(workdir).mkdir(parents=True, exist_ok=True)
-    return train(loop, TrainConfig(**cfg | changed), workdir, Checkpoints(workdir, 2))
+    cfg = TrainConfig(**cfg | changed)
+    with Loop(run, cfg, workdir, Checkpoints(workdir, 2)) as loop:
+        return loop.train()
 
 
 def restored(workdir, size=10):

@@ -193,7 +193,7 @@ def policy_config() -> ConfigDict:
     config.calls = (4,)  # network calls of a rollout; several take turns
     config.block_length = 0  # tokens of a block, see sample --block_length
     # Of an answer, 0 or 1: exact_match; unit_tests (task functions); length_free (right however
-    # long it is written, see flm_jax/task_rewards.py).
+    # long it is written, see flm_jax/training/task_rewards.py).
     config.reward = "exact_match"
     config.prompts = 2000  # problems of the model's task; those it solves in full are kept
     config.prompt_batch = 8  # prompts of a step
@@ -219,4 +219,9 @@ def policy_config() -> ConfigDict:
     config.train.steps = 300  # batches of rollouts
     config.train.log_every = 10
     config.train.checkpoint_every = 100
+    config.train.keep_checkpoints = 2  # the newest ones
+    config.train.max_skipped = 10  # steps in a row with a non-finite gradient before it stops
+    config.train.watchdog_seconds = 600.0  # a step longer than this is reported; 0 = never
+
+    config.mesh = base_config().mesh  # as of `train`; the policy is replicated, answers are split
     return config

@@ -33,14 +33,16 @@ class Run(NamedTuple):
 
     Attributes:
       state: at the step to continue from.
-      train_step: compiled (state, frozen, batch) -> (state, metrics); donates the state.
+      train_step: (state, frozen, batch) -> (state, metrics); compiled, donating the state, or a
+        function of the host that runs compiled parts and its own work between them.
       frozen: teacher parameters, or {}.
       batches: iterator with get_state; yields local NumPy batches.
       to_global: local batch -> global arrays.
-      evaluate: ema_params -> (values, texts).
-      eval_every: steps; 0 = at the end only.
+      evaluate: ema_params -> (values, texts); None for no evaluation.
+      eval_every: steps between evaluations; 0 = at the end only.
       meta: saved with every checkpoint.
       note: (step, state) -> None, after each evaluation.
+      shown: name of a metric -> whether progress lines show it.
     """
 
     state: TrainState
@@ -48,10 +50,11 @@ class Run(NamedTuple):
     frozen: Any
     batches: Any
     to_global: Callable
-    evaluate: Callable[[Params], tuple[dict[str, float], list[str]]]
+    evaluate: Callable[[Params], tuple[dict[str, float], list[str]]] | None
     eval_every: int
     meta: dict[str, Any]
     note: Callable[[int, TrainState], None] = lambda step, state: None
+    shown: Callable[[str], bool] = lambda name: name.endswith("_token")
 
 
 class StopSignal:
@@ -90,10 +93,22 @@ class _Step(NamedTuple):
     vote: jax.Array | None
 
 
-class _Loop:
-    """One run of `train`; the steps under way and all that watches them."""
+class Loop:
+    """Trains a run to its last step: the steps under way, and all that watches them.
+
+    Used as `with Loop(...) as loop: status = loop.train()`; leaving the block waits for the last
+    checkpoint and gives signals back.
+
+    Args:
+      run: what is driven.
+      cfg: steps, logging, checkpoints.
+      workdir: of metrics, samples and bad batches.
+      checkpoints: of the run.
+    """
 
     def __init__(self, run: Run, cfg: TrainConfig, workdir, checkpoints: Checkpoints):
+        if warning := clock_skew():
+            print(warning, file=sys.stderr, flush=True)
         self._run, self._cfg = run, cfg
         self._workdir = epath.Path(workdir)
         self._checkpoints = checkpoints
@@ -107,7 +122,10 @@ class _Loop:
         self._signal = StopSignal()
         self._watchdog = Watchdog(cfg.watchdog_seconds, self._first)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Loop":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._signal.restore()
         try:
             self._watchdog.waits_for("checkpoint")
@@ -118,6 +136,15 @@ class _Loop:
                 self._log.close()
 
     def train(self) -> int:
+        """Trains to cfg.steps.
+
+        Returns:
+          0 when finished, STOPPED_EXIT when a signal stopped it after saving.
+
+        Raises:
+          UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint
+            or the metrics could not be written; the data could not be read.
+        """
         run, cfg, state = self._run, self._cfg, self._run.state
         for step in range(self._first + 1, cfg.steps + 1):
             self._watchdog.waits_for("data")
@@ -127,7 +154,8 @@ class _Loop:
             self._start(step, batch, metrics)
             stop = self._agreed if self._vote else bool(self._signal.name)
             last = stop or step == cfg.steps
-            look = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
+            due = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
+            look = bool(run.evaluate and due)
             save = last or step % cfg.checkpoint_every == 0
             self._land(0 if look or save else _AHEAD)
             if look:
@@ -167,7 +195,7 @@ class _Loop:
     def _report(self, step: _Step) -> None:
         values = {f"train/{k}": float(v) for k, v in jax.device_get(step.metrics).items()}
         seconds, rate, left = self._speed.lap(step.number)
-        shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if k.endswith("_token"))
+        shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if self._run.shown(k))
         if step.number == self._first + 1:
             pace = f"{seconds:.1f} s with compilation"
         else:
@@ -203,25 +231,6 @@ class _Loop:
             self._log.write(number, {k: float(np.asarray(v)) for k, v in values.items()}, texts)
         self._run.note(number, state)
         self._speed.skip(number)
-
-
-def train(run: Run, cfg: TrainConfig, workdir: str | epath.Path, checkpoints: Checkpoints) -> int:
-    """Trains to cfg.steps.
-
-    Returns:
-      0 when finished, STOPPED_EXIT when a signal stopped it after saving.
-
-    Raises:
-      UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint or
-        the metrics could not be written; the data could not be read.
-    """
-    if warning := clock_skew():
-        print(warning, file=sys.stderr, flush=True)
-    loop = _Loop(run, cfg, workdir, checkpoints)
-    try:
-        return loop.train()
-    finally:
-        loop.close()
 
 
 def _say(line: str) -> None:

@@ -1,16 +1,23 @@
-"""Trains a policy of step sizes by rollouts of a masked diffusion model that stays as it is."""
+"""Trains a policy of step sizes by rollouts of a masked diffusion model that stays as it is.
 
+A step rolls out answers on the devices, scores them on the host, and updates the policy by
+`make_train_step`; the loop of all training drives it.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
 
-from flm_jax.build.families import masked_diffusion
+from flm_jax.build.families.masked_diffusion import masked_config
+from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.state import TrainState, new_state
@@ -18,32 +25,22 @@ from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config, Key, Params
 from flm_jax.data.tasks.base import Task
+from flm_jax.distributed import sharding
 from flm_jax.inference import engine, task_problems
 from flm_jax.inference.step_policy import StepPolicy, step_policy_config
+from flm_jax.losses.base import Objective
 from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_rewards
 from flm_jax.models import step_policy
 from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given
-from flm_jax.training.logs import MetricsLog
-from flm_jax.training.loop import STOPPED_EXIT, StopSignal, stopped
-from flm_jax.training.optim import make_optimizer, update_ema
-from flm_jax.training.settings import optim_config
-from flm_jax.training.step import step_key
+from flm_jax.training.loop import Loop, Run
+from flm_jax.training.optim import make_optimizer
+from flm_jax.training.settings import TrainConfig, mesh_config, optim_config
+from flm_jax.training.step import make_train_step, step_key
 from flm_jax.training.task_rewards import Reward, check_reward, make_reward
 
 _SEED = 977  # of the problems, apart from those that models are scored with
-
-
-class Programs(NamedTuple):
-    """What a step runs on the device.
-
-    Attributes:
-      roll: (key, model params, policy params, given) -> Rollout; a rollout as a whole.
-      update: (state, rollout, rewards of rows [B]) -> (state, metrics); one update.
-    """
-
-    roll: Callable
-    update: Callable
+_FREE = ("train", "mesh")  # groups that may change when a run is continued
 
 
 def actor(trained: StepPolicy) -> Callable[[Key, jax.Array], tuple[jax.Array, Any]]:
@@ -69,36 +66,116 @@ def policy_loss(
     return clipped_loss(log_probs, actions.log_probs, advantages, actions.counted, clip)
 
 
-def programs(config: Config, model: Model, calls: int) -> Programs:
-    """Compiled parts of a step with rollouts of `calls` network calls."""
+def policy_objective(config: Config, made: step_policy.Policy) -> Objective:
+    """The clipped loss of rollouts, as an objective of `make_train_step`.
+
+    Its batch holds tokens [B, L], actions (see `losses.grpo.Actions`), answers (the reward of each
+    row, [B]), reached [B, L], calls [B] and free (positions that were to be written, [B, L]).
+    """
     cfg = step_policy_config(config)
-    made = step_policy.policy(cfg)
-    optim = optim_config(config)
-    optimizer = make_optimizer(optim, config["train"]["steps"] * config["epochs"])
-    settings = {
-        "steps": calls,
-        "how": x_prediction.Flowing(),
-        "block_length": config["block_length"],
-        "time_conditioning": masked_diffusion.masked_config(model.config).time_conditioning,
-    }
 
-    def roll(key: Key, params: Params, policy_params: Params, given: Given):
-        act = actor(StepPolicy(cfg, made, policy_params))
-        return x_prediction.rollout(key, model.net, params, act, given=given, **settings)
-
-    def update(state: TrainState, rolled: x_prediction.Rollout, answers: jax.Array):
-        rewards = token_rewards(answers, rolled.reached, config["completion"])
+    def objective(params, frozen, batch, key, rows):
+        del frozen, key, rows
+        actions, moves = batch["actions"], batch["actions"].counted
+        rewards = token_rewards(batch["answers"], batch["reached"], config["completion"])
         advantages = group_advantages(rewards, config["group"])
-        actions = Actions(rolled.features, *rolled.acts, rolled.moves)
-        loss = lambda p: policy_loss(p, made, actions, advantages, config["clip"])
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = update_ema(state.ema_params, params, optim.ema_decay, state.step)
-        new = state._replace(params=params, ema_params=average, opt_state=opt_state)
-        return new, metrics | {"grad_norm": optax.tree.norm(grads)}
+        loss, metrics = policy_loss(params, made, actions, advantages, config["clip"])
+        sizes = step_policy.step_size(cfg, actions.drawn)
+        return loss, metrics | {
+            "reward": jnp.mean(batch["answers"]),
+            "reached": jnp.sum(batch["reached"] * batch["free"]) / jnp.sum(batch["free"]),
+            "calls": jnp.mean(batch["calls"].astype(jnp.float32)),
+            "step_size": jnp.sum(sizes * moves) / jnp.maximum(jnp.sum(moves), 1),
+        }
 
-    return Programs(jax.jit(roll), jax.jit(update))
+    return objective
+
+
+class PolicyStep:
+    """(state, model parameters, problems) -> (state, metrics): one step of GRPO on the host.
+
+    Args:
+      config: of `train_policy`.
+      model: the masked diffusion model, over `mesh`.
+      reward: of completed problems.
+      mesh: devices; rollouts lie over its batch axes, the policy is replicated.
+      state: shapes of the train state.
+    """
+
+    def __init__(self, config: Config, model: Model, reward: Reward, mesh: Mesh, state: TrainState):
+        self._config, self._model, self._reward, self._mesh = config, model, reward, mesh
+        self._made = step_policy.policy(step_policy_config(config))
+        optim, seed = optim_config(config), config["seed"]
+        step = make_train_step(
+            policy_objective(config, self._made),
+            _optimizer(config),
+            seed=seed,
+            microbatches=1,
+            ema_decay=optim.ema_decay,
+        )
+        everywhere = sharding.replicated(mesh)
+        shardings = jax.tree.map(lambda _: everywhere, state)
+        self._update = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+        self._rows = sharding.local_rows(mesh, _answers(config))
+        self._roll = functools.cache(self._compiled_rollout)
+
+    def _compiled_rollout(self, calls: int) -> Callable:
+        """(key, model parameters, policy parameters, given) -> Rollout in `calls` network calls."""
+        model = self._model
+        settings = {
+            "steps": calls,
+            "how": x_prediction.Flowing(),
+            "block_length": self._config["block_length"],
+            "time_conditioning": masked_config(model.config).time_conditioning,
+        }
+        cfg = step_policy_config(self._config)
+
+        def roll(key: Key, params: Params, policy_params: Params, given: Given):
+            act = actor(StepPolicy(cfg, self._made, policy_params))
+            return x_prediction.rollout(key, model.net, params, act, given=given, **settings)
+
+        return jax.jit(roll)
+
+    def __call__(self, state: TrainState, frozen: Params, batch: dict[str, jax.Array]):
+        config, number = self._config, state.step
+        calls = config["calls"][int(number) % len(config["calls"])]
+        key = step_key(config["seed"], int(number))
+        given = Given(batch["tokens"], batch["given"])
+        rolled = self._roll(calls)(key, frozen, state.params, given)
+        learnt = {
+            "tokens": rolled.tokens,
+            "actions": Actions(rolled.features, *rolled.acts, rolled.moves),
+            "answers": self._scored(rolled.tokens, given),
+            "reached": rolled.reached,
+            "calls": rolled.calls,
+            "free": ~given.mask,
+        }
+        for _ in range(config["epochs"]):
+            # All updates of a rollout belong to one step of the run.
+            state, metrics = self._update(state._replace(step=jnp.int32(int(number))), {}, learnt)
+        return state, metrics
+
+    def _scored(self, tokens: jax.Array, given: Given) -> jax.Array:
+        """Rewards [B]; each process scores the rows of its own devices."""
+        local = lambda x: np.asarray(_everywhere(x))[self._rows]
+        answers = self._reward(local(tokens), local(given.tokens), local(given.mask))
+        placed = sharding.global_batch(
+            {"answers": np.asarray(answers, np.float32)}, self._mesh, self._rows, len(tokens)
+        )
+        return placed["answers"]
+
+
+def _everywhere(x: jax.Array) -> Any:
+    return process_allgather(x, tiled=True) if jax.process_count() > 1 else x
+
+
+def _answers(config: Config) -> int:
+    """Rows of a step."""
+    return config["prompt_batch"] * config["group"]
+
+
+def _optimizer(config: Config):
+    return make_optimizer(optim_config(config), config["train"]["steps"] * config["epochs"])
 
 
 class SolvedPrompts(NamedTuple):
@@ -129,6 +206,37 @@ def solved_prompts(model: Model, task: Task, reward: Reward, config: Config) -> 
     return SolvedPrompts(asked[good], given[good], len(good))
 
 
+class PromptBatches:
+    """Endless batches of solved problems, each a function of the seed and its number alone.
+
+    Args:
+      prompts: what is drawn from.
+      config: of `train_policy`.
+      rows: places in a batch of the rows that this process reads.
+      step: batches drawn before.
+    """
+
+    stall_seconds = 0.0
+
+    def __init__(self, prompts: SolvedPrompts, config: Config, rows: np.ndarray, step: int):
+        self._prompts, self._config, self._rows, self._step = prompts, config, rows, step
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        config, prompts = self._config, self._prompts
+        rng = np.random.default_rng([config["seed"], self._step])
+        picked = rng.choice(len(prompts.tokens), config["prompt_batch"], replace=False)
+        rows = np.repeat(picked, config["group"])[self._rows]
+        self._step += 1
+        return {"tokens": prompts.tokens[rows], "given": prompts.given[rows]}
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of batches drawn."""
+        return {"batches": self._step}
+
+
 def check_policy_config(config: Config) -> None:
     """Refuses impossible values, before any work."""
     for name in ("prompts", "prompt_batch", "epochs"):
@@ -150,11 +258,20 @@ def _check_workdir(workdir: str, config: Config) -> None:
     if not (epath.Path(workdir) / "config.json").exists():
         return
     saved = read_config(workdir)
-    changed = [key for key in config if key != "train" and saved.get(key) != config[key]]
+    changed = [key for key in config if key not in _FREE and saved.get(key) != config[key]]
     require(
         not changed,
         f"workdir {workdir} holds a run with another {', '.join(changed)}; restore it, or give a "
         "new --workdir.",
+    )
+
+
+def _check_mesh(config: Config, mesh: Mesh) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    require(
+        _answers(config) % ways == 0,
+        f"config.prompt_batch x config.group is {_answers(config)}, which does not split over "
+        f"{ways} devices of the data and fsdp axes; use a multiple.",
     )
 
 
@@ -172,7 +289,11 @@ def train_policy_run(config: Config, workdir: str) -> int:
     """
     check_policy_config(config)
     _check_workdir(workdir, config)
-    model = load_model(config["model"])
+    mesh = sharding.make_mesh(mesh_config(config))
+    _check_mesh(config, mesh)
+    model = load_model(config["model"], mesh)
+    # Rollouts are small, and their rows need not divide over the devices of a tiled loss.
+    model = model._replace(net=dataclasses.replace(model.net, parallel=None))
     require(
         family(model.config).takes_step_policy,
         f"config.model {config['model']} is a model of objective {objective_name(model.config)}; "
@@ -181,66 +302,27 @@ def train_policy_run(config: Config, workdir: str) -> int:
     task = task_problems.task_of(model)
     reward = make_reward(config["reward"], task)
     prompts = solved_prompts(model, task, reward, config)
-    write_config(workdir, config)
-    print(f"{len(prompts.tokens)} of {prompts.asked} problems are solved in full", flush=True)
+    if jax.process_index() == 0:
+        write_config(workdir, config)
+        print(f"{len(prompts.tokens)} of {prompts.asked} problems are solved in full", flush=True)
     made = step_policy.policy(step_policy_config(config))
-    optim, steps = optim_config(config), config["train"]["steps"]
-    optimizer = make_optimizer(optim, steps * config["epochs"])
-    state = new_state(made.init(jax.random.key(config["seed"])), optimizer)
-    checkpoints = Checkpoints(workdir, 2)
+    fresh = lambda: new_state(made.init(jax.random.key(config["seed"])), _optimizer(config))
+    state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
+    cfg = TrainConfig(**config["train"], batch=_answers(config), microbatches=1)
+    checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     found = checkpoints.restore(state)
     state = found[0] if found else state
-    return _train(config, workdir, model, prompts, reward, state, checkpoints)
-
-
-def _train(config, workdir, model, prompts, reward, state, checkpoints) -> int:
-    first, given = int(state.step), config["train"]
-    compiled = functools.cache(lambda calls: programs(config, model, calls))
-    log, signal = MetricsLog(workdir, first), StopSignal()
-    try:
-        for step in range(first, given["steps"]):
-            calls = config["calls"][step % len(config["calls"])]
-            state, metrics = _step(config, model, prompts, reward, state, compiled(calls))
-            state = state._replace(step=jnp.int32(step + 1))
-            if (step + 1) % given["log_every"] == 0 or step == first:
-                values = {f"train/{k}": float(v) for k, v in metrics.items()}
-                shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items())
-                print(f"step {step + 1}/{given['steps']}  {calls} calls: {shown}", flush=True)
-                log.write(step + 1, values)
-            last = step + 1 == given["steps"]
-            if (step + 1) % given["checkpoint_every"] == 0 or last or signal.name:
-                checkpoints.save(state, {})
-            if signal.name and not last:
-                print(stopped(signal.name, step + 1), flush=True)
-                return STOPPED_EXIT
-    finally:
-        signal.restore()
-        checkpoints.close()
-        log.close()
-    return 0
-
-
-def _step(
-    config, model: Model, prompts: SolvedPrompts, reward: Reward, state: TrainState, run: Programs
-):
-    """Rollouts, rewards, updates; (state, metrics)."""
-    number = int(state.step)
-    rng = np.random.default_rng([config["seed"], number])
-    picked = rng.choice(len(prompts.tokens), config["prompt_batch"], replace=False)
-    rows = np.repeat(picked, config["group"])
-    asked, given = prompts.tokens[rows], prompts.given[rows]
-    key = step_key(config["seed"], number)
-    rolled = run.roll(
-        key, model.params, state.params, Given(jnp.asarray(asked), jnp.asarray(given))
+    rows = sharding.local_rows(mesh, cfg.batch)
+    run = Run(
+        state=state,
+        train_step=PolicyStep(config, model, reward, mesh, state),
+        frozen=model.params,
+        batches=PromptBatches(prompts, config, rows, int(state.step)),
+        to_global=functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch),
+        evaluate=None,
+        eval_every=0,
+        meta={"length": model.net.max_length, "tokenizer": model.tokenizer.fingerprint},
+        shown=lambda name: name != "train/skipped_in_a_row",
     )
-    answers = reward(np.asarray(rolled.tokens), asked, given)
-    free = ~given
-    for _ in range(config["epochs"]):
-        state, metrics = run.update(state, rolled, answers)
-    a = step_policy.step_size(step_policy_config(config), rolled.acts[0])
-    return state, metrics | {
-        "reward": answers.mean(),
-        "reached": np.asarray(rolled.reached)[free].mean(),
-        "calls": np.asarray(rolled.calls).mean(),
-        "step_size": jnp.sum(a * rolled.moves) / jnp.maximum(jnp.sum(rolled.moves), 1),
-    }
+    with Loop(run, cfg, workdir, checkpoints) as loop:
+        return loop.train()

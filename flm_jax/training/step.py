@@ -19,31 +19,28 @@ def step_key(seed: int, step: jax.Array) -> Key:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def _gradients(objective: Objective, params, frozen, batch, key, microbatches: int):
-    """Mean gradient and metrics over `microbatches` interleaved parts of the batch."""
+def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, key, parts: int):
+    """Mean of the gradients and metrics of `parts` interleaved parts of the batch.
+
+    Part m takes rows m, m + M, ...: on every device as many rows of each part.
+    """
     rows = batch["tokens"].shape[0]
+    size = rows // parts
+    split = jax.tree.map(lambda x: x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def one(start, part):
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (_, metrics), grads = value_and_grad(params, frozen, part, key, Rows(start, rows))
+        (_, metrics), grads = gradients(state.params, frozen, part, key, Rows(start, rows))
         return grads, metrics
 
-    if microbatches == 1:
-        return one(0, batch)
-    size = rows // microbatches
-    # Part m takes rows m, m + M, ...: on every device as many rows of each part.
-    parts = jax.tree.map(
-        lambda x: x.reshape(size, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-    starts = jnp.arange(microbatches) * size
-    shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], parts))
+    starts = jnp.arange(parts) * size
+    shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def accumulate(total, item):
         return jax.tree.map(jnp.add, total, one(*item)), None
 
-    total, _ = jax.lax.scan(accumulate, zeros, (starts, parts))
-    return jax.tree.map(lambda x: x / microbatches, total)
+    total, _ = jax.lax.scan(accumulate, zeros, (starts, split))
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def make_train_step(
@@ -63,14 +60,20 @@ def make_train_step(
     the step still counts, and `skipped` counts such steps in a row.
     """
 
+    gradients = jax.value_and_grad(objective, has_aux=True)
+
     def train_step(state: TrainState, teacher, batch):
         key = step_key(seed, state.step)
         frozen = Frozen(teacher, state.ema_params, state.tracked)
-        grads, metrics = _gradients(objective, state.params, frozen, batch, key, microbatches)
+        if microbatches == 1:
+            rows = Rows(0, batch["tokens"].shape[0])
+            (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
+        else:
+            grads, metrics = _accumulated(gradients, state, frozen, batch, key, microbatches)
         tracked = state.tracked
         if tracker:
             metrics = dict(metrics)
-            # `_gradients` gives the mean over microbatches; sums are wanted.
+            # `_accumulated` gives the mean over microbatches; sums are wanted.
             observed = jax.tree.map(lambda x: x * microbatches, metrics.pop("observed"))
             tracked = tracker.update(tracked, observed, state.step)
         norm = optax.tree.norm(grads)

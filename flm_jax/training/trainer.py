@@ -27,7 +27,7 @@ from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.distributed import sharding
 from flm_jax.training.evaluator import make_evaluator
-from flm_jax.training.loop import Run, train
+from flm_jax.training.loop import Loop, Run
 from flm_jax.training.program import assemble
 from flm_jax.training.schedule_log import schedule_recorder
 from flm_jax.training.settings import mesh_config
@@ -86,7 +86,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     if family(config).aligned:
         base_params = x_prediction.base_params(config, state.params, frozen)
     evaluate = make_evaluator(config, net, clock, data, to_global, rows, mesh, base_params)
-    loop = Run(
+    run = Run(
         state=state,
         train_step=program.train_step,
         frozen=frozen,
@@ -96,9 +96,10 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         eval_every=config["eval"]["every"],
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
-    if loop.state.tracked is not None:
-        loop = loop._replace(note=schedule_recorder(workdir, config, int(state.step)))
-    return train(loop, cfg, workdir, checkpoints)
+    if state.tracked is not None:
+        run = run._replace(note=schedule_recorder(workdir, config, int(state.step)))
+    with Loop(run, cfg, workdir, checkpoints) as loop:
+        return loop.train()
 
 
 def _started(config: dict[str, Any], state: TrainState) -> TrainState:
