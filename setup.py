@@ -49,4 +49,5 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["flm = flm_jax.cli.main:main"]},
 )

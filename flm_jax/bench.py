@@ -19,8 +19,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from flm_jax.cli.run import run_cli
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.cli.run import no_arguments, run_cli
+from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.profiling.bench_cases import SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
 
@@ -85,10 +85,9 @@ def measure(suite: str, case: Case, rounds: int) -> dict[str, Any]:
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     require(_ROUNDS.value >= 1, f"got --rounds={_ROUNDS.value}; expected at least 1.")
-    if _SUITE.value not in SUITES:
-        raise unknown_name("suite", _SUITE.value, SUITES)
+    one_of("suite", _SUITE.value, SUITES)
     cases = [case for case in SUITES[_SUITE.value] if _FILTER.value in case.name]
     require(bool(cases), f"no case of suite {_SUITE.value} contains --filter={_FILTER.value!r}.")
     baseline = read_baseline(_BASELINE.value) if _BASELINE.value else []

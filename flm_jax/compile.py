@@ -61,14 +61,14 @@ def _write_hlo(text: str) -> None:
 
 def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
-    from flm_jax.cli.run import given_config
+    from flm_jax.cli.run import given_config, no_arguments
     from flm_jax.config.check import check
     from flm_jax.core.errors import require
     from flm_jax.distributed.sharding import make_mesh
     from flm_jax.profiling import plan, topologies
     from flm_jax.training.settings import mesh_config
 
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     given = given_config(_CONFIG)
     require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
     for path in (_JSON.value, _HLO.value):

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
 from flm_jax.checkpoints.workdir import save_ema, write_config
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.schema import base_config
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
 from flm_jax.inference import language_model
 from flm_jax.interop import flm, llada2, llama
@@ -111,8 +111,7 @@ def _tokenizer(vocab_size: int):
 
 
 def _import(folder: epath.Path) -> None:
-    if _SOURCE.value not in _SOURCES:
-        raise unknown_name("source", _SOURCE.value, _SOURCES)
+    one_of("source", _SOURCE.value, _SOURCES)
     require(bool(_CHECKPOINT.value), "no --checkpoint to import, and no --export.")
     require(
         not any((folder / name).exists() for name in ("config.json", "checkpoints")),
@@ -147,7 +146,7 @@ def _export_tensors(folder: epath.Path, path: str) -> None:
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir.")
     folder = epath.Path(_WORKDIR.value)
     if _EXPORT.value:

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from flm_jax.checkpoints.workdir import read_config
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.run import given_config, run_cli
+from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
@@ -67,7 +67,7 @@ def _models() -> list[tuple[str, list[int]]]:
 
 
 def main(argv) -> int:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     if _CONFIG.value is not None:
         require(not _MODELS.value, "got --config and --model; expected one of them.")
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")

@@ -1,8 +1,9 @@
 """Lets a model write the texts that it is aligned on; interrupted, it continues when run again.
 
-python -m flm_jax.generate --workdir=W --num=10000 --steps=64 --method=confidence --temperature=0 \\
-    --out=data/own
-python -m flm_jax.generate --workdir=W --num=10000 --steps=64 --chat=questions.jsonl --out=data/own
+python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
+    --method=confidence --temperature=0 --out=data/own
+python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
+    --chat=questions.jsonl --out=data/own
 
 A model of a task with problems answers these; `config.data.generated` names the folder in training.
 """
@@ -10,7 +11,7 @@ A model of a task with problems answers these; `config.data.generated` names the
 from absl import flags
 
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.inference import self_generation
 
@@ -24,7 +25,7 @@ _CHAT = flags.DEFINE_string("chat", "", "JSON lines of questions, see data/chat.
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir and --out.")
     done = self_generation.generate(

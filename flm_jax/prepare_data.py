@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.detokenizers import DETOKENIZERS
@@ -47,7 +47,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
 
 
 def main(argv: Sequence[str]) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
+    no_arguments(argv)
     require(bool(_OUT.value), "no --out; expected the folder to write")
     began = time.perf_counter()
     if _MERGE.value:

@@ -1,12 +1,14 @@
 """Benchmarks: answers scored one by one, continued where they were stopped, and a table.
 
-python -m flm_jax.benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --out=DIR --steps=128
-python -m flm_jax.benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \
+python -m flm_jax.run_benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --steps=128 \
+    --out=DIR
+python -m flm_jax.run_benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \
     --samples=20 --pass_at=1,10 --temperature=0.8
-python -m flm_jax.benchmark --task=mbpp --data=mbpp.jsonl --workdir=W --out=DIR
-JUDGE_URL=https://host/v1 JUDGE_KEY=... JUDGE_MODEL=gpt-4 python -m flm_jax.benchmark \
+python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --workdir=W --out=DIR
+JUDGE_URL=https://host/v1 JUDGE_KEY=... JUDGE_MODEL=gpt-4 python -m flm_jax.run_benchmark \
     --task=mt_bench --data=question.jsonl --workdir=W --out=DIR
-python -m flm_jax.benchmark --task=mbpp --data=mbpp.jsonl --reference --out=DIR   # right answers
+python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
+    --out=DIR  # right answers
 """
 
 import dataclasses
@@ -21,8 +23,8 @@ from absl import flags
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.run import run_cli
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.cli.run import no_arguments, run_cli
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import write_json
 from flm_jax.evaluation.benchmarks import chat_endpoint, mt_bench
 from flm_jax.evaluation.benchmarks.base import Choices, Record
@@ -129,8 +131,7 @@ def _judged(records: list[Record], name: str, folder: Path) -> Record:
 
 
 def _check() -> None:
-    if _TASK.value not in BENCHMARKS:
-        raise unknown_name("--task", _TASK.value, BENCHMARKS)
+    one_of("--task", _TASK.value, BENCHMARKS)
     require(bool(_DATA.value), f"no --data; expected the data file of {_TASK.value}.")
     require(bool(_OUT.value), "no --out; expected a folder for the records.")
     require(
@@ -159,7 +160,7 @@ def _described(model: Model, how: Answering) -> dict[str, Any]:
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     _check()
     model = None if _REFERENCE.value else load_model(_WORKDIR.value)
     learnt = model is not None and chatty(model)

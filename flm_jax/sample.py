@@ -19,7 +19,7 @@ from etils import epath
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answers import Answering, answers
@@ -130,7 +130,7 @@ def _draw(model: Model, counts: list[int], rows: int, length: int, options: Opti
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
     require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")

@@ -13,7 +13,7 @@ from etils import epath
 
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.data import loading
 from flm_jax.evaluation.plots import draw_sweep
@@ -33,7 +33,7 @@ _PLOT = flags.DEFINE_string("plot", "", "PNG file: every figure against the opti
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     plans = sweep_plans(sampling_flags.options(), _OPTION.value, _VALUES.value)
     model = load_model(_WORKDIR.value)

@@ -11,7 +11,7 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 from absl import flags
 from ml_collections import config_flags
 
-from flm_jax.cli.run import given_config, run_cli
+from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.config.check import check
 from flm_jax.core.errors import require
 from flm_jax.distributed import processes
@@ -23,7 +23,7 @@ _POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX find
 
 
 def main(argv) -> int:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone")
+    no_arguments(argv)
     config = check(given_config(_CONFIG))
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")
     processes.initialize(pod=_POD.value)

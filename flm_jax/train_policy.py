@@ -1,6 +1,7 @@
 """Trains a policy of step sizes for --method=flow, by rewards on the problems of a model's task.
 
-python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py --workdir=runs/xflow/policy
+python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py \
+    --workdir=runs/xflow/policy
 python -m flm_jax.sample --workdir=W --steps=2 --method=flow --policy=runs/xflow/policy
 
 Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
@@ -10,7 +11,7 @@ SIGTERM or SIGINT after saving.
 from absl import flags
 from ml_collections import config_flags
 
-from flm_jax.cli.run import given_config, run_cli
+from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.config.check import check
 from flm_jax.config.schema import policy_config
 from flm_jax.core.errors import require
@@ -21,7 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the policy.")
 
 
 def main(argv) -> int:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     config = check(given_config(_CONFIG), policy_config)
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the policy.")
     return train_policy_run(config, _WORKDIR.value)

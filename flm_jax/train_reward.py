@@ -6,7 +6,7 @@ python -m flm_jax.sample --workdir=runs/flm --steps=64 --reward=runs/reward --re
 
 from absl import flags
 
-from flm_jax.cli.run import run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.training.reward_trainer import train_text_reward
 
@@ -20,7 +20,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of initialisation and order of the data
 
 
 def main(argv) -> None:
-    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+    no_arguments(argv)
     for name, flag in (("workdir", _WORKDIR), ("match", _MATCH), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir, --match and --out.")
     done = train_text_reward(

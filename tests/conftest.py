@@ -21,8 +21,17 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-_LONGEST = ("test_training.py", "test_distributed.py", "test_endurance.py", "test_notebooks.py")
-_CHECKED = [f"flm_jax.{name}" for name in ("flows", "losses", "samplers", "models")]
+_LONGEST = (
+    "training/test_training.py",
+    "training/test_recipes.py",
+    "distributed/test_processes.py",
+    "training/test_endurance.py",
+    "repository/test_notebooks.py",
+)
+_CHECKED = [
+    f"flm_jax.{name}" for name in ("flows", "denoiser", "losses", "samplers", "models", "metrics")
+]
+pytest.register_assert_rewrite("helpers")
 install_import_hook(_CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,7 +47,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     # Processes take files in this order: the longest first, so that none is left alone at the end.
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):

@@ -33,6 +33,15 @@ def _unreadable(error: OSError) -> UserError:
     return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
 
 
+def no_arguments(argv: Sequence[str]) -> None:
+    """Refuses positional arguments; argv holds the program name first.
+
+    Raises:
+      UserError: any.
+    """
+    require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
+
+
 def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
     """The configuration that a --config flag names, as a plain dict.
 

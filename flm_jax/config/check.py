@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flm_jax.config.schema import base_config
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
@@ -49,8 +49,7 @@ def check(
 
 def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:
     for key, value in got.items():
-        if key not in valid:
-            raise unknown_name(f"key in {where}", key, valid)
+        one_of(f"key in {where}", key, valid)
         default = valid[key]
         if isinstance(default, dict):
             require(isinstance(value, dict), f"{where}.{key} must hold keys, got {value!r}.")
@@ -63,7 +62,7 @@ def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:
             )
     for key in valid:
         require(
-            key in got, f"{where}.{key} is missing; start from a configuration of flm_jax.defaults."
+            key in got, f"{where}.{key} is missing; start from a configuration of flm_jax.config."
         )
 
 

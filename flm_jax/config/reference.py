@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md, the table of all configuration keys, from `defaults.py`.
+"""Writes docs/configuration.md, the table of all configuration keys, from `schema.py`.
 
-python -m flm_jax.reference > docs/configuration.md
+python -m flm_jax.config.reference > docs/configuration.md
 """
 
 import re
@@ -12,7 +12,7 @@ _KEY = re.compile(r"config\.([\w.]+) = (.*?)\s*(?:#\s*(.*))?$")
 _HEAD = """# Configuration
 
 Every key with its default; set one on the command line by `--config.KEY=VALUE`. Made from
-`flm_jax/defaults.py` by `python -m flm_jax.reference > docs/configuration.md`.
+`flm_jax/config/schema.py` by `python -m flm_jax.config.reference > docs/configuration.md`.
 """
 
 
@@ -38,7 +38,7 @@ def rows(source: str) -> list[tuple[str, str, str]]:
 
 def page() -> str:
     """The whole page."""
-    source = Path(__file__).with_name("defaults.py").read_text()
+    source = Path(__file__).with_name("schema.py").read_text()
     _, model, policy = source.split("    config = ConfigDict()\n")
     own = "\n# Configuration of `train_policy`\n"
     return "\n".join([_HEAD, *_tables(model), own, *_tables(policy)]) + "\n"

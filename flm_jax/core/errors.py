@@ -1,13 +1,7 @@
 """User errors: one line that says what was got, what was expected and how to mend it."""
 
 import difflib
-from collections.abc import Iterable
-
-
-def one_of(kind: str, got: str, valid) -> str:
-    if got not in valid:
-        raise unknown_name(kind, got, valid)
-    return got
+from collections.abc import Collection, Iterable
 
 
 class UserError(ValueError):
@@ -26,3 +20,19 @@ def require(condition: bool, message: str) -> None:
     """Raises UserError with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def one_of(kind: str, got: str, valid: Collection[str]) -> str:
+    """`got` itself, where it is one of the valid names.
+
+    Args:
+      kind: what the name is of, for the message: "config.objective.name".
+      got: the name.
+      valid: all that may be given; a table by name serves as well.
+
+    Raises:
+      UserError: another name; the message has the nearest valid one and the whole list.
+    """
+    if got not in valid:
+        raise unknown_name(kind, got, valid)
+    return got

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AxisType, Mesh
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.types import Key, Params, Times
 
 
@@ -30,8 +30,7 @@ class Parallel:
     def __post_init__(self) -> None:
         axes = (*self.batch_axes, *([self.vocab_axis] if self.vocab_axis else []))
         for axis in axes:
-            if axis not in self.mesh.axis_names:
-                raise unknown_name("mesh axis", axis, self.mesh.axis_names)
+            one_of("mesh axis", axis, self.mesh.axis_names)
         require(len(set(axes)) == len(axes), f"mesh axes {axes}: each may be used once.")
         require(
             self.embed_axis is None or self.embed_axis in self.batch_axes,
@@ -53,7 +52,7 @@ class Network:
       features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
         are network times (the clock tau), [B] or [B, L]; a key switches dropout on. Where
         self_conditioned it also takes estimate=delta @ E [B, L, D], an earlier answer; zeros, or
-        None, for none. Losses and samplers call `readout.read`.
+        None, for none. Losses and samplers call `denoiser.forward`.
       readout: params -> (kernel [D, V], bias [V]) of the head.
       table: params -> embedding table E [V, D], float32.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
@@ -64,7 +63,7 @@ class Network:
       self_conditioned: whether it is shown an estimate of the clean text besides the state.
       interpolant_time: network time -> t of the flow, of networks whose features take the
         posterior of each token given its own state (see `flows.posterior`) for x_s; None for those
-        that take the state. `readout.read` makes the one of the other.
+        that take the state. `denoiser.forward` makes the one of the other.
       any_length: whether rows may be shorter than max_length, though it was trained on those.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.weighting`); None for equal weights.

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.data.corpus.store import TokenStream
 from flm_jax.data.tokenizers.base import Tokenizer
 
@@ -30,8 +30,7 @@ class PackedSource:
     """
 
     def __init__(self, stream: TokenStream, tokenizer: Tokenizer, length: int, packing: str):
-        if packing not in PACKINGS:
-            raise unknown_name("packing", packing, PACKINGS)
+        one_of("packing", packing, PACKINGS)
         least = 1 if packing == "stream" else 3
         require(
             length >= least,

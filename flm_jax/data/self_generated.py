@@ -86,7 +86,7 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
     require(
         path.exists(),
         f"{folder} holds no texts of a model ({MANIFEST} is missing): run "
-        f"python -m flm_jax.generate --workdir=... --out={folder}",
+        f"python -m flm_jax.generate_data --workdir=... --out={folder}",
     )
     manifest = json.loads(path.read_text())
     require(

@@ -136,7 +136,7 @@ def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
         which = " and ".join(repr(pattern) for pattern, _ in found)
         raise UserError(
             f"parameter {name!r} {shape} matches {which or 'no sharding rule'}; it must match "
-            "exactly one rule of flm_jax/training/sharding.py."
+            "exactly one rule of flm_jax/distributed/sharding.py."
         )
     axes = found[0][1]
     require(

@@ -16,7 +16,7 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import check
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require, unknown_name
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
 from flm_jax.evaluation.judges import load_judge
@@ -29,12 +29,12 @@ from flm_jax.training.schedule_log import read_schedule
 from flm_jax.training.trainer import train_run
 
 _KEYS = ("title", "samples", "batch_size", "seed", "models")
-# judge: name of a model of the comparison, or a folder as of `judging.load_judge`; "" for none.
+# judge: name of a model of the comparison, or a folder as of `judges.load_judge`; "" for none.
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
 _OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
-# ways: {label: {"steps": ..., and keys of `families.Options` and of `Steering`}}: the same model
-# sampled otherwise.
+# ways: {label: {"steps": ..., and keys of `build.sampler.Options` and of `Steering`}}: the same
+# model sampled otherwise.
 _MODEL_OPTIONAL = {"ways": {}}
 
 
@@ -107,8 +107,7 @@ def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
     names, steers = ([f.name for f in dataclasses.fields(kind)] for kind in (Options, Steering))
     require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
     for key in given:
-        if key not in ("steps", *names, *steers):
-            raise unknown_name(f"key of {where}", key, ("steps", *names, *steers))
+        one_of(f"key of {where}", key, ("steps", *names, *steers))
     of = lambda keys: {key: value for key, value in given.items() if key in keys}
     options = Options(**of(names))
     if steering := of(steers):
@@ -123,8 +122,7 @@ def _trained(models: list[Entry]) -> list[Entry]:
 
 def _check_keys(got: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
     for key in got:
-        if key not in valid:
-            raise unknown_name(f"key of {where}", key, valid)
+        one_of(f"key of {where}", key, valid)
     missing = [key for key in valid if key not in got]
     require(not missing, f"{where} lacks {', '.join(missing)}; expected {', '.join(valid)}.")
 
@@ -182,8 +180,7 @@ def _preparation(given: dict[str, Any], out: str) -> PrepareConfig | None:
     source = [field.name for field in dataclasses.fields(SourceConfig)]
     tokenizer = ["tokenizer", "vocab_size", "sentencepiece_model"]
     for key in given:
-        if key not in source + tokenizer:
-            raise unknown_name("key of config.prepare", key, source + tokenizer)
+        one_of("key of config.prepare", key, source + tokenizer)
     require(
         bool(given.get("path")) or given.get("source") == "pydoc",
         "this comparison reads files that are not part of it; name them by --config.prepare.path=.",

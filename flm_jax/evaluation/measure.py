@@ -32,7 +32,7 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
 
     Returns:
       nll_nats_per_token with the 95% interval of its estimate, and `likelihood`: "exact", or "upper
-      bound" (the NELBO of masked diffusion, `evals.flow_likelihood` of flows). For flows also
+      bound" (the NELBO of masked diffusion, `metrics.flow_likelihood` of flows). For flows also
       denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
       is no likelihood.
     """

@@ -135,7 +135,8 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
 
     Args:
       path: where to.
-      records: of `schedule.read`, at least one; of the first panel the last one's points.
+      records: of `schedule_log.read_schedule`, at least one; the first panel shows the points of
+        the last one.
     """
     import matplotlib
 

@@ -58,7 +58,7 @@ def answer_batches(
     how: Answering,
     wanted: Callable[[int], bool] = lambda place: True,
 ) -> Iterator[list[Answer]]:
-    """One answer to each wanted prompt, batch by batch; see `sampling.completions`.
+    """One answer to each wanted prompt, batch by batch; see `engine.completions`.
 
     Raises:
       UserError: a prompt that does not fit (its place), impossible numbers; before compiling.

@@ -34,7 +34,7 @@ def solve(
     Args:
       num: problems.
       steps: of the sampler.
-      rows: problems in a batch, see `sampling.completions`.
+      rows: problems in a batch, see `engine.completions`.
       seed: of the draws.
 
     Returns:

@@ -49,7 +49,7 @@ def frames(
     """[sample][step] -> pairs (piece, confidence).
 
     Args:
-      steps_tokens, steps_confidence: int and float [K, N, L], as of `sampling.Draw`.
+      steps_tokens, steps_confidence: int and float [K, N, L], as of `engine.Draw`.
     """
     require(
         steps_tokens.shape == steps_confidence.shape and steps_tokens.ndim == 3,
@@ -77,7 +77,7 @@ def to_html(
     confidence. Colours follow the light or dark scheme of the reader.
 
     Args:
-      steps_tokens, steps_confidence: int and float [K, N, L], as of `sampling.Draw`.
+      steps_tokens, steps_confidence: int and float [K, N, L], as of `engine.Draw`.
       title: of the page.
     """
     data = json.dumps(frames(tokenizer, steps_tokens, steps_confidence), ensure_ascii=False)
@@ -286,7 +286,7 @@ def draw_trajectory(path: epath.Path, steps: Sequence[Sequence[Any]]) -> None:
 
     Args:
       path: where to.
-      steps: one sample of `views.frames`: for each step L pairs (piece, confidence in [0, 1]).
+      steps: one sample of `frames`: for each step L pairs (piece, confidence in [0, 1]).
     """
     from matplotlib.figure import Figure
 

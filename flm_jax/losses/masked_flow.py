@@ -128,7 +128,7 @@ def bridge_loss(
 
     Returns:
       Mean over hidden positions, and metrics: cross entropy (nats/token) and squared distance of
-      embeddings, and under "observed" the sums that `gamma_schedule.update_state` takes.
+      embeddings, and under "observed" the sums that `noise_schedule.update_state` takes.
     """
     gamma_key, share_key, hide_key, noise_key, dropout_key = jax.random.split(key, 5)
     tokens = batch["tokens"]

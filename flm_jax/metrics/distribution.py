@@ -135,7 +135,7 @@ def kernel_distance(
       sample, reference: tokens, int [N, L] and [M, L]. Work and memory grow with (N + M)^2: half a
         second for 500 rows each.
       orders: lengths of n-grams.
-      draws, seed, level: as of `bootstrap.interval`.
+      draws, seed, level: as of `intervals.interval`.
     """
     grams = kernel_matrices(sample, reference, orders)
     rows = np.arange(len(grams.xx)), np.arange(len(grams.yy))

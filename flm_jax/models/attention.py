@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 
 # kind -> platforms that run it; None for all.
 KINDS = {"xla": None, "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
@@ -75,8 +75,7 @@ def check_attention(
       UserError: unknown kind, another platform, a length, head size, type or cap it cannot take.
     """
     kind = plan.kind
-    if kind not in KINDS:
-        raise unknown_name("attention", kind, KINDS)
+    one_of("attention", kind, KINDS)
     require(
         plan.interpret or available(kind, plan.platform),
         f"attention {kind!r} runs on {KINDS[kind] and KINDS[kind][0]}, these devices are "

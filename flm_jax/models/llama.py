@@ -6,9 +6,9 @@ Sources: arXiv 2302.13971 (RMSNorm, SwiGLU, rotary positions) as used without a 
     x += attn(norm1 x);  x += mlp_out(silu(gate norm2 x) * up norm2 x);  head(norm x)
 
 No biases; queries may share keys and values in groups; the head is untied; no time is read unless
-adapters bring time conditioning (`adapters`). LLaDA2.0 (arXiv 2512.15745) also has a norm on each
+adapters bring time conditioning (`lora`). LLaDA2.0 (arXiv 2512.15745) also has a norm on each
 head's queries and keys, rotates a part of each head, sees blocks causally, and has a mixture of
-experts beside the MLP, which is then the shared expert (`experts`).
+experts beside the MLP, which is then the shared expert (`mixture_of_experts`).
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ _NEVER = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(TransformerConfig):
-    """Sizes of the network; see flm_jax/defaults.py for units and choices.
+    """Sizes of the network; see flm_jax/config/schema.py for units and choices.
 
     Attributes:
       kv_heads: heads of keys and values; 0 for as many as queries have.
@@ -267,7 +267,7 @@ def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
 
     Args:
       cfg: sizes; dim divisible by heads, head size even; with cfg.adapters the parameters are those
-        of base and adapters together, see `adapters.split`.
+        of base and adapters together, see `lora.split`.
       plan: how attention runs, of kind cfg.attention; by default on one device.
 
     Returns:

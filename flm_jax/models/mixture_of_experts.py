@@ -28,7 +28,7 @@ _LEAST_TILE, _MOST_TILE = 8, 128
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """Sizes of a mixture of experts; see flm_jax/defaults.py for units and choices.
+    """Sizes of a mixture of experts; see flm_jax/config/schema.py for units and choices.
 
     Attributes:
       number: routed experts E; active: of them for each token.

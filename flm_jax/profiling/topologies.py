@@ -8,7 +8,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require
 
 _GIB = 2**30
 EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, h100:8, h200:8, h200:2x8 (hosts x cards), cpu:8"
@@ -63,8 +63,7 @@ def parse(name: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     require(bool(match), f"got topology {name!r}; expected FAMILY:SIZES such as {EXAMPLES}.")
     family, sizes = match.groups()
-    if family not in CHIPS:
-        raise unknown_name("kind of chip", family, CHIPS)
+    one_of("kind of chip", family, CHIPS)
     return Topology(family, tuple(int(n) for n in sizes.split("x")))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.self_conditioning import fixed_point
@@ -26,7 +26,7 @@ class Steering:
 
     Attributes:
       solver: of a flow's ODE: "euler", "heun" or "adaptive"; flow maps jump, and need none.
-      tolerance: error of a step of "adaptive"; see `solvers.adaptive`.
+      tolerance: error of a step of "adaptive"; see `samplers.adaptive`.
       gamma: share of fresh noise after each jump of a flow map, in [0, 1].
       guidance: eta of autoguidance; 1 for none.
       weak: what guides: the workdir of a weaker model, or "".
@@ -49,8 +49,7 @@ class Steering:
     iterations: int = 0
 
     def __post_init__(self):
-        if self.solver not in SOLVERS:
-            raise unknown_name("solver", self.solver, SOLVERS)
+        one_of("solver", self.solver, SOLVERS)
         finite = float("inf")
         require(
             0.0 < self.tolerance < finite, f"tolerance is {self.tolerance}; expected more than 0."

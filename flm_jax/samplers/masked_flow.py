@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
@@ -58,8 +58,7 @@ class Bridging:
             f"got promote={self.promote}; expected a share of the probability in [0, 1), 0 for no "
             "promotion.",
         )
-        if self.eos not in EOS_POLICIES:
-            raise unknown_name("eos policy", self.eos, EOS_POLICIES)
+        one_of("eos policy", self.eos, EOS_POLICIES)
 
 
 class _State(NamedTuple):

@@ -1,6 +1,6 @@
 """Euler steps of the one-hot flow with its state in R^V, for outputs that are no probabilities.
 
-The state of `samplers.flow_map` lives in R^D and its read-out is a softmax. A network that was
+The state of `samplers.euler` lives in R^D and its read-out is a softmax. A network that was
 trained to give the denoiser or the velocity as a plain vector (`losses.regression`) is read in R^V:
 its token is the largest entry of the last denoiser. It holds [B, L, V] in float32.
 """
@@ -29,7 +29,7 @@ def sample_onehot(
     given: Given,
     prediction: str,
 ) -> Samples:
-    """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau; see `sample_from`."""
+    """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau."""
     x_0 = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
     settings = dict(clock=clock, steps=steps, given=given, prediction=prediction)
     return sample_onehot_from(x_0, net, params, **settings)

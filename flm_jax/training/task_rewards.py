@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.data.tasks.base import Task
 
 # completions [N, L], problems [N, L], given [N, L] -> reward of each row, float32 [N].
@@ -87,5 +87,4 @@ def make_reward(name: str, task: Task) -> Reward:
 
 def check_reward(name: str) -> None:
     """Refuses a name that is no reward."""
-    if name not in REWARDS:
-        raise unknown_name("config.reward", name, REWARDS)
+    one_of("config.reward", name, REWARDS)

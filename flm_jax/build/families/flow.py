@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flm_jax.build.families.base import Family
 from flm_jax.build.flow import context_config, prediction
 from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
-from flm_jax.core.errors import one_of, require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.denoiser.self_conditioning import fixed_point
@@ -114,8 +114,7 @@ def _onehot(net: Network, clock: Clock, steps: int, options: Options, kind: str)
 def _refined(config: Config, net: Network, steps: int, options: Options) -> Callable:
     unsteered(options, "posterior refinement")
     refuse(options, "posterior refinement", "temperature", "top_p")
-    if options.refine not in posterior_refinement.BUDGETS:
-        raise unknown_name("refine", options.refine, posterior_refinement.BUDGETS)
+    one_of("refine", options.refine, posterior_refinement.BUDGETS)
     require(
         net.two_time and {"context": 0.0, **config["objective"]}["context"] > 0.0,
         f"got refine={options.refine}, which needs a flow map trained with random clean context; "

@@ -5,7 +5,7 @@ from typing import Any
 
 from flm_jax.build.families.base import Family, no_teacher
 from flm_jax.build.sampler import OF_REFINEMENT, OF_X_PREDICTION, Options, refuse, unsteered
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import Clock
@@ -61,8 +61,7 @@ def masked_sampler(
         "ancestral": masked_diffusion.sample_ancestral,
         "confidence": masked_diffusion.sample_confident,
     }
-    if options.method not in (*methods, "flow"):
-        raise unknown_name("method", options.method, (*methods, "flow"))
+    one_of("method", options.method, (*methods, "flow"))
     more = {}
     if options.method == "ancestral":
         refuse(options, "method ancestral", "block_length")

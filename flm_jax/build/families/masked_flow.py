@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.base import Family
 from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import Clock
@@ -24,8 +24,7 @@ def bridge_config(config: Config) -> BridgeConfig:
     """The masked bridge of a configuration."""
     given = config["bridge"]
     kinds = ("logistic", "empirical")
-    if given["learnt"] not in kinds:
-        raise unknown_name("config.bridge.learnt", given["learnt"], kinds)
+    one_of("config.bridge.learnt", given["learnt"], kinds)
     for name in ("uniform", "normal", "whole"):
         require(
             0.0 <= given[name] <= 1.0,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from flm_jax.core.errors import unknown_name
+from flm_jax.core.errors import one_of
 
 # LM1B is distributed as Penn-Treebank-like tokens separated by spaces: "it 's here , he said ."
 _LM1B_RULES: tuple[tuple[str, str], ...] = (
@@ -41,6 +41,5 @@ def get_detokenizer(name: str) -> Callable[[str], str]:
     """The named detokenizer; "" names the identity."""
     if not name:
         return str
-    if name not in DETOKENIZERS:
-        raise unknown_name("detokenize", name, DETOKENIZERS)
+    one_of("detokenize", name, DETOKENIZERS)
     return DETOKENIZERS[name]

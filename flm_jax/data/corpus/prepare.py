@@ -26,7 +26,7 @@ class PrepareConfig:
     Attributes:
       source: which documents.
       out: folder to write, local or remote.
-      tokenizer: see `tokenizers.make_tokenizer`.
+      tokenizer: see `registry.make_tokenizer`.
       vocab_size, sentencepiece_model: used by the tokenizer "sentencepiece" alone.
       shard: this worker's part of the documents.
       overwrite: replace what other arguments prepared in `out`.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.data.corpus import detokenizers
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
@@ -77,10 +77,8 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
     Raises:
       UserError: unknown names, a missing path, or nothing to read.
     """
-    if cfg.source not in SOURCES:
-        raise unknown_name("source", cfg.source, SOURCES)
-    if cfg.split_documents not in DOCUMENT_UNITS:
-        raise unknown_name("split_documents", cfg.split_documents, DOCUMENT_UNITS)
+    one_of("source", cfg.source, SOURCES)
+    one_of("split_documents", cfg.split_documents, DOCUMENT_UNITS)
     require(
         0 < cfg.valid_fraction <= 0.5,
         f"valid_fraction is {cfg.valid_fraction}; expected more than 0 and at most 0.5",
@@ -325,8 +323,7 @@ def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
         f"dataset {cfg.path!r} has splits {', '.join(loaded)}; expected one called train",
     )
     columns = loaded["train"].column_names
-    if cfg.text_key not in columns:
-        raise unknown_name(f"text_key of {cfg.path!r}", cfg.text_key, columns)
+    one_of(f"text_key of {cfg.path!r}", cfg.text_key, columns)
 
     def reader(split: str) -> Callable[[], Iterator[str]]:
         return lambda: (row[cfg.text_key] for row in loaded[split])

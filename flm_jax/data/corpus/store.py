@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.data.corpus.shard_file import ShardFile
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -312,8 +312,7 @@ class Prepared:
 
     def split(self, name: str) -> TokenStream:
         """The token stream of a split."""
-        if name not in self.splits:
-            raise unknown_name(f"split of {self.path}", name, self.splits)
+        one_of(f"split of {self.path}", name, self.splits)
         return self.splits[name]
 
 

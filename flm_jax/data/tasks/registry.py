@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 
-from flm_jax.core.errors import unknown_name
+from flm_jax.core.errors import one_of
 from flm_jax.data.tasks.arithmetic import ArithmeticTask
 from flm_jax.data.tasks.base import Task
 from flm_jax.data.tasks.functions import FunctionTask
@@ -28,6 +28,5 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 def make_task(name: str) -> Task:
     """A task by name."""
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS)
+    one_of("task", name, TASKS)
     return TASKS[name]()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require, unknown_name
 from flm_jax.data.tokenizers.base import Tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -154,8 +154,7 @@ class SentencePieceTokenizer(Tokenizer):
           vocab_size: pieces in all, special tokens and byte pieces (from 512 on) included.
           model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
         """
-        if model not in SENTENCEPIECE_MODELS:
-            raise unknown_name("sentencepiece model", model, SENTENCEPIECE_MODELS)
+        one_of("sentencepiece model", model, SENTENCEPIECE_MODELS)
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(

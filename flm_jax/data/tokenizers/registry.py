@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from etils import epath
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require, unknown_name
 from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
 from flm_jax.data.tokenizers.builtin import (
     TOKENIZER_FOLDER,
@@ -41,8 +41,7 @@ def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
         "prepare_data",
     )
     spec = json.loads((folder / SPEC_FILE).read_bytes())
-    if spec["kind"] not in KINDS:
-        raise unknown_name(f"tokenizer kind in {folder / SPEC_FILE}", spec["kind"], KINDS)
+    one_of(f"tokenizer kind in {folder / SPEC_FILE}", spec["kind"], KINDS)
     missing = [name for name in spec["files"] if not (folder / name).exists()]
     require(not missing, f"tokenizer {folder} lacks {', '.join(missing)}; prepare the data again")
     files = {name: (folder / name).read_bytes() for name in spec["files"]}

@@ -180,7 +180,7 @@ _TURNS = ("first_turn", "second_turn")
 
 
 class Judging(NamedTuple):
-    """How answers are judged; see `evals.mt_bench.judge_prompt`."""
+    """How answers are judged; see `judge_prompt`."""
 
     endpoint: Endpoint
     prompts: Mapping[str, JudgePrompt] = PROMPTS

@@ -1,6 +1,6 @@
 """The benchmarks by name."""
 
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices
 from flm_jax.evaluation.benchmarks.code import make_humaneval, make_mbpp
 from flm_jax.evaluation.benchmarks.gsm8k import make_gsm8k
@@ -28,7 +28,6 @@ def make_benchmark(
     Raises:
       UserError: an unknown name, no such file, a bad line of it, impossible choices.
     """
-    if name not in BENCHMARKS:
-        raise unknown_name("task", name, BENCHMARKS)
+    one_of("task", name, BENCHMARKS)
     require(sandbox is not None or name not in WITH_PROGRAMS, f"{name} runs programs in a sandbox.")
     return BENCHMARKS[name](path, choices, sandbox)

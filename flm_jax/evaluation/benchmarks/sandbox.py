@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require
 
 ISOLATIONS = {
     "namespaces": "namespaces: no network, no files but the interpreter's, no other processes",
@@ -104,8 +104,7 @@ def open_sandbox(
     Raises:
       UserError: no isolation works here.
     """
-    if isolation not in ("auto", *ISOLATIONS):
-        raise unknown_name("isolation", isolation, ("auto", *ISOLATIONS))
+    one_of("isolation", isolation, ("auto", *ISOLATIONS))
     limits, reasons = limits or Limits(), []
     for kind in ISOLATIONS if isolation == "auto" else [isolation]:
         tried = run_program(

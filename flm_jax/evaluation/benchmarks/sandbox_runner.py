@@ -1,7 +1,7 @@
-"""Runs one program under limits; started by `code_sandbox` as a process of its own.
+"""Runs one program under limits; started by `sandbox` as a process of its own.
 
 Standard library alone, since it runs as `python -I -B sandbox_runner.py`. Its standard input is a
-JSON object, see `code_sandbox`. Three processes, each the parent of the next: the keeper, which
+JSON object, see `sandbox`. Three processes, each the parent of the next: the keeper, which
 watches the time; with namespaces the first process of a new process namespace, whose end ends all
 others in it; and the program, without privileges. Each line of the result begins with a secret.
 """

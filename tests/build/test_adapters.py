@@ -1,0 +1,141 @@
+"""Adaptation of masked diffusion into masked flows: training, restarts, plans, exports."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from flm_jax.build.adapters import exported_tensors
+from flm_jax.build.load import load_model
+from flm_jax.checkpoints.state import TrainState
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.distributed import sharding
+from flm_jax.inference import engine, task_problems
+from flm_jax.models.lora import split
+from flm_jax.profiling import flops, plan
+from flm_jax.training import trainer
+from flm_jax.training.schedule_log import read_schedule
+from flm_jax.training.settings import mesh_config
+from flm_jax.training.trainer import train_run
+
+
+def tiny(**values):
+    config = base_config()
+    config.model.name, config.objective.name = "llama", "masked"
+    config.data.task, config.data.task_size = "phrases2", 4096
+    config.model.length, config.model.dim, config.model.depth = 2, 32, 1
+    config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
+    config.optim.lr, config.optim.warmup_steps, config.optim.ema_decay = 3e-3, 5, 0.98
+    config.train.steps, config.train.batch, config.train.checkpoint_every = 20, 64, 20
+    config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
+    config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
+    config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
+    config.bridge.refit_every = 8
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def run(config, workdir):
+    assert train_run(check(config), str(workdir)) == 0
+    return load_model(workdir)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bridge") / "base"
+    return folder, run(tiny(), folder)
+
+
+def adapt(base, **values):
+    more = {"adapters.base": str(base), "objective.name": "masked_bridge", "train.steps": 24}
+    return tiny(**(more | {"train.checkpoint_every": 12} | values))
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bridge") / "adapted"
+    return folder, run(adapt(base[0]), folder)
+
+
+def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
+    folder, model = adapted
+    kept, adapters = split(model.params)
+    for a, b in zip(leaves(kept), leaves(base[1].params)):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.abs(x).max() > 0 for x in leaves(adapters["blocks"]["modulation"]))
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "checkpoints" / "24" / "ema").tree
+    assert set(saved) == {"blocks", "lora", "modulation", "time"}
+    assert set(saved["blocks"]) == {"lora", "modulation"}
+    assert [row["step"] for row in read_schedule(folder)][-1] == 24
+    given = engine.given_tokens(model, "", "", 4, 2)
+    assert engine.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
+
+
+def test_exported_adapters_are_merged(base, adapted):
+    model = adapted[1]
+    state, plain = (exported_tensors(m.config, m.params) for m in (model, base[1]))
+    own = {name for name in state if name.startswith("adapters.")}
+    assert set(state) - own == set(plain) and own and not any("lora" in name for name in own)
+    assert any(np.abs(state[name] - plain[name]).max() > 0 for name in plain)
+
+
+def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
+    config = adapt(base[0], **{"train.steps": 12})
+    assert train_run(check(config), str(tmp_path / "run")) == 0
+    run(adapt(base[0]), tmp_path / "run")
+    ends = [folder / "checkpoints" / "24" / "train" for folder in (adapted[0], tmp_path / "run")]
+    whole, again = (ocp.StandardCheckpointHandler().restore(end) for end in ends)
+    assert float(whole["tracked"]["examples"]) == 24 * 64
+    for a, b in zip(leaves(whole), leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_adapters_may_start_from_others(base, adapted):
+    folder, model = adapted
+    config = check(adapt(base[0], **{"adapters.start": str(folder)}))
+    mine = split(model.params)[1]
+    state = trainer._started(config, TrainState(0, mine, mine, (), 0))
+    for a, b, c in zip(leaves(state.params), leaves(state.ema_params), leaves(mine)):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, c)
+    assert state.params["time"]["out"]["bias"] is not state.ema_params["time"]["out"]["bias"]
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_plans_count_what_runs(steps):
+    """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
+    config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
+    config = plan.resolve(check(config), vocab_size=256, batch=8)
+    mesh = sharding.make_mesh(mesh_config(config))
+    job = plan.sample_job(config, mesh, steps) if steps else plan.train_job(config, mesh)
+    assert 1.0 <= flops.total_flops(flops.trace(job.program, *job.args)) / job.minimum_flops < 2.0
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"adapters.base": ""}, "by masked_bridge with config.adapters.base set"),
+        ({"model.length": 3}, "phrases2 has sequences of 2 tokens"),
+        ({"bridge.learnt": "logistics"}, "did you mean 'logistic'"),
+        ({"bridge.uniform": 0.9}, "add up to more than 1"),
+        ({"adapters.rank": 0}, "config.adapters.rank must be at least 1"),
+        ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
+    ],
+)
+def test_bad_adaptations_are_refused(base, tmp_path, values, message):
+    config = adapt(base[0])
+    config.update_from_flattened_dict(values)
+    with pytest.raises(UserError, match=message):
+        trainer.train_run(check(config), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_need_a_task(adapted):
+    with pytest.raises(UserError, match="trained on phrases2, which has no problems"):
+        task_problems.task_of(adapted[1])

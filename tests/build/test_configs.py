@@ -1,0 +1,122 @@
+"""Every shipped configuration is complete, and its network and objective trace at full size."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.model import abstract_params, make_network
+from flm_jax.config.check import check
+from flm_jax.config.schema import policy_config
+from flm_jax.data import loading
+from flm_jax.evaluation.compare import entries
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen
+from flm_jax.models.lora import split
+from flm_jax.training.policy_trainer import check_policy_config
+from flm_jax.training.settings import optim_config, train_config
+
+FOLDER = Path(__file__).parents[2] / "configs"
+RUNNABLE = {path for path in FOLDER.glob("*/*.py") if path.stem != "recipe"}
+COMPARISONS = sorted(path for path in RUNNABLE if path.parent.name == "comparisons")
+POLICIES = sorted(path for path in RUNNABLE if path.stem.endswith("_policy"))
+CONFIGS = sorted(RUNNABLE - set(COMPARISONS) - set(POLICIES))
+VOCABULARY = {
+    "lm1b": 30522,
+    "owt": 50257,
+    "quickstart": 2048,
+    "phrases": 4,
+    "masked_flow": 32000,
+    "x_prediction": 12,
+}
+
+
+def name_of(path):
+    """lm1b/flm of configs/lm1b/flm.py."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_config_builds(path):
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
+    config = check(module["get_config"]())
+    experiment = path.parent.name
+    config["model"]["vocab_size"] = VOCABULARY[experiment]
+    optim_config(config)
+    rows = train_config(config).batch
+    net, clock = make_network(config), decoding_clock(VOCABULARY[experiment])
+    params = abstract_params(net)
+    frozen = config["objective"]["teacher"] or config["adapters"]["base"]
+    objective = make_objective(config, net, clock, net if frozen else None)
+    tracker = family(config).tracker(config)
+    tracked = tracker and tracker.fresh()
+    shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
+    batch = {"tokens": shape, "mask": shape}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, metrics = jax.eval_shape(
+        lambda p, b, k: objective(p, Frozen(p, p, tracked), b, k, Rows(0, rows)),
+        params,
+        batch,
+        key,
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert all(name.endswith("_per_token") or name == "observed" for name in metrics)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    if path.stem == "flm_1b":
+        assert 1.44e9 < count < 1.46e9
+    elif name_of(path) in ("masked_flow/adapt", "masked_flow/sft"):
+        base = sum(x.size for x in jax.tree.leaves(split(params)[0]))
+        assert 1.13e9 < base < 1.15e9  # 1028 M and the embeddings of input and output
+    elif experiment in ("lm1b", "owt"):
+        assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=name_of)
+def test_policy_builds(path):
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
+    check_policy_config(check(module["get_config"](), policy_config))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=name_of)
+def test_comparison_builds(path, tmp_path):
+    """For every task it names: complete, parameters equal to 20%, equal training tokens.
+
+    The flow map's second time embedding is most of the difference. Routes of unequal cost take
+    tokens in inverse proportion to it, and their teacher its own. NAME_self takes NAME's.
+    """
+    module = runpy.run_path(str(path))
+    assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
+    for task in module.get("TASKS") or module.get("CORPORA") or [""]:
+        given = module["get_config"](task).to_dict()
+        sizes, tokens = {}, {}
+        for entry in entries(given | {"judge": "", "prepare": {}}, tmp_path):
+            if entry.steps:
+                config = _with_vocabulary(entry.config, given)
+                params = abstract_params(make_network(config))
+                sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
+                tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
+        assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
+        own = {name for name in tokens if name.endswith("_self")}
+        assert all(tokens[name] == tokens[name.removesuffix("_self")] for name in own)
+        if baselines := {tokens[name] for name in ("MDLM", "AR") if name in tokens}:
+            assert baselines == {tokens["FLM"] + tokens["FMLM"]}
+        elif own:
+            assert own == {"FLM_self", "FMLM_self"}
+        elif cost := module.get("COST"):
+            spent = [tokens[n] * cost[n.removesuffix("_alone")] for n in tokens if n != "FLM"]
+            assert len(spent) == 2 * len(cost) and max(spent) / min(spent) < 1.01
+        else:
+            assert len(set(tokens.values())) == 1
+
+
+def _with_vocabulary(config, comparison):
+    """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
+    if size := comparison.get("prepare", {}).get("vocab_size"):
+        return config | {"model": config["model"] | {"vocab_size": size}}
+    return loading.resolve_vocabulary(config, loading.open_data(config).tokenizer)

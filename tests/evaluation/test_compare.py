@@ -1,0 +1,148 @@
+"""The comparison: trains what is missing, measures what is missing, reports."""
+
+import copy
+import json
+
+import pytest
+
+from flm_jax.core.errors import UserError
+from flm_jax.evaluation import measure as evaluation_measure
+from flm_jax.evaluation.compare import compare_run
+from flm_jax.evaluation.measure import measure
+from helpers.runs import tiny_config
+
+
+def comparison():
+    flow = tiny_config()
+    map_ = tiny_config()
+    map_.objective.name, map_.model.two_time = "semigroup", True
+    ar = tiny_config()
+    ar.objective.name, ar.model.name = "autoregressive", "causal"
+    flow.objective.context = map_.objective.context = 0.5
+    refined = {"topk": {"steps": (2,), "refine": "topk"}}
+    models = {
+        "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
+        "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM", "ways": refined},
+        "AR": {"config": ar.to_dict(), "steps": (), "teacher": ""},
+    }
+    settings = {"samples": 64, "batch_size": 32, "seed": 0, "judge": "AR"}
+    return {"title": "Two", "models": models} | settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_likelihoods():
+    """Of few held-out sequences: what they are is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flm_jax.evaluation.measure._LIKELIHOOD_ROWS", 32)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    assert compare_run(comparison(), str(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """(workdir's name, steps) of every measurement."""
+    done = []
+
+    def note(workdir, steps, **settings):
+        done.append((workdir.rsplit("/", 1)[1], *steps))
+        return measure(workdir, steps, **settings)
+
+    monkeypatch.setattr(evaluation_measure, "measure", note)
+    return done
+
+
+def test_every_model_is_measured_at_every_number_of_steps(finished):
+    report = (finished / "report.md").read_text()
+    rows = json.loads((finished / "report.json").read_text())["rows"]
+    *rows, data = rows
+    drawn = [("FLM", 4), ("FMLM", 1), ("FMLM", 2), ("FMLM topk", 2)]
+    assert [(r["model"], r["calls"]) for r in rows] == drawn
+    assert rows[-1]["settings"]["options"]["refine"] == "topk"
+    assert rows[-1]["samples"] != rows[-2]["samples"]
+    assert data["model"] == "data" and data["task_valid"] == 1.0
+    for row in [*rows, data]:
+        found = [row[f"judge_perplexity{end}"] for end in ("_low", "", "_high")]
+        assert 1.0 < found[0] <= found[1] <= found[2]
+        perplexity = f"{found[1]:.4g} [{found[0]:.4g}, {found[2]:.4g}]"
+        assert f"{perplexity} | {row['entropy_nats']:.4g} [" in report  # the entropy beside it
+    for row in rows:
+        assert f"| {row['model']} | {row['kind']} | {row['calls']:g} |" in report
+        assert f"{row['task_valid']:.4g}" in report
+        assert 0.0 <= row["task_valid"] <= 1.0 and len(row["samples"]) == 64
+    assert "FMLM: 8 steps of 16 rows, from FLM" in report and "FMLM topk: " not in report
+    for name in ("quality.png", "loss_by_tau.png"):
+        assert f"![{name}]({name})" in report
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_work_is_not_repeated(finished, measured, capsys):
+    (finished / "rows/FMLM-2.json").unlink()
+    assert compare_run(comparison(), str(finished)) == 0
+    assert measured == [("FMLM", 2)]
+    said = capsys.readouterr().out
+    assert "FLM: trained" in said and "training in" not in said
+
+
+def test_other_settings_are_measured_again(finished, measured):
+    """All numbers of steps of a model at once: model and data are read once."""
+    compare_run(comparison() | {"samples": 32}, str(finished))
+    assert measured == [("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
+
+
+def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
+    """A comparison that is stopped between two rows of a model measures only the second again."""
+    changed, whole = comparison() | {"seed": 1}, evaluation_measure.measure
+
+    def stops(workdir, steps, **settings):
+        rows = whole(workdir, steps, **settings)
+        yield next(rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation_measure, "measure", stops)
+        compare_run(changed, str(finished))
+    measured.clear()
+    compare_run(changed, str(finished))
+    assert measured == [("FMLM", 2), ("FMLM", 2)]  # the second is refined
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampels": 1}, "did you mean 'samples'"),
+        ({"models": {}}, "has no models"),
+        ({"samples": 0}, "config.samples is 0"),
+        ({"judge": "FLM"}, "config.judge FLM is a model of objective denoising"),
+        ({"judge": "runs/none"}, "config.judge is 'runs/none'; expected a model of the comp"),
+        ({"prepare": {"sorce": "text"}}, "unknown key of config.prepare 'sorce'; did you mean 'so"),
+        ({"prepare": {"source": "text"}}, "name them by --config.prepare.path="),
+    ],
+)
+def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        compare_run(comparison() | change, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": "FML"}, "unknown teacher of FMLM .a model before it. 'FML'; did you mean"),
+        ({"steps": (0,)}, "config.models.FMLM.steps is .0.; expected numbers from 1"),
+        ({"ways": {"a": {"refine": "topk"}}}, "config.models.FMLM.ways.a lacks steps"),
+        ({"ways": {"a": {"steps": (1,), "refin": ""}}}, "ways.a 'refin'; did you mean 'refine'"),
+        ({"calls": 1}, "unknown key of config.models.FMLM 'calls'"),
+    ],
+)
+def test_bad_models_are_refused_before_training(tmp_path, change, message):
+    config = copy.deepcopy(comparison())
+    config["models"]["FMLM"] |= change
+    with pytest.raises(UserError, match=message):
+        compare_run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())

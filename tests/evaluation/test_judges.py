@@ -1,0 +1,49 @@
+"""Perplexity judges: GPT-2 against its own code's numbers, others refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flm_jax.core.errors import UserError
+from flm_jax.data.tokenizers.builtin import CharacterTokenizer
+from flm_jax.evaluation import judges
+from flm_jax.metrics.generative_perplexity import judge_samples
+
+GPT2 = Path(__file__).parents[1] / "goldens/gpt2"
+
+
+def test_gpt2_agrees_with_its_own_code():
+    """Nats of whole texts within 1e-4; its first token is not scored."""
+    judge = judges.load_judge(str(GPT2))
+    own = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz ")
+    wanted = json.loads((GPT2 / "scores.json").read_text())
+    rows = np.zeros((len(wanted), 40), np.int32)
+    for row, want in zip(rows, wanted):
+        row[: len(want["text"])] = own.encode(want["text"])
+    got = judge_samples(judge, rows, own, "stream")
+    np.testing.assert_allclose(got[:, 0], [w["nats"] for w in wanted], atol=1e-4)
+    np.testing.assert_array_equal(got[:, 1], [w["tokens"] - 1 for w in wanted])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "holds a model of type 'llama'; expected 'gpt2'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'; only 'gelu_new'"),
+        ({"n_layer": 3}, "are missing for 3 layers"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, change, message):
+    for path in GPT2.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((GPT2 / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        judges.load_judge(str(tmp_path))
+
+
+def test_a_judge_must_be_there(tmp_path):
+    with pytest.raises(UserError, match="has no config.json; expected a workdir of train"):
+        judges.load_judge(str(tmp_path))

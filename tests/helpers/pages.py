@@ -1,0 +1,12 @@
+"""Reads the commands of the pages of documentation."""
+
+import re
+import shlex
+
+
+def commands(text):
+    """(module, words) of each `python -m flm_jax.MODULE ...` in a text."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for line in re.findall(r"python3? (?:-u )?-m flm_jax\.([\w.]+[^\n`|#]*)", text):
+        name, *words = shlex.split(line.split("&&")[0].split(" > ")[0].rstrip(" .,;)'"))
+        yield name, words

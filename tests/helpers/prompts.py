@@ -1,0 +1,32 @@
+"""An untrained model of bytes that is prompted."""
+
+import jax
+
+from flm_jax.build.flow import make_clock
+from flm_jax.build.load import Model
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
+
+BYTES = ByteTokenizer()
+ROW_LENGTH = 160
+
+
+def byte_model(chat=False, name="llama", objective="masked", **data):
+    config = base_config()
+    config.model.name, config.objective.name = name, objective
+    config.model.length, config.model.dim, config.model.depth, config.model.heads = (
+        ROW_LENGTH,
+        16,
+        1,
+        2,
+    )
+    config.model.attention_softcap = config.model.logit_softcap = 0.0
+    config.model.vocab_size = BYTES.vocab_size
+    config.data.chat = (("a.jsonl", 1.0),) if chat else ()
+    config.data.update(data)
+    config = check(config)
+    net = make_network(config)
+    clock = make_clock(config, net.vocab_size)
+    return Model(config, net, net.init(jax.random.key(0)), clock, BYTES, 0)

@@ -1,0 +1,92 @@
+"""The loss of masked language flows: its start, its embedding term, hidden shares, records."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flm_jax.denoiser.forward import denoise
+from flm_jax.flows import noise_schedule
+from flm_jax.flows.masked_bridge import HIGH, bridge_states, gamma_from_t, progress
+from flm_jax.flows.masking import masked_states
+from flm_jax.flows.noise_schedule import GammaConfig
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss, bridge_loss_at, hidden_share, hide
+from helpers.masked_flow import BASE, BASE_PARAMS, KEY, NET, PARAMS, TOKENS
+
+HIDDEN = jax.random.bernoulli(jax.random.key(4), 0.6, (4, 6)).at[:, 0].set(True)
+
+
+def test_at_time_zero_states_and_loss_are_those_of_masked_diffusion():
+    t = jnp.zeros(4)
+    z = bridge_states(KEY, t, TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS))
+    want = masked_states(TOKENS, HIDDEN, BASE.table(BASE_PARAMS), BASE.anchor(BASE_PARAMS))
+    np.testing.assert_array_equal(z, want)
+    weights = HIDDEN / jnp.sum(HIDDEN)
+    cfg = BridgeConfig(embedding_weight=0.0)
+    loss, nll, _ = bridge_loss_at(PARAMS, z, jnp.full(4, HIGH), TOKENS, weights, net=NET, cfg=cfg)
+    base, base_nll = masked_loss_at(
+        BASE_PARAMS, TOKENS, HIDDEN, t, weights, net=BASE, cfg=MaskedConfig()
+    )
+    np.testing.assert_array_equal(nll, base_nll)
+    assert loss == base
+
+
+@pytest.mark.parametrize("tile", [0, 3])
+def test_the_embedding_term(tile):
+    net = dataclasses.replace(NET, loss_tile=tile)
+    z = bridge_states(KEY, jnp.full(4, 0.5), TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS))
+    weights = HIDDEN / jnp.sum(HIDDEN)
+    gamma = gamma_from_t(jnp.full(4, 0.5))
+    run = lambda w: bridge_loss_at(
+        PARAMS, z, gamma, TOKENS, weights, net=net, cfg=BridgeConfig(embedding_weight=w)
+    )
+    times = progress(gamma)
+    probs = jax.nn.softmax(denoise(NET, PARAMS, z, times, times))
+    table = NET.table(PARAMS)
+    want = np.sum(weights * np.sum((np.asarray(probs @ table) - table[TOKENS]) ** 2, -1))
+    (without, _, _), (loss, _, distance) = run(0.0), run(10.0)
+    np.testing.assert_allclose(distance, want, rtol=1e-4)
+    np.testing.assert_allclose(loss, without + 10.0 * want, rtol=1e-4)
+
+
+# Draws.
+def test_shares_of_hidden_positions():
+    u = jnp.array([0.0, 1 / 3, 1.0])
+    np.testing.assert_allclose(
+        hidden_share(u, BridgeConfig()), [1.0, 0.05 + 0.95 * np.cos(np.pi / 6), 0.05], rtol=1e-5
+    )
+    half = BridgeConfig(whole=0.5)
+    np.testing.assert_allclose(
+        hidden_share(jnp.array([0.2, 0.5, 0.75, 1.0]), half),
+        [1.0, 1.0, 0.05 + 0.95 * np.cos(np.pi / 4), 0.05],
+        rtol=1e-5,
+    )
+    free = jnp.arange(10)[None] >= jnp.array([[0], [4], [10]])
+    hidden = hide(KEY, jnp.array([0.31, 0.01, 1.0]), free)
+    assert hidden.sum(axis=1).tolist() == [4, 1, 0]
+    assert not (hidden & ~free).any()
+
+
+def test_the_loss_observes_rows_by_gamma_and_keeps_prompts():
+    cfg = BridgeConfig(embedding_weight=0.0, whole=1.0, gamma=GammaConfig(learnt="empirical"))
+    batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6)), "prompt": jnp.arange(6)[None] < 2}
+    batch["prompt"] = jnp.broadcast_to(batch["prompt"], (4, 6))
+    state = noise_schedule.fresh_state(cfg.gamma)
+
+    def run(params, batch):
+        loss, metrics = bridge_loss(
+            params, batch, KEY, net=NET, cfg=cfg, state=state, rows=Rows(0, 4)
+        )
+        return loss, metrics
+
+    loss, metrics = jax.jit(run)(PARAMS, batch)
+    total, count = metrics["observed"]
+    assert count.sum() == 4
+    np.testing.assert_allclose(total.sum() / 4, loss, rtol=1e-5)
+    assert metrics["nll_nats_per_token"] == loss
+    other = batch | {"tokens": TOKENS.at[:, :2].set((TOKENS[:, :2] + 1) % 11)}
+    assert jax.jit(run)(PARAMS, other)[0] != loss  # prompts are seen

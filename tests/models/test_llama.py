@@ -1,0 +1,179 @@
+"""Llama networks of masked diffusion against a NumPy forward; attention in blocks."""
+
+import dataclasses
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from flm_jax.build.model import make_network
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
+from flm_jax.interop.llama import read_llada, read_smdm
+from flm_jax.models import attention
+from flm_jax.models.llama import llama
+from helpers.llama import (
+    CONFIG,
+    DEPTH,
+    DIM,
+    GROUPS,
+    HEADS,
+    LENGTH,
+    LLADA_MASK,
+    MASKED,
+    TOKENS,
+    VOCAB,
+    llada,
+    llada_folder,
+    logits,
+    smdm,
+)
+
+
+def test_splash_attention_sees_the_same_blocks():
+    plan = attention.AttentionPlan("splash", interpret=True)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 128, 2, 8))
+    want = attention.attention(q, k, v, block=32)
+    np.testing.assert_allclose(attention.attention(q, k, v, plan=plan, block=32), want, atol=2e-5)
+    assert np.abs(want - attention.attention(q, k, v)).max() > 1e-2
+    cudnn = attention.AttentionPlan("cudnn", interpret=True)
+    with pytest.raises(UserError, match="not blocks of 32"):
+        attention.check_attention(
+            cudnn, length=128, heads=2, head_dim=8, softcap=0.0, dtype="bfloat16", block=32
+        )
+
+
+# The architecture in NumPy, one row and one head at a time.
+def norm(x, weight):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * weight
+
+
+def rope(x, base, condense=1.0):
+    half = x.shape[-1] // 2
+    out = np.empty_like(x)
+    for pos in range(len(x)):
+        for j in range(half):
+            angle = pos / condense * base ** (-2 * j / x.shape[-1])
+            c, s = np.cos(angle), np.sin(angle)
+            out[pos, j] = x[pos, j] * c - x[pos, j + half] * s
+            out[pos, j + half] = x[pos, j + half] * c + x[pos, j] * s
+    return out
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def attend(heads_q, heads_k, heads_v, base, condense):
+    share = len(heads_q) // len(heads_k)
+    outs = []
+    for h, q in enumerate(heads_q):
+        k, v = heads_k[h // share], heads_v[h // share]
+        scores = rope(q, base, condense) @ rope(k, base, condense).T / np.sqrt(q.shape[-1])
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        outs.append(p / p.sum(-1, keepdims=True) @ v)
+    return np.concatenate(outs, axis=-1)
+
+
+def smdm_forward(w, ids, condense=1.0):
+    x, size = w["transformer.wte.weight"][ids], DIM // HEADS
+    for i in range(DEPTH):
+        at = f"transformer.h.{i}."
+        h = norm(x, w[f"{at}norm_1.weight"]) @ w[f"{at}attn.attn.weight"].T
+        q, k, v = [], [], []
+        pieces = [h[:, j * size : (j + 1) * size] for j in range(h.shape[1] // size)]
+        for _ in range(GROUPS):
+            q += [pieces.pop(0) for _ in range(HEADS // GROUPS)]
+            k.append(pieces.pop(0))
+            v.append(pieces.pop(0))
+        x = x + attend(q, k, v, 10000.0, condense) @ w[f"{at}attn.proj.weight"].T
+        h = norm(x, w[f"{at}norm_2.weight"])
+        mlp = f"{at}mlp.swiglu."
+        hidden = silu(h @ w[f"{mlp}w1.weight"].T) * (h @ w[f"{mlp}w2.weight"].T)
+        x = x + hidden @ w[f"{mlp}w3.weight"].T
+    return norm(x, w["transformer.ln_f.weight"]) @ w["lm_head.weight"].T
+
+
+def llada_forward(w, ids):
+    top = "model.transformer."
+    x = w[f"{top}wte.weight"][ids]
+    for i in range(DEPTH):
+        at = f"{top}blocks.{i}."
+        h = norm(x, w[f"{at}attn_norm.weight"])
+        q, k, v = (
+            np.split(y := h @ w[f"{at}{n}_proj.weight"].T, y.shape[1] * HEADS // DIM, axis=1)
+            for n in "qkv"
+        )
+        x = x + attend(q, k, v, 500000.0, 1.0) @ w[f"{at}attn_out.weight"].T
+        h = norm(x, w[f"{at}ff_norm.weight"])
+        hidden = silu(h @ w[f"{at}ff_proj.weight"].T) * (h @ w[f"{at}up_proj.weight"].T)
+        x = x + hidden @ w[f"{at}ff_out.weight"].T
+    return norm(x, w[f"{top}ln_f.weight"]) @ w[f"{top}ff_out.weight"].T
+
+
+def network_of(model):
+    config = base_config().to_dict()
+    config["model"] |= model | {"length": LENGTH}
+    config["objective"]["name"] = "masked"
+    return make_network(config)
+
+
+def test_smdm_logits_are_those_of_the_architecture(tmp_path):
+    state = smdm()
+    save_file(state, tmp_path / "mdm.safetensors")
+    params, model = read_smdm(tmp_path / "mdm.safetensors", heads=HEADS)
+    assert (model["llama"]["kv_heads"], model["length"]) == (GROUPS, 2048)
+    got = logits(network_of(model), params)
+    ids = np.where(MASKED, VOCAB, TOKENS)
+    for row in range(2):
+        np.testing.assert_allclose(got[row], smdm_forward(state, ids[row]), atol=1e-5)
+    condensed = llama(dataclasses.replace(CONFIG, rope_condense=2.0))
+    np.testing.assert_allclose(
+        logits(condensed, params)[0], smdm_forward(state, ids[0], 2.0), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("groups", [HEADS, GROUPS])
+def test_llada_logits_are_those_of_the_architecture(tmp_path, groups):
+    state = llada(groups=groups)
+    params, model = read_llada(llada_folder(tmp_path, state))
+    assert (model["llama"]["kv_heads"], model["length"]) == (groups, LENGTH)
+    got = logits(network_of(model), params)
+    ids = np.where(MASKED, LLADA_MASK, TOKENS)
+    others = np.arange(VOCAB) != LLADA_MASK
+    for row in range(2):
+        want = llada_forward(state, ids[row])
+        np.testing.assert_allclose(got[row][:, others], want[:, others], atol=1e-5)
+    assert (got[..., LLADA_MASK] < -1e8).all()
+
+
+def test_bfloat16_is_kept(tmp_path):
+    state = {k: v.astype(ml_dtypes.bfloat16) for k, v in llada().items()}
+    params, model = read_llada(llada_folder(tmp_path, state))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
+    assert model["llama"]["param_dtype"] == "bfloat16"
+    net = network_of(model)
+    fresh = jax.eval_shape(net.init, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
+    wide = {k: v.astype(np.float32) for k, v in state.items()}
+    want = llada_forward(wide, np.where(MASKED, LLADA_MASK, TOKENS)[0])
+    others = np.arange(VOCAB) != LLADA_MASK
+    np.testing.assert_allclose(logits(net, params)[0][:, others], want[:, others], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kv_heads": 3}, "do not share 3 heads of keys and values"),
+        ({"mask_id": VOCAB}, "mask_id is 23; expected -1"),
+        ({"rope_condense": 0.0}, "rope_condense 0.0"),
+        ({"remat": "some"}, "unknown remat policy"),
+    ],
+)
+def test_bad_sizes_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        llama(dataclasses.replace(CONFIG, **change))

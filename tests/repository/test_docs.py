@@ -1,0 +1,112 @@
+"""The documentation: its links lead somewhere, its commands have the flags that they are given."""
+
+import functools
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from flm_jax.config.reference import page, rows
+from helpers.pages import commands
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MODULES = sorted((ROOT / "flm_jax").rglob("*.py")) + sorted((ROOT / "configs").glob("*/*.py"))
+FLAG = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
+KEY = re.compile(r"^config\.([\w.]+)$")
+
+
+def _source(name):
+    """The file of `python -m flm_jax.NAME`."""
+    return ROOT / "flm_jax" / f"{name.replace('.', '/')}.py"
+
+
+@functools.cache
+def flags_of(name):
+    """Flags that a command defines, with those of the modules of flags that it imports."""
+    text = _source(name).read_text()
+    found = set(FLAG.findall(text))
+    if "sampling_flags" in text:
+        found |= set(FLAG.findall((ROOT / "flm_jax/cli/sampling_flags.py").read_text()))
+    return found | ({"config"} if "given_config" in text or "DEFINE_config_file" in text else set())
+
+
+@functools.cache
+def keys(name="base_config"):
+    spec = importlib.util.spec_from_file_location("d", ROOT / "flm_jax/config/schema.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(_flat(getattr(module, name)().to_dict()))
+
+
+def _flat(tree, prefix=""):
+    for name, value in tree.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+
+
+def problems(text):
+    """What is wrong with the commands of a text."""
+    for name, words in commands(text):
+        if not _source(name).exists():
+            yield f"no module flm_jax.{name}"
+            continue
+        known = flags_of(name)
+        own = keys("policy_config" if name == "train_policy" else "base_config")
+        for word in words:
+            if not word.startswith("--"):
+                continue
+            flag = word[2:].split("=")[0]
+            if flag.startswith("config."):
+                # Of a comparison the keys are its own.
+                key = flag.removeprefix("config.")
+                if not any("configs/comparisons/" in w for w in words) and key not in own:
+                    yield f"flm_jax.{name}: no key config.{key}"
+            elif flag not in known and flag.removeprefix("no") not in known and flag != "help":
+                yield f"flm_jax.{name}: no flag --{flag}"
+            if flag == "config":
+                file = word.split("=")[1].split(":")[0]
+                if file.startswith("configs/") and "$" not in file and not (ROOT / file).exists():
+                    yield f"no file {file}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MODULES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_are_as_written(path):
+    assert not list(problems(path.read_text()))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_files_that_pages_name_exist(path):
+    for name in re.findall(
+        r"`((?:tests|configs|launch|docs|notebooks)/[\w./]+)`", path.read_text()
+    ):
+        assert list(ROOT.glob(f"{name.rstrip('/')}*")), name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("python -m flm_jax.smaple --steps=1", "no module flm_jax.smaple"),
+        ("python -m flm_jax.sample --step=1", "no flag --step"),
+        ("python -m flm_jax.train --config=configs/nothing.py", "no file configs/nothing.py"),
+        ("python -m flm_jax.train \\\n  --config.optim.rate=1", "no key config.optim.rate"),
+        ("python -m flm_jax.train --config.completion=1", "no key config.completion"),
+    ],
+)
+def test_the_check_bites(line, message):
+    assert any(message in problem for problem in problems(f"text `{line}` text"))
+
+
+def test_the_reference_of_configurations_is_up_to_date():
+    assert (ROOT / "docs/configuration.md").read_text() == page()
+    source = (ROOT / "flm_jax/config/schema.py").read_text().partition("def policy_config")[0]
+    assert {key for key, _, _ in rows(source)} == set(keys())
