@@ -28,9 +28,7 @@ _LONGEST = (
     "training/test_endurance.py",
     "repository/test_notebooks.py",
 )
-_CHECKED = [
-    f"flm_jax.{name}" for name in ("flows", "denoiser", "losses", "samplers", "models", "metrics")
-]
+_CHECKED = [f"flm_jax.{name}" for name in ("flows", "denoiser", "losses", "samplers", "models")]
 pytest.register_assert_rewrite("helpers")
 install_import_hook(_CHECKED, "beartype.beartype")
 
