@@ -25,7 +25,7 @@ from flm_jax.build.load import Model, load_model
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
-from flm_jax.core.files import write_json
+from flm_jax.core.files import write_whole
 from flm_jax.evaluation.benchmarks import chat_endpoint, mt_bench
 from flm_jax.evaluation.benchmarks.base import Choices, Record
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, WITH_PROGRAMS, make_benchmark
@@ -181,7 +181,7 @@ def main(argv) -> None:
     row |= summarise(benchmark, records)
     if _TASK.value == "mt_bench":
         row |= _judged(records, Path(_WORKDIR.value).name, folder)
-    write_json(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
+    write_whole(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
     print(table([row]))
 
 

@@ -98,9 +98,8 @@ def _draw(model: Model, counts: list[int], rows: int, length: int, options: Opti
     given = engine.given_tokens(model, *prescribed, rows, length, _CHAT.value)
     records, paths = [], []
     for count in counts:
-        drawn = engine.draw(
-            model, given, steps=count, num=_NUM.value, seed=_SEED.value, options=options
-        )
+        program = engine.prepare(model, given.tokens.shape, count, options)
+        drawn = program(given, num=_NUM.value, seed=_SEED.value)
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
         entropy = unigram_entropy(drawn.tokens)

@@ -2,12 +2,16 @@
 
 python -m flm_jax.train_reward --workdir=runs/flm --match="las vegas" --out=runs/reward
 python -m flm_jax.sample --workdir=runs/flm --steps=64 --reward=runs/reward --reward_scale=1
+
+Run again with the same arguments to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
+SIGTERM or SIGINT after saving.
 """
 
 from absl import flags
 
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
+from flm_jax.training.loop import STOPPED_EXIT
 from flm_jax.training.reward_trainer import train_text_reward
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of the model whose data are read.")
@@ -19,7 +23,7 @@ _LR = flags.DEFINE_float("lr", 1e-3, "Learning rate.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of initialisation and order of the data.")
 
 
-def main(argv) -> None:
+def main(argv) -> int:
     no_arguments(argv)
     for name, flag in (("workdir", _WORKDIR), ("match", _MATCH), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir, --match and --out.")
@@ -32,10 +36,13 @@ def main(argv) -> None:
         lr=_LR.value,
         seed=_SEED.value,
     )
+    if done is None:
+        return STOPPED_EXIT
     print(
         f"{100 * done.matching:.1f}% of held-out texts match, {100 * done.accuracy:.1f}% are "
         f"classified rightly, loss {done.loss:.4f} nats; wrote {_OUT.value}"
     )
+    return 0
 
 
 if __name__ == "__main__":

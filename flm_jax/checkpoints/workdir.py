@@ -24,6 +24,7 @@ from etils import epath
 from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import write_whole
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
@@ -378,9 +379,7 @@ def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
     """Writes the resolved configuration, in one step: a kill leaves the old or the new one."""
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / "config.json.tmp"
-    new.write_text(json.dumps(config, indent=2) + "\n")
-    new.replace(folder / "config.json")
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def read_config(workdir: str | epath.Path) -> dict[str, Any]:

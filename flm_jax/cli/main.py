@@ -1,4 +1,4 @@
-"""The console script `flm`: lists the commands, or runs one as `python -m flm_jax.COMMAND` does."""
+"""The console script `flm`: lists the commands, or runs one as `python -m` runs its module."""
 
 import ast
 import os

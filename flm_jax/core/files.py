@@ -12,8 +12,12 @@ from etils import epath
 from flm_jax.core.errors import UserError
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a file; a last line that was cut off is dropped from it.
+def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[str, Any]]:
+    """Records that a program wrote line by line; a last line that was cut off does not count.
+
+    Args:
+      path: the file; one that is missing has no records.
+      mend: whether a torn last line is also cut off, so that what is appended stands on its own.
 
     Raises:
       UserError: another damaged line.
@@ -22,7 +26,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
+    if mend and whole != content:
         os.truncate(path, len(whole))
     found = []
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
@@ -41,11 +45,11 @@ def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf8")
-    part.replace(path)
+def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
+    """Writes a file that is there whole or not at all: a kill leaves the old one, or none."""
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
+    temporary.replace(path)
 
 
 def save_figure(figure, path: epath.Path) -> None:
@@ -78,9 +82,7 @@ class StepLines:
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
         text = "".join(f"{line}\n" for line in kept)
         if len(kept) < len(lines):
-            new = self._path.with_name(self._path.name + ".tmp")
-            new.write_text(text)
-            new.replace(self._path)
+            write_whole(self._path, text)
         return text
 
     def append(self, record: dict[str, Any]) -> None:

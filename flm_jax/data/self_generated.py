@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import write_whole
 from flm_jax.data.pipeline import Batch
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -64,7 +65,7 @@ def begin(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / TOKENIZER_FOLDER)
-        _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return [part for part in range(parts) if not part_path(folder, part).exists()]
 
 
@@ -72,13 +73,7 @@ def write_part(folder: epath.Path, part: int, rows: Batch) -> None:
     """Writes one part, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: rows[name] for name in _ARRAYS})
-    _write(part_path(folder, part), buffer.getvalue())
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(part_path(folder, part), buffer.getvalue())
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:

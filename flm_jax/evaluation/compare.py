@@ -17,6 +17,7 @@ from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError, one_of, require, unknown_name
+from flm_jax.core.files import read_json_lines
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
 from flm_jax.evaluation.judges import load_judge
@@ -268,10 +269,10 @@ def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
     """The last evaluation's loss in each bin of the clock (tau: nats/token); {} without one."""
     path = workdir / "metrics.jsonl"
     profile: dict[float, float] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for record in read_json_lines(path):
         found = {
             float(k.rsplit("_", 1)[1]): v
-            for k, v in json.loads(line).items()
+            for k, v in record.items()
             if k.startswith("eval/nll_at_tau_")
         }
         profile = found or profile

@@ -1,10 +1,10 @@
-"""States of masked diffusion: clean tokens, and anchors in the place of hidden ones."""
+"""States of masked diffusion, and which positions are hidden in them."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from flm_jax.core.types import Key, States
+from flm_jax.core.types import Key, States, Times
 
 
 def masked_states(
@@ -15,6 +15,35 @@ def masked_states(
 ) -> States:
     """E[x_l] where visible, the anchor m_l where masked, float32 [B, L, D]; L <= M."""
     return jnp.where(masked[..., None], anchor[None, : tokens.shape[1]], table[tokens])
+
+
+def after(prompt: int, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
+    """Positions behind the first `prompt` ones of each row; of `mask` the shape alone is read."""
+    return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= prompt, mask.shape)
+
+
+def free_positions(batch: dict[str, jax.Array], prompt: int = 0) -> Bool[Array, "b l"]:
+    """Positions that may be hidden: valid ones outside of the prompt.
+
+    Args:
+      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens are given.
+      prompt: first positions of each row, which are given as well.
+    """
+    free = batch["mask"].astype(bool)
+    free = free & after(prompt, free) if prompt else free
+    return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
+
+
+def hide_independently(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
+    """Each free position with probability share [B]."""
+    return free & (jax.random.uniform(key, free.shape) < share[:, None])
+
+
+def hide_share(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
+    """ceil(share n) of the n free positions of each row, chosen uniformly; at least 1 of n > 0."""
+    scores = jax.random.uniform(key, free.shape)
+    count = jnp.ceil(share * jnp.sum(free, axis=1) - 1e-4).astype(jnp.int32)
+    return highest(scores, free, jnp.maximum(count, 1))
 
 
 def random_subset(key: Key, count: Int[Array, "b"], length: int) -> Bool[Array, "b l"]:

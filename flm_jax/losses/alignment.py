@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
-from flm_jax.core.types import Key, Metrics, Params, Times
+from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, summary
 from flm_jax.flows.interpolants import interpolate, mask_anchored
+from flm_jax.flows.masking import free_positions, hide_independently
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import token_weights
 
@@ -43,21 +44,6 @@ class AlignmentConfig:
 
     inputs: Inputs = "masked"
     time_conditioning: bool = False
-
-
-def written(batch: dict[str, jax.Array]) -> Bool[Array, "b l"]:
-    """Positions that decoding may write: valid ones outside of the prompt.
-
-    Args:
-      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens are given.
-    """
-    free = batch["mask"].astype(bool)
-    return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
-
-
-def hide(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
-    """Each free position with probability share [B]."""
-    return free & (jax.random.uniform(key, free.shape) < share[:, None])
 
 
 def aligned_at(
@@ -172,9 +158,9 @@ def alignment_loss(
       that are hidden and that are not. Squared lengths of embeddings.
     """
     share_key, hide_key, t_key, dropout_key = jax.random.split(key, 4)
-    tokens, counted = batch["tokens"], written(batch)
+    tokens, counted = batch["tokens"], free_positions(batch)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
-    hidden = hide(rows.fold(hide_key), share, counted)
+    hidden = hide_independently(rows.fold(hide_key), share, counted)
     shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows)
     dropout_key = rows.fold(dropout_key)
     distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=dropout_key, shown=shown)

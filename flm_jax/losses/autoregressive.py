@@ -9,7 +9,7 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import Frozen, token_weights
 
 
 def next_token_loss(
@@ -31,20 +31,28 @@ def next_token_loss(
 
 
 def autoregressive_loss(
-    params: Params, batch: dict[str, jax.Array], key: Key, *, net: Network, rows: Rows
+    params: Params,
+    frozen: Frozen | None,
+    batch: dict[str, jax.Array],
+    key: Key,
+    rows: Rows,
+    *,
+    net: Network,
 ) -> tuple[jax.Array, Metrics]:
     """Mean of `next_token_loss` over valid tokens.
 
     Args:
       params: parameters of a causal network.
+      frozen: not used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
       key: for dropout.
-      net: its features at position l see the tokens before l alone.
       rows: which rows of the global batch these are.
+      net: its features at position l see the tokens before l alone.
 
     Returns:
       nats/token, and metrics {"nll_nats_per_token"}.
     """
+    del frozen
     weights = token_weights(batch["mask"])
     loss, _ = next_token_loss(params, batch["tokens"], weights, net=net, key=rows.fold(key))
     return loss, {"nll_nats_per_token": loss}

@@ -14,7 +14,7 @@ from flm_jax.denoiser.self_conditioning import estimated
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import Frozen, token_weights
 from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
 from flm_jax.losses.time_weighting import time_weights
 
@@ -64,13 +64,14 @@ def _half_estimated(net: Network, params: Params, y_t: States, tau: Times) -> St
 
 def denoising_loss(
     params: Params,
+    frozen: Frozen | None,
     batch: dict[str, jax.Array],
     key: Key,
+    rows: Rows,
     *,
     net: Network,
     clock: Clock,
     cfg: DenoisingConfig,
-    rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
     """CE(x, delta_tt(y_t)) with tau low-discrepancy U(0, 1) over the global batch.
 
@@ -79,15 +80,17 @@ def denoising_loss(
 
     Args:
       params: network parameters; gradients reach the embedding through clean data and noise.
+      frozen: not used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
       key: for times, noise and dropout.
-      net, clock: the denoiser and tau(t) of its vocabulary.
       rows: which rows of the global batch these are.
+      net, clock: the denoiser and tau(t) of its vocabulary.
 
     Returns:
       Mean over valid tokens that are not clean, nats/token, weighted over times where the network
       says how; and metrics {"nll_nats_per_token"}, the mean itself.
     """
+    del frozen
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     tau = stratified_uniform(time_key, tokens.shape[0], rows)

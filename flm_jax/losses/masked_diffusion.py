@@ -12,15 +12,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
-from flm_jax.flows.masking import masked_states
+from flm_jax.flows.masking import after, masked_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import Frozen, token_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,6 @@ class MaskedConfig:
     time_conditioning: bool = False
     least: float = 1e-3
     prompt: int = 0
-
-    def free(self, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
-        """Positions that may be hidden: all after the prompt."""
-        return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= self.prompt, mask.shape)
 
 
 def masked_loss_at(
@@ -71,17 +67,19 @@ def masked_loss_at(
 
 def masked_loss(
     params: Params,
+    frozen: Frozen | None,
     batch: dict[str, jax.Array],
     key: Key,
+    rows: Rows,
     *,
     net: Network,
     cfg: MaskedConfig,
-    rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
     """The NELBO with t low-discrepancy in [least, 1] over the global batch.
 
     Args:
       params: parameters of a network with anchors.
+      frozen: not used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden
         like the rest and do not count.
       key: for times, masks and dropout.
@@ -90,10 +88,11 @@ def masked_loss(
     Returns:
       Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same bound.
     """
+    del frozen
     time_key, mask_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
-    free = cfg.free(batch["mask"])
+    free = after(cfg.prompt, batch["mask"])
     masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
     weights = token_weights(batch["mask"] * free) * masked / t[:, None]
     loss, _ = masked_loss_at(

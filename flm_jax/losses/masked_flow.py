@@ -9,14 +9,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, expected_embedding
 from flm_jax.flows.masked_bridge import SIGMA, bridge_states, progress, t_from_gamma
-from flm_jax.flows.masking import highest
+from flm_jax.flows.masking import free_positions, hide_share
 from flm_jax.flows.noise_schedule import GammaConfig, GammaState, draw_gamma, observe
 from flm_jax.flows.time_sampling import Rows, kronecker_uniform
 from flm_jax.losses.base import token_weights
@@ -55,23 +55,6 @@ def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
     v = jnp.clip((u - cfg.whole) / max(1.0 - cfg.whole, 1e-6), 0.0, 1.0)
     cosine = cfg.least_share + (1.0 - cfg.least_share) * jnp.cos(0.5 * jnp.pi * v)
     return jnp.where(u < cfg.whole, 1.0, cosine)
-
-
-def hide(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
-    """ceil(share n) of the n free positions of each row, chosen uniformly; at least 1 of n > 0."""
-    scores = jax.random.uniform(key, free.shape)
-    count = jnp.ceil(share * jnp.sum(free, axis=1) - 1e-4).astype(jnp.int32)
-    return highest(scores, free, jnp.maximum(count, 1))
-
-
-def answers(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array, "b l"]:
-    """Positions that may be hidden: valid ones after the prompt.
-
-    Args:
-      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens stay visible.
-    """
-    free = batch["mask"].astype(bool) & (jnp.arange(batch["mask"].shape[1])[None] >= cfg.prompt)
-    return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
 
 
 def bridge_loss_at(
@@ -133,10 +116,10 @@ def bridge_loss(
     gamma_key, share_key, hide_key, noise_key, dropout_key = jax.random.split(key, 5)
     tokens = batch["tokens"]
     num = tokens.shape[0]
-    free = answers(batch, cfg)
+    free = free_positions(batch, cfg.prompt)
     gamma = draw_gamma(gamma_key, num, rows, cfg.gamma, state)
     share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
-    hidden = hide(rows.fold(hide_key), share, free)
+    hidden = hide_share(rows.fold(hide_key), share, free)
     z_t = bridge_states(
         rows.fold(noise_key),
         t_from_gamma(gamma, cfg.sigma),

@@ -25,7 +25,7 @@ from flm_jax.denoiser.head import Readout
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states, states_from_onehot
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import Frozen, token_weights
 from flm_jax.losses.distillation.moving_target import squared
 
 Prediction = Literal["probabilities", "denoiser", "velocity"]
@@ -60,24 +60,26 @@ def output(out: Readout) -> Float[Array, "b l v"]:
 
 def regression_loss(
     params: Params,
+    frozen: Frozen | None,
     batch: dict[str, jax.Array],
     key: Key,
+    rows: Rows,
     *,
     net: Network,
     clock: Clock,
     cfg: RegressionConfig,
-    rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
     """Squared distance, summed over the vocabulary, with tau low-discrepancy U(0, 1).
 
     The target is onehot(x), or for a velocity onehot(x) - eps.
 
     Args:
-      params, batch, key, net, clock, rows: as of `denoising_loss`.
+      params, frozen, batch, key, rows, net, clock: as of `denoising_loss`.
 
     Returns:
       Mean over valid tokens, and metrics {"squared_per_token"}, the same.
     """
+    del frozen
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens, table = batch["tokens"], net.table(params)
     tau = stratified_uniform(time_key, tokens.shape[0], rows)

@@ -9,7 +9,7 @@ import numpy as np
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
-from flm_jax.flows.masking import random_subset
+from flm_jax.flows.masking import after, random_subset
 from flm_jax.losses.autoregressive import next_token_loss
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
 
@@ -71,7 +71,7 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
         count = jnp.clip(jnp.ceil((1.0 - tau) * length), 1, length).astype(jnp.int32)
         masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
         t = count / length
-        valid = batch["mask"] * cfg.free(batch["mask"])
+        valid = batch["mask"] * after(cfg.prompt, batch["mask"])
         weights = valid.astype(jnp.float32) * masked / t[:, None]
         _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg)
         return _per_row(nll, weights, valid)

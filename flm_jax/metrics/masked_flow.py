@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masked_bridge import bridge_states, gamma_at, t_from_gamma
-from flm_jax.losses.masked_flow import BridgeConfig, answers, bridge_loss_at
+from flm_jax.flows.masking import free_positions
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss_at
 
 
 def make_bridge_nll(net: Network, cfg: BridgeConfig) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -19,7 +20,7 @@ def make_bridge_nll(net: Network, cfg: BridgeConfig) -> Callable[..., tuple[jax.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
-        hidden = answers(batch, cfg)
+        hidden = free_positions(batch, cfg.prompt)
         tokens, gamma = batch["tokens"], gamma_at(tau)
         t = t_from_gamma(gamma, cfg.sigma)
         table, anchor = net.table(params), net.anchor(params)

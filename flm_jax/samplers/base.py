@@ -8,11 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Key, Params, States, Times
-from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import summary
-from flm_jax.flows.gaussian_noise import embedded_noise
-from flm_jax.flows.noising import hold_given
+from flm_jax.core.types import Times
 
 
 class Given(NamedTuple):
@@ -72,11 +68,6 @@ def nothing_given(num: int, length: int) -> Given:
     return Given(jnp.zeros((num, length), jnp.int32), jnp.zeros((num, length), bool))
 
 
-def start(key: Key, net: Network, params: Params, given: Given) -> States:
-    """Embedded noise y_0 [B, L, D]."""
-    return embedded_noise(key, net.table(params), given.tokens.shape)
-
-
 def held_times(net: Network, given: Given, time: Times | float) -> Times:
     """A time, scalar or [B], as the network takes it.
 
@@ -84,35 +75,6 @@ def held_times(net: Network, given: Given, time: Times | float) -> Times:
     """
     time = jnp.broadcast_to(time, given.mask.shape[:1])
     return jnp.where(given.mask, 1.0, time[:, None]) if net.any_order else time
-
-
-def call(
-    net: Network,
-    params: Params,
-    y_t: States,
-    t: Times,
-    taus: tuple[Times, Times],
-    given: Given,
-    y_0: States,
-) -> tuple[States, States, tuple[jax.Array, jax.Array]]:
-    """One network call with given positions held: clean, at time 1, by an any-order network, else
-    on their interpolant.
-
-    Args:
-      y_t: states at interpolant time t (scalar).
-      taus: network times (now, target), scalars.
-      y_0: the initial noise, on which given positions are held.
-
-    Returns:
-      The held state, delta @ E, and (tokens, confidence), each [B, L].
-    """
-    table = net.table(params)
-    t, *taus = (held_times(net, given, time) for time in (t, *taus))
-    y_t = hold_given(y_t, t, given.tokens, given.mask, y_0, table)
-    out = forward(net, params, y_t, *taus)
-    delta, (tokens, confidence) = summary(out, table, net)
-    tokens = jnp.where(given.mask, given.tokens, tokens)
-    return y_t, delta, (tokens, jnp.where(given.mask, 1.0, confidence))
 
 
 def clock_grid(steps: int) -> jax.Array:

@@ -134,24 +134,29 @@ def make_denoiser(
 
 def sample_flow(
     key: Key,
-    net: Network,
     params: Params,
+    given: Given,
+    extra: dict | None = None,
     *,
+    net: Network,
     clock: Clock,
     steps: int,
-    given: Given,
     steering: Steering = NONE,
     choice: Choice = GREEDY,
     guides: Guides = NO_GUIDES,
-    extra: dict | None = None,
 ) -> Samples:
     """Draws noise and carries it to data as `steering` says.
 
     Args:
+      key: of noise, dropout and drawn tokens.
+      params: of `net`.
+      given: prescribed tokens [B, L], which stay exactly as they are.
+      extra: parameters of the networks in `guides`.
+      net, clock: the denoiser and tau(t) of its vocabulary.
       steps: evaluations of the denoiser ("adaptive": at most); static. Each is one network call,
         or `steering.iterations`; guidance adds one to each, a reward as many with their gradient.
       choice: how the tokens of the last read-out are chosen.
-      guides, extra: the networks that `steering` names, and their parameters.
+      guides: the networks that `steering` names.
 
     Returns:
       Samples; given positions are exactly as given.

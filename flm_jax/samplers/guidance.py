@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import Readout, summary
+from flm_jax.denoiser.head import summary
 from flm_jax.denoiser.mixture import Part, Pick, mixture
 from flm_jax.flows.gaussian_noise import embedded_noise, joint_embedded_noise
 from flm_jax.flows.noising import hold_given
@@ -75,17 +75,14 @@ def _settled(given: Given, seen):
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
 
-def _read(net: Network, params: Params, given: Given, y_t, taus, **more) -> Readout:
-    return forward(net, params, y_t, *(held_times(net, given, x) for x in taus), **more)
-
-
 def plain(net: Network, params: Params, given: Given) -> Denoiser:
     """The network as it is."""
     table = net.table(params)
 
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
         y_t = _held(net, given, y_0, y_t, t, table)
-        out = _read(net, params, given, y_t, taus, estimate=estimate)
+        s, t = (held_times(net, given, tau) for tau in taus)
+        out = forward(net, params, y_t, s, t, estimate=estimate)
         if choice.temperature == 0.0:
             delta, seen = summary(out, table, net)
         else:
@@ -115,11 +112,12 @@ def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Give
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
         y_t = _held(net, given, y_0, y_t, t, joint)
         draw_key, dropout_key = jax.random.split(key)
-        out = _read(net, params, given, y_t[..., :width], taus)
+        now = [held_times(net, given, tau) for tau in taus]
+        out = forward(net, params, y_t[..., :width], *now)
         if other is None:
-            second = _read(weak.net, params, given, y_t, taus, key=dropout_key)
+            second = forward(weak.net, params, y_t, *now, key=dropout_key)
         else:
-            second = _read(weak.net, weak.params, given, y_t[..., width:], taus)
+            second = forward(weak.net, weak.params, y_t[..., width:], *now)
         parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]
         delta, seen = mixture(parts, joint, _picker(draw_key, choice))
         return y_t, delta, _settled(given, seen)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masking import highest
-from flm_jax.samplers.base import Given, Samples, call, start
+from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.guidance import plain
 from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
 
 Budget = Literal["topk", "uniform"]
@@ -35,7 +36,7 @@ def sample_refined(
     """Writes L positions in at most `steps` network calls, the free ones of a row spread evenly.
 
     Args:
-      key: the first call's noise is that of `flow_map.sample` with this key; with steps = 1 so are
+      key: the first call's noise is that of `sample_euler` with this key; with steps = 1 so are
         the samples of its one step.
       net: an any-order flow map (two times).
       steps: K >= 1, static. With K at least the number of free positions each call writes one.
@@ -56,10 +57,9 @@ def sample_refined(
     def predict(partial: Partial, k):
         # The first noise is that of the plain sampler: one call of either gives the same tokens.
         now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
-        y_0 = start(now, net, params, given)
-        held = Given(partial.tokens, ~partial.masked)
-        zero = jnp.zeros(())
-        return call(net, params, y_0, zero, (zero, zero + until), held, y_0)[2]
+        denoiser = plain(net, params, Given(partial.tokens, ~partial.masked))
+        y_0, zero = denoiser.noise(now), jnp.zeros(())
+        return denoiser.ask(y_0, y_0, zero, (zero, zero + until))[2]
 
     def plan(partial: Partial, k):
         count = even_share(total, steps, k)

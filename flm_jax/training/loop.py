@@ -99,6 +99,9 @@ class Loop:
     Used as `with Loop(...) as loop: status = loop.train()`; leaving the block waits for the last
     checkpoint and gives signals back.
 
+    Attributes:
+      state: the newest train state.
+
     Args:
       run: what is driven.
       cfg: steps, logging, checkpoints.
@@ -109,7 +112,7 @@ class Loop:
     def __init__(self, run: Run, cfg: TrainConfig, workdir, checkpoints: Checkpoints):
         if warning := clock_skew():
             print(warning, file=sys.stderr, flush=True)
-        self._run, self._cfg = run, cfg
+        self._run, self._cfg, self.state = run, cfg, run.state
         self._workdir = epath.Path(workdir)
         self._checkpoints = checkpoints
         self._first = int(run.state.step)
@@ -145,12 +148,13 @@ class Loop:
           UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint
             or the metrics could not be written; the data could not be read.
         """
-        run, cfg, state = self._run, self._cfg, self._run.state
+        run, cfg, state = self._run, self._cfg, self.state
         for step in range(self._first + 1, cfg.steps + 1):
             self._watchdog.waits_for("data")
             batch = next(run.batches)
             self._watchdog.waits_for("device")
             state, metrics = run.train_step(state, run.frozen, run.to_global(batch))
+            self.state = state
             self._start(step, batch, metrics)
             stop = self._agreed if self._vote else bool(self._signal.name)
             last = stop or step == cfg.steps

@@ -1,34 +1,49 @@
-"""A trained reward: how likely a text matches a pattern, learnt from clean text.
+"""Trains a text classifier as a reward: how likely a text matches a pattern.
 
-A folder holds reward.json (pattern, sizes, fingerprint of the tokenizer) and weights.npz.
+A folder holds reward.json (pattern, sizes, fingerprint of the tokenizer) and weights.npz; beside
+them config.json, checkpoints/ and metrics.jsonl of its training, which the loop of all training
+drives.
 """
 
+import functools
 import io
 import json
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.sharding import Mesh
 
 from flm_jax.build.load import load_model
+from flm_jax.checkpoints.state import new_state
+from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.core.errors import require
-from flm_jax.core.types import Params
 from flm_jax.data import loading
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.distributed import sharding
 from flm_jax.inference.text_reward import SETTINGS, WEIGHTS, checked_pattern, matches
+from flm_jax.losses.base import Objective
 from flm_jax.models.text_classifier import Classifier, ClassifierConfig, classifier
+from flm_jax.training.loop import Loop, Run
+from flm_jax.training.settings import TrainConfig
+from flm_jax.training.step import make_train_step
 
 _HELD_OUT = 2048  # texts that the trained classifier is checked with
+_LOG_EVERY, _CHECKPOINT_EVERY, _MAX_SKIPPED, _WATCHDOG_SECONDS = 50, 200, 20, 600.0
 
 
 class RewardFigures(NamedTuple):
-    """Figures of a training: share of held-out texts that match, and that are classified rightly.
+    """Figures of held-out texts.
 
-    loss is the last one of training, in nats.
+    Attributes:
+      matching: fraction that match the pattern.
+      accuracy: fraction that the classifier labels correctly.
+      loss: binary cross entropy of the classifier, nats/text.
     """
 
     matching: float
@@ -36,23 +51,40 @@ class RewardFigures(NamedTuple):
     loss: float
 
 
-def _loss(made: Classifier, params: Params, tokens: jax.Array, labels: jax.Array) -> jax.Array:
-    logit = made.logit(params, made.table(params)[tokens])
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, labels))
+def classifier_objective(made: Classifier) -> Objective:
+    """Binary cross entropy of batches of "tokens" int32 [B, L] and "labels" float32 [B]."""
+
+    def objective(params, frozen, batch, key, rows):
+        del frozen, key, rows
+        logit = made.logit(params, made.table(params)[batch["tokens"]])
+        loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logit, batch["labels"]))
+        return loss, {"nats_per_text": loss}
+
+    return objective
 
 
 def train_text_reward(
     workdir: str, pattern: str, out: str, *, steps: int, batch: int, lr: float, seed: int
-) -> RewardFigures:
+) -> RewardFigures | None:
     """Learns p(text matches | text) from the training data of a model, and writes it to `out`.
 
+    Run again with the same arguments it goes on from its last checkpoint.
+
     Args:
-      workdir: of the model that is to be steered; its data must be where they were.
+      workdir: the model that is to be steered; its data must be where they were.
       pattern: regular expression, searched in decoded texts.
-      steps, batch, lr: of Adam.
+      out: folder of the reward.
+      steps: updates of Adam.
+      batch: texts of a step.
+      lr: learning rate.
+      seed: of initialisation and of the order of the data.
+
+    Returns:
+      Figures of held-out texts; None where a signal stopped the training after saving.
 
     Raises:
-      UserError: no such model or data; a pattern that all or no texts match.
+      UserError: no such model or data; a pattern that all or no texts match; an `out` of other
+        arguments.
     """
     for name, value in (("steps", steps), ("batch_size", batch)):
         require(value >= 1, f"got {name}={value}; expected at least 1.")
@@ -68,26 +100,96 @@ def train_text_reward(
         f"{'all' if share else 'none'} of {len(right)} held-out texts match {pattern!r}; expected "
         "a pattern that some match and some do not.",
     )
-    cfg = ClassifierConfig(model.net.vocab_size, model.net.max_length)
-    made, optimizer = classifier(cfg), optax.adam(lr)
-    params = made.init(jax.random.key(seed))
+    settings = {"workdir": workdir, "match": pattern, "batch_size": batch, "lr": lr, "seed": seed}
+    _begin(out, {"reward": settings})
+    sizes = ClassifierConfig(model.net.vocab_size, model.net.max_length)
+    made, mesh = classifier(sizes), _mesh(batch)
+    loop_settings = TrainConfig(
+        steps=steps,
+        batch=batch,
+        microbatches=1,
+        log_every=_LOG_EVERY,
+        checkpoint_every=_CHECKPOINT_EVERY,
+        keep_checkpoints=1,
+        max_skipped=_MAX_SKIPPED,
+        watchdog_seconds=_WATCHDOG_SECONDS,
+    )
+    checkpoints = Checkpoints(out, 1)
+    run = _run(made, mesh, data, tokenizer, pattern, checkpoints, settings)
+    with Loop(run, loop_settings, out, checkpoints) as loop:
+        if loop.train():
+            return None
+        params = jax.device_get(loop.state.params)
+    logit = jax.jit(lambda p, x: made.logit(p, made.table(p)[x]))(params, held_out)
+    loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logit, right.astype(np.float32)))
+    _save(out, sizes, pattern, tokenizer, params)
+    correct = np.mean((np.asarray(logit) > 0) == right)
+    return RewardFigures(share, float(correct), float(loss))
 
-    @jax.jit
-    def step(params, state, tokens, labels):
-        loss, grads = jax.value_and_grad(lambda p: _loss(made, p, tokens, labels))(params)
-        updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state, loss
 
-    state = optimizer.init(params)
-    batches = make_iterator(data.train, global_batch=batch, seed=seed)
-    loss = jnp.nan
-    for _ in range(steps):
-        tokens = next(batches)["tokens"]
+def _begin(out: str, config: dict[str, Any]) -> None:
+    """Writes config.json, and refuses a folder that was begun with another one."""
+    if (epath.Path(out) / "config.json").exists():
+        saved, now = read_config(out).get("reward", {}), config["reward"]
+        changed = [f"{k}: {saved.get(k)!r} -> {now[k]!r}" for k in now if saved.get(k) != now[k]]
+        require(
+            not changed,
+            f"{out} holds a training with another configuration ({'; '.join(changed)}); restore "
+            "these values, or give a new --out.",
+        )
+    if jax.process_index() == 0:
+        epath.Path(out).mkdir(parents=True, exist_ok=True)
+        write_config(out, config)
+
+
+def _mesh(batch: int) -> Mesh:
+    """As many devices as the batch splits over."""
+    ways = math.gcd(batch, jax.device_count())
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:ways]
+    return sharding.make_mesh(sharding.MeshConfig(), devices)
+
+
+def _run(
+    made: Classifier,
+    mesh: Mesh,
+    data: loading.Data,
+    tokenizer: Tokenizer,
+    pattern: str,
+    checkpoints: Checkpoints,
+    settings: dict[str, Any],
+) -> Run:
+    """What the loop drives, at step 0 or at the last checkpoint."""
+    optimizer, batch = optax.adam(settings["lr"]), settings["batch_size"]
+    everywhere, seed = sharding.replicated(mesh), settings["seed"]
+    fresh = lambda: new_state(made.init(jax.random.key(seed)), optimizer)
+    state = jax.jit(fresh, out_shardings=everywhere)()
+    # With a decay of 0 the average is the parameters themselves.
+    step = make_train_step(
+        classifier_objective(made), optimizer, seed=seed, microbatches=1, ema_decay=0.0
+    )
+    rows = sharding.local_rows(mesh, batch)
+    batches = make_iterator(data.train, global_batch=batch, seed=seed, rows=rows)
+    if found := checkpoints.restore(state):
+        state = found[0]
+        batches.set_state(found[1]["iterator"])
+    place = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=batch)
+
+    def labelled(local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        tokens = local["tokens"]
         labels = matches(tokens, tokenizer, pattern).astype(np.float32)
-        params, state, loss = step(params, state, tokens, labels)
-    guess = jax.jit(lambda p, x: made.logit(p, made.table(p)[x]) > 0)(params, held_out)
-    _save(out, cfg, pattern, tokenizer, params)
-    return RewardFigures(share, float(np.mean(np.asarray(guess) == right)), float(loss))
+        return place({"tokens": tokens, "labels": labels})
+
+    return Run(
+        state=state,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=everywhere),
+        frozen={},
+        batches=batches,
+        to_global=labelled,
+        evaluate=None,
+        eval_every=0,
+        meta={"length": data.valid[0]["tokens"].shape[0], "tokenizer": tokenizer.fingerprint},
+        shown=lambda name: name.endswith("_text"),
+    )
 
 
 def _save(out: str, cfg: ClassifierConfig, pattern: str, tokenizer: Tokenizer, params) -> None:

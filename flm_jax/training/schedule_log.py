@@ -3,7 +3,6 @@
 A workdir's schedule.jsonl holds a record for each evaluation; see `flows.gamma_schedule`.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from etils import epath
 
 from flm_jax.build.families.masked_flow import bridge_config
 from flm_jax.checkpoints.state import TrainState
-from flm_jax.core.files import StepLines
+from flm_jax.core.files import StepLines, read_json_lines
 from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, logistic_quantile
 
 FILE = "schedule.jsonl"
@@ -68,7 +67,5 @@ def schedule_recorder(
 
 def read_schedule(workdir: str | epath.Path) -> list[Record]:
     """Records by step; of a step that stands twice, the last. [] without a file."""
-    path = epath.Path(workdir) / FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = {row["step"]: row for row in map(json.loads, lines)}
+    found = {row["step"]: row for row in read_json_lines(epath.Path(workdir) / FILE)}
     return [found[step] for step in sorted(found)]

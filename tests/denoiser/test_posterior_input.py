@@ -21,7 +21,6 @@ from flm_jax.losses.distillation.eulerian import derivative_along_flow
 from flm_jax.losses.distillation.lagrangian import derivative_in_t
 from flm_jax.losses.distillation.moving_target import clock_slope
 from flm_jax.models.dit import dit
-from flm_jax.samplers.base import start
 from flm_jax.samplers.euler import sample_euler
 from flm_jax.training.program import student_params
 from helpers.networks import (
@@ -35,6 +34,7 @@ from helpers.networks import (
     posterior_probs,
     random_batch,
     random_params,
+    start,
     tiny_states,
 )
 from helpers.routes import random_pairs
@@ -83,7 +83,7 @@ def test_tiles_change_nothing_nor_does_a_mesh(over):
     parallel = loss_parallel(mesh, 12, TINY.dim) if over else None
     cut = dataclasses.replace(net, loss_tile=4, parallel=parallel)
     more = {"clock": CLOCK, "cfg": DenoisingConfig(), "rows": EIGHT_ROWS}
-    loss = lambda p, net: denoising_loss(p, batch, KEY, net=net, **more)[0]
+    loss = lambda p, net: denoising_loss(p, None, batch, KEY, net=net, **more)[0]
     whole, tiled = (
         jax.jit(jax.value_and_grad(functools.partial(loss, net=n)))(params) for n in (net, cut)
     )

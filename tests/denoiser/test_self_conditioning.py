@@ -24,7 +24,6 @@ from flm_jax.losses.base import Frozen
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss, denoising_loss_at
 from flm_jax.losses.distillation.base import diagonal_loss_at
 from flm_jax.models.dit import dit
-from flm_jax.samplers.base import start
 from flm_jax.samplers.euler import sample_euler
 from flm_jax.samplers.flow import Steering, check_steering, sample_flow
 from helpers.networks import (
@@ -37,6 +36,7 @@ from helpers.networks import (
     VOCAB,
     random_batch,
     random_params,
+    start,
 )
 from helpers.networks import ROWS as NUM
 from helpers.runs import run, tiny_config
@@ -117,7 +117,7 @@ def test_every_second_row_learns_from_its_own_estimate():
         return net.features(params, y, s, t, key=key, estimate=estimate)
 
     watched = dataclasses.replace(net, features=features)
-    loss, metrics = denoising_loss(params, batch, KEY, **(more | {"net": watched}))
+    loss, metrics = denoising_loss(params, None, batch, KEY, **(more | {"net": watched}))
     y, tau = seen["y"], seen["s"]
     own = estimated(net, params, y, (tau, tau), None)
     np.testing.assert_allclose(seen["estimate"][::2], own[::2], rtol=0, atol=1e-5)
@@ -161,7 +161,7 @@ def test_iterations_make_an_ordinary_denoiser(solver):
     """With iterations=K: the samples of the wrapped network, K calls a step."""
     net, params = network()
     run = lambda net, steering: sample_flow(
-        KEY, net, params, clock=CLOCK, steps=3, given=FREE, steering=steering
+        KEY, params, FREE, net=net, clock=CLOCK, steps=3, steering=steering
     )
     got = run(net, Steering(solver=solver, iterations=2))
     want = run(fixed_point(net, 2), Steering(solver=solver))

@@ -15,6 +15,7 @@ from flm_jax.config.check import check
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
+from flm_jax.flows.gaussian_noise import embedded_noise
 from flm_jax.flows.posterior import token_posterior
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.metrics.generative_perplexity import Judge
@@ -188,3 +189,8 @@ def exact_network():
 
 def matches(tokens):
     return [(np.asarray(tokens) == s).all(axis=1) for s in SEQUENCES]
+
+
+def start(key, net, params, given):
+    """Embedded noise [B, L, D] for every position."""
+    return embedded_noise(key, net.table(params), given.tokens.shape)

@@ -20,7 +20,7 @@ REWARD = {"reward": {"size": jnp.zeros(11)}}
 def steered_program(net, steps, steering, choice, guides, exact=False):
     clock = exact_network()[1] if exact else CLOCK
     how = {"clock": clock, "steps": steps, "steering": steering, "choice": choice, "guides": guides}
-    return jax.jit(lambda k, p, g, e: sample_flow(k, net, p, given=g, extra=e, **how))
+    return jax.jit(functools.partial(sample_flow, net=net, **how))
 
 
 def steered(two_time, steering=NONE, *, steps=3, given=FREE, temperature=0.0, extra=None):

@@ -149,7 +149,7 @@ def test_given_clean_context_the_exact_conditional_is_reached():
             (params, state), (tokens, key) = carry, given
             batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
             settings = {"net": net, "clock": clock, "cfg": aim, "rows": Rows(0, rows)}
-            grad = jax.grad(lambda p: denoising_loss(p, batch, key, **settings)[0])(params)
+            grad = jax.grad(lambda p: denoising_loss(p, None, batch, key, **settings)[0])(params)
             updates, state = optimizer.update(grad, state)
             return (optax.apply_updates(params, updates), state), None
 

@@ -46,7 +46,7 @@ def test_loss_and_likelihood_are_those_of_the_rest():
     """Both estimate the mean over the positions after the prompt, which always sees it."""
     batch = {"tokens": TOKENS, "mask": jnp.ones((512, LENGTH), bool)}
     cfg = MaskedConfig(prompt=PROMPT)
-    run = lambda key: masked_loss({}, batch, key, net=oracle(), cfg=cfg, rows=Rows(0, 512))[0]
+    run = lambda key: masked_loss({}, None, batch, key, net=oracle(), cfg=cfg, rows=Rows(0, 512))[0]
     loss = np.mean([jax.jit(run)(jax.random.key(i)) for i in range(8)])
     want = float(NLL[PROMPT:].mean())
     np.testing.assert_allclose(loss, want, rtol=0.05)
@@ -79,7 +79,7 @@ def test_nelbo_of_the_exact_denoiser_is_the_entropy():
     @jax.jit
     def loss(batch, key):
         rows = Rows(0, 256)
-        return masked_loss({}, batch, key, net=EXACT, cfg=MaskedConfig(), rows=rows)[0]
+        return masked_loss({}, None, batch, key, net=EXACT, cfg=MaskedConfig(), rows=rows)[0]
 
     values = [float(loss(law_batch(256, i), jax.random.fold_in(KEY, i))) for i in range(64)]
     error = np.std(values) / np.sqrt(len(values))

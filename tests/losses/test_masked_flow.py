@@ -10,11 +10,11 @@ import pytest
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows import noise_schedule
 from flm_jax.flows.masked_bridge import HIGH, bridge_states, gamma_from_t, progress
-from flm_jax.flows.masking import masked_states
+from flm_jax.flows.masking import hide_share, masked_states
 from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
-from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss, bridge_loss_at, hidden_share, hide
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss, bridge_loss_at, hidden_share
 from helpers.masked_flow import BASE, BASE_PARAMS, KEY, NET, PARAMS, TOKENS
 
 HIDDEN = jax.random.bernoulli(jax.random.key(4), 0.6, (4, 6)).at[:, 0].set(True)
@@ -66,7 +66,7 @@ def test_shares_of_hidden_positions():
         rtol=1e-5,
     )
     free = jnp.arange(10)[None] >= jnp.array([[0], [4], [10]])
-    hidden = hide(KEY, jnp.array([0.31, 0.01, 1.0]), free)
+    hidden = hide_share(KEY, jnp.array([0.31, 0.01, 1.0]), free)
     assert hidden.sum(axis=1).tolist() == [4, 1, 0]
     assert not (hidden & ~free).any()
 

@@ -44,7 +44,7 @@ def test_squared_errors_are_their_definition(prediction, tile):
 
     def loss(params):
         settings = dict(net=net, clock=CLOCK, cfg=cfg, rows=Rows(0, B))
-        return regression_loss(params, BATCH, KEY, **settings)[0]
+        return regression_loss(params, None, BATCH, KEY, **settings)[0]
 
     want, wanted = jax.jit(jax.value_and_grad(lambda p: by_hand(p, prediction)))(PARAMS)
     got, grads = jax.jit(jax.value_and_grad(loss))(PARAMS)

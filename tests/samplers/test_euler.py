@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.samplers.base import Given, clock_grid, nothing_given, start
+from flm_jax.samplers.base import Given, clock_grid, nothing_given
 from flm_jax.samplers.euler import (
     carry,
     overshoot,
@@ -31,6 +31,7 @@ from helpers.networks import (
     matches,
     mirror_network,
     some_given,
+    start,
     tiny_network,
 )
 

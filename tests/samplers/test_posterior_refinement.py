@@ -18,10 +18,10 @@ from flm_jax.data import loading
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.inference import engine
-from flm_jax.samplers.base import Given, nothing_given, start
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.euler import sample_euler
 from flm_jax.samplers.posterior_refinement import BUDGETS, sample_refined
-from helpers.networks import CLOCK, LENGTH, ROWS, VOCAB, tiny_network
+from helpers.networks import CLOCK, LENGTH, ROWS, VOCAB, start, tiny_network
 from helpers.routes import FIRST, SIGN
 from helpers.runs import tiny_config
 

@@ -1,5 +1,6 @@
 """Autoregressive models: objective, sampler and exact likelihood."""
 
+import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family, no_teacher
@@ -20,12 +21,7 @@ def autoregressive_objective(
     """Cross entropy of each next token."""
     del clock
     no_teacher(config, teacher)
-
-    def objective(params, frozen, batch, key, rows):
-        del frozen
-        return autoregressive_loss(params, batch, key, net=net, rows=rows)
-
-    return objective
+    return functools.partial(autoregressive_loss, net=net)
 
 
 def autoregressive_sampler(

@@ -1,5 +1,6 @@
 """Flows over one-hot tokens (FLM): objective, sampler and likelihood bound."""
 
+import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
@@ -63,12 +64,7 @@ def flow_objective(
             "config.objective.context = 0.0, prompt = 0 and weighting = 'equal'.",
         )
         loss, cfg = regression_loss, RegressionConfig(kind, given["noise"])
-
-    def objective(params, frozen, batch, key, rows):
-        del frozen
-        return loss(params, batch, key, net=net, clock=clock, cfg=cfg, rows=rows)
-
-    return objective
+    return functools.partial(loss, net=net, clock=clock, cfg=cfg)
 
 
 def flow_sampler(
@@ -92,12 +88,8 @@ def flow_sampler(
         "give temperature=1, for example.",
     )
     check_steering(options.steering, net, steps)
-    how = {"clock": clock, "steps": steps, "steering": options.steering, "choice": choice}
-
-    def draw(key, params, given, extra=None):
-        return sample_flow(key, net, params, given=given, guides=guides, extra=extra, **how)
-
-    return draw
+    how = {"net": net, "clock": clock, "steps": steps, "guides": guides}
+    return functools.partial(sample_flow, steering=options.steering, choice=choice, **how)
 
 
 def _onehot(net: Network, clock: Clock, steps: int, options: Options, kind: str) -> Callable:

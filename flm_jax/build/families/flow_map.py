@@ -1,6 +1,7 @@
 """Flow maps (FMLM): the routes of distillation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -139,7 +140,7 @@ def flow_map_objective(
     given = config["objective"]
     name = given["name"]
     cfg = DistillationConfig(
-        **{key: given[key] for key in ("noise", "diagonal", "boundary")},
+        **{key: given[key] for key in ("noise", "diagonal", "boundary", "ema_target")},
         context=context_config(config),
     )
     require(net.two_time, f"objective {name} trains a flow map; set config.model.two_time = True.")
@@ -162,22 +163,8 @@ def flow_map_objective(
     route = ROUTES[name](given, _target_config(given))
     if teacher is not None and teacher.self_conditioned:
         teacher = fixed_point(teacher, given["iterations"])
-
-    def objective(params, frozen, batch, key, rows):
-        return distillation_loss(
-            params,
-            batch,
-            key,
-            net=net,
-            clock=clock,
-            cfg=cfg,
-            rows=rows,
-            route=route,
-            teacher=None if teacher is None else (teacher, frozen.teacher),
-            target_params=frozen.average if given["ema_target"] else None,
-        )
-
-    return objective
+    how = {"net": net, "clock": clock, "cfg": cfg, "route": route, "teacher": teacher}
+    return functools.partial(distillation_loss, **how)
 
 
 def flow_map_rows(config: Config) -> int:

@@ -1,5 +1,6 @@
 """Masked diffusion (MDLM, LLaDA): objective, samplers and likelihood bound."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,12 +39,7 @@ def masked_diffusion_objective(
         not cfg.time_conditioning or config["model"]["name"] != "llama",
         "a llama network is not told the time; set config.objective.time_conditioning = False.",
     )
-
-    def objective(params, frozen, batch, key, rows):
-        del frozen
-        return masked_loss(params, batch, key, net=net, cfg=cfg, rows=rows)
-
-    return objective
+    return functools.partial(masked_loss, net=net, cfg=cfg)
 
 
 def masked_sampler(

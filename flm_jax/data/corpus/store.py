@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.core.files import write_whole
 from flm_jax.data.corpus.shard_file import ShardFile
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -151,9 +152,7 @@ def _split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
     """Writes a manifest in one step, once everything it lists is in place."""
-    temporary = folder / f"{name}.tmp"
-    temporary.write_bytes((json.dumps(manifest, indent=2) + "\n").encode("utf8"))
-    temporary.replace(folder / name)
+    write_whole(folder / name, json.dumps(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:

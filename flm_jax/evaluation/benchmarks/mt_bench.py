@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import append_json_line, read_json_lines, write_json
+from flm_jax.core.files import append_json_line, read_json_lines, write_whole
 from flm_jax.data.jsonl import read_records, text_field
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited
 from flm_jax.evaluation.benchmarks.chat_endpoint import Endpoint, ask
@@ -200,7 +200,7 @@ def write_answers(folder: Path, records: Sequence[Record], model: str) -> Path:
     """Writes the file of answers that FastChat's own judging reads, and says where it is."""
     now = time.time()
     lines = [answer_line(i, turns, model, now) for i, turns in turns_of(records).items()]
-    write_json(folder / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(folder / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
     return folder / ANSWERS
 
 
@@ -233,7 +233,7 @@ def judge(
     }
     done = {
         (line["question_id"], line["turn"] - 1): line
-        for line in read_json_lines(path)
+        for line in read_json_lines(path, mend=True)
         if told.get((line["question_id"], line["turn"] - 1), (0, 0, 0))[2] == line["user_prompt"]
     }
     todo = [key for key in told if key not in done]

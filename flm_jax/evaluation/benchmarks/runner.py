@@ -12,7 +12,7 @@ from typing import Any
 
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
-from flm_jax.core.files import append_json_line, read_json_lines, write_json
+from flm_jax.core.files import append_json_line, read_json_lines, write_whole
 from flm_jax.evaluation.benchmarks.base import Benchmark, Record
 from flm_jax.inference.answers import Answer, Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, room
@@ -83,8 +83,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
             + "); give those, or another --out.",
         )
     else:
-        write_json(path, json.dumps(settings, indent=1) + "\n")
-    return {(r["id"], r["sample"], r["turn"]): r for r in read_json_lines(folder / RECORDS)}
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
+    return {
+        (r["id"], r["sample"], r["turn"]): r for r in read_json_lines(folder / RECORDS, mend=True)
+    }
 
 
 def collect(

@@ -21,7 +21,7 @@ from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import Frozen, token_weights
 from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
 from flm_jax.losses.time_weighting import time_weights
 
@@ -38,12 +38,15 @@ class DistillationConfig:
       diagonal: share of the rows with t = s, a fraction with denominator at most 8.
       boundary: share of the other rows with (s, t) = (0, 1).
       context: which positions are held clean, on the diagonal and off it.
+      ema_target: whether targets come from the averaged parameters instead of the current ones;
+        no gradient flows into either.
     """
 
     noise: NoiseKind = "projected"
     diagonal: float = 0.5
     boundary: float = 1 / 32
     context: ContextConfig = ContextConfig()
+    ema_target: bool = False
 
 
 class Pairs(NamedTuple):
@@ -126,31 +129,34 @@ def diagonal_loss_at(
 
 def distillation_loss(
     params: Params,
+    frozen: Frozen,
     batch: dict[str, jax.Array],
     key: Key,
+    rows: Rows,
     *,
     net: Network,
     clock: Clock,
     cfg: DistillationConfig,
-    rows: Rows,
     route: Route,
-    teacher: Teacher | None = None,
-    target_params: Params | None = None,
+    teacher: Network | None,
 ) -> tuple[jax.Array, Metrics]:
     """Distillation loss over a batch: diagonal rows and off-diagonal rows.
 
     Args:
       params: the student's (a two-time network).
+      frozen: parameters of the teacher, and the student's average.
       batch: "tokens" int32 [B, L], "mask" [B, L].
+      key: for times, noise and dropout.
+      rows: which rows of the global batch these are.
+      net, clock: the student and tau(t) of its vocabulary.
       route: the loss off the diagonal.
       teacher: a frozen denoiser, or None for self-distillation from data.
-      target_params: the student's parameters of the targets (their average, say); by default
-        `params` themselves, without gradient either way.
 
     Returns:
       Mean over valid tokens that are not clean, weighted over times where the network says how;
       and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own rows.
     """
+    guide = None if teacher is None else (teacher, frozen.teacher)
     d_key, p_key, u_key, noise_key, drop_key = jax.random.split(key, 5)
     group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
     clean = clean_context(key, batch, cfg.context, rows)
@@ -161,7 +167,7 @@ def distillation_loss(
     noise_d, noise_o = jax.random.split(rows.fold(noise_key))
     drop_d, drop_o = jax.random.split(rows.fold(drop_key))
     table, total = net.table(params), jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
-    other = None if teacher is None else teacher[0].table(teacher[1])
+    other = None if teacher is None else teacher.table(frozen.teacher)
     loss, metrics = 0.0, {}
 
     if n_diag:
@@ -171,7 +177,7 @@ def distillation_loss(
         tau, t = at_clean(clean_d, tau, tau_to_t(clock, tau))
         views = noisy_states(noise_d, t, tokens_d, table, other, noise=cfg.noise)
         value, ce = diagonal_loss_at(
-            params, views, tau, tokens_d, weights, net=net, teacher=teacher, key=drop_d
+            params, views, tau, tokens_d, weights, net=net, teacher=guide, key=drop_d
         )
         loss, metrics = value + penalty, {"diagonal_nats_per_token": _mean(ce, mask_d)}
     if n_diag < group:
@@ -184,11 +190,11 @@ def distillation_loss(
         views = noisy_states(noise_o, times[2], tokens_o, table, seen, noise=cfg.noise)
         value, values = route.loss_at(
             params,
-            params if target_params is None else target_params,
+            frozen.average if cfg.ema_target else params,
             Pairs(views, *times, weights),
             net=net,
             clock=clock,
-            teacher=teacher,
+            teacher=guide,
             split_key=rows.fold(u_key),
             key=drop_o,
         )
