@@ -11,30 +11,27 @@ python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
     --out=DIR  # right answers
 """
 
-import dataclasses
-import hashlib
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from flm_jax.build.families.registry import family
-from flm_jax.build.load import Model, load_model
+from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import write_whole
-from flm_jax.evaluation.benchmarks import chat_endpoint, mt_bench
-from flm_jax.evaluation.benchmarks.base import Choices, Record
-from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, WITH_PROGRAMS, make_benchmark
+from flm_jax.evaluation.benchmarks.base import Choices
+from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
     SUMMARY,
     by_model,
     by_reference,
     collect,
+    described,
     open_folder,
+    settings_of,
     summarise,
 )
 from flm_jax.evaluation.benchmarks.sandbox import ISOLATIONS, Limits, Sandbox, open_sandbox
@@ -81,53 +78,24 @@ def _choices(chat: bool) -> Choices:
         "that of the samples.",
     )
     numbers = tuple(int(k) for k in ks)
-    return Choices(chat, _SHOTS.value, _EXAMPLES.value, numbers, _WHOLE.value, _LIMIT.value)
+    return Choices(
+        chat,
+        _SHOTS.value,
+        _EXAMPLES.value,
+        numbers,
+        _WHOLE.value,
+        _LIMIT.value,
+        _JUDGE_PROMPTS.value,
+        _JUDGE_ANSWERS.value,
+    )
 
 
 def _sandbox() -> Sandbox | None:
-    if _TASK.value not in WITH_PROGRAMS:
+    if not BENCHMARKS[_TASK.value].programs:
         return None
     sandbox = open_sandbox(Limits(seconds=_SECONDS.value), _ISOLATION.value)
     print(f"programs run in {ISOLATIONS[sandbox.isolation]}")
     return sandbox
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _settings(choices: Choices, sandbox: Sandbox | None, own: dict[str, Any]) -> dict[str, Any]:
-    """What the records depend on."""
-    files = {
-        f"{name}_sha256": _digest(Path(path).read_bytes())
-        for name, path in (("data", _DATA.value), ("examples", choices.examples))
-        if path
-    }
-    more = dataclasses.asdict(choices)
-    del more["pass_at"], more["examples"]
-    where = {"isolation": sandbox.isolation, "seconds": sandbox.limits.seconds} if sandbox else {}
-    return {"task": _TASK.value, "samples": _SAMPLES.value} | own | files | more | where
-
-
-def _judged(records: list[Record], name: str, folder: Path) -> Record:
-    """MT-Bench: the answer file, and grades where the environment names a judge."""
-    print(f"wrote {mt_bench.write_answers(folder, records, name)}")
-    judge = chat_endpoint.from_environment(os.environ)
-    if judge is None:
-        print(
-            f"not judged: {chat_endpoint.URL} is not set; expected the URL of an OpenAI-compatible "
-            f"endpoint there, {chat_endpoint.KEY} and {chat_endpoint.MODEL}. The same command then "
-            "judges."
-        )
-        return {}
-    prompts, answers = mt_bench.PROMPTS, None
-    if _JUDGE_PROMPTS.value:
-        prompts = mt_bench.read_prompts(_JUDGE_PROMPTS.value)
-    if _JUDGE_ANSWERS.value:
-        answers = mt_bench.read_references(_JUDGE_ANSWERS.value)
-    questions = mt_bench.read_questions(_DATA.value)
-    how = mt_bench.Judging(judge, prompts, answers)
-    return mt_bench.judge(questions, records, name, folder, how)
 
 
 def _check() -> None:
@@ -140,8 +108,8 @@ def _check() -> None:
     )
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     require(
-        _TASK.value != "mt_bench" or _SAMPLES.value == 1,
-        f"got --samples={_SAMPLES.value}; mt_bench has one answer to each question.",
+        _SAMPLES.value == 1 or not BENCHMARKS[_TASK.value].one_answer,
+        f"got --samples={_SAMPLES.value}; {_TASK.value} has one answer to each question.",
     )
 
 
@@ -150,13 +118,6 @@ def _answering(chat: bool) -> Answering:
     return Answering(
         _STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampling_flags.options()
     )
-
-
-def _described(model: Model, how: Answering) -> dict[str, Any]:
-    """The settings of a model's answers."""
-    config = _digest(json.dumps(model.config, sort_keys=True, default=str).encode())
-    own = {"model": _WORKDIR.value, "model_step": model.step, "config_sha256": config}
-    return own | dataclasses.asdict(how)
 
 
 def main(argv) -> None:
@@ -172,15 +133,15 @@ def main(argv) -> None:
         answer = by_reference(benchmark, _BATCH.value, _SAMPLES.value)
     else:
         how, kind = _answering(choices.chat), family(model.config).kind(model.net)
-        own, answer = _described(model, how), by_model(model, how)
+        own, answer = described(model, _WORKDIR.value, how), by_model(model, how)
+    own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)
-    done = open_folder(folder, _settings(choices, sandbox, own))
+    done = open_folder(folder, own | settings_of(_DATA.value, choices, sandbox))
     show = lambda count, of: print(f"{count} of {of} answers", flush=True)
     records = collect(benchmark, folder, done, answer, _SAMPLES.value, show)
     row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
     row |= summarise(benchmark, records)
-    if _TASK.value == "mt_bench":
-        row |= _judged(records, Path(_WORKDIR.value).name, folder)
+    row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)
     write_whole(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
     print(table([row]))
 

@@ -9,7 +9,7 @@ same time.
 
 Hardware: two CPU cores. The duration is unmeasured. Expected: on `arithmetic1` between 33.4% and
 34.7% of the samples are valid with a teacher, and between 7.5% and 9.0% without one
-(docs/distillation.md, "One call on sums, at equal time"). `phrases4` is unmeasured.
+(docs/methods/flow_map.md, "One call on sums, at equal time"). `phrases4` is unmeasured.
 """
 
 from ml_collections import ConfigDict

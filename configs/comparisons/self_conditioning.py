@@ -8,7 +8,7 @@ clean context.
 
 Hardware: two CPU cores. The duration is unmeasured. Expected: in 64 network calls 82% of the
 samples of the self-conditioned FLM are valid, and 69% of the plain one's; in up to 8 calls
-FMLM_self differs from FMLM by -1 to 3 points (docs/self_conditioning.md, "Measured").
+FMLM_self differs from FMLM by -1 to 3 points (docs/methods/self_conditioning.md, "Measured").
 """
 
 from ml_collections import ConfigDict

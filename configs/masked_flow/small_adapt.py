@@ -2,7 +2,7 @@
 
 python -m flm_jax.train --config=configs/masked_flow/small_adapt.py --workdir=runs/small/adapt
 
-Hardware: two CPU cores. Duration and metrics are unmeasured; docs/masked_flows.md shows the
+Hardware: two CPU cores. Duration and metrics are unmeasured; docs/methods/masked_flow.md shows the
 schedule that it learns.
 """
 

@@ -4,7 +4,7 @@ python -m flm_jax.train --config=configs/masked_flow/small_base.py --workdir=run
 
 Hardware: two CPU cores. The duration is unmeasured. Expected: 93.6% of the problems "a+b=" are
 solved in 3 network calls of low-confidence decoding, and 52.2% in 9 of ancestral sampling
-(docs/masked_flows.md, "A small run, on two CPU cores").
+(docs/methods/masked_flow.md, "A small run, on two CPU cores").
 """
 
 from configs.masked_flow import recipe

@@ -4,7 +4,7 @@ python -m flm_jax.train --config=configs/masked_flow/small_sft.py --workdir=runs
 
 Hardware: two CPU cores. The duration is unmeasured. Expected: with 16 steps, guidance 2 and
 promotion 0.2, 75.3% of the problems "a+b=" are solved in 11.3 network calls on average
-(docs/masked_flows.md, "A small run, on two CPU cores").
+(docs/methods/masked_flow.md, "A small run, on two CPU cores").
 """
 
 from configs.masked_flow import recipe, small_adapt

@@ -3,8 +3,8 @@
 python -m flm_jax.train --config=configs/phrases/mdlm.py --workdir=runs/phrases/mdlm
 
 Hardware: CPU. The duration is unmeasured. Expected: on `phrases2`, ancestral sampling in K steps
-gives a fraction of valid samples of 1 - 1/(2K), the best possible (docs/baselines.md, "MDLM"); the
-other tasks are unmeasured.
+gives a fraction of valid samples of 1 - 1/(2K), the best possible
+(docs/methods/masked_diffusion.md, "MDLM"); the other tasks are unmeasured.
 """
 
 from configs.phrases.recipe import baseline

@@ -7,7 +7,8 @@ python -m flm_jax.train --config=configs/x_prediction/functions_align.py \
 
 Hardware: one CPU core. Duration: 3 minutes for the programs and 7 for the alignment, beside other
 work. Expected: programs of the flow with its default step size pass their unit tests for 97.9% of
-the problems in 4 network calls (docs/x_prediction.md, "Small Python functions, on one CPU core").
+the problems in 4 network calls (docs/methods/x_prediction.md, "Small Python functions, on one CPU
+core").
 """
 
 from configs.x_prediction import functions_base, recipe

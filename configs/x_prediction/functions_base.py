@@ -5,7 +5,7 @@ python -m flm_jax.train --config=configs/x_prediction/functions_base.py \
 
 Hardware: one CPU core. Duration: 29 minutes beside other work. Expected: programs of low-confidence
 mask prediction pass their unit tests for 98.1% of the problems in 16 network calls, and for 40.2%
-in 4 (docs/x_prediction.md, "Small Python functions, on one CPU core").
+in 4 (docs/methods/x_prediction.md, "Small Python functions, on one CPU core").
 """
 
 from configs.x_prediction import recipe

@@ -6,7 +6,7 @@ python -m flm_jax.train --config=configs/x_prediction/sums_align.py --workdir=ru
 
 Hardware: two CPU cores. Duration: 1.3 minutes. Expected: the flow with its default step size solves
 96.7% of the problems "a+b=" in 2 network calls, and with alignment.inputs=mixed 98.3%
-(docs/x_prediction.md, "A small run, on two CPU cores").
+(docs/methods/x_prediction.md, "A small run, on two CPU cores").
 """
 
 from configs.x_prediction import recipe, sums_base

@@ -3,8 +3,8 @@
 python -m flm_jax.train --config=configs/x_prediction/sums_base.py --workdir=runs/xflow/base
 
 Hardware: two CPU cores. Duration: 11 minutes. Expected: low-confidence mask prediction solves 91.0%
-of the problems "a+b=" in 1 network call, 97.5% in 2 and all in 4 (docs/x_prediction.md, "A small
-run, on two CPU cores").
+of the problems "a+b=" in 1 network call, 97.5% in 2 and all in 4 (docs/methods/x_prediction.md, "A
+small run, on two CPU cores").
 """
 
 from configs.x_prediction import recipe

@@ -66,7 +66,7 @@ class Network:
         that take the state. `denoiser.forward` makes the one of the other.
       any_length: whether rows may be shorter than max_length, though it was trained on those.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
-        weights the loss (see `losses.weighting`); None for equal weights.
+        weights the loss (see `losses.time_weighting`); None for equal weights.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
         diffusion alone.
       cache: (rows, length) -> empty cache; causal networks alone, whose features at position l

@@ -50,7 +50,7 @@ def sample_onehot_from(
     Args:
       x_0: noise in R^V.
       net: a one-time network.
-      clock, steps, given: as of `flow_map.sample_from`; given tokens are held on their paths.
+      clock, steps, given: as of `euler.sample_euler_from`; given tokens are held on their paths.
       prediction: what the network's output means, one of `losses.regression.PREDICTIONS`.
 
     Returns:

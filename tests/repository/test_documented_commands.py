@@ -26,7 +26,7 @@ from helpers.pages import commands
 from helpers.prompts import BYTES
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PREPARE = "python -m flm_jax.prepare_data --source=text --path="
 QUICKSTART = f"""{PREPARE}book.txt --vocab_size=512 --out=runs/quickstart/data
 python -m flm_jax.train --config=configs/quickstart/flm.py --workdir=runs/quickstart/flm
@@ -44,7 +44,7 @@ python -m flm_jax.train --config=configs/masked_flow/small_adapt.py $chat --work
 BEFORE = {
     "x_prediction.md": "python -m flm_jax.train --config=configs/x_prediction/sums_base.py "
     "--workdir=runs/xflow/base; ln -s runs/xflow/base W",
-    "masked_flows.md": f"{PREPARE}book.txt --tokenizer=bytes_tokenizer --out=data/pretraining; "
+    "masked_flow.md": f"{PREPARE}book.txt --tokenizer=bytes_tokenizer --out=data/pretraining; "
     "ln -s runs/mlfm_sft W",
     "benchmarks.md": "ln -s runs/chat W",
 }

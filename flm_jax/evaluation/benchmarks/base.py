@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import require
@@ -21,7 +22,9 @@ class Choices:
       examples: file of those of GSM8K.
       pass_at: the k of pass@k.
       whole: MBPP: all problems, not the test split alone.
-      limit: the first so many problems; 0 for all.
+      limit: number of problems, from the first; 0 for all.
+      judge_prompts: file of the prompts that a judge is given; "" for the library's own.
+      judge_references: file of reference answers that a judge is shown; "" for none.
     """
 
     chat: bool = False
@@ -30,6 +33,8 @@ class Choices:
     pass_at: tuple[int, ...] = (1,)
     whole: bool = False
     limit: int = 0
+    judge_prompts: str = ""
+    judge_references: str = ""
 
 
 class Benchmark(NamedTuple):
@@ -42,6 +47,8 @@ class Benchmark(NamedTuple):
       score: [(problem, answer)] -> fields of their records.
       summary: all records -> figures, with bounds NAME_low and NAME_high of 95% intervals.
       turns: answers to each problem.
+      finish: (all records, the model's name, their folder) -> further figures; called once all
+        answers are there, for work such as judging them.
     """
 
     ids: Sequence[str | int]
@@ -50,9 +57,21 @@ class Benchmark(NamedTuple):
     score: Callable[[Sequence[tuple[int, str]]], list[Record]]
     summary: Callable[[Sequence[Record]], Record]
     turns: int = 1
+    finish: Callable[[Sequence[Record], str, Path], Record] = lambda records, model, folder: {}
 
 
 def solved_examples(found: Sequence, choices: Choices, default: int, source: str) -> Sequence:
+    """The solved problems that stand before each problem.
+
+    Args:
+      found: all there are.
+      choices: how many are wanted; none may be before questions.
+      default: how many where choices.shots is -1.
+      source: where they come from, for messages.
+
+    Raises:
+      UserError: more than there are, or any before questions.
+    """
     count = default if choices.shots < 0 else choices.shots
     if choices.chat:
         require(choices.shots <= 0, f"got shots={choices.shots} for questions; expected 0.")
@@ -65,5 +84,6 @@ def solved_examples(found: Sequence, choices: Choices, default: int, source: str
 
 
 def limited(found: Sequence, choices: Choices) -> Sequence:
+    """The first choices.limit problems; all where that is 0."""
     require(choices.limit >= 0, f"got limit={choices.limit}; expected 0 (all) or more.")
     return found[: choices.limit] if choices.limit else found

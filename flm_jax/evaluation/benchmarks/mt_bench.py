@@ -5,6 +5,7 @@ A judge model rates each answer from 1 to 10, the second with the first turn bef
 
 import concurrent.futures
 import json
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import append_json_line, read_json_lines, write_whole
 from flm_jax.data.jsonl import read_records, text_field
+from flm_jax.evaluation.benchmarks import chat_endpoint
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited
 from flm_jax.evaluation.benchmarks.chat_endpoint import Endpoint, ask
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
@@ -298,9 +300,33 @@ def _mean(name: str, values: Sequence[float]) -> Record:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
+def judged(
+    questions: Sequence[Question],
+    choices: Choices,
+    records: Sequence[Record],
+    model: str,
+    folder: Path,
+) -> Record:
+    """Writes the answer file, and has it graded where the environment names a judge."""
+    print(f"wrote {write_answers(folder, records, model)}")
+    endpoint = chat_endpoint.from_environment(os.environ)
+    if endpoint is None:
+        print(
+            f"not judged: {chat_endpoint.URL} is not set; expected the URL of an OpenAI-compatible "
+            f"endpoint there, {chat_endpoint.KEY} and {chat_endpoint.MODEL}. The same command then "
+            "judges."
+        )
+        return {}
+    prompts = read_prompts(choices.judge_prompts) if choices.judge_prompts else PROMPTS
+    references = read_references(choices.judge_references) if choices.judge_references else None
+    return judge(questions, records, model, folder, Judging(endpoint, prompts, references))
+
+
 def make_mt_bench(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
+    """MT-Bench from FastChat's question.jsonl."""
     del sandbox
-    questions = limited(read_questions(path), choices)
+    asked = read_questions(path)
+    questions = limited(asked, choices)
     return Benchmark(
         ids=[question.id for question in questions],
         prompt=lambda i, before: prompt(questions[i], before, choices.chat),
@@ -308,4 +334,5 @@ def make_mt_bench(path: str, choices: Choices, sandbox: Sandbox | None) -> Bench
         score=lambda pairs: [{"category": questions[i].category} for i, _ in pairs],
         summary=lambda records: {},
         turns=2,
+        finish=lambda *done: judged(asked, choices, *done),
     )

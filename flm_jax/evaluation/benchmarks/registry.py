@@ -1,5 +1,8 @@
 """The benchmarks by name."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from flm_jax.core.errors import one_of, require
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices
 from flm_jax.evaluation.benchmarks.code import make_humaneval, make_mbpp
@@ -7,13 +10,27 @@ from flm_jax.evaluation.benchmarks.gsm8k import make_gsm8k
 from flm_jax.evaluation.benchmarks.mt_bench import make_mt_bench
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 
-BENCHMARKS = {
-    "gsm8k": make_gsm8k,
-    "mt_bench": make_mt_bench,
-    "humaneval": make_humaneval,
-    "mbpp": make_mbpp,
+
+class Entry(NamedTuple):
+    """A benchmark that can be run.
+
+    Attributes:
+      make: (path of its data, choices, sandbox or None) -> Benchmark.
+      programs: whether its answers are programs, which run in a sandbox.
+      one_answer: whether each problem has one answer, not several samples.
+    """
+
+    make: Callable[[str, Choices, Sandbox | None], Benchmark]
+    programs: bool = False
+    one_answer: bool = False
+
+
+BENCHMARKS: dict[str, Entry] = {
+    "gsm8k": Entry(make_gsm8k),
+    "mt_bench": Entry(make_mt_bench, one_answer=True),
+    "humaneval": Entry(make_humaneval, programs=True),
+    "mbpp": Entry(make_mbpp, programs=True),
 }
-WITH_PROGRAMS = ("humaneval", "mbpp")
 
 
 def make_benchmark(
@@ -23,11 +40,13 @@ def make_benchmark(
 
     Args:
       path: its data file.
-      sandbox: where programs run; of `WITH_PROGRAMS`.
+      choices: what can be chosen.
+      sandbox: where programs run, for benchmarks of programs.
 
     Raises:
       UserError: an unknown name, no such file, a bad line of it, impossible choices.
     """
     one_of("task", name, BENCHMARKS)
-    require(sandbox is not None or name not in WITH_PROGRAMS, f"{name} runs programs in a sandbox.")
-    return BENCHMARKS[name](path, choices, sandbox)
+    entry = BENCHMARKS[name]
+    require(sandbox is not None or not entry.programs, f"{name} runs programs in a sandbox.")
+    return entry.make(path, choices, sandbox)

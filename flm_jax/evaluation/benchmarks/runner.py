@@ -4,6 +4,8 @@ A folder holds settings.json, records.jsonl (one line an answer), and at the end
 that was stopped writes the same records as one that was not: each batch has its own random key.
 """
 
+import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,8 @@ from typing import Any
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.core.files import append_json_line, read_json_lines, write_whole
-from flm_jax.evaluation.benchmarks.base import Benchmark, Record
+from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
+from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference.answers import Answer, Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, room
 
@@ -63,6 +66,37 @@ def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Ans
             yield [Answer(i, text, texts[i] + text, 0) for i, text in zip(some, found)]
 
     return answer
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[str, Any]:
+    """What records depend on besides the model: data, examples, choices, where programs run.
+
+    Args:
+      data: path of the benchmark's data.
+      choices: what was chosen; what only the summary reads is left out.
+      sandbox: of benchmarks of programs.
+    """
+    files = {
+        f"{name}_sha256": _digest(Path(path).read_bytes())
+        for name, path in (("data", data), ("examples", choices.examples))
+        if path
+    }
+    more = dataclasses.asdict(choices)
+    for name in ("pass_at", "examples", "judge_prompts", "judge_references"):
+        del more[name]
+    where = {"isolation": sandbox.isolation, "seconds": sandbox.limits.seconds} if sandbox else {}
+    return files | more | where
+
+
+def described(model: Model, workdir: str, how: Answering) -> dict[str, Any]:
+    """The settings of a model's answers."""
+    config = _digest(json.dumps(model.config, sort_keys=True, default=str).encode())
+    own = {"model": workdir, "model_step": model.step, "config_sha256": config}
+    return own | dataclasses.asdict(how)
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
