@@ -3,9 +3,9 @@
 python -m flm_jax.train --config=configs/masked_flow/adapt.py --workdir=runs/mlfm_adapt
 
 The base model is what `python -m flm_jax.convert --source=smdm` wrote to runs/smdm
-(docs/methods/masked_flow.md); its sizes are read from there. The data in data/pretraining must be prepared
-with its tokenizer. Adapters, gamma and optimizer are the paper's; the number of steps, the batch
-and the length are not.
+(docs/methods/masked_flow.md); its sizes are read from there. The data in data/pretraining must be
+prepared with its tokenizer. Adapters, gamma and optimizer are the paper's; the number of steps, the
+batch and the length are not.
 
 Hardware: accelerators. Duration and metrics are unmeasured.
 """

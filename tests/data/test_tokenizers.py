@@ -104,7 +104,7 @@ def test_sentencepiece_training_is_deterministic(model):
 def test_sentencepiece_training_is_deterministic_across_processes(tmp_path):
     (tmp_path / "a.txt").write_text(ENGLISH)
     program = (
-        "import sys; from flm_jax.data.tokenizers import SentencePieceTokenizer as T;"
+        "import sys; from flm_jax.data.tokenizers.builtin import SentencePieceTokenizer as T;"
         "print(T.train([open(sys.argv[1]).read()], 520).fingerprint)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a.txt")]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from flm_jax.core.errors import UserError
-from flm_jax.evaluation import measure as evaluation_measure
+from flm_jax.evaluation import compare
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.measure import measure
 from helpers.runs import tiny_config
@@ -53,7 +53,7 @@ def measured(monkeypatch):
         done.append((workdir.rsplit("/", 1)[1], *steps))
         return measure(workdir, steps, **settings)
 
-    monkeypatch.setattr(evaluation_measure, "measure", note)
+    monkeypatch.setattr(compare, "measure", note)
     return done
 
 
@@ -97,7 +97,7 @@ def test_other_settings_are_measured_again(finished, measured):
 
 def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
     """A comparison that is stopped between two rows of a model measures only the second again."""
-    changed, whole = comparison() | {"seed": 1}, evaluation_measure.measure
+    changed, whole = comparison() | {"seed": 1}, compare.measure
 
     def stops(workdir, steps, **settings):
         rows = whole(workdir, steps, **settings)
@@ -105,7 +105,7 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluation_measure, "measure", stops)
+        patch.setattr(compare, "measure", stops)
         compare_run(changed, str(finished))
     measured.clear()
     compare_run(changed, str(finished))

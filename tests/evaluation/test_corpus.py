@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from flm_jax.build import load as build_load
 from flm_jax.build.load import Model
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
@@ -37,7 +36,7 @@ def unigram(monkeypatch):
         config.objective.name, config.model.name = "autoregressive", "causal"
         net = unigram_judge(ByteTokenizer(), PROBS, length=16).net
         model = Model(check(config), net, {}, None, ByteTokenizer(), 1)
-        monkeypatch.setattr(build_load, "load_model", lambda workdir: model)
+        monkeypatch.setattr(corpus, "load_model", lambda workdir: model)
 
     return load
 

@@ -205,3 +205,32 @@ def test_bad_runs_are_refused(model, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
         policy_trainer.train_policy_run(tiny(model, **values), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_steps_that_are_not_finite_change_nothing(model, tmp_path, monkeypatch):
+    def spoilt(task):
+        """Finite where problems are chosen, and not a number in every step."""
+        calls, reward = itertools.count(), even(task)
+        return lambda *rows: reward(*rows) * (np.nan if next(calls) else 1.0)
+
+    monkeypatch.setitem(task_rewards.REWARDS, "exact_match", spoilt)
+    config = tiny(model, **{"train.max_skipped": 2})
+    with pytest.raises(UserError, match="2 steps in a row had a non-finite loss or gradient"):
+        policy_trainer.train_policy_run(config, str(tmp_path))
+    assert list(tmp_path.glob("bad_batch_2*.npz"))
+
+
+def test_meshes_agree(model, tmp_path, monkeypatch):
+    """One device after the other, answers over all of them, and the model's parameters as well."""
+    monkeypatch.setitem(task_rewards.REWARDS, "exact_match", even)
+    found = {}
+    for name, mesh in (("data", {}), ("fsdp", {"mesh.data": 2, "mesh.fsdp": 4})):
+        config = tiny(model, **({"train.steps": 2} | mesh))
+        assert policy_trainer.train_policy_run(config, str(tmp_path / name)) == 0
+        found[name] = load_step_policy(str(tmp_path / name)).params
+    for a, b in zip(jax.tree.leaves(found["data"]), jax.tree.leaves(found["fsdp"])):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+    with pytest.raises(UserError, match="is 4, which does not split over 8 devices"):
+        policy_trainer.train_policy_run(
+            tiny(model, prompt_batch=1, group=4), str(tmp_path / "uneven")
+        )
