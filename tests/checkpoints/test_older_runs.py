@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import flm_jax
+from flm_jax.inference.step_policy import load_step_policy
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = Path(__file__).parent / "older_runs" / "older_runs.tar.gz"
@@ -67,6 +70,15 @@ CONTINUED = {
         " --config.bridge.refit_every=2 --config.optim.lr=0.002",
     ),
 }
+
+
+# The policy's run, on `aligned`, and what a0cb211 gave when it went from step 4 to 6.
+POLICY = """
+    --config.model=aligned --config.prompts=400 --config.prompt_batch=2 --config.group=4
+    --config.policy.hidden=8 --config.optim.lr=0.1 --config.optim.warmup_steps=0
+    --config.optim.ema_decay=0.5
+"""
+POLICY_AT_6 = {"parameters": 90, "sum": 0.6099199843592942, "absolute_sum": 26.647163077723235}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,3 +177,44 @@ def test_policies_and_rewards_steer_as_before(name, tmp_path):
 @pytest.mark.parametrize("name", CONTINUED)
 def test_runs_continue_as_before(name, tmp_path):
     compare(of_continued(name, tmp_path), file_of("continued", name), rtol=1e-5)
+
+
+def policy_command(workdir, steps):
+    config = f"--config={ROOT}/configs/x_prediction/sums_policy.py"
+    return [config, f"--workdir={workdir}", *POLICY.split(), f"--config.train.steps={steps}"]
+
+
+def policy_params(workdir):
+    leaves = jax.tree.leaves(load_step_policy(str(workdir)).params)
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+
+
+def test_a_policy_continues_as_before(tmp_path):
+    shutil.copytree("policy", tmp_path / "run")
+    output = command("train_policy", *policy_command(tmp_path / "run", 6))
+    assert "step 5/6" in output and "step 4/6" not in output
+    found = policy_params(tmp_path / "run")
+    assert found.size == POLICY_AT_6["parameters"]
+    sums = found.sum(), np.abs(found).sum()
+    wanted = POLICY_AT_6["sum"], POLICY_AT_6["absolute_sum"]
+    np.testing.assert_allclose(sums, wanted, rtol=0, atol=1e-5 * wanted[1])
+
+
+@pytest.mark.slow
+def test_a_killed_policy_loses_only_what_follows_its_last_checkpoint(tmp_path):
+    every = ["--config.train.checkpoint_every=2", "--config.train.log_every=1"]
+    shutil.copytree("policy", tmp_path / "whole")
+    shutil.copytree("policy", tmp_path / "killed")
+    command("train_policy", *policy_command(tmp_path / "whole", 24), *every)
+    line = [sys.executable, "-m", "flm_jax.train_policy"]
+    line += [*policy_command(tmp_path / "killed", 24), *every]
+    process = subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not (tmp_path / "killed/checkpoints/10").exists():
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    output = command("train_policy", *policy_command(tmp_path / "killed", 24), *every)
+    assert "step 24/24" in output and "step 5/24" not in output
+    whole, killed = policy_params(tmp_path / "whole"), policy_params(tmp_path / "killed")
+    np.testing.assert_array_equal(whole, killed)
