@@ -22,7 +22,7 @@ from flm_jax.denoiser.head import Readout, expected_embedding, summary
 from flm_jax.flows.interpolants import interpolate, mask_anchored
 from flm_jax.flows.masking import free_positions, hide_independently
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import number_of, token_weights
 
 Inputs = Literal["masked", "progress", "mixed", "predicted"]
 INPUTS = ("masked", "progress", "mixed", "predicted")
@@ -149,7 +149,7 @@ def alignment_loss(
 
     Args:
       params: of a network with an anchor.
-      batch: "tokens" int32 [B, L], "mask" [B, L], and optionally "prompt", see `written`.
+      batch: "tokens" int32 [B, L], "mask" [B, L], and optionally "prompt", see `free_positions`.
       key: for shares, masks, progress and dropout.
       rows: which rows of the global batch these are.
 
@@ -170,4 +170,5 @@ def alignment_loss(
         "squared_distance_per_token": loss,
         "hidden_squared_distance_per_token": mean(hidden),
         "visible_squared_distance_per_token": mean(counted & ~hidden),
+        "counted": number_of(counted),
     }

@@ -9,7 +9,7 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Frozen, token_weights
+from flm_jax.losses.base import Frozen, number_of, token_weights
 
 
 def next_token_loss(
@@ -50,9 +50,9 @@ def autoregressive_loss(
       net: its features at position l see the tokens before l alone.
 
     Returns:
-      nats/token, and metrics {"nll_nats_per_token"}.
+      nats/token, and metrics {"nll_nats_per_token", "counted"}.
     """
     del frozen
     weights = token_weights(batch["mask"])
     loss, _ = next_token_loss(params, batch["tokens"], weights, net=net, key=rows.fold(key))
-    return loss, {"nll_nats_per_token": loss}
+    return loss, {"nll_nats_per_token": loss, "counted": number_of(batch["mask"])}

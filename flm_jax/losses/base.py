@@ -11,6 +11,11 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.flows.time_sampling import Rows
 
 
+def number_of(mask: Shaped[Array, "b l"]) -> jax.Array:
+    """How many positions count, float32."""
+    return jnp.sum(mask.astype(jnp.float32))
+
+
 def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
     """Weights of the mean over valid positions: mask / sum(mask), float32."""
     mask = mask.astype(jnp.float32)
@@ -31,7 +36,10 @@ class Frozen(NamedTuple):
     tracked: Any = None
 
 
-# objective(params, frozen, batch, key, rows) -> (loss, metrics)
+# objective(params, frozen, batch, key, rows) -> (loss, metrics). The loss is a mean over positions;
+# under "counted" the metrics hold their number, by which the parts of a batch are weighted: the
+# gradient of a batch then does not depend on the number of its microbatches. Without it all parts
+# count alike.
 Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
 
 

@@ -14,7 +14,7 @@ from flm_jax.denoiser.self_conditioning import estimated
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import Frozen, token_weights
+from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
 from flm_jax.losses.time_weighting import time_weights
 
@@ -88,7 +88,7 @@ def denoising_loss(
 
     Returns:
       Mean over valid tokens that are not clean, nats/token, weighted over times where the network
-      says how; and metrics {"nll_nats_per_token"}, the mean itself.
+      says how; and metrics {"nll_nats_per_token"}, the mean itself, and "counted".
     """
     del frozen
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
@@ -96,7 +96,8 @@ def denoising_loss(
     tau = stratified_uniform(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
     clean = clean_context(key, batch, cfg.context, rows)
-    weights = token_weights(counted(batch["mask"], clean))
+    mask = counted(batch["mask"], clean)
+    weights = token_weights(mask)
     scaled, penalty = time_weights(net, params, weights, tau, tau)
     tau, t = at_clean(clean, tau, tau_to_t(clock, tau))
     y_t, _ = noisy_states(noise_key, t, tokens, net.table(params), noise=cfg.noise)
@@ -104,4 +105,5 @@ def denoising_loss(
     loss, nll = denoising_loss_at(
         params, y_t, tau, tokens, scaled, net=net, key=dropout_key, estimate=estimate
     )
-    return loss + penalty, {"nll_nats_per_token": jnp.sum(weights * nll)}
+    metrics = {"nll_nats_per_token": jnp.sum(weights * nll), "counted": number_of(mask)}
+    return loss + penalty, metrics

@@ -20,7 +20,7 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.masking import after, masked_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import Frozen, token_weights
+from flm_jax.losses.base import Frozen, number_of, token_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,8 @@ def masked_loss(
       rows: which rows of the global batch these are.
 
     Returns:
-      Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same bound.
+      Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same bound, and
+      "counted".
     """
     del frozen
     time_key, mask_key, dropout_key = jax.random.split(key, 3)
@@ -94,8 +95,9 @@ def masked_loss(
     t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
     free = after(cfg.prompt, batch["mask"])
     masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
-    weights = token_weights(batch["mask"] * free) * masked / t[:, None]
+    mask = batch["mask"] * free
+    weights = token_weights(mask) * masked / t[:, None]
     loss, _ = masked_loss_at(
         params, tokens, masked, t, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
-    return loss, {"nll_nats_per_token": loss}
+    return loss, {"nll_nats_per_token": loss, "counted": number_of(mask)}

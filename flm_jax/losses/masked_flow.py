@@ -19,7 +19,7 @@ from flm_jax.flows.masked_bridge import SIGMA, bridge_states, progress, t_from_g
 from flm_jax.flows.masking import free_positions, hide_share
 from flm_jax.flows.noise_schedule import GammaConfig, GammaState, draw_gamma, observe
 from flm_jax.flows.time_sampling import Rows, kronecker_uniform
-from flm_jax.losses.base import token_weights
+from flm_jax.losses.base import number_of, token_weights
 
 _NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a whole answer
 
@@ -136,6 +136,7 @@ def bridge_loss(
     metrics = {
         "nll_nats_per_token": jnp.sum(weights * nll),
         "squared_distance_per_token": distance,
+        "counted": number_of(hidden),
         "observed": _observed(nll, gamma, share, hidden, tokens, cfg),
     }
     return loss, metrics

@@ -25,7 +25,7 @@ from flm_jax.denoiser.head import Readout
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states, states_from_onehot
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import Frozen, token_weights
+from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.distillation.moving_target import squared
 
 Prediction = Literal["probabilities", "denoiser", "velocity"]
@@ -77,7 +77,7 @@ def regression_loss(
       params, frozen, batch, key, rows, net, clock: as of `denoising_loss`.
 
     Returns:
-      Mean over valid tokens, and metrics {"squared_per_token"}, the same.
+      Mean over valid tokens, and metrics {"squared_per_token"}, the same, and "counted".
     """
     del frozen
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
@@ -96,4 +96,4 @@ def regression_loss(
         loss, _ = squared_to_tokens(out, tokens, weights, net)
     else:
         loss = jnp.sum(weights * jnp.sum(jnp.square(output(out) - target), axis=-1))
-    return loss, {"squared_per_token": loss}
+    return loss, {"squared_per_token": loss, "counted": number_of(batch["mask"])}

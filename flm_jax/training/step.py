@@ -20,9 +20,11 @@ def step_key(seed: int, step: jax.Array) -> Key:
 
 
 def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, key, parts: int):
-    """Mean of the gradients and metrics of `parts` interleaved parts of the batch.
+    """Gradients, metrics and observed sums over `parts` interleaved parts of the batch.
 
-    Part m takes rows m, m + M, ...: on every device as many rows of each part.
+    Part m takes rows m, m + M, ...: on every device as many rows of each part. A part counts by
+    its number of positions ("counted" in its metrics), so that the result is the mean over the
+    positions of the whole batch.
     """
     rows = batch["tokens"].shape[0]
     size = rows // parts
@@ -30,7 +32,8 @@ def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, 
 
     def one(start, part):
         (_, metrics), grads = gradients(state.params, frozen, part, key, Rows(start, rows))
-        return grads, metrics
+        metrics, number, observed = _read(metrics)
+        return jax.tree.map(lambda x: x * number, (grads, metrics)), number, observed
 
     starts = jnp.arange(parts) * size
     shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], split))
@@ -39,8 +42,17 @@ def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, 
     def accumulate(total, item):
         return jax.tree.map(jnp.add, total, one(*item)), None
 
-    total, _ = jax.lax.scan(accumulate, zeros, (starts, split))
-    return jax.tree.map(lambda x: x / parts, total)
+    (sums, number, observed), _ = jax.lax.scan(accumulate, zeros, (starts, split))
+    # A batch in which nothing counts has no gradient.
+    grads, metrics = jax.tree.map(lambda x: x / jnp.maximum(number, 1.0), sums)
+    return grads, metrics, observed
+
+
+def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
+    """(metrics proper, number of positions that count, sums for a tracker or None)."""
+    proper = dict(metrics)
+    number = proper.pop("counted", jnp.ones(()))
+    return proper, number, proper.pop("observed", None)
 
 
 def make_train_step(
@@ -68,13 +80,12 @@ def make_train_step(
         if microbatches == 1:
             rows = Rows(0, batch["tokens"].shape[0])
             (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
+            metrics, _, observed = _read(metrics)
         else:
-            grads, metrics = _accumulated(gradients, state, frozen, batch, key, microbatches)
+            found = _accumulated(gradients, state, frozen, batch, key, microbatches)
+            grads, metrics, observed = found
         tracked = state.tracked
         if tracker:
-            metrics = dict(metrics)
-            # `_accumulated` gives the mean over microbatches; sums are wanted.
-            observed = jax.tree.map(lambda x: x * microbatches, metrics.pop("observed"))
             tracked = tracker.update(tracked, observed, state.step)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.all(

@@ -1,12 +1,22 @@
 """Train steps: non-finite ones change nothing, microbatches average."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from flm_jax.build.adapters import trained_params
+from flm_jax.build.families.registry import OBJECTIVES, family, make_objective
+from flm_jax.build.flow import make_clock
+from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import new_state
-from flm_jax.training.step import make_train_step
-from helpers.runs import assert_equal
+from flm_jax.config.check import check
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen
+from flm_jax.models.lora import split
+from flm_jax.training.step import make_train_step, step_key
+from helpers.runs import assert_equal, tiny_config
 
 
 def _quadratic(params, frozen, batch, key, rows):
@@ -47,3 +57,68 @@ def test_microbatches_average_gradients_over_disjoint_rows():
         states.append(step(new_state({"w": jnp.ones(3)}, optimizer), {}, batch)[0])
     np.testing.assert_allclose(states[0].params["w"], states[1].params["w"], rtol=1e-6)
     assert all(rows.total == 8 for rows in seen if not isinstance(rows.start, int))
+
+
+def small_objective(name):
+    """(objective, trained parameters, frozen ones, tracker) of a small network with padding."""
+    config = tiny_config()
+    kind = OBJECTIVES[name]
+    config.objective.name, config.model.name = name, kind.networks[-1]
+    config.model.length, config.model.vocab_size, config.model.two_time = 6, 11, kind.two_time
+    config.model.attention_softcap = 0.0
+    if "context" in kind.accepts:
+        config.objective.context = 0.5
+    if kind.adapts == "always":
+        config.adapters.base = "base"
+    config = check(config)
+    net = make_network(config)
+    params, teacher = net.init(jax.random.key(0)), {}
+    if kind.adapts != "never":
+        teacher = split(params)[0] if kind.adapts == "always" else params
+    learns = bool(teacher)
+    objective = make_objective(config, net, make_clock(config, 11), net if learns else None)
+    return objective, trained_params(config, params), teacher, family(config).tracker(config)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_part_counts_by_its_positions(name):
+    """A part in which nothing is valid takes no share: the gradient is that of the other one."""
+    objective, params, teacher, tracker = small_objective(name)
+    tokens = jax.random.randint(jax.random.key(1), (16, 6), 0, 11)
+    valid = jnp.tile(jnp.arange(16) % 2 == 0, (6, 1)).T
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(
+        objective, optimizer, seed=0, microbatches=2, ema_decay=0.9, tracker=tracker
+    )
+    state = new_state(params, optimizer, tracker)
+    after, metrics = jax.jit(step)(state, teacher, {"tokens": tokens, "mask": valid})
+    part = {"tokens": tokens[::2], "mask": valid[::2]}
+    frozen = Frozen(teacher, state.ema_params, state.tracked)
+    gradient = jax.jit(jax.grad(objective, has_aux=True))
+    want, alone = gradient(params, frozen, part, step_key(0, state.step), Rows(0, 16))
+    moved = jax.tree.map(jnp.subtract, params, after.params)
+    assert optax.tree.norm(want) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, want)
+    assert "counted" not in metrics and float(alone["counted"]) > 0
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_the_gradient_does_not_depend_on_the_number_of_parts(parts):
+    """Of an objective that draws nothing, with rows of 1 to 6 valid positions."""
+    objective, params, _, _ = small_objective("autoregressive")
+    tokens = jax.random.randint(jax.random.key(1), (16, 6), 0, 11)
+    valid = jnp.arange(6)[None] <= jnp.arange(16)[:, None] % 6
+    batch, optimizer, moved = {"tokens": tokens, "mask": valid}, optax.sgd(1.0), []
+    for number in (1, parts):
+        step = make_train_step(objective, optimizer, seed=0, microbatches=number, ema_decay=0.9)
+        moved.append(jax.jit(step)(new_state(params, optimizer), {}, batch))
+    (whole, one), (split_up, several) = moved
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.tree.map(jnp.subtract, params, whole.params),
+        jax.tree.map(jnp.subtract, params, split_up.params),
+    )
+    np.testing.assert_allclose(one["grad_norm"], several["grad_norm"], rtol=1e-4)
+    name = "nll_nats_per_token"
+    np.testing.assert_allclose(one[name], several[name], rtol=1e-5)

@@ -21,7 +21,7 @@ from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.noising import NoiseKind, noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
-from flm_jax.losses.base import Frozen, token_weights
+from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
 from flm_jax.losses.time_weighting import time_weights
 
@@ -166,7 +166,8 @@ def distillation_loss(
     clean_d, clean_o = (None, None) if clean is None else _split(clean, group, n_diag)
     noise_d, noise_o = jax.random.split(rows.fold(noise_key))
     drop_d, drop_o = jax.random.split(rows.fold(drop_key))
-    table, total = net.table(params), jnp.maximum(jnp.sum(mask).astype(jnp.float32), 1.0)
+    table, number = net.table(params), number_of(mask)
+    total = jnp.maximum(number, 1.0)
     other = None if teacher is None else teacher.table(frozen.teacher)
     loss, metrics = 0.0, {}
 
@@ -200,7 +201,7 @@ def distillation_loss(
         )
         loss = loss + value + penalty
         metrics |= {name: _mean(value, mask_o) for name, value in values.items()}
-    return loss, metrics
+    return loss, metrics | {"counted": number}
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
