@@ -27,7 +27,7 @@ from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.models.mixture_of_experts import ExpertsConfig
 from flm_jax.models.step_policy import Policy
-from flm_jax.models.transformer import TransformerConfig, block_weights
+from flm_jax.models.transformer import TransformerConfig, block_operations
 
 # Keys that the DiT alone reads, with the value that switches each off; workdirs may be older.
 _DIT_KEYS = {"position_table": False, "self_conditioning": False, "posterior_input": False}
@@ -43,14 +43,14 @@ class _Kind(NamedTuple):
         networks read, and those of `own`.
       own: keys of config.model that it reads and others refuse, with what switches each off.
       adapters: whether a trained one can be adapted (config.adapters).
-      block_weights: config.model -> weights of the blocks' matrices that each token meets.
+      operations: config.model -> least operations of a token in the blocks of one forward call.
       tensors: (config, params) -> tensors under the names of its reference.
     """
 
     make: Callable[[Config, AttentionPlan, Config], Network]
     own: dict[str, Any]
     adapters: bool
-    block_weights: Callable[[Config], int]
+    operations: Callable[[Config], int]
     tensors: Callable[[Config, Params], dict[str, np.ndarray]]
 
 
@@ -98,9 +98,9 @@ def _dit_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
 
 
 MODELS: dict[str, _Kind] = {
-    "dit": _Kind(_dit, _DIT_KEYS, False, block_weights, _dit_tensors),
-    "causal": _Kind(_causal, {}, False, block_weights, _dit_tensors),
-    "llama": _Kind(_llama, {}, True, llamas.block_weights, exported_tensors),
+    "dit": _Kind(_dit, _DIT_KEYS, False, block_operations, _dit_tensors),
+    "causal": _Kind(_causal, {}, False, block_operations, _dit_tensors),
+    "llama": _Kind(_llama, {}, True, llamas.block_operations, exported_tensors),
 }
 
 

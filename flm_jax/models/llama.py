@@ -12,7 +12,6 @@ experts beside the MLP, which is then the shared expert (`mixture_of_experts`).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from flax import nnx
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Key, Params, Times
+from flm_jax.core.types import Config, Key, Params, Times
 from flm_jax.models import lora
 from flm_jax.models.attention import (
     AttentionPlan,
@@ -35,6 +34,7 @@ from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig, check_expe
 from flm_jax.models.transformer import (
     TransformerConfig,
     as_network,
+    attention_operations,
     check_transformer,
     run_blocks,
 )
@@ -348,8 +348,8 @@ def _anchor(cfg: LlamaConfig, params: Params) -> jax.Array:
     return jnp.broadcast_to(row.astype(jnp.float32), (cfg.max_length, cfg.dim))
 
 
-def block_weights(model: dict[str, Any]) -> int:
-    """Weights of the blocks' matrices that each token meets, the router's included.
+def block_operations(model: Config) -> int:
+    """Least operations of a token in the blocks, the router's included; LoRA counts nothing.
 
     Args:
       model: config.model.
@@ -357,10 +357,10 @@ def block_weights(model: dict[str, Any]) -> int:
     dim, depth, llama = model["dim"], model["depth"], model["llama"]
     hidden = llama.get("mlp_hidden", 0) or model["mlp_ratio"] * dim
     narrow = dim * (llama["kv_heads"] or model["heads"]) // model["heads"]
-    attention = 2 * dim * (dim + narrow)
-    experts = llama.get("experts", {"number": 0})
-    if not experts["number"]:
-        return depth * (attention + 3 * dim * hidden)
-    active = (experts["shared"] + experts["active"]) * experts["hidden"]
-    mixed = (depth - experts["dense_blocks"]) * (3 * dim * active + dim * experts["number"])
-    return depth * attention + experts["dense_blocks"] * 3 * dim * hidden + mixed
+    weights, experts = depth * 2 * dim * (dim + narrow), llama.get("experts", {"number": 0})
+    dense = experts["dense_blocks"] if experts["number"] else depth
+    weights += dense * 3 * dim * hidden
+    if experts["number"]:
+        active = (experts["shared"] + experts["active"]) * experts["hidden"]
+        weights += (depth - dense) * (3 * dim * active + dim * experts["number"])
+    return 2 * weights + attention_operations(model)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flm_jax.core.errors import one_of
 from flm_jax.core.network import Network
-from flm_jax.core.types import Key, Params
+from flm_jax.core.types import Config, Key, Params
 from flm_jax.models.attention import AttentionPlan, check_attention
 from flm_jax.models.layers import REMAT
 
@@ -113,10 +113,19 @@ def as_network(
     return Network(init=init, features=features, **(fields | more))
 
 
-def block_weights(model: dict[str, Any]) -> int:
-    """Weights of the matrices of a DiT's or a causal transformer's blocks.
+def attention_operations(model: Config) -> int:
+    """Operations of a token in attention's two products, over all blocks: 4 L D each."""
+    return 4 * model["length"] * model["dim"] * model["depth"]
+
+
+def block_operations(model: Config) -> int:
+    """Least operations of a token in the blocks of a DiT or a causal transformer.
+
+    2 for each weight of the matrices, and attention's products; time embeddings and adaLN count
+    nothing.
 
     Args:
       model: config.model.
     """
-    return model["depth"] * (4 + 2 * model["mlp_ratio"]) * model["dim"] ** 2
+    weights = model["depth"] * (4 + 2 * model["mlp_ratio"]) * model["dim"] ** 2
+    return 2 * weights + attention_operations(model)

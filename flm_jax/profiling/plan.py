@@ -100,14 +100,12 @@ def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
 def forward_minimum(config: Config, rows: int) -> int:
     """Operations of one network call on `rows` sequences, head included.
 
-    2 for each weight of the blocks' matrices and of the head and each token, and 4 L D a token and
-    block for attention's two products. Embedding look-ups, time embeddings, adaLN and LoRA count
-    nothing.
+    Those of the blocks the network states (`build.model.MODELS`); the head takes 2 for each of its
+    weights and each token. Embedding look-ups count nothing.
     """
     model = config["model"]
-    dim, length = model["dim"], model["length"]
-    weights = network_kind(config).block_weights(model) + dim * model["vocab_size"]
-    return rows * length * (2 * weights + 4 * length * dim * model["depth"])
+    token = network_kind(config).operations(model) + 2 * model["dim"] * model["vocab_size"]
+    return rows * model["length"] * token
 
 
 def train_minimum(config: Config) -> int:

@@ -87,13 +87,19 @@ def check_network(config: Config, adapted: bool) -> None:
             f"objective {goal} needs a network that sees all positions; set config.model.name = "
             "'dit', or config.objective.name = 'autoregressive'.",
         )
-    else:
+    elif name == "llama":
         allowed = kind.adapts == "either" or kind.adapts == ("always" if adapted else "never")
         require(
             name in kind.networks and allowed,
             f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
             "objective masked, by masked_bridge with config.adapters.base set, whose adapters tell "
             "it the time, and by alignment either way.",
+        )
+    else:
+        require(
+            name in kind.networks,
+            f"config.model.name is {name!r}, which objective {goal} does not train; expected "
+            f"{' or '.join(kind.networks)}.",
         )
     two_time = model["two_time"]
     require(
