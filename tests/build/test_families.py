@@ -168,7 +168,7 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
     params = abstract_params(net)
     batch = {k: jax.ShapeDtypeStruct((8, 2), jnp.int32) for k in ("tokens", "mask")}
     shape = lambda p, b: objective(p, None, b, KEY, Rows(0, 8))
-    assert list(jax.eval_shape(shape, params, batch)[1]) == [metric]
+    assert list(jax.eval_shape(shape, params, batch)[1]) == ["counted", metric]
     sampler = family(config).sampler(config, net, clock, 3, Options())
     assert jax.eval_shape(sampler, KEY, params, nothing_given(2, 2)).tokens.shape == (2, 2)
     has_probabilities = settings.get("prediction", "probabilities") == "probabilities"
