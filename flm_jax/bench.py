@@ -2,12 +2,18 @@
 
 python -m flm_jax.bench --suite=cpu --json=bench.json [--baseline=OLD.json]
 
-Suites: cpu (small models), scaling (1 to 8 host devices), gpu and tpu (the papers' sizes in bf16).
-Each variant of a case lives in a process of its own (peak memory is a property of a process). Both
-are started, compile, and then take turns, a few steps each, so that a slow minute of the machine
-falls on all. Medians are reported, with the last variant's ratios to the others, and each one's to
-the file of an earlier run. Utilisation is the operations of the traced program (matrix products)
-a second, against those of a large matrix product measured in the same process.
+Suites: cpu (small models), scaling (1 to 8 host devices), tpu (the papers' sizes in bf16). Each
+variant of a case lives in a process of its own (peak memory is a property of a process). Both are
+started, compile, and then take turns, a few steps each, so that a slow minute of the machine falls
+on all. Medians are reported, with the last variant's ratios to the others, and each one's to the
+file of an earlier run.
+
+gpu and gpu_quick (the papers' sizes in bf16, six minutes and two) instead run a group of cases in
+one process, one after another, and print a line as each is done; --seconds bounds them. What does
+not fit or fails costs one line. gpu_smoke is gpu_quick at tiny sizes, to try it without a GPU.
+
+Utilisation is the operations of the traced program (matrix products) a second, against those of a
+large matrix product of random numbers in the same dtype, measured in the same process.
 """
 
 import json
@@ -21,12 +27,15 @@ from etils import epath
 
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.profiling.bench_cases import SUITES, Case
+from flm_jax.core.files import write_whole
+from flm_jax.profiling import bench_runs
+from flm_jax.profiling.bench_cases import SECONDS, SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
 
 _SUITE = flags.DEFINE_string("suite", "cpu", f"Which cases: {', '.join(SUITES)}.")
 _JSON = flags.DEFINE_string("json", "", "File for the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each variant.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each variant; the gpu suites have none.")
+_SECONDS = flags.DEFINE_float("seconds", 0.0, "For a gpu suite as a whole; 0 takes its own.")
 _FILTER = flags.DEFINE_string("filter", "", "Only cases whose name contains this.")
 _BASELINE = flags.DEFINE_string("baseline", "", "Results of an earlier run, to compare with.")
 
@@ -91,13 +100,37 @@ def main(argv) -> None:
     cases = [case for case in SUITES[_SUITE.value] if _FILTER.value in case.name]
     require(bool(cases), f"no case of suite {_SUITE.value} contains --filter={_FILTER.value!r}.")
     baseline = read_baseline(_BASELINE.value) if _BASELINE.value else []
+    if cases[0].group:
+        _grouped(cases, baseline)
+        return
+    require(_SECONDS.value == 0, f"--seconds bounds the suites {', '.join(SECONDS)} alone.")
     results = []
     for case in cases:
         results.append(measure(_SUITE.value, case, _ROUNDS.value))
         compare(results[-1:], baseline)
         show(results[-1])
-        if _JSON.value:
-            epath.Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+        _save(results)
+
+
+def _grouped(cases: list[Case], baseline: list[dict[str, Any]]) -> None:
+    suite = _SUITE.value
+    got = _SECONDS.value
+    require(got >= 0, f"got --seconds={got}; expected a positive number, or 0 for the suite's own.")
+    results = bench_runs.run_suite(suite, cases, got or SECONDS[suite], _save)
+    compare(results, baseline)
+    _save(results)
+    for result in results:
+        for variant, found in result["variants"].items():
+            if r := found.get("against_baseline"):
+                told = f"{r['speed']:.2f}x as fast, {r['peak']:.2f}x its peak"
+                print(f"{result['case']}/{variant} against the baseline: {told}")
+    done, failed = (sum(len(r[kind]) for r in results) for kind in ("variants", "failed"))
+    print(f"suite {suite}: {done} measured, {failed} not")
+
+
+def _save(results: list[dict[str, Any]]) -> None:
+    if _JSON.value:
+        write_whole(epath.Path(_JSON.value), json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

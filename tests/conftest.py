@@ -1,6 +1,7 @@
 """Set-up shared by all tests: 8 fake devices, checked shapes, no silent rank promotion.
 
-The compilation cache lives in the repository root, where git ignores it; it only saves time.
+The compilation cache lives in the repository root, where git ignores it, or where
+JAX_COMPILATION_CACHE_DIR says; it only saves time.
 """
 
 import os
@@ -13,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time here goes into compiling. Environment, so that it holds for processes that the
 # tests start as well; a training to the end sets the first one back.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".jax_cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

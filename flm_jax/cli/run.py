@@ -1,4 +1,7 @@
-"""What every command line shares: bad input becomes one line on stderr and exit status 2."""
+"""What every command line shares: bad input becomes one line on stderr and exit status 2.
+
+So does a device that has no memory left, as one that another process holds.
+"""
 
 import logging as std_logging
 import sys
@@ -7,7 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import UserError, device_memory_error, require
 
 USER_ERROR_EXIT = 2
 
@@ -65,9 +68,10 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
 
     Args:
-      main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags
-        and UserError end the program with status 2 and one line `error: ...` on stderr; any other
-        exception keeps its traceback.
+      main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags,
+        UserError and a device without memory left (most often a GPU that another process holds) end
+        the program with status 2 and one line `error: ...` on stderr; any other exception keeps its
+        traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -82,5 +86,10 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(argv)
         except UserError as error:
             return _fail(error)
+        except RuntimeError as error:
+            full = device_memory_error(error)
+            if full is None:
+                raise
+            return _fail(full)
 
     app.run(guarded, flags_parser=_parse)

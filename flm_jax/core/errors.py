@@ -1,6 +1,7 @@
 """User errors: one line that says what was got, what was expected and how to mend it."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 
 
@@ -36,3 +37,36 @@ def one_of(kind: str, got: str, valid: Collection[str]) -> str:
     if got not in valid:
         raise unknown_name(kind, got, valid)
     return got
+
+
+# What XLA and its libraries say when a device has no memory left. The last two are those of a card
+# that another process has filled: there is no room for the handles of its libraries.
+_NO_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|failed to allocate"
+    r"|failed to create cublas handle|DNN library initialization failed|CUDNN_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def device_memory_error(error: BaseException) -> UserError | None:
+    """The error to show in place of one with which XLA ran out of a device's memory.
+
+    Args:
+      error: any exception; XLA's are RuntimeErrors.
+
+    Returns:
+      One line that says what happened and how to mend it; None for any other error.
+    """
+    text = str(error)
+    found = isinstance(error, RuntimeError) and _NO_MEMORY.search(text)
+    if not found:
+        return None
+    lines = text.splitlines()
+    line = next((line for line in lines if _NO_MEMORY.search(line)), text).strip()
+    return UserError(
+        f"the device has no memory left: {line[:300].rstrip('.')}. Another process may hold it: a "
+        "JAX process takes three quarters of a GPU at its start unless "
+        "XLA_PYTHON_CLIENT_PREALLOCATE=false is set for it, so set that in each process or end the "
+        "other one (nvidia-smi lists them). If this process has the device to itself, lower the "
+        "batch or set config.model.remat."
+    )

@@ -53,7 +53,7 @@ class Memory:
         return not self.limit or self.peak <= self.limit
 
 
-def _used(compiled, platform: str, limit: int) -> Memory:
+def used(compiled, platform: str, limit: int) -> Memory:
     """Memory of a compiled program.
 
     The TPU compiler reports its peak. The others' "peak" leaves out temporaries or arguments: there
@@ -102,7 +102,7 @@ def compile_job(job: Job, limit: int) -> Compiled:
         return Compiled(memory, "", seconds, str(error).splitlines()[0][:300])
     seconds = time.perf_counter() - began
     platform = job.mesh.devices.flat[0].platform
-    return Compiled(_used(compiled, platform, limit), compiled.as_text(), seconds, "")
+    return Compiled(used(compiled, platform, limit), compiled.as_text(), seconds, "")
 
 
 class Search(NamedTuple):

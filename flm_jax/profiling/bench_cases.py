@@ -33,6 +33,8 @@ class Case(NamedTuple):
       variants: name -> settings: noise, route (in place of the objective), and any key of
         config.model, config.mesh or config.objective.
       devices: host devices of the CPU; 0 for what is there.
+      group: cases of one group are run one after another by one process; "" gives each variant a
+        process of its own.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Case(NamedTuple):
     sizes: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     devices: int = 0
+    group: str = ""
 
     @property
     def tokens(self) -> int:
@@ -100,9 +103,9 @@ _OWT = dict(
 _LM1B = _OWT | dict(vocab_size=30522, length=128)
 
 
-def _accelerator(attention: str, rows: int) -> tuple[Case, ...]:
+def _tpu(rows: int) -> tuple[Case, ...]:
     """The papers' sizes in bf16; `rows` of 1024 tokens a step."""
-    fast = {"attention": attention}
+    fast = {"attention": "splash"}
     plain = {"onehot_plain": {"noise": "onehot", "loss_tile": 0, "remat": "full"}}
     train = plain | {
         "full_remat": {"remat": "full"} | fast,
@@ -128,13 +131,77 @@ def _accelerator(attention: str, rows: int) -> tuple[Case, ...]:
     )
 
 
-# Of the two fast kernels only TPU's has the soft cap of the models' attention scores.
+# The GPU's fast kernel has no cap of the scores, so its variant is another model.
+_XLA = {"attention": "xla"}
+_CUDNN = {"attention": "cudnn", "attention_softcap": 0.0}
+_BOTH = {"xla": _XLA, "cudnn": _CUDNN}
+
+
+def _gpu_sample(objective: str, steps: int, variants: dict, group: str) -> Case:
+    family = {"denoising": "flm", "semigroup": "fmlm"}[objective]
+    sizes = _OWT | {"batch": 32, "steps": steps}
+    return Case(f"{family}_sample_owt_{steps}", "sample", objective, sizes, variants, group=group)
+
+
+def _gpu_train(objective: str, data: str, rows: int, variants: dict, group: str) -> Case:
+    family = {"denoising": "flm", "semigroup": "fmlm"}[objective]
+    sizes = {"owt": _OWT, "lm1b": _LM1B}[data] | {"batch": rows}
+    name = f"{family}_train_{data}_{rows}"
+    return Case(name, "train", objective, sizes, variants, group=group)
+
+
+# In the order of worth; within a group what takes little memory comes early, as the peak of a
+# process only rises.
+_GPU_QUICK = (
+    _gpu_train("denoising", "owt", 16, {"cudnn": _CUDNN, "xla": _XLA}, "quick"),
+    _gpu_sample("denoising", 4, {"cudnn": _CUDNN}, "quick"),
+    _gpu_train("semigroup", "owt", 16, {"cudnn": _CUDNN}, "quick"),
+    _gpu_train("denoising", "lm1b", 128, {"xla": _XLA}, "quick"),
+    _gpu_sample("semigroup", 1, {"cudnn": _CUDNN}, "quick"),
+)
+_GPU = (
+    _gpu_train("denoising", "owt", 16, {"cudnn": _CUDNN, "xla": _XLA}, "owt"),
+    _gpu_train("semigroup", "owt", 16, {"cudnn": _CUDNN, "xla": _XLA}, "owt"),
+    _gpu_train(
+        "denoising",
+        "owt",
+        32,
+        {"cudnn": _CUDNN, "xla_matmuls": _XLA | {"remat": "matmuls"}, "xla": _XLA},
+        "owt",
+    ),
+    _gpu_sample("denoising", 1, _BOTH, "sample"),
+    _gpu_sample("denoising", 4, _BOTH, "sample"),
+    _gpu_sample("denoising", 64, _BOTH, "sample"),
+    _gpu_sample("semigroup", 1, _BOTH, "sample"),
+    _gpu_sample("semigroup", 4, _BOTH, "sample"),
+    _gpu_train("denoising", "lm1b", 128, _BOTH, "lm1b"),
+    _gpu_train("semigroup", "lm1b", 128, _BOTH, "lm1b"),
+    _gpu_train("denoising", "lm1b", 256, _BOTH, "lm1b"),
+)
+_TINY = dict(vocab_size=512, batch=4, length=64, dim=64, depth=2, heads=4, loss_tile=32)
+
+
+def _smoke(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The same cases at sizes that any machine runs: to try the benchmark, not to measure.
+
+    Of cudnn the first case alone stays, so that without a GPU one case fails.
+    """
+    first, *rest = (case._replace(sizes=case.sizes | _TINY) for case in cases)
+    plain = {"attention": "xla"}
+    without = lambda case: {name: found | plain for name, found in case.variants.items()}
+    return (first, *(case._replace(variants=without(case)) for case in rest))
+
+
 SUITES = {
     "cpu": _CPU,
     "scaling": _SCALING,
-    "gpu": _accelerator("xla", 32),
-    "tpu": _accelerator("splash", 16),
+    "gpu": _GPU,
+    "gpu_quick": _GPU_QUICK,
+    "gpu_smoke": _smoke(_GPU_QUICK),
+    "tpu": _tpu(16),
 }
+# Seconds that a suite may take where --seconds says nothing.
+SECONDS = {"gpu": 360, "gpu_quick": 120, "gpu_smoke": 300}
 
 
 def find(suite: str, name: str) -> Case:

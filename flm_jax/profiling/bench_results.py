@@ -68,6 +68,16 @@ def read_baseline(path: str) -> list[dict[str, Any]]:
     return results
 
 
+def line(name: str, f: dict[str, Any]) -> str:
+    """One line of a variant that ran in the process of its group."""
+    return (
+        f"{name}: {f['median_seconds'] * 1e3:.1f} ms, {f['tokens_per_second']:,.0f} tokens/s, "
+        f"{f['utilisation']:.0%} of {f['ceiling'] / 1e12:.3g} TFLOP/s, "
+        f"peak {f['peak_mib']:,.0f} MiB ({f['peak_is']}), "
+        f"{f['runs']} runs within {f['spread']:.0%}, ready in {f['ready_seconds']:.0f} s"
+    )
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of a case."""
     print(result["case"])

@@ -3,11 +3,14 @@
 Speaks JSON lines: once it is compiled, a line; then a line for each line read from stdin.
 """
 
+import functools
 import json
 import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from flm_jax.profiling.bench_cases import Case, find
 
@@ -27,7 +30,7 @@ from flm_jax.denoiser.forward import denoise  # noqa: E402
 from flm_jax.distributed import sharding  # noqa: E402
 from flm_jax.flows.clocks import tau_to_t  # noqa: E402
 from flm_jax.flows.flow_map import flow_map_weights  # noqa: E402
-from flm_jax.profiling import flops, hlo  # noqa: E402
+from flm_jax.profiling import aot, flops, hlo  # noqa: E402
 from flm_jax.samplers.base import clock_grid, nothing_given  # noqa: E402
 from flm_jax.samplers.euler import sample_euler  # noqa: E402
 from flm_jax.training.program import assemble  # noqa: E402
@@ -35,7 +38,7 @@ from flm_jax.training.program import assemble  # noqa: E402
 _PER_TURN = 3
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Most memory so far: of the accelerator, or of this process."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
@@ -115,49 +118,82 @@ def _sample_program(case: Case, program, mesh, onehot: bool):
     return traced, compiled, run, params
 
 
+@functools.cache
 def matmul_ceiling(dtype: str) -> float:
-    """Operations a second of a large matrix product, the best of several, on one device."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
+    """Operations a second of a large matrix product, the best of several, on one device.
+
+    Of random numbers: a product of equal ones runs faster than that of any real data. Accelerators
+    multiply ten times between two readings of the clock, so that starting one is not counted.
+    """
+    host = jax.default_backend() == "cpu"
+    size, times = (2048, 1) if host else (8192, 10)
+    left, right = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    product(left, right).block_until_ready()
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        product(a).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+        jax.block_until_ready([product(left, right) for _ in range(times)])
+        seconds.append((time.perf_counter() - began) / times)
     return 2 * size**3 / min(seconds)
 
 
-def main() -> None:
-    case = find(*sys.argv[1:3])
-    settings = case.variants[sys.argv[3]]
+class Prepared(NamedTuple):
+    """A compiled variant of a case.
+
+    Attributes:
+      said: what is known of it before it has run: device, operations, temporaries, collectives.
+      planned: bytes that the compiler counts: arguments, outputs and temporaries; 0 for unknown.
+      run: does one step on the state that the last one returned, and waits for it.
+      state: the first of these.
+    """
+
+    said: dict[str, Any]
+    planned: int
+    run: Callable
+    state: Any
+
+
+def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
+    """Compiles a variant for the devices that are here and makes its first state.
+
+    Raises:
+      UserError: a configuration that these devices cannot run.
+    """
     config = _config(case, settings)
     mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
     program = assemble(config, mesh)
     if case.kind == "train":
-        traced, compiled, run, carry = _train_program(case, program, mesh)
+        traced, compiled, run, state = _train_program(case, program, mesh)
     else:
         onehot = config["objective"]["noise"] == "onehot"
-        traced, compiled, run, carry = _sample_program(case, program, mesh, onehot)
+        traced, compiled, run, state = _sample_program(case, program, mesh, onehot)
     kinds = hlo.collectives(compiled.as_text()).kinds
-    ready = {
+    known = compiled.memory_analysis() is not None  # a program from the cache may not say
+    memory = aot.used(compiled, jax.default_backend(), 0) if known else aot.Memory(0)
+    said = {
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
-        "temporaries_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "temporaries_mib": memory.temporaries / 2**20,
         "flops": flops.total_flops(traced.jaxpr),
         "ceiling": matmul_ceiling(config["model"]["dtype"]),
         "collectives": {kind: found._asdict() for kind, found in kinds.items()},
     }
-    carry = run(carry)
-    print(json.dumps(ready), flush=True)
+    return Prepared(said, memory.peak, run, state)
+
+
+def main() -> None:
+    case = find(*sys.argv[1:3])
+    prepared = prepare(case, case.variants[sys.argv[3]])
+    state = prepared.run(prepared.state)
+    print(json.dumps(prepared.said), flush=True)
     for _ in sys.stdin:
         seconds = []
         for _ in range(_PER_TURN):
             began = time.perf_counter()
-            carry = run(carry)
+            state = prepared.run(state)
             seconds.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": seconds, "peak_mib": _peak_mib()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 
 if __name__ == "__main__":
