@@ -24,14 +24,16 @@ usage() {
   sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"
 }
 
-# set_option NAMES ARGUMENT: sets the variable of --NAME=VALUE if NAME is one of NAMES.
+# set_option NAMES ARGUMENT [BEFORE AFTER]: sets the variable of --NAME=VALUE if NAME is one of NAMES;
+# BEFORE and AFTER are what else may be given, for the message.
 set_option() {
   local key=${2#--}
   local value=${key#*=}
+  local before=${3-"--dry_run or one of"} after=${4-", then -- and the flags of $program"}
   key=${key%%=*}
   case " $1 " in
     *" $key "*) ;;
-    *) fail "unknown option $2; expected --dry_run or one of: ${1// /, }, then -- and the flags of $program" ;;
+    *) fail "unknown option $2; expected $before: ${1// /, }$after" ;;
   esac
   case $2 in
     --*=?*) printf -v "$key" '%s' "$value" ;;

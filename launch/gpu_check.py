@@ -1,0 +1,167 @@
+"""The parts of launch/gpu_check.sh that are Python; each prints one line `result: ...` last.
+
+python launch/gpu_check.py versions | compare JSON RUNS | attention | hold READY GIB UNTIL
+                           | note FILE NAME WORD SECONDS RESULT
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokamax")
+COMPARED = ("train/nll_nats_per_token", "train/grad_norm")
+# Against the CPU, relative: float32 products at full precision, and as the backend usually takes
+# them (10 bits of mantissa on GPUs), over 60 steps of which each starts from the last.
+TOLERANCES = {"gpu": 2e-3, "usual": 1e-1}
+# bfloat16 keeps 8 bits, and the gradients sum over all positions.
+ATTENTION_TOLERANCE = 2e-2
+_PATIENCE = 40.0  # seconds to wait for another process
+
+
+def tell(text: str) -> None:
+    print(f"result: {text}", flush=True)
+
+
+def stop(text: str) -> None:
+    tell(text)
+    sys.exit(1)
+
+
+def versions() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    import flm_jax.evaluation.measure  # noqa: F401  with what the commands import
+    import flm_jax.profiling.bench_worker  # noqa: F401
+    import flm_jax.train  # noqa: F401
+
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} missing")
+    device = jax.devices()[0]
+    x = jax.random.normal(jax.random.key(0), (512, 512), jnp.bfloat16)
+    good = bool(jnp.isfinite(x @ x).all())
+    version = sys.version.split()[0]
+    text = f"Python {version}, {', '.join(found)}; {jax.device_count()} {device.device_kind}"
+    wanted = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+    if not good or (wanted == "cuda" and device.platform != "gpu"):
+        stop(f"{text}: got platform {device.platform} and finite products: {good}")
+    tell(text)
+
+
+def losses(workdir: Path) -> dict[int, dict[str, float]]:
+    """Step -> what is compared, of the steps at which a run logged."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {r["step"]: {k: r[k] for k in COMPARED} for r in records if COMPARED[0] in r}
+
+
+def largest(one: dict, other: dict) -> tuple[int, float]:
+    """Number of common steps, and the largest relative difference at them."""
+    steps = sorted(one.keys() & other.keys())
+    apart = [
+        abs(one[s][k] - other[s][k]) / max(abs(other[s][k]), 1e-6) for s in steps for k in COMPARED
+    ]
+    return len(steps), max(apart, default=float("inf"))
+
+
+def compare(path: str, folder: str) -> None:
+    """Runs `gpu` and `usual` of a folder against its run `cpu`."""
+    runs = {name: losses(Path(folder) / name) for name in ("cpu", *TOLERANCES)}
+    found = {name: largest(runs[name], runs["cpu"]) for name in TOLERANCES}
+    report = {name: {"steps": n, "largest": d} for name, (n, d) in found.items()}
+    Path(path).write_text(json.dumps({"runs": runs, "differences": report}, indent=1) + "\n")
+    text = "; ".join(
+        f"{name}: {n} logged steps at most {d:.1e} from the CPU's (allowed {TOLERANCES[name]:.0e})"
+        for name, (n, d) in found.items()
+    )
+    # Not <=, so that a NaN fails too.
+    bad = [name for name, (n, d) in found.items() if n < 6 or not d <= TOLERANCES[name]]
+    if bad:
+        stop(f"{text}; too far or too few: {', '.join(bad)}")
+    tell(text)
+
+
+def attention() -> None:
+    """cuDNN's kernel against XLA's einsums, forward and backward, causal and not."""
+    import jax
+    import jax.numpy as jnp
+
+    from flm_jax.models.attention import AttentionPlan, available
+    from flm_jax.models.attention import attention as attend
+
+    kind = "cudnn" if available("cudnn", jax.default_backend()) else "xla"
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (jax.random.normal(key, (2, 256, 4, 64), jnp.float32) for key in keys)
+
+    def results(kind, dtype, causal):
+        def total(q, k, v):
+            qkv = (x.astype(dtype) for x in (q, k, v))
+            out = attend(*qkv, plan=AttentionPlan(kind), causal=causal).astype(jnp.float32)
+            return (out * weight).sum(), out
+
+        (_, out), grads = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        return (out, *grads)
+
+    worst = 0.0
+    for causal in (False, True):
+        with jax.default_matmul_precision("highest"):
+            true = results("xla", jnp.float32, causal)
+        mine = results(kind, jnp.bfloat16, causal)
+        for a, b in zip(mine, true):
+            worst = max(worst, float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)))
+    text = f"{kind} in bfloat16 is {worst:.1e} from float32 (allowed {ATTENTION_TOLERANCE:.0e})"
+    if not worst <= ATTENTION_TOLERANCE:
+        stop(text)
+    tell(text)
+
+
+def card() -> str:
+    """Memory in use on the card, by all processes."""
+    command = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown, without nvidia-smi"
+
+
+def hold(ready: str, gib: str, until: str) -> None:
+    """Takes memory, says so by making the file `ready`, and keeps it until the file `until` is."""
+    import jax
+    import jax.numpy as jnp
+
+    platform = jax.default_backend()
+    gibibytes = float(gib) if platform != "cpu" else 0.01
+    data = jnp.ones(int(gibibytes * 2**28), jnp.float32)
+    square = jnp.ones((256, 256)) @ jnp.ones((256, 256))
+    jax.block_until_ready((data, square))
+    Path(ready).touch()
+    begun = time.monotonic()
+    while not Path(until).exists():
+        if time.monotonic() - begun > _PATIENCE:
+            stop(f"holds {gibibytes} GiB, but {Path(until).name} did not come")
+        time.sleep(0.1)
+    stats = jax.devices()[0].memory_stats() or {}
+    limit, used = (stats.get(k, 0) / 2**30 for k in ("bytes_limit", "bytes_in_use"))
+    tell(f"holds {gibibytes} GiB, uses {used:.2f} of {limit:.1f} GiB; of the card {card()}")
+    time.sleep(1.0)  # the other one reads the card as well
+
+
+def note(path: str, name: str, word: str, seconds: str, result: str) -> None:
+    """Adds a line to the list of parts."""
+    record = {"part": name, "result": word, "seconds": int(seconds), "text": result}
+    with Path(path).open("a", encoding="utf8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+COMMANDS = {f.__name__: f for f in (versions, compare, attention, hold, note)}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
