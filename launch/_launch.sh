@@ -7,8 +7,7 @@ program=${program:-flm_jax.train} # whose flags follow --
 # Runs a command; in a dry run prints it, quoted so that it can be pasted into a shell.
 run() {
   if [ "$dry_run" = 1 ]; then
-    printf '%q ' "$@"
-    printf '\n'
+    printf '%s\n' "$(quoted "$@")"
   else
     "$@"
   fi

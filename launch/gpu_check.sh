@@ -2,31 +2,39 @@
 # Checks and measures flm_jax on one GPU, without a network and without a virtual environment.
 #
 #   bash launch/gpu_check.sh [--dry_run] [--wheels=FOLDER] [--out=runs/gpu_check] [--seconds=540]
-#       [--work=/tmp/flm_gpu_check] [--quick] [--smoke]
+#       [--work=/tmp/flm_gpu_check] [--parts=train,bench] [--quick] [--smoke]
 #
 # It installs the wheels of launch/gpu_wheels.sh beside the interpreter's own packages, into --work,
 # where the compilation cache and the runs lie as well; a second call finds them there. Then come, in
 # the order of worth, each with a time limit and a line of result: versions; a small training that is
 # resumed and sampled, against the same on the CPU; attention kernels; the tests of tests/goldens; the
 # benchmark gpu_quick; the benchmark gpu (not with --quick); two processes on one card. What is worth
-# keeping lies in --out, in files below 15 MB. --seconds bounds all together. --smoke does the same
-# on the CPU with tiny sizes, to try this script. PYTHON names the interpreter (default python3).
+# keeping lies in --out, in files below 15 MB. --seconds bounds all together; --parts runs some parts
+# alone, after the wheels: versions, train, attention, goldens, bench_quick, bench, two_processes.
+# --smoke does the same on the CPU with tiny sizes, to try this script, and takes twice the time for a
+# part. PYTHON names the interpreter (default python3).
 # The exit status is 0 if no part failed, 1 if one did, 2 for bad options.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
 source launch/_launch.sh
 wheels="" out=runs/gpu_check seconds=540 work=${TMPDIR:-/tmp}/flm_gpu_check quick=0 smoke=0
+all=versions,train,attention,goldens,bench_quick,bench,two_processes
+parts=$all
 for argument in "$@"; do
   case $argument in
     --help) usage "$0"; exit 0 ;;
     --dry_run) dry_run=1 ;;
     --quick) quick=1 ;;
     --smoke) smoke=1 ;;
-    *) set_option "wheels out seconds work" "$argument" "--dry_run, --quick, --smoke or one of" "" ;;
+    *) set_option "wheels out seconds work parts" "$argument" "--dry_run, --quick, --smoke or one of" "" ;;
   esac
 done
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "got --seconds=$seconds; expected a positive number"
+for name in ${parts//,/ }; do
+  case ,$all, in *,"$name",*) ;; *) fail "got --parts=$parts; expected some of $all" ;; esac
+done
+[ "$quick" = 0 ] || parts=$(printf '%s' ",$parts," | sed 's/,bench,/,/')
 absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$2" "$1" ;; esac; }
 [ -z "$wheels" ] || wheels=$(absolute "$wheels" "$here")
 out=$(absolute "$out" "$here") work=$(absolute "$work" "$here")
@@ -71,8 +79,10 @@ last() {
 
 # part NAME LIMIT RESERVE: one part, for which RESERVE seconds of later ones are left alone.
 part() {
-  local name=$1 began=$SECONDS left=$((seconds - SECONDS - $3)) status=0 word=ok
-  [ "$left" -le "$2" ] || left=$2
+  local name=$1 began=$SECONDS most=$(($2 * (1 + smoke))) status=0 word=ok
+  local left=$((seconds - SECONDS - $3))
+  case ,wheels,$parts, in *,"$name",*) ;; *) return 0 ;; esac
+  [ "$left" -le "$most" ] || left=$most
   if [ "$dry_run" = 1 ]; then
     printf '# %s, at most %s s\n' "$name" "$left"
     until=$((SECONDS + left))
@@ -107,23 +117,26 @@ versions() {
   result="$(last versions)"
 }
 
-train() { # NAME STEPS
+train() { # NAME STEPS; the log's name has both
   logged "train_$1_$2" "$python" -m flm_jax.train --config=configs/phrases/flm.py \
     --workdir="$work/runs/$1" --config.train.steps="$2" --config.train.batch=64 \
     --config.optim.schedule=constant --config.train.log_every=10 --config.train.checkpoint_every=20 --config.eval.every=0
 }
 
-# The same steps on the CPU, and on the GPU with full and with its usual precision of float32
-# products, side by side; the first on the GPU is resumed after 40 steps.
+# 40 steps, resumed and taken to 60.
+resumed() { train "$1" 40 && train "$1" 60; }
+
+# The same on the CPU, and on the GPU with full and with its usual precision of float32 products, side
+# by side.
 trainings() {
   run rm -rf "$work/runs"
-  JAX_PLATFORMS=cpu train cpu 60 &
+  JAX_PLATFORMS=cpu resumed cpu &
   local on_cpu=$! status=0
-  train usual 60 &
+  resumed usual &
   local usual=$!
-  { JAX_DEFAULT_MATMUL_PRECISION=highest train gpu 40 && JAX_DEFAULT_MATMUL_PRECISION=highest train gpu 60; } || status=$?
-  wait "$on_cpu" || { [ "$status" != 0 ] || result="the CPU's training failed"; status=1; }
-  wait "$usual" || { [ "$status" != 0 ] || result="training at the usual precision failed"; status=1; }
+  JAX_DEFAULT_MATMUL_PRECISION=highest resumed gpu || status=$?
+  wait "$on_cpu" || { [ "$status" != 0 ] || result="the CPU's training failed; see the log"; status=1; }
+  wait "$usual" || { [ "$status" != 0 ] || result="training at the usual precision failed; see the log"; status=1; }
   [ "$status" = 0 ] || return "$status"
   logged sample "$python" -m flm_jax.sample --workdir="$work/runs/gpu" --steps=4 --num_samples=8 || return
   logged compare "$python" launch/gpu_check.py compare "$out/losses.json" "$work/runs" || return
@@ -140,7 +153,10 @@ goldens() {
     result="this interpreter has no pytest"
     return 77
   fi
-  JAX_DEFAULT_MATMUL_PRECISION=highest logged goldens "$python" -m pytest -q -p no:cacheprovider tests/goldens || return
+  local four=()
+  if [ "$dry_run" = 0 ] && "$python" -c "import xdist" 2>/dev/null; then four=(-n 4); fi
+  JAX_DEFAULT_MATMUL_PRECISION=highest logged goldens "$python" -m pytest -q --tb=short \
+    -p no:cacheprovider "${four[@]}" tests/goldens || return
   result="$(last goldens)"
 }
 
@@ -210,8 +226,9 @@ part wheels 60 0
 part versions 60 0
 part train 150 0
 part attention 60 0
-part goldens 90 0
+part goldens 100 0
 part bench_quick 140 0
-[ "$quick" = 1 ] || part bench 380 45
+case ,$parts, in *,two_processes,*) reserve=45 ;; *) reserve=0 ;; esac
+part bench 380 "$reserve"
 part two_processes 60 0
 exit "$failed"

@@ -178,7 +178,7 @@ _GPU = (
     _gpu_train("semigroup", "lm1b", 128, _BOTH, "lm1b"),
     _gpu_train("denoising", "lm1b", 256, _BOTH, "lm1b"),
 )
-_TINY = dict(vocab_size=512, batch=4, length=64, dim=64, depth=2, heads=4, loss_tile=32)
+_TINY = dict(vocab_size=512, batch=8, length=64, dim=64, depth=2, heads=4, loss_tile=32)
 
 
 def _smoke(cases: tuple[Case, ...]) -> tuple[Case, ...]:

@@ -18,6 +18,7 @@ from flm_jax.profiling.bench_cases import Case
 from flm_jax.profiling.bench_results import line, ratios
 
 _ONE = 120.0  # seconds that one variant may take, compilation included
+_COMMAND = (sys.executable, "-m", "flm_jax.profiling.bench_group")
 _ENDING = 20.0  # seconds for a process that has said all
 _END = "end"
 
@@ -27,7 +28,7 @@ class _Group:
 
     def __init__(self, suite: str, names: Sequence[str]):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flm_jax.profiling.bench_group", suite, *names],
+            [*_COMMAND, suite, *names],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
