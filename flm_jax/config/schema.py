@@ -172,7 +172,7 @@ def base_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = 500  # steps between evaluations; 0 = at the end only
-    config.eval.batches = 4  # validation batches of train.batch sequences
+    config.eval.batches = 4  # validation batches of train.batch sequences; 0 = no loss
     config.eval.tau_bins = 8  # bins of the clock in which the loss is reported
     config.eval.samples = 4  # texts written at each evaluation
     config.eval.sample_steps = 16  # network calls of those samples

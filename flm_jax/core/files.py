@@ -76,6 +76,11 @@ class StepLines:
         with named_errors(path.parent):
             self._text = self._kept(start_step) if path.exists() else ""
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a record of `step` that was there at the start has a key that begins so."""
+        found = [json.loads(line) for line in self._text.splitlines()]
+        return any(key.startswith(prefix) for r in found if r["step"] == step for key in r)
+
     def _kept(self, step: int) -> str:
         """The file as it is once lines after `step`, and torn ones, are dropped."""
         lines = self._path.read_text().splitlines()

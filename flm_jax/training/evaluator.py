@@ -31,6 +31,8 @@ def make_evaluator(
 ):
     """evaluate(params) -> (values, texts): loss by tau, samples with their statistics.
 
+    With config.eval.batches = 0 no loss is among the values.
+
     `base_params` are what an aligned model is compared with, None of other families.
     """
     cfg, batch = config["eval"], config["train"]["batch"]
@@ -50,10 +52,11 @@ def make_evaluator(
 
     def evaluate(params):
         values = {}
-        if row_nll:
+        looked_at = cfg["batches"] > 0
+        if row_nll and looked_at:
             held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
             values = tau_profile(row_nll, params, map(to_global, held_out), bins, jax.random.key(1))
-        if figures:
+        if figures and looked_at:
             held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
             trees, key = (params, base_params), jax.random.key(3)
             values |= compare_with_base(figures, *trees, map(to_global, held_out), key)

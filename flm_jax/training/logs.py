@@ -46,6 +46,10 @@ class MetricsLog:
                 self._add(Event(summary=summary.text("samples", shown)), step)
             self._board.flush()
 
+    def evaluated(self, step: int) -> bool:
+        """Whether the metrics of an earlier process have the evaluation of a step."""
+        return self._lines.has(step, "eval/")
+
     def _add(self, event: Event, step: int) -> None:
         event.step, event.wall_time = step, time.time()
         self._board.write_event(event)

@@ -18,7 +18,7 @@ from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.core.errors import UserError
 from flm_jax.core.types import Metrics, Params
-from flm_jax.distributed.agreement import StopVote, clock_skew
+from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
 from flm_jax.training.logs import MetricsLog, Speed, duration
 from flm_jax.training.settings import TrainConfig
 from flm_jax.training.watchdog import Watchdog
@@ -149,6 +149,8 @@ class Loop:
             or the metrics could not be written; the data could not be read.
         """
         run, cfg, state = self._run, self._cfg, self.state
+        if self._missing_evaluation():
+            self._evaluate(self._first, state)
         for step in range(self._first + 1, cfg.steps + 1):
             self._watchdog.waits_for("data")
             batch = next(run.batches)
@@ -158,19 +160,37 @@ class Loop:
             self._start(step, batch, metrics)
             stop = self._agreed if self._vote else bool(self._signal.name)
             last = stop or step == cfg.steps
-            due = step == cfg.steps or (run.eval_every and step % run.eval_every == 0)
-            look = bool(run.evaluate and due)
+            look = self._evaluation_due(step)
             save = last or step % cfg.checkpoint_every == 0
             self._land(0 if look or save else _AHEAD)
+            # First: whatever becomes of the evaluation, the step is not lost.
+            if save:
+                self._save(state)
             if look:
                 self._evaluate(step, state)
-            if save:
-                self._watchdog.waits_for("checkpoint")
-                self._checkpoints.save(state, run.meta | {"iterator": run.batches.get_state()})
             if stop and step < cfg.steps:
                 _say(stopped(self._signal.name or "a signal to another process", step))
                 return STOPPED_EXIT
         return 0
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self._run.eval_every
+        due = step == self._cfg.steps or bool(every and step % every == 0)
+        return self._run.evaluate is not None and due
+
+    def _missing_evaluation(self) -> bool:
+        """Whether the step to continue from was saved and then not evaluated, as process 0 knows.
+
+        All processes evaluate together, and the metrics may lie where process 0 alone reads them.
+        """
+        if self._first == 0 or not self._evaluation_due(self._first):
+            return False
+        missing = bool(self._log) and not self._log.evaluated(self._first)
+        return bool(from_first([1] if missing else [], 1))
+
+    def _save(self, state: TrainState) -> None:
+        self._watchdog.waits_for("checkpoint")
+        self._checkpoints.save(state, self._run.meta | {"iterator": self._run.batches.get_state()})
 
     def _start(self, step: int, batch, metrics: Metrics) -> None:
         """Notes a step that was handed to the devices."""
@@ -225,7 +245,12 @@ class Loop:
 
     def _evaluate(self, number: int, state: TrainState) -> None:
         self._watchdog.waits_for("evaluation")
-        values, texts = self._run.evaluate(state.ema_params)
+        try:
+            values, texts = self._run.evaluate(state.ema_params)
+        except Exception:
+            if jax.process_count() == 1:  # of several, the others may not have come this far
+                self._save(state)  # unless it was saved before
+            raise
         values = {f"eval/{k}": v for k, v in values.items()}
         shown = "  ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if "_at_tau_" not in k)
         _say(f"eval at step {number}: {shown}")

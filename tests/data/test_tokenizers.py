@@ -83,6 +83,20 @@ def test_no_text_encodes_to_a_special_token(every_tokenizer, kind):
     assert not tokenizer.special_ids & set(tokenizer.encode(SPECIAL_TEXT).tolist())
 
 
+def test_an_id_without_a_piece_is_a_replacement_character(every_tokenizer):
+    """A model whose vocabulary was padded to a round number may write one."""
+    kinds = every_tokenizer | {"words": WordTokenizer(["one", "two"])}
+    for kind, tokenizer in kinds.items():
+        text = "one two" if kind == "words" else "def f(x)"
+        ids = [int(i) for i in tokenizer.encode(text)]
+        for beyond in (tokenizer.vocab_size, tokenizer.vocab_size + 999, -1):
+            if kind == "words":
+                assert tokenizer.decode([ids[0], beyond, ids[1]]) == "one \ufffd two"
+            else:
+                assert tokenizer.decode([*ids, beyond, beyond, *ids]) == f"{text}\ufffd\ufffd{text}"
+        assert tokenizer.decode(ids) == text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_save_and_load(every_tokenizer, kind, tmp_path):
     tokenizer = every_tokenizer[kind]

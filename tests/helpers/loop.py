@@ -53,8 +53,16 @@ def small_state(size=10, step=0):
     return state._replace(step=jnp.int32(step))
 
 
-def small_run(workdir, batches, size=10, to_global=lambda batch: batch, **changed):
-    """The real loop around a step of microseconds."""
+def small_run(
+    workdir,
+    batches,
+    size=10,
+    to_global=lambda batch: batch,
+    evaluate=lambda params: ({}, []),
+    eval_every=0,
+    **changed,
+):
+    """The real loop around a step of microseconds, from the newest checkpoint if there is one."""
     cfg = {
         "steps": 12,
         "batch": 8,
@@ -65,19 +73,23 @@ def small_run(workdir, batches, size=10, to_global=lambda batch: batch, **change
         "max_skipped": 3,
         "watchdog_seconds": 0.0,
     }
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, 2)
+    found = checkpoints.restore(small_state(size))
+    if found:
+        batches.taken = found[1]["iterator"]["batches"]
     run = Run(
-        state=small_state(size),
+        state=found[0] if found else small_state(size),
         train_step=SMALL_STEP,
         frozen={},
         batches=batches,
         to_global=to_global,
-        evaluate=lambda params: ({}, []),
-        eval_every=0,
+        evaluate=evaluate,
+        eval_every=eval_every,
         meta={"length": 2},
     )
-    Path(workdir).mkdir(parents=True, exist_ok=True)
     cfg = TrainConfig(**cfg | changed)
-    with Loop(run, cfg, workdir, Checkpoints(workdir, 2)) as loop:
+    with Loop(run, cfg, workdir, checkpoints) as loop:
         return loop.train()
 
 

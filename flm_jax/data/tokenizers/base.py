@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from etils import epath
 
 SPEC_FILE = "spec.json"
+NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
 
 
 class Tokenizer(abc.ABC):
@@ -35,9 +37,21 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [n], with no special token added."""
 
-    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special tokens are dropped."""
+        """Text of ids; special tokens are dropped, an id without a piece is U+FFFD."""
+        parts: list[str] = []
+        for known, run in itertools.groupby(self._visible(ids), self._has_piece):
+            run = list(run)
+            parts.append(self._decode(run) if known else NO_PIECE * len(run))
+        return "".join(parts)
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Text of ids that have pieces and are not special."""
+
+    def _has_piece(self, token: int) -> bool:
+        """Whether an id stands for text; those of a padded vocabulary do not."""
+        return 0 <= token < self.vocab_size
 
     @abc.abstractmethod
     def spec(self) -> dict[str, Any]:

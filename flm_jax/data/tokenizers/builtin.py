@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from flm_jax.core.errors import UserError, one_of, require, unknown_name
-from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.base import NO_PIECE, Tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
 TRAINED = ("characters", "sentencepiece")
@@ -32,8 +32,8 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf8"), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(self._visible(ids)).decode("utf8", errors="replace")
+    def _decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf8", errors="replace")
 
     def spec(self) -> dict[str, Any]:
         return {}
@@ -58,9 +58,9 @@ class CharacterTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         return np.array([self._ids.get(c, self.unknown_id) for c in text], np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        table = ["\N{REPLACEMENT CHARACTER}", *self._characters]
-        return "".join(table[i - self.unknown_id] for i in self._visible(ids))
+    def _decode(self, ids: list[int]) -> str:
+        table = [NO_PIECE, *self._characters]
+        return "".join(table[i - self.unknown_id] for i in ids)
 
     def spec(self) -> dict[str, Any]:
         return {"characters": "".join(self._characters)}
@@ -100,7 +100,13 @@ class WordTokenizer(Tokenizer):
         return np.array([self._ids[word] for word in words], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return " ".join(self._words[int(i)] for i in ids)
+        """Words with spaces between them; an id without a word is U+FFFD."""
+        return " ".join(
+            self._decode([i]) if self._has_piece(i) else NO_PIECE for i in map(int, ids)
+        )
+
+    def _decode(self, ids: list[int]) -> str:
+        return " ".join(self._words[i] for i in ids)
 
     def spec(self) -> dict[str, Any]:
         return {"words": self._words}
@@ -130,8 +136,8 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode(self._visible(ids))
+    def _decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
     def spec(self) -> dict[str, Any]:
         return {}

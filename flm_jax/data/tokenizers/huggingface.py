@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        self._pieces = frozenset(vocabulary.values())  # the numbers may have gaps
+        self.vocab_size = max(self._pieces) + 1
         for role, token in self._specials.items():
             require(
                 token is None or token in vocabulary,
@@ -51,8 +52,11 @@ class HuggingFaceTokenizer(Tokenizer):
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._backend.decode(self._visible(ids), skip_special_tokens=False)
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _has_piece(self, token: int) -> bool:
+        return token in self._pieces
 
     def spec(self) -> dict[str, Any]:
         return {"specials": self._specials}

@@ -1,0 +1,54 @@
+"""What the loop saves, and in what order: a step's checkpoint before all that is optional."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from flm_jax.checkpoints.workdir import latest_step
+from flm_jax.config.check import check
+from flm_jax.training.trainer import train_run
+from helpers.loop import Batches, restored, small_run
+from helpers.runs import tiny_config
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def broken(params):
+    raise IndexError("an id without a piece")
+
+
+@pytest.mark.parametrize("every", [0, 6], ids=["at the end", "between checkpoints"])
+def test_an_evaluation_that_raises_loses_no_step(tmp_path, every):
+    with pytest.raises(IndexError, match="without a piece"):
+        small_run(tmp_path, Batches(), evaluate=broken, eval_every=every)
+    assert latest_step(tmp_path) == (every or 12)
+
+
+def test_what_was_not_evaluated_is_when_the_run_goes_on(tmp_path):
+    """Once, with the parameters of its step; the run is bit for bit an unstopped one."""
+    norms = lambda params: ({"norm": float(np.sum(params["w"]))}, ["text"])
+    settings = {"eval_every": 6, "log_every": 1}
+    with pytest.raises(IndexError):
+        small_run(tmp_path / "a", Batches(), evaluate=broken, **settings)
+    for name in ("a", "a", "b"):
+        assert small_run(tmp_path / name, Batches(), evaluate=norms, **settings) == 0
+    found = [[r for r in records(tmp_path / name) if "eval/norm" in r] for name in "ab"]
+    assert [row["step"] for row in found[0]] == [6, 12] and found[0] == found[1]
+    trained = [r["step"] for r in records(tmp_path / "a") if "train/skipped_in_a_row" in r]
+    assert trained == list(range(1, 13))
+    states = [restored(tmp_path / name) for name in "ab"]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_evaluation_of_no_batches_is_left_out(tmp_path):
+    config = tiny_config()
+    config.eval.batches = 0
+    config.train.steps = 2
+    assert train_run(check(config), str(tmp_path)) == 0
+    last = records(tmp_path)[-1]
+    assert "eval/sample_entropy_nats" in last and "eval/nll_nats_per_token" not in last
