@@ -23,21 +23,22 @@ import sys
 from typing import Any
 
 from absl import flags
-from etils import epath
 
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.files import write_whole
+from flm_jax.core.files import to_json
+from flm_jax.core.paths import write_output
 from flm_jax.profiling import bench_runs
 from flm_jax.profiling.bench_cases import SECONDS, SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
 
 _SUITE = flags.DEFINE_string("suite", "cpu", f"Which cases: {', '.join(SUITES)}.")
-_JSON = flags.DEFINE_string("json", "", "File for the results.")
+_JSON = DEFINE_output("json", "", "File for the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each variant; the gpu suites have none.")
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "For a gpu suite as a whole; 0 takes its own.")
 _FILTER = flags.DEFINE_string("filter", "", "Only cases whose name contains this.")
-_BASELINE = flags.DEFINE_string("baseline", "", "Results of an earlier run, to compare with.")
+_BASELINE = DEFINE_path("baseline", "", "Results of an earlier run, to compare with.")
 
 
 class _Worker:
@@ -130,7 +131,7 @@ def _grouped(cases: list[Case], baseline: list[dict[str, Any]]) -> None:
 
 def _save(results: list[dict[str, Any]]) -> None:
     if _JSON.value:
-        write_whole(epath.Path(_JSON.value), json.dumps(results, indent=1) + "\n")
+        write_output(_JSON.value, to_json(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

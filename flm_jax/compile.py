@@ -9,13 +9,16 @@ teacher's workdir: a teacher has the student's sizes. Exit status: 0 fits, 1 doe
 input.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
+
+from flm_jax.cli.path_flags import DEFINE_output
+from flm_jax.core.files import to_json
+from flm_jax.core.paths import write_output
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "FAMILY:SIZES: v5e:4x4, v5p:4x4x4, h200:8, cpu:8.")
@@ -26,8 +29,8 @@ _SAMPLE = flags.DEFINE_integer(
 )
 _FIND = flags.DEFINE_bool("find_batch", False, "Also search the largest batch that fits.")
 _TRIES = flags.DEFINE_integer("tries", 6, "Most compilations of that search.")
-_JSON = flags.DEFINE_string("json", "", "File for the report.")
-_HLO = flags.DEFINE_string("hlo", "", "File for the compiled program of one device.")
+_JSON = DEFINE_output("json", "", "File for the report.")
+_HLO = DEFINE_output("hlo", "", "File for the compiled program of one device.")
 
 
 def environment(argv: Sequence[str]) -> dict[str, str]:
@@ -55,8 +58,7 @@ def environment(argv: Sequence[str]) -> dict[str, str]:
 
 def _write_hlo(text: str) -> None:
     if _HLO.value:
-        with open(_HLO.value, "w", encoding="utf8") as file:
-            file.write(text)
+        write_output(_HLO.value, text)
 
 
 def main(argv) -> int:
@@ -71,11 +73,6 @@ def main(argv) -> int:
     no_arguments(argv)
     given = given_config(_CONFIG)
     require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
-    for path in (_JSON.value, _HLO.value):
-        folder = os.path.dirname(path) or "."
-        require(
-            os.path.isdir(folder), f"the folder {folder!r} of {path!r} does not exist; make it."
-        )
     config = plan.resolve(check(given), _VOCAB.value, _BATCH.value)
     topology, cfg = topologies.parse(_TOPOLOGY.value), mesh_config(config)
     mesh = make_mesh(cfg, topologies.devices(topology, cfg.slices))
@@ -90,9 +87,7 @@ def main(argv) -> int:
     result = {"topology": _TOPOLOGY.value} | result
     print("\n".join(plan.lines(result)), flush=True)
     if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+        write_output(_JSON.value, to_json(result, indent=2) + "\n")
     return 0 if result["fits"] else 1
 
 

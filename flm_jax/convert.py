@@ -21,9 +21,11 @@ from safetensors.numpy import save_file
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
 from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import one_of, require
+from flm_jax.core.paths import check_file, check_folder
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
 from flm_jax.inference import language_model
 from flm_jax.interop import flm, llada2, llama
@@ -42,18 +44,18 @@ _TOKENIZERS = {
 _FLM_LENGTH = 128
 
 _SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.join(_SOURCES)}.")
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = DEFINE_path(
     "checkpoint",
     "",
     "File to import: .safetensors, or .ckpt, .pt; llada, llada2: its folder.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder to write; with --export, to read.")
-_TOKENIZER = flags.DEFINE_string(
+_WORKDIR = DEFINE_path("workdir", "", "Folder to write; with --export, to read.")
+_TOKENIZER = DEFINE_path(
     "tokenizer",
     "",
     "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: by vocabulary size.",
 )
-_DATA = flags.DEFINE_string("data", "", "Prepared folder on which `evaluate` measures the loss.")
+_DATA = DEFINE_path("data", "", "Prepared folder on which `evaluate` measures the loss.")
 _LENGTH = flags.DEFINE_integer(
     "length",
     0,
@@ -65,7 +67,7 @@ _EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt wher
 _TRUST = flags.DEFINE_bool(
     "trust_pickle", False, "Unpickle a .ckpt without restriction: it may run code."
 )
-_EXPORT = flags.DEFINE_string(
+_EXPORT = DEFINE_path(
     "export",
     "",
     "Write --workdir's weights: to a .safetensors file under the names of their reference, or to a "
@@ -113,6 +115,7 @@ def _tokenizer(vocab_size: int):
 def _import(folder: epath.Path) -> None:
     one_of("source", _SOURCE.value, _SOURCES)
     require(bool(_CHECKPOINT.value), "no --checkpoint to import, and no --export.")
+    check_folder(folder, "--workdir")
     require(
         not any((folder / name).exists() for name in ("config.json", "checkpoints")),
         f"workdir {folder} holds a run already; give a new one.",
@@ -130,7 +133,9 @@ def _import(folder: epath.Path) -> None:
 
 def _export(folder: epath.Path, path: str) -> None:
     require(not _CHECKPOINT.value, "got both --checkpoint and --export; expected one of them.")
-    if path.endswith(".safetensors"):
+    tensors = path.endswith(".safetensors")
+    (check_file if tensors else check_folder)(path, "--export")
+    if tensors:
         _export_tensors(folder, path)
         return
     language_model.load(folder).save_pretrained(path)

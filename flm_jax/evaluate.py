@@ -9,16 +9,17 @@ The last trains what is missing, measures what is missing, and writes report.md,
 plots into the workdir; stopped, it continues when run again.
 """
 
-import json
-
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 from flm_jax.checkpoints.workdir import read_config
 from flm_jax.cli import sampling_flags
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.core.errors import require
+from flm_jax.core.files import to_json
+from flm_jax.core.paths import expanded, write_output
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
 from flm_jax.evaluation.judges import load_judge
@@ -30,25 +31,25 @@ from flm_jax.training.schedule_log import read_schedule
 
 _MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
 _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
-_JUDGE = flags.DEFINE_string(
+_JUDGE = DEFINE_path(
     "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
 )
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison of configs/comparisons.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "A model; with --config the comparison's folder.")
+_WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
-_CORPUS = flags.DEFINE_string(
+_CORPUS = DEFINE_path(
     "corpus", "", "A prepared folder: its likelihood under the models, in place of samples."
 )
 _SPLIT = flags.DEFINE_string("split", "valid", "Of --corpus.")
 _SEQUENCES = flags.DEFINE_integer("corpus_sequences", 1024, "Of --corpus; 0 for all.")
 _SHOW = flags.DEFINE_integer("show", 2, "Samples printed for each row.")
-_JSON = flags.DEFINE_string("json", "", "File for the rows and all samples.")
+_JSON = DEFINE_output("json", "", "File for the rows and all samples.")
 
 
 def _parse(text: str) -> tuple[str, list[int]]:
-    workdir, _, steps = text.rpartition(":")
+    workdir, _, steps = expanded(text).rpartition(":")
     counts = steps.split(",")
     require(
         bool(workdir) and all(c.isdigit() for c in counts),
@@ -112,7 +113,7 @@ def _report(rows: list[Row]) -> int:
             for sample in row["samples"][: _SHOW.value]:
                 print(f"  {sample}")
     if _JSON.value:
-        epath.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+        write_output(_JSON.value, to_json(rows, indent=1) + "\n")
     return 0
 
 

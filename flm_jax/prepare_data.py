@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.data.corpus import store
@@ -19,11 +20,11 @@ from flm_jax.data.corpus.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
 from flm_jax.data.tokenizers.builtin import SENTENCEPIECE_MODELS
 
 _SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
-_PATH = flags.DEFINE_string(
+_PATH = DEFINE_path(
     "path", "", "text, jsonl: file or folder. hf: dataset as name[:config][@revision]."
 )
-_OUT = flags.DEFINE_string("out", "", "Folder to write.")
-_TOKENIZER = flags.DEFINE_string(
+_OUT = DEFINE_path("out", "", "Folder to write.")
+_TOKENIZER = DEFINE_path(
     "tokenizer",
     "sentencepiece",
     "bytes, characters, sentencepiece (both trained on the corpus), hf:NAME_OR_FOLDER, or the path "

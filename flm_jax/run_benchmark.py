@@ -11,7 +11,6 @@ python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
     --out=DIR  # right answers
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -19,9 +18,11 @@ from absl import flags
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
-from flm_jax.core.files import write_whole
+from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.paths import check_folder
 from flm_jax.evaluation.benchmarks.base import Choices
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
@@ -40,9 +41,9 @@ from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import chatty
 
 _TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
-_DATA = flags.DEFINE_string("data", "", "Its data file.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
-_OUT = flags.DEFINE_string("out", "", "Folder for records and summary; the same one continues.")
+_DATA = DEFINE_path("data", "", "Its data file.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
+_OUT = DEFINE_path("out", "", "Folder for records and summary; the same one continues.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Score the right answers, in place of a model.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Of the sampler; AR: unused.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
@@ -56,16 +57,14 @@ _LIMIT = flags.DEFINE_integer("limit", 0, "The first so many problems; 0 = all."
 _SHOTS = flags.DEFINE_integer(
     "shots", -1, "gsm8k, mbpp: solved problems before each; -1 = 3 of mbpp, none of gsm8k."
 )
-_EXAMPLES = flags.DEFINE_string("examples", "", "gsm8k: file of the solved problems.")
+_EXAMPLES = DEFINE_path("examples", "", "gsm8k: file of the solved problems.")
 _WHOLE = flags.DEFINE_bool("whole", False, "mbpp: all problems, not the test split alone.")
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "humaneval, mbpp: time of a program.")
 _ISOLATION = flags.DEFINE_string(
     "isolation", "auto", f"Of programs: auto, {', '.join(ISOLATIONS)}."
 )
-_JUDGE_PROMPTS = flags.DEFINE_string(
-    "judge_prompts", "", "mt_bench: FastChat's judge_prompts.jsonl."
-)
-_JUDGE_ANSWERS = flags.DEFINE_string(
+_JUDGE_PROMPTS = DEFINE_path("judge_prompts", "", "mt_bench: FastChat's judge_prompts.jsonl.")
+_JUDGE_ANSWERS = DEFINE_path(
     "judge_references", "", "mt_bench: reference answers, FastChat's answer format."
 )
 
@@ -102,6 +101,7 @@ def _check() -> None:
     one_of("--task", _TASK.value, BENCHMARKS)
     require(bool(_DATA.value), f"no --data; expected the data file of {_TASK.value}.")
     require(bool(_OUT.value), "no --out; expected a folder for the records.")
+    check_folder(_OUT.value, "--out")
     require(
         bool(_WORKDIR.value) != _REFERENCE.value,
         "expected --workdir, of a training run, or --reference, for the right answers.",
@@ -142,7 +142,7 @@ def main(argv) -> None:
     row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
     row |= summarise(benchmark, records)
     row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)
-    write_whole(folder / SUMMARY, json.dumps(row, indent=1) + "\n")
+    write_whole(folder / SUMMARY, to_json(row, indent=1) + "\n")
     print(table([row]))
 
 

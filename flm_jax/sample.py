@@ -11,22 +11,23 @@ python -m flm_jax.sample --workdir=MDLM --steps=16 --method=flow --trajectory=pa
 python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
 
-import json
-
 from absl import flags
 from etils import epath
 
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.cli import sampling_flags
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
+from flm_jax.core.files import json_lines
+from flm_jax.core.paths import write_output
 from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import read_prompts
 from flm_jax.metrics.text import unigram_entropy
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _STEPS = flags.DEFINE_list(
     "steps", ["1"], "Network calls, several counts separated by commas; AR: unused."
 )
@@ -36,7 +37,7 @@ _LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained."
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same samples.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
 _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
-_PROMPTS = flags.DEFINE_string(
+_PROMPTS = DEFINE_path(
     "prompts", "", "JSONL file of prompts (prompt, infill, answer_length), each answered once."
 )
 _CHAT = flags.DEFINE_bool("chat", False, "Prompts are questions, framed as in data/chat.py.")
@@ -46,9 +47,9 @@ _ANSWER = flags.DEFINE_integer(
 _PROBLEMS = flags.DEFINE_integer(
     "problems", 0, "Complete so many problems of the model's task and say the share solved."
 )
-_OUT = flags.DEFINE_string("out", "", "JSONL file for the samples.")
-_TRAJECTORY = flags.DEFINE_string("trajectory", "", "JSONL file for the text after each call.")
-_HTML = flags.DEFINE_string(
+_OUT = DEFINE_output("out", "", "JSONL file for the samples.")
+_TRAJECTORY = DEFINE_output("trajectory", "", "JSONL file for the text after each call.")
+_HTML = DEFINE_output(
     "html", "", "Page that shows the samples of the last step count resolve, step by step."
 )
 _LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, step by step.")
@@ -65,7 +66,7 @@ def _counts(values: list[str]) -> list[int]:
 
 def _write(path: str, lines: list[dict]) -> None:
     if path:
-        epath.Path(path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_output(path, json_lines(lines))
         print(f"wrote {len(lines)} records to {path}")
 
 
@@ -124,7 +125,7 @@ def _draw(model: Model, counts: list[int], rows: int, length: int, options: Opti
         shown = drawn.steps_tokens, drawn.steps_confidence
         title = f"{epath.Path(_WORKDIR.value).name}: text in {drawn.calls:g} network calls"
         page = trajectories.to_html(model.tokenizer, *shown, title=title)
-        epath.Path(_HTML.value).write_text(page)
+        write_output(_HTML.value, page)
         print(f"wrote {_HTML.value}")
 
 

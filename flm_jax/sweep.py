@@ -6,30 +6,31 @@ python -m flm_jax.sweep --workdir=runs/flm --steps=32 --reward=runs/reward \
     --option=reward_scale --values=0,0.5,1,2 --num_samples=4096 --plot=reward.png
 """
 
-import json
-
 from absl import flags
 from etils import epath
 
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
+from flm_jax.core.files import to_json
+from flm_jax.core.paths import write_output
 from flm_jax.data import loading
 from flm_jax.evaluation.plots import draw_sweep
 from flm_jax.evaluation.sweep import NUMBERS, sweep_plans, sweep_row
 from flm_jax.inference import engine, text_reward
 from flm_jax.samplers.base import nothing_given
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of train or convert.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _OPTION = flags.DEFINE_string("option", "", f"Swept: temperature, {', '.join(NUMBERS)}.")
 _VALUES = flags.DEFINE_list("values", [], "Its values, separated by commas.")
 _STEPS = flags.DEFINE_integer("steps", 16, "As of sample.")
 _NUM = flags.DEFINE_integer("num_samples", 1024, "Samples for each value.")
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "Samples drawn at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise, the same for every value.")
-_JSON = flags.DEFINE_string("json", "", "File for the rows.")
-_PLOT = flags.DEFINE_string("plot", "", "PNG file: every figure against the option.")
+_JSON = DEFINE_output("json", "", "File for the rows.")
+_PLOT = DEFINE_output("plot", "", "PNG file: every figure against the option.")
 
 
 def main(argv) -> None:
@@ -55,7 +56,7 @@ def main(argv) -> None:
             print("|" + "---|" * len(names))
         print("| " + " | ".join(f"{rows[-1][n]:.4g}" for n in names) + " |", flush=True)
     if _JSON.value:
-        epath.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + "\n")
+        write_output(_JSON.value, to_json(rows, indent=1) + "\n")
     if _PLOT.value:
         draw_sweep(epath.Path(_PLOT.value), rows, _OPTION.value)
         print(f"wrote {_PLOT.value}")

@@ -8,9 +8,9 @@ Run again with the same workdir to continue. Exit status: 0 finished, 2 bad inpu
 SIGTERM or SIGINT after saving.
 """
 
-from absl import flags
 from ml_collections import config_flags
 
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.config.check import check
 from flm_jax.config.schema import policy_config
@@ -18,7 +18,7 @@ from flm_jax.core.errors import require
 from flm_jax.training.policy_trainer import train_policy_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the policy.")
+_WORKDIR = DEFINE_path("workdir", "", "Folder of the policy.")
 
 
 def main(argv) -> int:

@@ -9,14 +9,15 @@ SIGTERM or SIGINT after saving.
 
 from absl import flags
 
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.training.loop import STOPPED_EXIT
 from flm_jax.training.reward_trainer import train_text_reward
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Workdir of the model whose data are read.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model whose data are read.")
 _MATCH = flags.DEFINE_string("match", "", "Regular expression that rewarded texts contain.")
-_OUT = flags.DEFINE_string("out", "", "Folder for the reward.")
+_OUT = DEFINE_path("out", "", "Folder for the reward.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of Adam.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts in a step.")
 _LR = flags.DEFINE_float("lr", 1e-3, "Learning rate.")

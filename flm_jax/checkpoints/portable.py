@@ -16,6 +16,8 @@ from safetensors.flax import save_file
 
 from flm_jax.checkpoints.workdir import write_config
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import write_whole
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 
@@ -32,7 +34,7 @@ def located(workdir: str | epath.Path) -> epath.Path:
       UserError: the extra is missing, or the hub does not give the model.
     """
     if not str(workdir).startswith(HUB):
-        return epath.Path(workdir)
+        return epath.Path(expanded(str(workdir)))
     with _hub(f"{workdir} could not be fetched") as hub:
         return epath.Path(hub.snapshot_download(str(workdir).removeprefix(HUB)))
 
@@ -78,7 +80,8 @@ def save_folder(
     Raises:
       UserError: the folder holds a model already.
     """
-    root = epath.Path(folder)
+    root = epath.Path(expanded(str(folder)))
+    check_folder(root, "folder")
     require(
         not any((root / name).exists() for name in ("config.json", WEIGHTS, "checkpoints")),
         f"{root} holds a model already; give a new folder.",
@@ -87,7 +90,7 @@ def save_folder(
     flat = named(params)
     save_file(jax.device_get(flat), str(root / WEIGHTS), metadata={"step": str(step)})
     tokenizer.save(root / "tokenizer")
-    (root / "README.md").write_text(_card(config, flat, tokenizer, step))
+    write_whole(root / "README.md", _card(config, flat, tokenizer, step))
     write_config(root, _portable(config))
 
 

@@ -24,7 +24,7 @@ from etils import epath
 from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import write_whole
+from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
@@ -379,7 +379,7 @@ def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
     """Writes the resolved configuration, in one step: a kill leaves the old or the new one."""
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_whole(folder / "config.json", to_json(config, indent=2) + "\n")
 
 
 def read_config(workdir: str | epath.Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 So does a device that has no memory left, as one that another process holds.
 """
 
+import io
 import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from flm_jax.core.errors import UserError, device_memory_error, require
+from flm_jax.core.paths import expanded
 
 USER_ERROR_EXIT = 2
 
@@ -21,9 +23,30 @@ def _fail(error: Exception) -> None:
     sys.exit(USER_ERROR_EXIT)
 
 
+def print_anything() -> None:
+    """Lets characters that the terminal or the locale lacks be printed as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _at_home(argv: Sequence[str]) -> list[str]:
+    """Words of a command line, `~` expanded in the file of --config, which ml_collections reads."""
+    before = ["", *argv]
+    found = []
+    for last, word in zip(before, argv):
+        name, equals, path = word.partition("=")
+        if name in ("--config", "-config") and equals:
+            word = f"{name}={expanded(path)}"
+        elif last in ("--config", "-config"):
+            word = expanded(word)
+        found.append(word)
+    return found
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_at_home(argv))
     except flags.Error as error:
         return _fail(error)
     except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
@@ -92,4 +115,5 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise
             return _fail(full)
 
+    print_anything()
     app.run(guarded, flags_parser=_parse)

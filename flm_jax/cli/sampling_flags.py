@@ -3,6 +3,7 @@
 from absl import flags
 
 from flm_jax.build.sampler import Options
+from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.samplers.flow import SOLVERS, Steering
 from flm_jax.samplers.masked_flow import EOS_POLICIES, Bridging
 
@@ -30,7 +31,7 @@ _RE_EDIT = flags.DEFINE_bool("re_edit", True, "--method=flow: edit again what be
 _HARD_COMMIT = flags.DEFINE_bool(
     "hard_commit", True, "--method=flow: each call writes the most confident token."
 )
-_POLICY = flags.DEFINE_string(
+_POLICY = DEFINE_path(
     "policy", "", "--method=flow: workdir of train_policy, whose step sizes are taken."
 )
 _REFINE = flags.DEFINE_string(
@@ -72,11 +73,11 @@ _ITERATIONS = flags.DEFINE_integer(
     "Self-conditioned FLM: network calls at each state, the first without an estimate; 0 = one "
     "call, with the estimate of the step before.",
 )
-_WEAK = flags.DEFINE_string("weak", "", "Workdir of a weaker model, for --guidance.")
+_WEAK = DEFINE_path("weak", "", "Workdir of a weaker model, for --guidance.")
 _WEAK_DROPOUT = flags.DEFINE_float(
     "weak_dropout", 0.0, "For --guidance: the model itself at this dropout rate; 0 = unused."
 )
-_REWARD = flags.DEFINE_string("reward", "", "Flows: folder of train_reward, for --reward_scale.")
+_REWARD = DEFINE_path("reward", "", "Flows: folder of train_reward, for --reward_scale.")
 _REWARD_SCALE = flags.DEFINE_float("reward_scale", 0.0, "Weight of --reward; 0 = none.")
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.core.paths import expanded
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
@@ -44,7 +45,16 @@ def check(
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     plain, valid = json.loads(json.dumps([plain, complete().to_dict()]))
     _compare(plain, valid, "config")
-    return plain
+    return at_home(plain)
+
+
+def at_home(value: Any) -> Any:
+    """A configuration whose paths have `~` expanded: no other value begins with it."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [at_home(item) for item in value]
+    return expanded(value) if isinstance(value, str) else value
 
 
 def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:

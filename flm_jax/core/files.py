@@ -1,15 +1,18 @@
 """Files that survive a kill or a full disk: JSON lines, whole-file writes, figures."""
 
 import contextlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from flm_jax.core.errors import UserError
+from flm_jax.core.paths import is_remote, write_output
 
 
 def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[str, Any]]:
@@ -37,10 +40,39 @@ def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[st
     return found
 
 
+def to_json(value: Any, **settings: Any) -> str:
+    """Valid JSON: NaN and infinities, which JSON does not have, become null.
+
+    Args:
+      value: dicts, lists, tuples and what JSON knows; keys as of `json.dumps`.
+      settings: of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **settings)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def nulls_as_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that `to_json` wrote, with the figures that were no numbers as NaN again."""
+    one = lambda value: math.nan if value is None else value
+    return {k: [one(x) for x in v] if isinstance(v, list) else one(v) for k, v in record.items()}
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> str:
+    """Records as the text of a JSONL file."""
+    return "".join(to_json(record) + "\n" for record in records)
+
+
 def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Adds lines to a file, on the disk before it returns."""
     with path.open("a", encoding="utf8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.write(json_lines(records))
         file.flush()
         os.fsync(file.fileno())
 
@@ -60,8 +92,10 @@ def save_figure(figure, path: epath.Path) -> None:
 
 
 def write_figure(figure, path: epath.Path) -> None:
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    """Writes a figure as PNG; the folder of the file is made."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_output(path, buffer.getvalue())
 
 
 class StepLines:
@@ -72,7 +106,7 @@ class StepLines:
 
     def __init__(self, path: epath.Path, start_step: int):
         self._path = path
-        self._remote = "://" in str(path)
+        self._remote = is_remote(path)
         with named_errors(path.parent):
             self._text = self._kept(start_step) if path.exists() else ""
 
@@ -96,7 +130,7 @@ class StepLines:
         Raises:
           UserError: the disk is full or not writable.
         """
-        line = json.dumps(record) + "\n"
+        line = json_lines([record])
         with named_errors(self._path.parent):
             if not self._remote:
                 with self._path.open("a") as file:

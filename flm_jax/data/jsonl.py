@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.paths import expanded
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
@@ -19,7 +20,7 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     Raises:
       UserError: no such file, none that can be read as text, no line, or one that is no object.
     """
-    file = epath.Path(path)
+    file = epath.Path(expanded(str(path)))
     require(file.is_file(), f"no file {path}; expected {expected}.")
     try:
         content = file.read_bytes()

@@ -17,7 +17,8 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import write_whole
+from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.paths import expanded
 from flm_jax.data.pipeline import Batch
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -49,7 +50,7 @@ def begin(
       UserError: the folder was begun with other arguments.
     """
     manifest = {"format_version": _VERSION, "rows": rows, "parts": parts, "args": args}
-    manifest = json.loads(json.dumps(manifest))
+    manifest = json.loads(to_json(manifest))
     if (folder / MANIFEST).exists():
         old = _manifest(folder)
         wrong = sorted(
@@ -65,7 +66,7 @@ def begin(
     else:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder / TOKENIZER_FOLDER)
-        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_whole(folder / MANIFEST, to_json(manifest, indent=1) + "\n")
     return [part for part in range(parts) if not part_path(folder, part).exists()]
 
 
@@ -115,7 +116,7 @@ def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSo
     Raises:
       UserError: no such folder, one that is not complete, texts of another length, a single row.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(expanded(path))
     manifest = _manifest(folder)
     missing = [p for p in range(manifest["parts"]) if not part_path(folder, p).exists()]
     require(

@@ -15,9 +15,10 @@ from etils import epath
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.workdir import latest_step
-from flm_jax.config.check import check
+from flm_jax.config.check import at_home, check
 from flm_jax.core.errors import UserError, one_of, require, unknown_name
-from flm_jax.core.files import read_json_lines
+from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_whole
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
 from flm_jax.evaluation.judges import load_judge
@@ -149,7 +150,11 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
     Raises:
       UserError: bad configurations; before anything is trained.
     """
-    folder, config = epath.Path(workdir), _OPTIONAL | config
+    workdir, config = expanded(workdir), _OPTIONAL | config
+    for key in ("judge", "prepare"):
+        config[key] = at_home(config[key])
+    check_folder(workdir, "--workdir")
+    folder = epath.Path(workdir)
     models = entries(config, folder)
     judge = _judge(config["judge"], models, folder)
     preparation = _preparation(config["prepare"], str(_data(folder)))
@@ -225,12 +230,12 @@ class _Measuring(NamedTuple):
     def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
         path = self.folder / "rows" / f"{name}.json"
         row = json.loads(path.read_text()) if path.exists() else {}
-        return row if row.get("settings") == settings else None
+        return nulls_as_nan(row) if row.get("settings") == settings else None
 
     def keep(self, name: str, row: Row) -> Row:
         path = self.folder / "rows" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row) + "\n")
+        write_whole(path, to_json(row) + "\n")
         return row
 
 
@@ -269,7 +274,7 @@ def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
     """The last evaluation's loss in each bin of the clock (tau: nats/token); {} without one."""
     path = workdir / "metrics.jsonl"
     profile: dict[float, float] = {}
-    for record in read_json_lines(path):
+    for record in map(nulls_as_nan, read_json_lines(path)):
         found = {
             float(k.rsplit("_", 1)[1]): v
             for k, v in record.items()
@@ -302,5 +307,6 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     pictures = "\n".join(f"![{name}]({name})" for name in plots)
     samples = "\n".join(f"- {row['model']}{_calls(row)}: {row['samples'][0]!r}" for row in rows)
     text = f"# {title}\n\n{table(rows)}\n\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
-    (folder / "report.md").write_text(f"{text}{samples}\n")
-    (folder / "report.json").write_text(json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
+    write_whole(folder / "report.md", f"{text}{samples}\n")
+    report = to_json({"title": title, "rows": rows}, indent=1)
+    write_whole(folder / "report.json", f"{report}\n")

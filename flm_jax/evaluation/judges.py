@@ -7,6 +7,7 @@ from etils import epath
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
+from flm_jax.core.paths import expanded
 from flm_jax.data.loading import framing
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.interop.gpt2 import load_gpt2
@@ -24,7 +25,7 @@ def load_judge(path: str) -> Judge:
     Raises:
       UserError: nothing there, or a model that is not autoregressive.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(expanded(path))
     require(
         (folder / "config.json").exists(),
         f"judge {path} has no config.json; expected a workdir of train, or a local folder of a "
@@ -39,7 +40,7 @@ def load_judge(path: str) -> Judge:
             f"{net.vocab_size}; put the two of one model there.",
         )
         return Judge(folder.name, net, params, tokenizer, "stream", False)
-    model = load_model(path)
+    model = load_model(folder)
     require(
         family(model.config).likelihood == "exact",
         f"judge {path} is a model of objective {objective_name(model.config)}; expected "

@@ -8,6 +8,7 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
 from flm_jax.build.sampler import Options
 from flm_jax.core.errors import require
+from flm_jax.core.paths import expanded
 from flm_jax.inference.step_policy import load_step_policy, stepper
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.guides import NO_GUIDES, Guides
@@ -57,7 +58,7 @@ def load_guides(model: Model, options: Options) -> tuple[Guides, dict]:
     """
     kind, steering = family(model.config), options.steering
     if kind.takes_step_policy and options.policy:
-        return Guides(stepper=stepper(load_step_policy(options.policy))), {}
+        return Guides(stepper=stepper(load_step_policy(expanded(options.policy)))), {}
     if not kind.one_hot:
         return NO_GUIDES, {}
     weak, reward, extra = None, None, {}

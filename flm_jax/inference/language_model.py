@@ -21,6 +21,7 @@ from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.portable import save_folder, upload_folder
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.paths import write_output
 from flm_jax.data.loading import framing
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories
@@ -55,8 +56,7 @@ class Generated:
         """A page that shows the texts call by call and opens alone; written to `path`, if any."""
         page = trajectories.to_html(self.tokenizer, self.steps_tokens, self.steps_confidence)
         if path is not None:
-            with open(path, "w", encoding="utf8") as file:
-                file.write(page)
+            write_output(path, page)
         return page
 
     def to_png(self, path: str | os.PathLike[str], sample: int = 0) -> None:
@@ -70,7 +70,7 @@ class Generated:
         one = (x[:, sample : sample + 1] for x in (self.steps_tokens, self.steps_confidence))
         (steps,) = trajectories.frames(self.tokenizer, *one)
         try:
-            trajectories.draw_trajectory(epath.Path(path), steps)
+            trajectories.draw_trajectory(epath.Path(os.path.expanduser(path)), steps)
         except ImportError as error:
             raise UserError(f"{error}: pictures need pip install 'flm-jax[plots]'.") from error
 

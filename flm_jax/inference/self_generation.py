@@ -9,6 +9,7 @@ from etils import epath
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.core.errors import require
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import self_generated
 from flm_jax.data.chat import ChatSource, read_exchanges
 from flm_jax.data.tasks.registry import make_task
@@ -80,6 +81,8 @@ def generate(
     Raises:
       UserError: bad requests; a folder begun with other arguments.
     """
+    out = expanded(out)
+    check_folder(out, "--out")
     model = load_model(workdir)
     steps = steps or model.net.max_length
     engine.check_request(model, [steps], num, model.net.max_length)

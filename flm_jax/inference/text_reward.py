@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, require, unknown_name
+from flm_jax.core.paths import expanded
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.models.text_classifier import ClassifierConfig, classifier
@@ -33,7 +34,7 @@ def matches(tokens: np.ndarray, tokenizer: Tokenizer, pattern: str) -> np.ndarra
 
 
 def _settings(folder: str) -> dict:
-    path = epath.Path(folder) / SETTINGS
+    path = epath.Path(expanded(folder)) / SETTINGS
     require(path.exists(), f"reward={folder} has no {SETTINGS}; expected a folder of train_reward.")
     return json.loads(path.read_text())
 
@@ -56,7 +57,7 @@ def load_text_reward(folder: str, tokenizer: Tokenizer) -> tuple[Reward, Params]
     )
     made = classifier(ClassifierConfig(**settings["sizes"]))
     shapes = jax.eval_shape(made.init, jax.random.key(0))
-    arrays = np.load(io.BytesIO((epath.Path(folder) / WEIGHTS).read_bytes()))
+    arrays = np.load(io.BytesIO((epath.Path(expanded(folder)) / WEIGHTS).read_bytes()))
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     missing = [name for name in names if name not in arrays]

@@ -1,7 +1,6 @@
 """Texts as they resolve: token by token with the model's confidence, as HTML or in a terminal."""
 
 import html
-import json
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import require
-from flm_jax.core.files import write_figure
+from flm_jax.core.files import to_json, write_figure
 from flm_jax.data.tokenizers.base import Tokenizer
 
 # Enough tokens before one to know how it is joined to them.
@@ -80,7 +79,7 @@ def to_html(
       steps_tokens, steps_confidence: int and float [K, N, L], as of `engine.Draw`.
       title: of the page.
     """
-    data = json.dumps(frames(tokenizer, steps_tokens, steps_confidence), ensure_ascii=False)
+    data = to_json(frames(tokenizer, steps_tokens, steps_confidence), ensure_ascii=False)
     # "</script>" in a text would end the script.
     data = data.replace("<", "\\u003c")
     parts = {"TITLE": html.escape(title), "FRAMES": data}

@@ -8,7 +8,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from flm_jax.core.files import StepLines, named_errors
+from flm_jax.core.files import StepLines, named_errors, write_whole
 
 
 class MetricsLog:
@@ -41,7 +41,7 @@ class MetricsLog:
             if texts:
                 folder = self._folder / "samples"
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{step}.txt").write_text("\n---\n".join(texts) + "\n")
+                write_whole(folder / f"{step}.txt", "\n---\n".join(texts) + "\n")
                 shown = "\n\n".join(f"    {text}" for text in texts)
                 self._add(Event(summary=summary.text("samples", shown)), step)
             self._board.flush()

@@ -7,7 +7,6 @@ drives.
 
 import functools
 import io
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ from flm_jax.build.load import load_model
 from flm_jax.checkpoints.state import new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.core.errors import require
+from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -90,6 +91,8 @@ def train_text_reward(
         require(value >= 1, f"got {name}={value}; expected at least 1.")
     require(lr > 0.0, f"got lr={lr}; expected more than 0.")
     checked_pattern(pattern)
+    out = expanded(out)
+    check_folder(out, "--out")
     model = load_model(workdir)
     data, tokenizer = loading.open_data(model.config), model.tokenizer
     held_out = np.stack([data.valid[i]["tokens"] for i in range(min(_HELD_OUT, len(data.valid)))])
@@ -198,6 +201,6 @@ def _save(out: str, cfg: ClassifierConfig, pattern: str, tokenizer: Tokenizer, p
     leaves = jax.tree_util.tree_leaves_with_path(params)
     buffer = io.BytesIO()
     np.savez(buffer, **{jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves})
-    (folder / WEIGHTS).write_bytes(buffer.getvalue())
+    write_whole(folder / WEIGHTS, buffer.getvalue())
     settings = {"pattern": pattern, "tokenizer": tokenizer.fingerprint, "sizes": vars(cfg)}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+    write_whole(folder / SETTINGS, to_json(settings, indent=1) + "\n")

@@ -13,7 +13,7 @@ from etils import epath
 
 from flm_jax.build.families.masked_flow import bridge_config
 from flm_jax.checkpoints.state import TrainState
-from flm_jax.core.files import StepLines, read_json_lines
+from flm_jax.core.files import StepLines, nulls_as_nan, read_json_lines
 from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, logistic_quantile
 
 FILE = "schedule.jsonl"
@@ -67,5 +67,6 @@ def schedule_recorder(
 
 def read_schedule(workdir: str | epath.Path) -> list[Record]:
     """Records by step; of a step that stands twice, the last. [] without a file."""
-    found = {row["step"]: row for row in read_json_lines(epath.Path(workdir) / FILE)}
+    rows = map(nulls_as_nan, read_json_lines(epath.Path(workdir) / FILE))
+    found = {row["step"]: row for row in rows}
     return [found[step] for step in sorted(found)]

@@ -21,6 +21,7 @@ from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.config.check import check_resumable
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
 from flm_jax.data.chat import cropped
 from flm_jax.data.pipeline import make_iterator
@@ -39,6 +40,8 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     Raises:
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
+    workdir = expanded(workdir)
+    check_folder(workdir, "--workdir")
     data = loading.open_data(config)
     base = config["adapters"]["base"]
     if base:

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from flm_jax.core.errors import require
+from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -57,7 +58,8 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
         f"tokenizer {cfg.tokenizer!r} would be trained anew by every shard; prepare or train it "
         "once and pass --tokenizer=THAT_FOLDER with --shard",
     )
-    folder = epath.Path(cfg.out)
+    folder = epath.Path(expanded(cfg.out))
+    check_folder(folder, "--out")
     corpus = open_corpus(cfg.source)
     ready = None if needs_training(cfg.tokenizer) else _make_tokenizer(cfg, corpus)
     args = _arguments(cfg, corpus, ready)

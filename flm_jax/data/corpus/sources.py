@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.core.paths import expanded
 from flm_jax.data.corpus import detokenizers
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
@@ -218,7 +219,7 @@ def _walk(
 
 def _find_files(cfg: SourceConfig, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str]:
     """The files to read, and an identity made of their names and sizes."""
-    root = epath.Path(cfg.path)
+    root = epath.Path(expanded(cfg.path))
     require(root.exists(), f"--path={cfg.path} does not exist; expected a file or a folder")
     files = list(_walk(root, suffixes)) if root.is_dir() else [root]
     require(

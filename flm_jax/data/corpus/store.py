@@ -21,7 +21,8 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.files import write_whole
+from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.paths import expanded
 from flm_jax.data.corpus.shard_file import ShardFile
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -152,7 +153,7 @@ def _split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
     """Writes a manifest in one step, once everything it lists is in place."""
-    write_whole(folder / name, json.dumps(manifest, indent=2) + "\n")
+    write_whole(folder / name, to_json(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
@@ -197,7 +198,7 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
     Raises:
       UserError: parts are missing, or were made with different arguments or tokenizers.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(expanded(str(path)))
     names = _names(folder)
     found = {name: match for name in names if (match := _PART_NAME.fullmatch(name))}
     require(
@@ -325,7 +326,7 @@ def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:
     Raises:
       UserError: no manifest, a missing, truncated or altered file, another tokenizer.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(expanded(str(path)))
     manifest = read_manifest(folder, MANIFEST) if folder.exists() else None
     if manifest is None:
         mend = f"--merge --out={folder}" if has_parts(folder) else f"--source=... --out={folder}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from etils import epath
 
 from flm_jax.core.errors import one_of, require, unknown_name
+from flm_jax.core.paths import expanded
 from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
 from flm_jax.data.tokenizers.builtin import (
     TOKENIZER_FOLDER,
@@ -68,6 +69,7 @@ def make_tokenizer(
       documents: starts a pass over the training text; called only if `needs_training(name)`.
       vocab_size, model: sentencepiece only.
     """
+    name = expanded(name)
     if name == "bytes":
         return ByteTokenizer()
     if name == "characters":

@@ -4,7 +4,6 @@ A judge model rates each answer from 1 to 10, the second with the first turn bef
 """
 
 import concurrent.futures
-import json
 import os
 import re
 import time
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import append_json_line, read_json_lines, write_whole
+from flm_jax.core.files import append_json_line, json_lines, read_json_lines, write_whole
 from flm_jax.data.jsonl import read_records, text_field
 from flm_jax.evaluation.benchmarks import chat_endpoint
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited
@@ -202,7 +201,7 @@ def write_answers(folder: Path, records: Sequence[Record], model: str) -> Path:
     """Writes the file of answers that FastChat's own judging reads, and says where it is."""
     now = time.time()
     lines = [answer_line(i, turns, model, now) for i, turns in turns_of(records).items()]
-    write_whole(folder / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(folder / ANSWERS, json_lines(lines))
     return folder / ANSWERS
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
-from flm_jax.core.files import append_json_line, read_json_lines, write_whole
+from flm_jax.core.files import append_json_line, read_json_lines, to_json, write_whole
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference.answers import Answer, Answering, answer_batches
@@ -106,7 +106,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
       UserError: records of other settings, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
+    path, settings = folder / SETTINGS, json.loads(to_json(settings, default=str))
     if path.exists():
         before = json.loads(path.read_text())
         keys = [k for k in settings | before if settings.get(k) != before.get(k)]
@@ -117,7 +117,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
             + "); give those, or another --out.",
         )
     else:
-        write_whole(path, json.dumps(settings, indent=1) + "\n")
+        write_whole(path, to_json(settings, indent=1) + "\n")
     return {
         (r["id"], r["sample"], r["turn"]): r for r in read_json_lines(folder / RECORDS, mend=True)
     }

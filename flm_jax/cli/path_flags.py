@@ -1,0 +1,37 @@
+"""Flags that name paths: `~` is expanded, and files to write are checked before any work."""
+
+from absl import flags
+
+from flm_jax.core.paths import check_file, expanded
+
+
+class _Path(flags.ArgumentParser):
+    """A path, or a name beside which a path may stand."""
+
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+class _Output(_Path):
+    """The path of a file to write."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def parse(self, argument: str) -> str:
+        path = expanded(argument)
+        check_file(path, f"--{self._name}")
+        return path
+
+
+def DEFINE_path(name: str, default: str, help_text: str) -> flags.FlagHolder[str]:
+    """A flag for something to read, or for a folder that its command checks itself."""
+    return flags.DEFINE(_Path(), name, default, help_text)
+
+
+def DEFINE_output(name: str, default: str, help_text: str) -> flags.FlagHolder[str]:
+    """A flag for a file to write; one that could not be written is refused as a bad flag."""
+    return flags.DEFINE(_Output(name), name, default, help_text)

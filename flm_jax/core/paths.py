@@ -1,0 +1,86 @@
+"""Paths that users name: `~` expanded, and what cannot be written refused before any work."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require
+
+_HF = "hf:"  # before a name of the hub, or before a folder
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `~user` replaced by the home folder, also behind "hf:"."""
+    if path.startswith(f"{_HF}~"):
+        return _HF + os.path.expanduser(path.removeprefix(_HF))
+    return os.path.expanduser(path)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is of an object store, whose folders need not be made."""
+    return "://" in str(path)
+
+
+def check_file(path: str, name: str) -> None:
+    """Refuses the path of a file that could not be written later; nothing is made yet.
+
+    Args:
+      path: of the file, without `~`; "" and those of object stores pass.
+      name: of the flag or argument, for the message.
+
+    Raises:
+      UserError: a folder stands there, or the file's own cannot be made or written to.
+    """
+    if path and not is_remote(path):
+        _check(Path(path), f"{name}={path}", "a file", Path.is_dir)
+
+
+def check_folder(path: str | os.PathLike[str], name: str) -> None:
+    """Refuses the path of a folder that could not be made or written to; nothing is made yet.
+
+    Args:
+      path: of the folder, without `~`; "" and those of object stores pass.
+      name: of the flag or argument, for the message.
+
+    Raises:
+      UserError: a file stands there or above it, or the storage refuses.
+    """
+    if str(path) and not is_remote(path):
+        _check(Path(path), f"{name}={path}", "a folder", lambda p: p.exists() and not p.is_dir())
+
+
+def _check(path: Path, got: str, wanted: str, other) -> None:
+    try:
+        require(not other(path), f"got {got}, which is no {wanted[2:]}; give another path.")
+        if path.exists() and not path.is_dir():
+            if not os.access(path, os.W_OK):
+                raise PermissionError(f"{path} is not writable")
+            return
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        with tempfile.TemporaryDirectory(prefix=".flm_jax-", dir=above):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"got {got}, which cannot be written ({reason}); expected {wanted} in a folder that "
+            "exists or can be made: give another path, or mend the storage."
+        ) from error
+
+
+def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file that a user named, as UTF-8; its folder is made.
+
+    Raises:
+      UserError: the storage refuses.
+    """
+    file = epath.Path(os.path.expanduser(path))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
+    except OSError as error:
+        raise UserError(
+            f"{file} could not be written ({error}); expected storage with room: mend that and run "
+            "the same command again."
+        ) from error
