@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from flm_jax.checkpoints.workdir import read_config
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json
@@ -38,7 +38,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison of confi
 _WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_SEED = DEFINE_seed("seed", 0, "Of the noise.")
 _CORPUS = DEFINE_path(
     "corpus", "", "A prepared folder: its likelihood under the models, in place of samples."
 )

@@ -11,7 +11,7 @@ A model of a task with problems answers these; `config.data.generated` names the
 from absl import flags
 
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.inference import self_generation
@@ -21,7 +21,7 @@ _OUT = DEFINE_path("out", "", "Folder to write.")
 _NUM = flags.DEFINE_integer("num", 10_000, "Texts.")
 _STEPS = flags.DEFINE_integer("steps", 0, "Network calls; 0 = one for each token.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts drawn at a time, and of a part.")
-_SEED = flags.DEFINE_integer("seed", 1, "Of the draws, and of a task's problems.")
+_SEED = DEFINE_seed("seed", 1, "Of the draws, and of a task's problems.")
 _CHAT = DEFINE_path("chat", "", "JSON lines of questions, see data/chat.py.")
 
 

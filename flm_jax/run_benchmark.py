@@ -18,7 +18,7 @@ from absl import flags
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_whole
@@ -47,7 +47,7 @@ _OUT = DEFINE_path("out", "", "Folder for records and summary; the same one cont
 _REFERENCE = flags.DEFINE_bool("reference", False, "Score the right answers, in place of a model.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Of the sampler; AR: unused.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_SEED = DEFINE_seed("seed", 0, "Of the draws.")
 _LENGTH = flags.DEFINE_integer("length", 0, "Tokens of prompt and answer; 0 = as trained.")
 _ANSWER = flags.DEFINE_integer("answer_length", 0, "Tokens of an answer; 0 = as there is room.")
 _CHAT = flags.DEFINE_bool("chat", None, "Ask questions; by default if the model learnt exchanges.")

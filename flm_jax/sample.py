@@ -17,7 +17,7 @@ from etils import epath
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import json_lines
@@ -34,7 +34,7 @@ _STEPS = flags.DEFINE_list(
 _NUM = flags.DEFINE_integer("num_samples", 8, "Samples for each step count.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
 _LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise; the same seed gives the same samples.")
+_SEED = DEFINE_seed("seed", 0, "Of the noise; the same seed gives the same samples.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
 _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
 _PROMPTS = DEFINE_path(

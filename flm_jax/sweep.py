@@ -11,7 +11,7 @@ from etils import epath
 
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json
@@ -28,7 +28,7 @@ _VALUES = flags.DEFINE_list("values", [], "Its values, separated by commas.")
 _STEPS = flags.DEFINE_integer("steps", 16, "As of sample.")
 _NUM = flags.DEFINE_integer("num_samples", 1024, "Samples for each value.")
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "Samples drawn at a time.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise, the same for every value.")
+_SEED = DEFINE_seed("seed", 0, "Of the noise, the same for every value.")
 _JSON = DEFINE_output("json", "", "File for the rows.")
 _PLOT = DEFINE_output("plot", "", "PNG file: every figure against the option.")
 

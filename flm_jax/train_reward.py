@@ -9,7 +9,7 @@ SIGTERM or SIGINT after saving.
 
 from absl import flags
 
-from flm_jax.cli.path_flags import DEFINE_path
+from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.training.loop import STOPPED_EXIT
@@ -21,7 +21,7 @@ _OUT = DEFINE_path("out", "", "Folder for the reward.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Steps of Adam.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts in a step.")
 _LR = flags.DEFINE_float("lr", 1e-3, "Learning rate.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of initialisation and order of the data.")
+_SEED = DEFINE_seed("seed", 0, "Of initialisation and order of the data.")
 
 
 def main(argv) -> int:

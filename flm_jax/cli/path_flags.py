@@ -1,7 +1,8 @@
-"""Flags that name paths: `~` is expanded, and files to write are checked before any work."""
+"""Flags whose values are checked as they are read: paths, files to write, seeds."""
 
 from absl import flags
 
+from flm_jax.core.errors import LAST_SEED
 from flm_jax.core.paths import check_file, expanded
 
 
@@ -35,3 +36,8 @@ def DEFINE_path(name: str, default: str, help_text: str) -> flags.FlagHolder[str
 def DEFINE_output(name: str, default: str, help_text: str) -> flags.FlagHolder[str]:
     """A flag for a file to write; one that could not be written is refused as a bad flag."""
     return flags.DEFINE(_Output(name), name, default, help_text)
+
+
+def DEFINE_seed(name: str, default: int, help_text: str) -> flags.FlagHolder[int]:
+    """A flag for the root of random draws."""
+    return flags.DEFINE_integer(name, default, help_text, lower_bound=0, upper_bound=LAST_SEED)

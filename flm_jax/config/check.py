@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flm_jax.config.schema import base_config
-from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.core.errors import UserError, check_seed, one_of, require
 from flm_jax.core.paths import expanded
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
@@ -45,6 +45,7 @@ def check(
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     plain, valid = json.loads(json.dumps([plain, complete().to_dict()]))
     _compare(plain, valid, "config")
+    check_seed(plain["seed"], "config.seed")
     return at_home(plain)
 
 

@@ -23,6 +23,27 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+LAST_SEED = 2**32 - 1  # JAX drops what is beyond: 2**32 would be the seed 0
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+    """The seed itself, where JAX and NumPy can tell it from all others.
+
+    Args:
+      seed: root of random draws.
+      name: of the argument or key, for the message.
+
+    Raises:
+      UserError: no whole number from 0 to 2^32 - 1.
+    """
+    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    require(
+        whole and 0 <= seed <= LAST_SEED,
+        f"got {name}={seed!r}; expected a whole number from 0 to {LAST_SEED}.",
+    )
+    return seed
+
+
 def one_of(kind: str, got: str, valid: Collection[str]) -> str:
     """`got` itself, where it is one of the valid names.
 

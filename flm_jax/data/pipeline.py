@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 
 Batch = dict[str, np.ndarray]
 
@@ -150,7 +150,7 @@ def make_iterator(
     Args:
       source: examples; or pairs, drawn from in proportion to their weights.
       global_batch: rows of all processes together.
-      seed: of the order, any integer >= 0.
+      seed: of the order, from 0 to 2^32 - 1.
       rows: places in each global batch of the rows that are read here; None for all of them.
       shuffle: else the source's own order.
       repeat: go on for ever.
@@ -160,6 +160,7 @@ def make_iterator(
     """
     rows = _checked_rows(global_batch, rows)
     mixture = [(source, 1.0)] if hasattr(source, "fingerprint") else list(source)
+    check_seed(seed)
     require(bool(mixture), "the mixture is empty; expected at least one (source, weight)")
     streams = [
         _examples(part, seed, stream, shuffle=shuffle, repeat=repeat)

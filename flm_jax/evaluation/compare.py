@@ -16,7 +16,7 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import at_home, check
-from flm_jax.core.errors import UserError, one_of, require, unknown_name
+from flm_jax.core.errors import UserError, check_seed, one_of, require, unknown_name
 from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_whole
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
@@ -69,6 +69,7 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         counts below 1, a bad training configuration.
     """
     _check_keys(config, (*_KEYS, *_OPTIONAL), "the comparison")
+    check_seed(config["seed"], "config.seed")
     require(bool(config["models"]), "the comparison has no models; add some under config.models.")
     for key in ("samples", "batch_size"):
         require(config[key] >= 1, f"config.{key} is {config[key]}; expected at least 1.")

@@ -11,7 +11,7 @@ import numpy as np
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
 from flm_jax.build.sampler import PLAIN, Options
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import Clock
@@ -112,7 +112,7 @@ def prepare(
     def run(
         given: Given, *, num: int, seed: int, show: Callable[[int], None] = lambda done: None
     ) -> Draw:
-        root, parts = jax.random.key(seed), []
+        root, parts = jax.random.key(check_seed(seed)), []
         given = Given(*map(jnp.asarray, given))
         began = time.perf_counter()
         for batch in range(-(-num // rows)):
@@ -203,7 +203,7 @@ def completions(
     rows = min(batch_size, num)
     guides, extra = load_guides(model, options)
     program = sampler(model.config, model.net, model.clock, steps, options, guides)
-    root = jax.random.key(seed)
+    root = jax.random.key(check_seed(seed))
     for batch in range(-(-num // rows)):
         places = np.arange(batch * rows, (batch + 1) * rows)
         asked = np.array([place < num and wanted(int(place)) for place in places])

@@ -8,7 +8,7 @@ from etils import epath
 
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import self_generated
 from flm_jax.data.chat import ChatSource, read_exchanges
@@ -83,6 +83,7 @@ def generate(
     """
     out = expanded(out)
     check_folder(out, "--out")
+    check_seed(seed)
     model = load_model(workdir)
     steps = steps or model.net.max_length
     engine.check_request(model, [steps], num, model.net.max_length)

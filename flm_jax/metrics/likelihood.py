@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flm_jax.core.errors import check_seed
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masking import after, random_subset
@@ -98,6 +99,7 @@ def sequence_nats(
     Returns:
       nats and number of valid tokens, float64 [N] each.
     """
+    check_seed(seed)
     rng, root = np.random.default_rng(seed), jax.random.key(seed)
     totals, counts = [], []
     for index, batch in enumerate(batches):

@@ -9,13 +9,16 @@ from jaxtyping import Array, Float, Int
 from flm_jax.core.errors import require
 from flm_jax.core.types import Key
 
+_LEAST_TEMPERATURE = 1e-20
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """How a token is drawn from softmax(logits).
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the most probable token.
+      temperature: logits are divided by it; 0 takes the most probable token, and so does less than
+        1e-20, by which float32 logits cannot be divided.
       top_p: share in (0, 1] of the probability, after the temperature, that is kept.
     """
 
@@ -27,6 +30,8 @@ class Choice:
             0.0 <= self.temperature < float("inf"),
             f"temperature is {self.temperature}; expected 0 (most probable token) or more.",
         )
+        if self.temperature < _LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
         require(0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}; expected a share in (0, 1].")
 
 

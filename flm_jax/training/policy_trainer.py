@@ -22,7 +22,7 @@ from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.state import TrainState, new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.types import Config, Key, Params
 from flm_jax.data.tasks.base import Task
@@ -289,6 +289,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
       UserError: bad configuration, model or workdir; before anything is compiled.
     """
     check_policy_config(config)
+    check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
     _check_workdir(workdir, config)

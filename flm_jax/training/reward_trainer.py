@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from flm_jax.build.load import load_model
 from flm_jax.checkpoints.state import new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
@@ -90,6 +90,7 @@ def train_text_reward(
     for name, value in (("steps", steps), ("batch_size", batch)):
         require(value >= 1, f"got {name}={value}; expected at least 1.")
     require(lr > 0.0, f"got lr={lr}; expected more than 0.")
+    check_seed(seed)
     checked_pattern(pattern)
     out = expanded(out)
     check_folder(out, "--out")

@@ -19,7 +19,7 @@ from flm_jax.build.load import (
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.config.check import check_resumable
-from flm_jax.core.errors import require
+from flm_jax.core.errors import check_seed, require
 from flm_jax.core.network import Network
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
@@ -40,6 +40,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     Raises:
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
+    check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
     data = loading.open_data(config)

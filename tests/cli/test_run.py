@@ -17,6 +17,8 @@ def _command(*arguments):
     [
         (("flm_jax.sample", "--workdir=nowhere"), "error: nowhere is no workdir"),
         (("flm_jax.train", "--config=configs/phrases/flm.py"), "error: no --workdir"),
+        (("flm_jax.sample", "--workdir=w", "--seed=4294967296"), "range [0, 4294967295]"),
+        (("flm_jax.sample", "--workdir=w", "--seed=-1"), "range [0, 4294967295]"),
         (("flm_jax.prepare_data", "--source=text", "--path=nowhere", "--out=x"), "error: "),
         (
             ("flm_jax.train", "--config=configs/phrases/flm.py", "--config.optim.lrr=1"),

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from flm_jax.build.load import load_model
-from flm_jax.core.errors import UserError
+from flm_jax.config.check import check
+from flm_jax.core.errors import UserError, check_seed
 from flm_jax.inference import engine
 from helpers.files import prepared_corpus
 from helpers.runs import run, text_config, tiny_config
@@ -146,3 +147,22 @@ def test_a_truncated_checkpoint_is_named(trained, tmp_path, item):
         else:
             config = tiny_config()
             run(config, copy)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_seeds_that_jax_tells_apart_pass(seed):
+    assert check_seed(seed) == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "1"])
+def test_other_seeds_are_refused(seed):
+    with pytest.raises(UserError, match="got seed=.*expected a whole number from 0 to 4294967295"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_configurations_of_other_seeds_are_refused(seed):
+    config = tiny_config()
+    config.seed = seed
+    with pytest.raises(UserError, match="got config.seed=.*expected a whole number from 0"):
+        check(config)

@@ -33,7 +33,7 @@ def test_temperature_and_top_p_shape_the_draws():
 
 def test_temperature_to_zero_is_greedy():
     values = jax.random.normal(KEY, (64, 11))
-    for temperature in (0.0, 1e-4):
+    for temperature in (0.0, 1e-300, 1e-40, 1e-36, 1e-20, 1e-4):
         tokens = choose(KEY, values, Choice(temperature))[0]
         np.testing.assert_array_equal(tokens, jnp.argmax(values, axis=-1))
     assert (choose(KEY, values, PLAIN)[0] != jnp.argmax(values, axis=-1)).any()
