@@ -12,7 +12,6 @@ from absl import flags
 from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
-from flm_jax.training.loop import STOPPED_EXIT
 from flm_jax.training.reward_trainer import train_text_reward
 
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of the model whose data are read.")
@@ -24,7 +23,7 @@ _LR = flags.DEFINE_float("lr", 1e-3, "Learning rate.")
 _SEED = DEFINE_seed("seed", 0, "Of initialisation and order of the data.")
 
 
-def main(argv) -> int:
+def main(argv) -> None:
     no_arguments(argv)
     for name, flag in (("workdir", _WORKDIR), ("match", _MATCH), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir, --match and --out.")
@@ -37,13 +36,10 @@ def main(argv) -> int:
         lr=_LR.value,
         seed=_SEED.value,
     )
-    if done is None:
-        return STOPPED_EXIT
     print(
         f"{100 * done.matching:.1f}% of held-out texts match, {100 * done.accuracy:.1f}% are "
         f"classified rightly, loss {done.loss:.4f} nats; wrote {_OUT.value}"
     )
-    return 0
 
 
 if __name__ == "__main__":

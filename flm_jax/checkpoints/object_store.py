@@ -45,7 +45,7 @@ class Mirror:
 
     def _marked(self, mark: str) -> list[int]:
         names = [p.name for p in self._remote.iterdir()] if self._remote.exists() else []
-        steps = sorted(int(name) for name in names if name.isdigit())
+        steps = sorted(int(name) for name in names if name.isdigit() and name == str(int(name)))
         return [step for step in steps if self._mark(step, mark).exists()]
 
     def _mark(self, step: int, mark: str = _COMPLETE) -> epath.Path:

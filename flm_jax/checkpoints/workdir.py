@@ -13,6 +13,7 @@ are never compared.
 import contextlib
 import enum
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
 _DAMAGED = ".damaged"
+_WAS_STEP = re.compile(rf"\d+{re.escape(_DAMAGED)}(-\d+)?")
 _MOST_STEPS = 1024  # checkpoints of a workdir that the processes agree on
 # What storage says when it, and not the checkpoint, is at fault.
 _REFUSALS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
@@ -62,8 +64,12 @@ class _Place:
 
     def steps(self) -> list[int]:
         """Numbers of the complete checkpoints, newest first, as process 0 sees them."""
-        found = self.mirror.steps() if self.mirror else ocp.utils.checkpoint_steps(self.folder)
+        found = self.mirror.steps() if self.mirror else self._here()
         return from_first(sorted(found, reverse=True), _MOST_STEPS)
+
+    def _here(self) -> list[int]:
+        """As the manager counts: complete ones whose whole name is a number."""
+        return [found.step for found in ocp.path.step.standard_name_format().find_all(self.folder)]
 
     def open(self, step: int) -> epath.Path:
         """The folder of one checkpoint, fetched if need be.
@@ -100,7 +106,7 @@ class _Place:
         if self.mirror:
             return self.mirror.disowned()
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
-        return sorted(name for name in names if _DAMAGED in name)
+        return sorted(name for name in names if _WAS_STEP.fullmatch(name))
 
     def manager(self, keep: int | None) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from flm_jax.core.errors import UserError, device_memory_error, require
+from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_error, require
 from flm_jax.core.paths import expanded
 
 USER_ERROR_EXIT = 2
@@ -93,8 +93,8 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     Args:
       main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags,
         UserError and a device without memory left (most often a GPU that another process holds) end
-        the program with status 2 and one line `error: ...` on stderr; any other exception keeps its
-        traceback.
+        the program with status 2 and one line `error: ...` on stderr, Stopped with status 75; any
+        other exception keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -109,6 +109,8 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(argv)
         except UserError as error:
             return _fail(error)
+        except Stopped:  # it was said when that was saved
+            return STOPPED_EXIT
         except RuntimeError as error:
             full = device_memory_error(error)
             if full is None:

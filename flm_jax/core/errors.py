@@ -9,6 +9,16 @@ class UserError(ValueError):
     """Bad input from outside: the message says what was got, what was expected, how to mend it."""
 
 
+STOPPED_EXIT = 75  # of a command that a signal stopped: run it again to continue
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the work after it saved; what was to follow must not run as if it were done.
+
+    A command ends with status STOPPED_EXIT; in Python it is the interrupt that the user sent.
+    """
+
+
 def unknown_name(kind: str, got: str, valid: Iterable[str]) -> UserError:
     """Error for a failed lookup, with the nearest valid name and the whole list."""
     names = sorted(valid)

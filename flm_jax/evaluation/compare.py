@@ -146,9 +146,10 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
       workdir: folder of the comparison.
 
     Returns:
-      0, or the exit status of a training that was stopped.
+      0, the exit status of a comparison that is finished.
 
     Raises:
+      Stopped: a signal came during a training, which saved its step.
       UserError: bad configurations; before anything is trained.
     """
     workdir, config = expanded(workdir), _OPTIONAL | config
@@ -168,9 +169,7 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
             print(f"[{number}/{len(trained)}] {entry.name}: trained", flush=True)
             continue
         print(f"[{number}/{len(trained)}] {entry.name}: training in {where}", flush=True)
-        status = train_run(entry.config, str(where))
-        if status:
-            return status
+        train_run(entry.config, str(where))
     given = {key: config[key] for key in ("samples", "batch_size", "seed")}
     job = _Measuring(folder, given, judge, functools.cache(lambda: judge and load_judge(judge)))
     rows = [row for entry in models if entry.steps for row in _rows(job, entry)]

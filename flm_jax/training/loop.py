@@ -7,6 +7,7 @@ ones are under way, so that the devices never wait for the host.
 import collections
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,14 +17,13 @@ from etils import epath
 
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
-from flm_jax.core.errors import UserError
+from flm_jax.core.errors import Stopped, UserError
 from flm_jax.core.types import Metrics, Params
 from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
 from flm_jax.training.logs import MetricsLog, Speed, duration
 from flm_jax.training.settings import TrainConfig
 from flm_jax.training.watchdog import Watchdog
 
-STOPPED_EXIT = 75  # stopped by a signal after saving: run the same command to continue
 _AHEAD = 2  # steps under way before the oldest is waited for
 _VOTE_EVERY = 10  # steps between the votes of several processes on stopping
 
@@ -60,13 +60,17 @@ class Run(NamedTuple):
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag, until `restore`; a second one interrupts at once.
 
+    Python lets the main thread alone handle signals: in another thread none is noted.
+
     Attributes:
       name: of the signal that came, "" before.
     """
 
     def __init__(self):
         self.name = ""
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        main = threading.current_thread() is threading.main_thread()
+        watched = (signal.SIGTERM, signal.SIGINT) if main else ()
+        self._old = {s: signal.signal(s, self._note) for s in watched}
 
     def _note(self, number, frame):
         del frame
@@ -96,7 +100,7 @@ class _Step(NamedTuple):
 class Loop:
     """Trains a run to its last step: the steps under way, and all that watches them.
 
-    Used as `with Loop(...) as loop: status = loop.train()`; leaving the block waits for the last
+    Used as `with Loop(...) as loop: loop.train()`; leaving the block waits for the last
     checkpoint and gives signals back.
 
     Attributes:
@@ -138,13 +142,11 @@ class Loop:
             if self._log:
                 self._log.close()
 
-    def train(self) -> int:
+    def train(self) -> None:
         """Trains to cfg.steps.
 
-        Returns:
-          0 when finished, STOPPED_EXIT when a signal stopped it after saving.
-
         Raises:
+          Stopped: a signal came; its step was saved.
           UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint
             or the metrics could not be written; the data could not be read.
         """
@@ -169,9 +171,9 @@ class Loop:
             if look:
                 self._evaluate(step, state)
             if stop and step < cfg.steps:
-                _say(stopped(self._signal.name or "a signal to another process", step))
-                return STOPPED_EXIT
-        return 0
+                line = stopped(self._signal.name or "a signal to another process", step)
+                _say(line)
+                raise Stopped(line)
 
     def _evaluation_due(self, step: int) -> bool:
         every = self._run.eval_every

@@ -66,7 +66,7 @@ def classifier_objective(made: Classifier) -> Objective:
 
 def train_text_reward(
     workdir: str, pattern: str, out: str, *, steps: int, batch: int, lr: float, seed: int
-) -> RewardFigures | None:
+) -> RewardFigures:
     """Learns p(text matches | text) from the training data of a model, and writes it to `out`.
 
     Run again with the same arguments it goes on from its last checkpoint.
@@ -81,9 +81,10 @@ def train_text_reward(
       seed: of initialisation and of the order of the data.
 
     Returns:
-      Figures of held-out texts; None where a signal stopped the training after saving.
+      Figures of held-out texts.
 
     Raises:
+      Stopped: SIGTERM or SIGINT came; its step was saved.
       UserError: no such model or data; a pattern that all or no texts match; an `out` of other
         arguments.
     """
@@ -121,8 +122,7 @@ def train_text_reward(
     checkpoints = Checkpoints(out, 1)
     run = _run(made, mesh, data, tokenizer, pattern, checkpoints, settings)
     with Loop(run, loop_settings, out, checkpoints) as loop:
-        if loop.train():
-            return None
+        loop.train()
         params = jax.device_get(loop.state.params)
     logit = jax.jit(lambda p, x: made.logit(p, made.table(p)[x]))(params, held_out)
     loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logit, right.astype(np.float32)))

@@ -35,9 +35,13 @@ from flm_jax.training.settings import mesh_config
 
 
 def train_run(config: dict[str, Any], workdir: str) -> int:
-    """Trains, or continues, the run of `config` in `workdir`; returns the exit status.
+    """Trains, or continues, the run of `config` in `workdir`.
+
+    Returns:
+      0, the exit status of a run that is finished.
 
     Raises:
+      Stopped: SIGTERM or SIGINT (in a notebook, an interrupt) came; its step was saved.
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
     check_seed(config["seed"], "config.seed")
@@ -103,7 +107,8 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     if state.tracked is not None:
         run = run._replace(note=schedule_recorder(workdir, config, int(state.step)))
     with Loop(run, cfg, workdir, checkpoints) as loop:
-        return loop.train()
+        loop.train()
+    return 0
 
 
 def _started(config: dict[str, Any], state: TrainState) -> TrainState:

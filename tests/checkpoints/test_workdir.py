@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import time
 
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from flm_jax.checkpoints.state import new_state
-from flm_jax.checkpoints.workdir import Checkpoints, load_ema
+from flm_jax.checkpoints.workdir import Checkpoints, latest_step, load_ema
 from flm_jax.core.errors import UserError
-from helpers.loop import DAMAGES, SMALL_OPTIMIZER, Batches, restored, saved, small_run
+from helpers.loop import DAMAGES, SMALL_OPTIMIZER, Batches, restored, saved, small_run, small_state
 from helpers.runs import assert_equal, final_params, run, tiny_config
 
 
@@ -77,7 +78,7 @@ def test_a_full_disk_ends_the_run(small_disk):
         small_run(workdir, FillsUp(workdir, fill), size=SIZE)
     (small_disk / "fill").unlink()
     assert int(restored(workdir, size=SIZE).step) == 4
-    assert small_run(workdir, Batches(), size=SIZE) == 0
+    small_run(workdir, Batches(), size=SIZE)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -173,3 +174,26 @@ def test_times_of_files_do_not_matter(tmp_path):
     assert int(restored(tmp_path).step) == 20
     saved(tmp_path, 30)  # and the oldest by number goes
     assert {p.name for p in folder.iterdir()} == {"20", "30"}
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path, capsys):
+    """A copy that the user made is neither read nor set aside nor counted as damaged."""
+    folder = saved(tmp_path, 4, 8)
+    for name in (
+        "backup_2000",
+        "2000_copy",
+        "0009",
+        "step_9",
+        "backup_2000.damaged",
+        "old.damaged",
+    ):
+        shutil.copytree(folder / "8", folder / name)
+    before = sorted(path.name for path in folder.iterdir())
+    assert latest_step(tmp_path) == 8
+    assert load_ema(tmp_path, small_state().ema_params)[1] == 8
+    assert int(restored(tmp_path).step) == 8
+    assert "DAMAGED" not in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
+    for step in ("4", "8"):
+        shutil.rmtree(folder / step)
+    assert restored(tmp_path) is None

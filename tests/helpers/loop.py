@@ -90,7 +90,7 @@ def small_run(
     )
     cfg = TrainConfig(**cfg | changed)
     with Loop(run, cfg, workdir, checkpoints) as loop:
-        return loop.train()
+        loop.train()
 
 
 def restored(workdir, size=10):

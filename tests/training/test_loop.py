@@ -1,6 +1,9 @@
 """What the loop saves, and in what order: a step's checkpoint before all that is optional."""
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -36,7 +39,7 @@ def test_what_was_not_evaluated_is_when_the_run_goes_on(tmp_path):
     with pytest.raises(IndexError):
         small_run(tmp_path / "a", Batches(), evaluate=broken, **settings)
     for name in ("a", "a", "b"):
-        assert small_run(tmp_path / name, Batches(), evaluate=norms, **settings) == 0
+        small_run(tmp_path / name, Batches(), evaluate=norms, **settings)
     found = [[r for r in records(tmp_path / name) if "eval/norm" in r] for name in "ab"]
     assert [row["step"] for row in found[0]] == [6, 12] and found[0] == found[1]
     trained = [r["step"] for r in records(tmp_path / "a") if "train/skipped_in_a_row" in r]
@@ -52,3 +55,27 @@ def test_evaluation_of_no_batches_is_left_out(tmp_path):
     assert train_run(check(config), str(tmp_path)) == 0
     last = records(tmp_path)[-1]
     assert "eval/sample_entropy_nats" in last and "eval/nll_nats_per_token" not in last
+
+
+def test_a_run_in_a_thread_trains(tmp_path):
+    """As sweeps in notebooks start them; Python lets the main thread alone handle signals."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(small_run, tmp_path, Batches()).result()
+    assert latest_step(tmp_path) == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_python_is_one_after_the_step_is_saved(tmp_path, number):
+    """A cell that ends as if all were well lets the next one distil from half a flow."""
+
+    class Interrupted(Batches):
+        def __next__(self):
+            if self.taken == 6:
+                os.kill(os.getpid(), number)
+            return super().__next__()
+
+    with pytest.raises(KeyboardInterrupt, match="saved step 7; run the same command to continue"):
+        small_run(tmp_path, Interrupted())
+    assert latest_step(tmp_path) == 7
+    small_run(tmp_path, Batches())
+    assert latest_step(tmp_path) == 12

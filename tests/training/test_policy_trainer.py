@@ -14,7 +14,7 @@ from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, policy_config
-from flm_jax.core.errors import UserError
+from flm_jax.core.errors import Stopped, UserError
 from flm_jax.core.network import Network
 from flm_jax.data import loading
 from flm_jax.data.tasks.registry import make_task
@@ -26,7 +26,6 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.x_prediction import Flowing
 from flm_jax.training import policy_trainer, task_rewards
-from flm_jax.training.loop import STOPPED_EXIT
 from helpers.networks import POLICY
 
 
@@ -168,7 +167,8 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(model, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setitem(task_rewards.REWARDS, "exact_match", stopped)
-        assert policy_trainer.train_policy_run(config, str(tmp_path / "parts")) == STOPPED_EXIT
+        with pytest.raises(Stopped):
+            policy_trainer.train_policy_run(config, str(tmp_path / "parts"))
     assert "SIGTERM: saved step 2; run the same command" in capsys.readouterr().out
     assert policy_trainer.train_policy_run(config, str(tmp_path / "parts")) == 0
     output = capsys.readouterr().out

@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 
-from flm_jax.core.errors import UserError
+from flm_jax.core.errors import Stopped, UserError
 from flm_jax.training import reward_trainer
 from flm_jax.training.reward_trainer import train_text_reward
 from helpers.runs import run, tiny_config
@@ -40,7 +40,8 @@ def test_a_stopped_training_continues_bit_for_bit(flow, tmp_path, monkeypatch, c
 
     with monkeypatch.context() as patched:
         patched.setattr(reward_trainer, "matches", stopping)
-        assert train_text_reward(flow, "san", str(tmp_path / "parts"), **HOW) is None
+        with pytest.raises(Stopped):
+            train_text_reward(flow, "san", str(tmp_path / "parts"), **HOW)
     assert "SIGTERM: saved step 3; run the same command" in capsys.readouterr().out
     assert not (tmp_path / "parts/reward.json").exists()
     again = train_text_reward(flow, "san", str(tmp_path / "parts"), **HOW)
