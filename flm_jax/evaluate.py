@@ -2,6 +2,7 @@
 
 python -m flm_jax.evaluate --model=runs/flm:64 --model=runs/fmlm:1,2,4 --json=report.json
 python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
+python -m flm_jax.evaluate --model=published/flm:64 --data=data/text
 python -m flm_jax.evaluate --workdir=runs/fmlm --corpus=data/other
 python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 
@@ -39,6 +40,9 @@ _WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's f
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
 _SEED = DEFINE_seed("seed", 0, "Of the noise.")
+_DATA = DEFINE_path(
+    "data", "", "A prepared folder to measure all models with, instead of the data of each."
+)
 _CORPUS = DEFINE_path(
     "corpus", "", "A prepared folder: its likelihood under the models, in place of samples."
 )
@@ -86,8 +90,13 @@ def main(argv) -> int:
     given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
     options, rows = sampling_flags.options(), []
     for workdir, steps in models:
-        rows += measure(workdir, steps, seed=_SEED.value, options=options, **given)
-    rows.append(measure_data(subject(models[0][0], judge), _NUM.value, _BATCH.value))
+        more = {"seed": _SEED.value, "options": options, "data": _DATA.value}
+        rows += measure(workdir, steps, **more, **given)
+    what = subject(models[0][0], judge, _DATA.value)
+    if what.data:
+        rows.append(measure_data(what, _NUM.value, _BATCH.value))
+    else:
+        print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
     for workdir, _ in models:
         _draw_schedule(epath.Path(workdir))
     return _report(rows)

@@ -24,6 +24,7 @@ from flm_jax.samplers.base import Given, nothing_given
 
 _HELD_OUT = 512  # sequences that samples are compared with
 _PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
+_NO_DATA = {"path": "", "mixture": (), "chat": (), "task": "", "generated": ""}
 _LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws each
 
 
@@ -71,30 +72,43 @@ class Subject(NamedTuple):
     """What the samples of one model are compared with.
 
     Attributes:
-      model, data: as trained.
-      reference: held-out sequences [M, L].
+      model: as trained.
+      data: as trained, or others of the same tokenizer; None of a folder that names none.
+      reference: held-out sequences [M, L]; M = 0 without data.
       judge: scores the samples, or None.
     """
 
     model: Model
-    data: loading.Data
+    data: loading.Data | None
     reference: np.ndarray
     judge: Judge | None
 
 
-def subject(workdir: str, judge: Judge | None = None) -> Subject:
+def subject(workdir: str, judge: Judge | None = None, data: str = "") -> Subject:
     """Opens a trained model with its data.
 
+    Args:
+      workdir: of the model, or an exported folder, which names no data.
+      judge: scores samples; None for no generative perplexity.
+      data: folder of `prepare_data` to take instead of the model's own data.
+
     Raises:
-      UserError: no such model, or other data than it was trained on.
+      UserError: no such model or data, or data of another tokenizer.
     """
     model = load_model(workdir)
-    data = loading.open_data(model.config)
+    config = model.config | {"data": model.config["data"] | _NO_DATA | {"path": data}}
+    config = config if data else model.config
+    if not any(config["data"].get(key) for key in _NO_DATA):
+        return Subject(model, None, np.zeros((0, model.net.max_length), np.int32), judge)
+    found = loading.open_data(config)
+    own, other = (x.tokenizer.fingerprint[:12] for x in (model, found))
     require(
-        data.tokenizer.fingerprint == model.tokenizer.fingerprint,
-        f"{workdir}: its data {model.config['data']['path']} has another tokenizer; restore it.",
+        own == other,
+        f"{workdir}: the data {config['data']['path']} has another tokenizer ({other}) than the "
+        f"model ({own}); restore it, or give --data=FOLDER that prepare_data wrote with "
+        f"--tokenizer={workdir}/tokenizer.",
     )
-    return Subject(model, data, _held_out(data, slice(_reference_size(data))), judge)
+    return Subject(model, found, _held_out(found, slice(_reference_size(found))), judge)
 
 
 def measure(
@@ -106,16 +120,19 @@ def measure(
     seed: int,
     options: Options = PLAIN,
     judge: Judge | None = None,
+    data: str = "",
 ) -> Iterator[Row]:
     """One row after another, for each number of steps that the model can be sampled with.
 
     Args:
-      workdir: of a trained model; its data must be where they were.
+      workdir: of a trained model; its data must be where they were. An exported folder names none:
+        figures that need held-out data are then left out.
       steps: numbers of steps; a model that has no choice is sampled once.
       samples: drawn for each row.
       batch_size: samples, and validation rows, at a time.
       seed: of the noise.
       judge: scores the samples; None for no generative perplexity.
+      data: folder of `prepare_data` to take instead of the model's own data.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -123,10 +140,12 @@ def measure(
     Raises:
       UserError: no such model, other data, impossible numbers; before the first row.
     """
-    what = subject(workdir, judge)
+    what = subject(workdir, judge, data)
     model, length = what.model, what.model.net.max_length
     engine.check_request(model, steps, samples, length)
-    nats = losses(model, what.data, batch_size)
+    nats = losses(model, what.data, batch_size) if what.data else {}
+    if what.data:
+        nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
     given = nothing_given(min(batch_size, samples), length)
     for count in engine.step_counts(model, steps, length):
         drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, options=options)
@@ -137,7 +156,6 @@ def measure(
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             **figures(what, drawn.tokens, batch_size),
             **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, options),
-            "data_entropy_nats": unigram_entropy(what.reference[:256]),
             **nats,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
@@ -168,7 +186,7 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
         row["judge_perplexity"], low, high = perplexity(judged)
         row |= {"judge_perplexity_low": low, "judge_perplexity_high": high}
     row |= diversity_report(tokens, what.reference)
-    if task := what.data.task:
+    if task := what.data and what.data.task:
         row |= {f"task_{k}": v for k, v in task.report(tokens).items()}
         row["task_valid_low"], row["task_valid_high"] = share_interval(
             row["task_valid"], len(tokens)
@@ -189,7 +207,7 @@ def completions(
       problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval;
       problem_calls, network calls of a batch.
     """
-    task, model = what.data.task, what.model
+    task, model = what.data and what.data.task, what.model
     if task is None or not task.has_problems:
         return {}
     tokens, given = task.problems(count, _PROBLEM_SEED)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from flm_jax.core.types import Params
-from flm_jax.training.settings import OptimConfig
+from flm_jax.core.types import Config, Params
+from flm_jax.training.settings import OptimConfig, optim_config
 
 _BLOCKS = ("blocks", "dense_blocks")
 _ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
@@ -25,6 +25,27 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
         return optax.join_schedules([rise, optax.constant_schedule(cfg.lr)], [warmup])
     fall = optax.cosine_decay_schedule(cfg.lr, max(steps - warmup, 1), alpha=0.1)
     return optax.join_schedules([rise, fall], [warmup])
+
+
+def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> str:
+    """One line about a learning rate that another config.train.steps moves at `step`, or "".
+
+    Args:
+      saved: configuration of the run so far; its optimizer is that of `config`.
+      config: how the run goes on.
+      step: that it goes on from.
+      updates: of the optimizer, in a step.
+    """
+    old, new = (cfg["train"]["steps"] for cfg in (saved, config))
+    cfg = optim_config(config)
+    before, after = (float(learning_rate(cfg, n * updates)(step * updates)) for n in (old, new))
+    if abs(after - before) <= 1e-6 * cfg.lr:
+        return ""
+    return (
+        f"WARNING: the learning rate at step {step} goes from {before:.3g} to {after:.3g}: "
+        f"config.train.steps is {new}, was {old}, and the {cfg.schedule} schedule ends there; to "
+        f"keep the rate, restore config.train.steps={old}."
+    )
 
 
 def _kernels(params: Params):

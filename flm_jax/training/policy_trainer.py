@@ -6,6 +6,7 @@ A step rolls out answers on the devices, scores them on the host, and updates th
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from flm_jax.models import step_policy
 from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given
 from flm_jax.training.loop import Loop, Run
-from flm_jax.training.optim import make_optimizer
+from flm_jax.training.optim import make_optimizer, rate_change
 from flm_jax.training.settings import TrainConfig, mesh_config, optim_config
 from flm_jax.training.step import make_train_step, step_key
 from flm_jax.training.task_rewards import Reward, check_reward, make_reward
@@ -255,9 +256,10 @@ def check_policy_config(config: Config) -> None:
     step_policy_config(config)
 
 
-def _check_workdir(workdir: str, config: Config) -> None:
+def _check_workdir(workdir: str, config: Config) -> Config | None:
+    """The configuration of the run that is to go on, None of a new one."""
     if not (epath.Path(workdir) / "config.json").exists():
-        return
+        return None
     saved = read_config(workdir)
     changed = [key for key in config if key not in _FREE and saved.get(key) != config[key]]
     require(
@@ -265,6 +267,7 @@ def _check_workdir(workdir: str, config: Config) -> None:
         f"workdir {workdir} holds a run with another {', '.join(changed)}; restore it, or give a "
         "new --workdir.",
     )
+    return saved
 
 
 def _check_mesh(config: Config, mesh: Mesh) -> None:
@@ -293,7 +296,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
     check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
-    _check_workdir(workdir, config)
+    saved = _check_workdir(workdir, config)
     mesh = sharding.make_mesh(mesh_config(config))
     _check_mesh(config, mesh)
     model = load_model(config["model"], mesh)
@@ -316,7 +319,11 @@ def train_policy_run(config: Config, workdir: str) -> int:
     cfg = TrainConfig(**config["train"], batch=_answers(config), microbatches=1)
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     found = checkpoints.restore(state)
-    state = found[0] if found else state
+    if found:
+        state = found[0]
+        moved = rate_change(saved or config, config, int(state.step), config["epochs"])
+        if moved and jax.process_index() == 0:
+            print(moved, file=sys.stderr, flush=True)
     rows = sharding.local_rows(mesh, cfg.batch)
     run = Run(
         state=state,

@@ -1,6 +1,7 @@
 """Assembles a training run from its configuration."""
 
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.distributed import sharding
 from flm_jax.training.evaluator import make_evaluator
 from flm_jax.training.loop import Loop, Run
+from flm_jax.training.optim import rate_change
 from flm_jax.training.program import assemble
 from flm_jax.training.schedule_log import schedule_recorder
 from flm_jax.training.settings import mesh_config
@@ -53,7 +55,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         config = resolve_adapted(config, read_config(base), data.tokenizer)
     config = loading.resolve_vocabulary(config, data.tokenizer)
     mesh = sharding.make_mesh(mesh_config(config))
-    _check_workdir(workdir, config, data.tokenizer)
+    saved = _check_workdir(workdir, config, data.tokenizer)
     teacher = None
     if config["objective"]["teacher"] or base:
         attention = config["model"]["attention"]
@@ -85,6 +87,8 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         batches.set_state(meta["iterator"])
         if jax.process_index() == 0:
             print(f"continuing {workdir} from step {int(state.step)}", flush=True)
+            if moved := rate_change(saved or config, config, int(state.step)):
+                print(moved, file=sys.stderr, flush=True)
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
     if config["data"]["chat"] and jax.process_count() == 1:  # several would need to agree
@@ -119,16 +123,20 @@ def _started(config: dict[str, Any], state: TrainState) -> TrainState:
     return state._replace(params=adapters, ema_params=jax.tree.map(jnp.copy, adapters))
 
 
-def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
+def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> dict[str, Any] | None:
+    """The configuration of the run that is to go on, None of a new one."""
     folder = epath.Path(workdir)
-    if (folder / "config.json").exists():
-        check_resumable(read_config(folder), config, workdir)
-        saved = load_tokenizer(folder / "tokenizer").fingerprint
-        require(
-            saved == tokenizer.fingerprint,
-            f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the one this run began "
-            f"with ({saved[:12]}): restore the data, or give a new --workdir.",
-        )
+    if not (folder / "config.json").exists():
+        return None
+    saved = read_config(folder)
+    check_resumable(saved, config, workdir)
+    own = load_tokenizer(folder / "tokenizer").fingerprint
+    require(
+        own == tokenizer.fingerprint,
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the one this run began "
+        f"with ({own[:12]}): restore the data, or give a new --workdir.",
+    )
+    return saved
 
 
 def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:

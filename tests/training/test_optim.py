@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from flm_jax.training.optim import learning_rate, make_optimizer, update_ema
+from flm_jax.training.optim import learning_rate, make_optimizer, rate_change, update_ema
 from flm_jax.training.settings import OptimConfig
+from helpers.runs import run, tiny_config
 
 
 def test_learning_rate_warms_up_and_falls():
@@ -48,3 +50,28 @@ def test_ema_starts_fast_and_settles_at_its_decay():
     one, zero = {"w": jnp.ones(())}, {"w": jnp.zeros(())}
     np.testing.assert_allclose(update_ema(one, zero, 0.9999, 0)["w"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(update_ema(one, zero, 0.99, 10**6)["w"], 0.99, rtol=1e-6)
+
+
+def test_a_rate_that_other_steps_move_is_told(tmp_path, capsys):
+    """A cosine that had come down goes up again where the run is made longer."""
+    config = tiny_config()
+    config.optim.schedule, config.train.steps = "cosine", 4
+    run(config, tmp_path)
+    capsys.readouterr()
+    config.train.steps = 8
+    run(config, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(lines) == 1 and "at step 4 goes from 0.0001 to 0.000775" in lines[0], lines
+    assert "config.train.steps is 8, was 4" in lines[0]
+    run(config, tmp_path)
+    assert "WARNING" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("constant", False), ("cosine", True)])
+def test_rates_of_several_updates_a_step(schedule, told):
+    old, new = tiny_config(), tiny_config()
+    for config, steps in ((old, 10), (new, 20)):
+        config.optim.schedule, config.train.steps = schedule, steps
+    assert bool(rate_change(old.to_dict(), new.to_dict(), 10, 4)) == told
+    assert not rate_change(old.to_dict(), old.to_dict(), 10, 4)
+    assert not rate_change(old.to_dict(), new.to_dict(), 0)
