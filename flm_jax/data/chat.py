@@ -15,6 +15,7 @@ import numpy as np
 from flm_jax.core.errors import UserError, require
 from flm_jax.data.jsonl import read_records
 from flm_jax.data.pipeline import Batch, MixedSource, Mixture, Source
+from flm_jax.data.text import tidy
 from flm_jax.data.tokenizers.base import Tokenizer
 
 _FIELDS = (("prompt", "response"), ("question", "answer"))
@@ -47,9 +48,10 @@ def _exchange(record, where: str) -> tuple[str, str]:
                 f"{where}: {first!r} and {second!r} must both be text, got {texts[1]!r} for "
                 f"{second!r}.",
             )
+            asked, told = map(tidy, texts)
             if first == "question":
-                return texts[0], _NOTES.sub("", texts[1]).replace("\n#### ", "\n### ")
-            return texts
+                return asked, _NOTES.sub("", told).replace("\n#### ", "\n### ")
+            return asked, told
     names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
     raise UserError(f"{where}: expected {names}, got {sorted(record)}.")
 

@@ -8,10 +8,14 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
+from flm_jax.data.text import tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of every line that is not blank; .gz is unpacked.
+
+    Byte order marks before a line are dropped, and CRLF and CR end a line as LF does; the texts in
+    the objects are as they were written.
 
     Args:
       path: of the file.
@@ -29,12 +33,12 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path} cannot be read ({error}); expected {expected}.") from error
     found = []
     # Not splitlines: JSON may hold other line ends, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(tidy(text).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(tidy(line))
         except ValueError as error:
             raise UserError(f"{where}: no JSON ({error}).") from error
         require(

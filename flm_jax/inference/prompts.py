@@ -10,6 +10,7 @@ from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.data.chat import MULTIPLE, framed
 from flm_jax.data.jsonl import read_records
+from flm_jax.data.text import tidy
 from flm_jax.samplers.base import Given
 
 _GAP = re.compile(r"\{(\d+)\}")
@@ -66,7 +67,7 @@ def read_prompts(path: str) -> list[Prompt]:
             f"{where}: got {length!r} for 'answer_length'; expected a number of tokens, at least "
             f"{least}.",
         )
-        prompts.append(Prompt(*texts, length, where))
+        prompts.append(Prompt(*map(tidy, texts), length, where))
     return prompts
 
 

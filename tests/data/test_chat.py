@@ -106,3 +106,10 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     assert train_run(check(config), str(tmp_path / "sft")) == 0
     model = load_model(tmp_path / "sft")
     assert model.config["bridge"]["eos_id"] == BYTES.eos_id
+
+
+def test_questions_are_read_as_an_editor_reads_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = rb'{"prompt": "a\r\nb", "response": "c\rd"}', b'{"prompt": "e", "response": "f"}'
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r".join(lines))
+    assert [one[:2] for one in read_exchanges(str(path))] == [("a\nb", "c\nd"), ("e", "f")]

@@ -170,3 +170,45 @@ def test_hf_without_a_split_holds_documents_out(monkeypatch):
 )
 def test_detokenize_lm1b(raw, expected):
     assert detokenize_lm1b(raw) == expected
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("pack", [lambda content: content, gzip.compress])
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("file", ["one\ntwo\n\nthree\n", "four"]),
+        ("paragraph", ["one\ntwo", "three", "four"]),
+        ("line", ["one", "two", "three", "four"]),
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_text_is_read_as_an_editor_reads_it(tmp_path, end, unit, expected, pack):
+    ending = ".txt.gz" if pack is gzip.compress else ".txt"
+    text = BOM + b"one\ntwo\n\nthree\n".replace(b"\n", end)
+    (tmp_path / f"a{ending}").write_bytes(pack(text))
+    (tmp_path / f"b{ending}").write_bytes(pack(BOM + b"four"))
+    corpus = open_corpus(SourceConfig("text", str(tmp_path), split_documents=unit))
+    assert [text for _, text in _all_texts(corpus)] == expected
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_json_lines_are_read_as_an_editor_reads_them(tmp_path, end):
+    lines = [BOM + rb'{"text": "\ufeffa\r\nb\rc"}', b"", BOM + '{"text": "d\u2028e"}'.encode()]
+    (tmp_path / "a.jsonl").write_bytes(end.join(lines))
+    corpus = open_corpus(SourceConfig("jsonl", str(tmp_path)))
+    assert [text for _, text in _all_texts(corpus)] == ["a\nb\nc", "d\u2028e"]
+
+
+def test_rows_of_a_dataset_have_no_carriage_returns(monkeypatch):
+    _fake_datasets(monkeypatch, {"train": _Rows({"text": f"\ufeffd\r\n{i}"} for i in range(4))})
+    corpus = open_corpus(SourceConfig("hf", "openwebtext"))
+    assert sorted(_texts(corpus, "train")) == ["d\n0", "d\n2", "d\n3"]
+
+
+def test_the_line_of_a_fault_counts_every_kind_of_line_end(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(BOM + b'{"text": "a"}\r{"text": "b"}\r{broken')
+    with pytest.raises(UserError, match=r"a\.jsonl line 3 is not JSON"):
+        _all_texts(open_corpus(SourceConfig("jsonl", str(tmp_path))))

@@ -134,3 +134,13 @@ def test_what_does_not_fit_is_named_before_compiling(chat, monkeypatch):
     for prompts, settings, message in cases:
         with pytest.raises(UserError, match=message):
             list(answers(chat, prompts, Answering(2, **settings)))
+
+
+def test_files_of_any_editor_are_read(tmp_path):
+    path = tmp_path / "p.jsonl"
+    lines = rb'{"prompt": "a\r\nb"}', b"", rb'{"infill": "c{2}\r"}'
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    assert read_prompts(str(path)) == [
+        Prompt("a\nb", "", None, f"{path}, line 1"),
+        Prompt("", "c{2}\n", None, f"{path}, line 3"),
+    ]

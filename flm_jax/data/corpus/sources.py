@@ -5,10 +5,8 @@ identifies it: sharded preparation and the train/valid split both work on that i
 """
 
 import ast
-import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
 import importlib
 import inspect
@@ -17,13 +15,15 @@ import json
 import platform
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.paths import expanded
 from flm_jax.data.corpus import detokenizers
+from flm_jax.data.corpus.files import find_files, lines, walk
+from flm_jax.data.text import tidy
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 _STDLIB_SKIP = frozenset(
@@ -180,7 +180,7 @@ def _pydoc_documents() -> Iterator[str]:
 def _library_docstrings() -> tuple[str, ...]:
     """2 MB, kept because parsing the library again takes seconds a pass."""
     library = epath.Path(sysconfig.get_paths()["stdlib"])
-    modules = _walk(library, (".py",), _STDLIB_SKIP)
+    modules = walk(library, (".py",), _STDLIB_SKIP)
     return tuple(itertools.chain.from_iterable(map(_docstrings, modules)))
 
 
@@ -204,77 +204,34 @@ def _prose(text: str) -> str:
     return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()
 
 
-def _walk(
-    folder: epath.Path, suffixes: tuple[str, ...], skip: Iterable[str] = ()
-) -> Iterator[epath.Path]:
-    """Files below a folder whose names end so, sorted by name at each level."""
-    for path in sorted(folder.iterdir(), key=lambda child: child.name):
-        if path.name in skip:
-            continue
-        if path.is_dir():
-            yield from _walk(path, suffixes, skip)
-        elif path.name.endswith(suffixes):
-            yield path
-
-
-def _find_files(cfg: SourceConfig, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str]:
-    """The files to read, and an identity made of their names and sizes."""
-    root = epath.Path(expanded(cfg.path))
-    require(root.exists(), f"--path={cfg.path} does not exist; expected a file or a folder")
-    files = list(_walk(root, suffixes)) if root.is_dir() else [root]
-    require(
-        bool(files),
-        f"--path={cfg.path} holds no file ending in {' or '.join(suffixes)}; "
-        "expected at least one, in any subfolder",
-    )
-    listing = "\n".join(f"{path.name} {path.stat().length}" for path in files)
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
-    return files, f"{len(files)} files, names and sizes {digest}"
-
-
-def _lines(path: epath.Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, gzipped if its name says so."""
-    try:
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(path.open("rb"))
-            if path.name.endswith(".gz"):
-                stream = stack.enter_context(gzip.open(stream))
-            for line in stream:
-                yield line.decode("utf8")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; expected UTF-8 text, gzipped if the name ends in .gz"
-        ) from error
-
-
 def _read_text(cfg: SourceConfig) -> tuple[RawSplits, str]:
-    files, identity = _find_files(cfg, (".txt", ".txt.gz"))
+    files, identity = find_files(cfg.path, (".txt", ".txt.gz"))
 
     def read() -> Iterator[str]:
         for path in files:
             if cfg.split_documents == "file":
-                yield "".join(_lines(path))
+                yield "".join(lines(path))
             elif cfg.split_documents == "line":
-                yield from (line.rstrip("\r\n") for line in _lines(path))
+                yield from (line.rstrip("\n") for line in lines(path))
             else:
-                yield from _paragraphs(_lines(path))
+                yield from _paragraphs(lines(path))
 
     return {"all": read}, identity
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+def _paragraphs(found: Iterator[str]) -> Iterator[str]:
     """Runs of non-blank lines."""
-    for blank, group in itertools.groupby(lines, key=lambda line: not line.strip()):
+    for blank, group in itertools.groupby(found, key=lambda line: not line.strip()):
         if not blank:
-            yield "".join(group).rstrip("\r\n")
+            yield "".join(group).rstrip("\n")
 
 
 def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
-    files, identity = _find_files(cfg, (".jsonl", ".jsonl.gz"))
+    files, identity = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
 
     def read() -> Iterator[str]:
         for path in files:
-            for number, line in enumerate(_lines(path), start=1):
+            for number, line in enumerate(lines(path), start=1):
                 if line.strip():
                     yield _json_text(line, cfg.text_key, f"{path} line {number}")
 
@@ -283,7 +240,7 @@ def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
 
 def _json_text(line: str, key: str, where: str) -> str:
     try:
-        record = json.loads(line)
+        record = json.loads(tidy(line))
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON ({error}); expected one object a line") from error
     require(isinstance(record, dict), f"{where} holds {type(record).__name__}; expected an object")
@@ -297,7 +254,7 @@ def _json_text(line: str, key: str, where: str) -> str:
         isinstance(text, str),
         f"{where}: field {key!r} holds {type(text).__name__}; expected a string",
     )
-    return text
+    return tidy(text)
 
 
 def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
@@ -327,7 +284,7 @@ def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
     one_of(f"text_key of {cfg.path!r}", cfg.text_key, columns)
 
     def reader(split: str) -> Callable[[], Iterator[str]]:
-        return lambda: (row[cfg.text_key] for row in loaded[split])
+        return lambda: (tidy(row[cfg.text_key]) for row in loaded[split])
 
     raw = {"train": reader("train")}
     if held_out is not None:

@@ -1,0 +1,68 @@
+"""The files of a corpus: found below a folder, and read line by line."""
+
+import contextlib
+import gzip
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.data.text import line_feeds, split_lines, tidy
+
+
+def walk(
+    folder: epath.Path, suffixes: tuple[str, ...], skip: Iterable[str] = ()
+) -> Iterator[epath.Path]:
+    """Files below a folder whose names end so, sorted by name at each level."""
+    for path in sorted(folder.iterdir(), key=lambda child: child.name):
+        if path.name in skip:
+            continue
+        if path.is_dir():
+            yield from walk(path, suffixes, skip)
+        elif path.name.endswith(suffixes):
+            yield path
+
+
+def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str]:
+    """The files to read, and an identity made of their names and sizes.
+
+    Args:
+      root: a file, or a folder of which all files whose names end so are read.
+      suffixes: ends of names.
+
+    Raises:
+      UserError: nothing there, or no such file in the folder.
+    """
+    path = epath.Path(root)
+    require(path.exists(), f"--path={root} does not exist; expected a file or a folder")
+    files = list(walk(path, suffixes)) if path.is_dir() else [path]
+    require(
+        bool(files),
+        f"--path={root} holds no file ending in {' or '.join(suffixes)}; "
+        "expected at least one, in any subfolder",
+    )
+    listing = "\n".join(f"{path.name} {path.stat().length}" for path in files)
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    return files, f"{len(files)} files, names and sizes {digest}"
+
+
+def lines(path: epath.Path) -> Iterator[str]:
+    """Lines of a UTF-8 file with their LF, gzipped if its name says so.
+
+    A byte order mark is dropped; CRLF and CR end a line as LF does, and become it.
+    """
+    first = True
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("rb"))
+            if path.name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream))
+            for content in stream:
+                line = content.decode("utf8")
+                yield from split_lines(tidy(line) if first else line_feeds(line))
+                first = False
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; expected UTF-8 text, gzipped if the name ends in .gz"
+        ) from error
