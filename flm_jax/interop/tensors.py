@@ -103,7 +103,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     index = path / _INDEX
     if not index.exists():
-        found = sorted(path.glob("*.safetensors"))
+        found = sorted(path.glob("[!.]*.safetensors"))
         require(bool(found), f"{path} holds neither {_INDEX} nor any .safetensors file.")
         return found
     try:

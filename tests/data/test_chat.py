@@ -113,3 +113,12 @@ def test_questions_are_read_as_an_editor_reads_them(tmp_path):
     lines = rb'{"prompt": "a\r\nb", "response": "c\rd"}', b'{"prompt": "e", "response": "f"}'
     path.write_bytes(b"\xef\xbb\xbf" + b"\r".join(lines))
     assert [one[:2] for one in read_exchanges(str(path))] == [("a\nb", "c\nd"), ("e", "f")]
+
+
+def test_lone_surrogates_are_told_once_and_read_as_replacements(tmp_path, caplog):
+    bad = {"prompt": "a\ud800", "response": "\udfffb"}
+    path = lines(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, bad, bad)
+    train, valid = open_chat([(path, 1.0)], BYTES, 40)
+    assert len(train[0][0]) == 2 and len(valid) == 1
+    assert read_exchanges(path)[1][:2] == ("a\ufffd", "\ufffdb")
+    assert [said.partition(":")[0] for said in caplog.messages] == [f"{path}, line 2"] * 2

@@ -212,3 +212,55 @@ def test_the_line_of_a_fault_counts_every_kind_of_line_end(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(BOM + b'{"text": "a"}\r{"text": "b"}\r{broken')
     with pytest.raises(UserError, match=r"a\.jsonl line 3 is not JSON"):
         _all_texts(open_corpus(SourceConfig("jsonl", str(tmp_path))))
+
+
+def test_hidden_files_are_no_documents(tmp_path):
+    (tmp_path / "book.txt").write_text("one\ntwo")
+    hidden = "._book.txt", ".ipynb_checkpoints/book-checkpoint.txt", "__MACOSX/book.txt"
+    for name in (*hidden, "sub/.git/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\xff no text")
+    for root in (tmp_path, tmp_path / "book.txt"):
+        corpus = open_corpus(SourceConfig("text", str(root)))
+        assert "".join(text for _, text in _all_texts(corpus)) == "one\ntwo"
+    with pytest.raises(UserError, match="holds no file ending in .txt"):
+        open_corpus(SourceConfig("text", str(tmp_path / "sub")))
+
+
+def test_a_hidden_file_that_is_named_is_read(tmp_path):
+    (tmp_path / ".kept").mkdir()
+    (tmp_path / ".kept" / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}')
+    corpus = open_corpus(SourceConfig("jsonl", str(tmp_path / ".kept")))
+    assert [text for _, text in _all_texts(corpus)] == ["a", "b"]
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data/a", "data/sub/b", "elsewhere/c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "sub" / "up").symlink_to("..")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "same.txt").symlink_to("a.txt")
+    corpus = open_corpus(SourceConfig("text", str(tmp_path / "data")))
+    assert [text for _, text in _all_texts(corpus)] == ["data/a", "elsewhere/c", "data/sub/b"]
+    assert corpus.identity.startswith("3 files")
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"b\.txt is a link to nothing"):
+        open_corpus(SourceConfig("text", str(tmp_path)))
+
+
+def test_lone_surrogates_are_told_once_and_read_as_replacements(tmp_path, caplog):
+    good, bad = '{"text": "pair \\ud83d\\ude00"}', '{"text": "hello \\ud800 world"}'
+    (tmp_path / "a.jsonl").write_text("\n".join([good, bad, bad, good]))
+    corpus = open_corpus(SourceConfig("jsonl", str(tmp_path)))
+    smile, mended = "pair \U0001f600", "hello \ufffd world"
+    for _ in range(2):
+        assert [text for _, text in _all_texts(corpus)] == [smile, mended, mended, smile]
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path}/a.jsonl line 2: got a lone surrogate")

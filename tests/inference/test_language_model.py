@@ -9,9 +9,11 @@ import pytest
 import flm_jax
 from flm_jax.build.families.registry import family
 from flm_jax.inference import engine
+from flm_jax.inference.language_model import LanguageModel
 from flm_jax.metrics.likelihood import likelihood
 from flm_jax.samplers.base import nothing_given
 from flm_jax.training.trainer import train_run
+from helpers.prompts import byte_model
 from helpers.runs import three_step_config
 
 
@@ -91,6 +93,15 @@ def test_bad_requests_are_refused(model):
         model.sample(0)
     with pytest.raises(flm_jax.UserError, match="got length=3"):
         model.sample(length=3)
+
+
+def test_lone_surrogates_are_told_once_and_read_as_replacements(caplog):
+    model = LanguageModel(byte_model())
+    spelt = model.score(["a", "b\ufffd", "\ufffd"])
+    found = model.score(["a", "b\ud800", "\udc00"])
+    np.testing.assert_array_equal(found.nats, spelt.nats)
+    (said,) = caplog.messages
+    assert said.startswith("text 1: got a lone surrogate")
 
 
 def test_public_names_are_documented():

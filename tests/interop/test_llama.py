@@ -15,6 +15,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.inference import engine
 from flm_jax.interop.llama import read_llada, read_smdm, state_dict_from_params
+from flm_jax.interop.tensors import TensorFiles
 from helpers.llama import DIM, HEADS, LENGTH, LLADA_MASK, llada, llada_folder, smdm
 
 
@@ -91,3 +92,9 @@ def test_command_line_imports_and_exports(tmp_path):
     for name, value in state.items():
         assert back[name].dtype == value.dtype
         np.testing.assert_array_equal(back[name].astype(np.float32), value.astype(np.float32))
+
+
+def test_hidden_files_are_no_shards(tmp_path):
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
+    (tmp_path / "._a.safetensors").write_bytes(b"\0\5\x16\7")
+    assert TensorFiles(tmp_path).shapes == {"a": (2,)}

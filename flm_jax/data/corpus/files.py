@@ -3,25 +3,51 @@
 import contextlib
 import gzip
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterator
 
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.data.text import line_feeds, split_lines, tidy
 
+_ARCHIVE_COPIES = "__MACOSX"
+
 
 def walk(
-    folder: epath.Path, suffixes: tuple[str, ...], skip: Iterable[str] = ()
+    folder: epath.Path, suffixes: tuple[str, ...], skip: Collection[str] = ()
 ) -> Iterator[epath.Path]:
-    """Files below a folder whose names end so, sorted by name at each level."""
+    """Files below a folder whose names end so, sorted by name at each level.
+
+    Names that begin with a dot, and __MACOSX, are left out: they hold copies that editors and
+    archives make. Links are followed, and what several of them lead to is found once.
+    """
+    return _below(folder, suffixes, skip, {_real(folder)})
+
+
+def _below(
+    folder: epath.Path, suffixes: tuple[str, ...], skip: Collection[str], found: set[str]
+) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir(), key=lambda child: child.name):
-        if path.name in skip:
+        name = path.name
+        if name in skip or name.startswith(".") or name == _ARCHIVE_COPIES:
             continue
-        if path.is_dir():
-            yield from walk(path, suffixes, skip)
-        elif path.name.endswith(suffixes):
+        is_folder = path.is_dir()
+        if not (is_folder or name.endswith(suffixes)):
+            continue
+        require(path.exists(), f"{path} is a link to nothing; restore what it led to, or remove it")
+        if (place := _real(path)) in found:
+            continue
+        found.add(place)
+        if is_folder:
+            yield from _below(path, suffixes, skip, found)
+        else:
             yield path
+
+
+def _real(path: epath.Path) -> str:
+    """Where a path leads to; object stores have no links."""
+    return os.fspath(path) if "://" in os.fspath(path) else os.path.realpath(path)
 
 
 def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str]:
