@@ -8,14 +8,15 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
-from flm_jax.data.text import tidy
+from flm_jax.data.text import Mender, tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of every line that is not blank; .gz is unpacked.
 
     Byte order marks before a line are dropped, and CRLF and CR end a line as LF does; the texts in
-    the objects are as they were written.
+    the objects are as they were written, but for lone surrogates: those are read as U+FFFD, with
+    one warning.
 
     Args:
       path: of the file.
@@ -31,7 +32,7 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
         text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected {expected}.") from error
-    found = []
+    found, mender = [], Mender()
     # Not splitlines: JSON may hold other line ends, such as U+2028, as they are.
     for number, line in enumerate(tidy(text).split("\n"), 1):
         if not line.strip():
@@ -45,7 +46,7 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
             isinstance(record, dict),
             f"{where}: expected an object, one of {expected}, got {type(record).__name__}.",
         )
-        found.append((where, record))
+        found.append((where, mender.record(record, where)))
     require(bool(found), f"{path} has no line; expected {expected}.")
     return found
 

@@ -1,6 +1,9 @@
-"""What texts go through as they enter: byte order marks and line ends."""
+"""What texts go through as they enter: byte order marks, line ends, halves of characters."""
 
 from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -22,3 +25,41 @@ def split_lines(text: str) -> Iterator[str]:
         stop = text.find("\n", start) + 1 or len(text)
         yield text[start:stop]
         start = stop
+
+
+class Mender:
+    """Reads lone surrogates as U+FFFD, and warns once, of the first place that has one.
+
+    JSON may hold one half of a pair, as in "\\ud800"; it is no character, and no tokenizer and no
+    UTF-8 file can hold it. Two halves that follow each other are read as the character they make.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def text(self, text: str, where: str) -> str:
+        """The text without lone surrogates; `where` names its place."""
+        try:
+            text.encode("utf8")
+        except UnicodeEncodeError:
+            paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            if not self._told and paired.count("\ufffd") > text.count("\ufffd"):
+                self._told = True
+                logging.warning(
+                    "%s: got a lone surrogate, such as \\ud800, which is no character; it is read "
+                    "as U+FFFD, here and wherever else one stands. Write whole characters to mend "
+                    "it.",
+                    where,
+                )
+            return paired
+        return text
+
+    def record(self, value: Any, where: str) -> Any:
+        """A value of JSON whose texts, at any depth, are without lone surrogates."""
+        if isinstance(value, str):
+            return self.text(value, where)
+        if isinstance(value, list):
+            return [self.record(item, where) for item in value]
+        if isinstance(value, dict):
+            return {key: self.record(item, where) for key, item in value.items()}
+        return value

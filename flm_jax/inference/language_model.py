@@ -23,6 +23,7 @@ from flm_jax.checkpoints.portable import save_folder, upload_folder
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import write_output
 from flm_jax.data.loading import framing
+from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories
 from flm_jax.metrics.likelihood import sequence_nats
@@ -212,8 +213,9 @@ class LanguageModel:
                 raise UserError(f"this {self.kind} has no likelihood of texts.")
             self._nll = jax.jit(row)
         nats, tokens = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+        mender = Mender()
         for index, text in enumerate(texts):
-            ids = model.tokenizer.encode(text)
+            ids = model.tokenizer.encode(mender.text(text, f"text {index}"))
             require(len(ids) > 0, f"text {index} is empty ({text!r}); there is nothing to score.")
             for row_ids in self._framed(ids):
                 batch = {

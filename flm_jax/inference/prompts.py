@@ -10,7 +10,7 @@ from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.data.chat import MULTIPLE, framed
 from flm_jax.data.jsonl import read_records
-from flm_jax.data.text import tidy
+from flm_jax.data.text import Mender, tidy
 from flm_jax.samplers.base import Given
 
 _GAP = re.compile(r"\{(\d+)\}")
@@ -140,12 +140,15 @@ def _any_length(model: Model) -> bool:
 
 def _encoded(model: Model, prompt: Prompt, chat: bool) -> tuple[list[int], list[bool], int]:
     """Tokens of prompt and template, which of them are held, and where the prompt ends."""
+    mender = Mender()
+    text = mender.text(prompt.text, prompt.where or "the prompt")
+    infill = mender.text(prompt.infill, prompt.where or "the infill")
     begins = model.config["data"]["packing"] != "stream" and not chatty(model)
     tokens = [model.tokenizer.bos_id] if begins and model.tokenizer.bos_id is not None else []
-    text = framed(prompt.text) if chat else prompt.text
+    text = framed(text) if chat else text
     tokens += [int(t) for t in model.tokenizer.encode(text)] if text else []
     held, start = [True] * len(tokens), len(tokens)
-    for i, part in enumerate(_GAP.split(prompt.infill)):
+    for i, part in enumerate(_GAP.split(infill)):
         ids = [0] * int(part) if i % 2 else [int(t) for t in model.tokenizer.encode(part)]
         tokens += ids
         held += [i % 2 == 0] * len(ids)

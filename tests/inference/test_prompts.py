@@ -147,14 +147,18 @@ def test_files_of_any_editor_are_read(tmp_path):
 
 
 def test_lone_surrogates_are_told_once_and_read_as_replacements(tmp_path, caplog):
-    path = json_lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b\ud800"}, {"infill": "\udc00"})
+    path = json_lines(
+        tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b\ud800"}, {"infill": "\udc00"}
+    )
     found = read_prompts(path)
     assert [p.text + p.infill for p in found] == ["a", "b\ufffd", "\ufffd"]
     (said,) = caplog.messages
     assert said.startswith(f"{path}, line 2: got a lone surrogate")
 
 
-@pytest.mark.parametrize("given, name", [(("a\ud800", ""), "prompt"), (("", "a\ud800{3}"), "infill")])
+@pytest.mark.parametrize(
+    "given, name", [(("a\ud800", ""), "prompt"), (("", "a\ud800{3}"), "infill")]
+)
 def test_lone_surrogates_of_a_call_are_read_as_replacements(chat, caplog, given, name):
     row = engine.given_tokens(chat, *given, 1, 20).tokens[0].tolist()
     assert BYTES.decode(row[:4]) == "a\ufffd"

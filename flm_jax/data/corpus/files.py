@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.paths import expanded
 from flm_jax.data.text import line_feeds, split_lines, tidy
 
 _ARCHIVE_COPIES = "__MACOSX"
@@ -60,7 +61,7 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], 
     Raises:
       UserError: nothing there, or no such file in the folder.
     """
-    path = epath.Path(root)
+    path = epath.Path(expanded(root))
     require(path.exists(), f"--path={root} does not exist; expected a file or a folder")
     files = list(walk(path, suffixes)) if path.is_dir() else [path]
     require(

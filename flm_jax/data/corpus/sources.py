@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.paths import expanded
 from flm_jax.data.corpus import detokenizers
 from flm_jax.data.corpus.files import find_files, lines, walk
-from flm_jax.data.text import tidy
+from flm_jax.data.text import Mender, tidy
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 _STDLIB_SKIP = frozenset(
@@ -228,12 +227,14 @@ def _paragraphs(found: Iterator[str]) -> Iterator[str]:
 
 def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
     files, identity = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
+    mender = Mender()
 
     def read() -> Iterator[str]:
         for path in files:
             for number, line in enumerate(lines(path), start=1):
                 if line.strip():
-                    yield _json_text(line, cfg.text_key, f"{path} line {number}")
+                    where = f"{path} line {number}"
+                    yield mender.text(_json_text(line, cfg.text_key, where), where)
 
     return {"all": read}, identity
 
@@ -283,8 +284,13 @@ def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
     columns = loaded["train"].column_names
     one_of(f"text_key of {cfg.path!r}", cfg.text_key, columns)
 
+    mender = Mender()
+
     def reader(split: str) -> Callable[[], Iterator[str]]:
-        return lambda: (tidy(row[cfg.text_key]) for row in loaded[split])
+        return lambda: (
+            mender.text(tidy(row[cfg.text_key]), f"{cfg.path}, {split} row {number}")
+            for number, row in enumerate(loaded[split], start=1)
+        )
 
     raw = {"train": reader("train")}
     if held_out is not None:
