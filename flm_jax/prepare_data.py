@@ -2,6 +2,9 @@
 
 python -m flm_jax.prepare_data --source=pydoc --tokenizer=sentencepiece --vocab_size=1024 --out=DIR
 
+Documents of one file that a line separates, as in many corpora of stories:
+--source=text --path=stories.txt --separator='<|endoftext|>'.
+
 Large corpora in parallel: one command for each i with --shard=i/n, then one with --merge.
 """
 
@@ -37,6 +40,11 @@ _MODEL = flags.DEFINE_string(
 _UNIT = flags.DEFINE_string(
     "split_documents", "file", f"text: what a document is: {', '.join(DOCUMENT_UNITS)}."
 )
+_SEPARATOR = flags.DEFINE_string(
+    "separator",
+    "",
+    "The line between the documents of a text, such as '<|endoftext|>'; no part of them.",
+)
 _TEXT_KEY = flags.DEFINE_string("text_key", "text", "jsonl, hf: the field that holds the text.")
 _DETOKENIZE = flags.DEFINE_string(
     "detokenize", "", f"Undo a corpus's own tokenisation: {', '.join(DETOKENIZERS)}."
@@ -59,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
             source=_SOURCE.value,
             path=_PATH.value,
             split_documents=_UNIT.value,
+            separator=_SEPARATOR.value,
             text_key=_TEXT_KEY.value,
             detokenize=_DETOKENIZE.value,
             valid_fraction=_VALID.value,

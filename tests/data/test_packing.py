@@ -7,13 +7,8 @@ import pytest
 from etils import epath
 
 from flm_jax.core.errors import UserError
-from flm_jax.data.corpus.store import (
-    Shard,
-    SplitWriter,
-    build_manifest,
-    load_prepared,
-    write_manifest,
-)
+from flm_jax.data.corpus.manifest import build_manifest, write_manifest
+from flm_jax.data.corpus.store import Shard, SplitWriter, load_prepared
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.tokenizers.builtin import ByteTokenizer, WordTokenizer
 

@@ -231,3 +231,29 @@ def test_command_line(cfg, tmp_path):
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def test_a_separator_is_among_the_arguments(cfg, tmp_path):
+    (tmp_path / "corpus.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree")
+    flags = ("--source=text", f"--path={tmp_path}/corpus.txt", "--tokenizer=bytes")
+    whole = _run(*flags, f"--out={tmp_path}/whole")
+    assert whole.returncode == 0 and whole.stderr.count("--separator='<|endoftext|>'") == 1
+    cut = _run(*flags, f"--out={tmp_path}/cut", "--separator=<|endoftext|>")
+    assert cut.returncode == 0 and not cut.stderr
+    prepared = load_prepared(tmp_path / "cut")
+    assert _documents(prepared, "train") == ["one", "three"]
+    assert _documents(prepared, "valid") == ["two"]
+    other = _run(*flags, f"--out={tmp_path}/whole", "--separator=<|endoftext|>")
+    assert other.returncode == 2 and "separator ('', now '<|endoftext|>')" in other.stderr
+
+
+def test_data_prepared_before_there_were_separators_are_known_again(cfg, tmp_path):
+    prepare(cfg, _silent)
+    path = tmp_path / "out" / "manifest.json"
+    old = json.loads(path.read_text())
+    for later in ("separator", "content"):
+        old["args"].pop(later, None)
+    path.write_text(json.dumps(old))
+    said = []
+    assert prepare(cfg, said.append) == old
+    assert "already prepared" in said[0]

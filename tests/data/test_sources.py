@@ -264,3 +264,63 @@ def test_lone_surrogates_are_told_once_and_read_as_replacements(tmp_path, caplog
         assert [text for _, text in _all_texts(corpus)] == [smile, mended, mended, smile]
     (said,) = caplog.messages
     assert said.startswith(f"{tmp_path}/a.jsonl line 2: got a lone surrogate")
+
+
+STORIES = (
+    "One.\n\nMore.\n<|endoftext|>\n\nTwo.\n  <|endoftext|> \n<|endoftext|>\nThree <|endoftext|>"
+)
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("file", ["One.\n\nMore.", "Two.", "Three <|endoftext|>"]),
+        ("paragraph", ["One.", "More.", "Two.", "Three <|endoftext|>"]),
+        ("line", ["One.", "More.", "Two.", "Three <|endoftext|>"]),
+    ],
+)
+def test_a_separator_ends_documents(tmp_path, unit, expected, caplog):
+    (tmp_path / "a.txt").write_text(STORIES)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": STORIES}))
+    cfg = SourceConfig("text", str(tmp_path), separator="<|endoftext|>", split_documents=unit)
+    assert [text for _, text in _all_texts(open_corpus(cfg))] == expected
+    cfg = SourceConfig("jsonl", str(tmp_path), separator="<|endoftext|>")
+    whole = ["One.\n\nMore.", "Two.", "Three <|endoftext|>"]
+    assert [text for _, text in _all_texts(open_corpus(cfg))] == whole
+    assert not caplog.messages
+
+
+def test_a_separator_of_datasets(monkeypatch):
+    _fake_datasets(monkeypatch, {"train": _Rows([{"text": "a\n***\nb"}, {"text": "c"}])})
+    corpus = open_corpus(SourceConfig("hf", "stories", separator="***"))
+    assert [text for _, text in _all_texts(corpus)] == ["a", "b", "c"]
+
+
+def test_separators_that_separate_nothing_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text(STORIES)
+    for separator, message in (
+        (" ", "one line"),
+        ("a\nb", "one line"),
+        ("<eot>", "no line .*<eot>"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_corpus(SourceConfig("text", str(tmp_path), separator=separator))
+    with pytest.raises(UserError, match="pydoc.* got a separator"):
+        open_corpus(SourceConfig("pydoc", separator="<eot>"))
+
+
+@pytest.mark.parametrize("source, place", [("text", "a.txt line 4"), ("jsonl", "b.jsonl line 1")])
+def test_a_line_that_looks_like_a_separator_is_told_once(tmp_path, caplog, source, place):
+    (tmp_path / "a.txt").write_text(STORIES)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": STORIES}))
+    corpus = open_corpus(SourceConfig(source, str(tmp_path)))
+    for _ in range(2):
+        assert "".join(text for _, text in _all_texts(corpus)) == STORIES
+    (said,) = caplog.messages
+    assert place in said and "--separator='<|endoftext|>'" in said
+
+
+def test_a_separator_within_a_line_is_none(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("one <|endoftext|> two\nthree\n")
+    open_corpus(SourceConfig("text", str(tmp_path)))
+    assert not caplog.messages

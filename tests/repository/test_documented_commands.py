@@ -127,6 +127,7 @@ def files(folder):
     pages = "".join(page.read_text() for page in PAGES)
     for name in ("book.txt", "other.txt"):
         (folder / name).write_text(pages)
+    (folder / "stories.txt").write_text(pages.replace("\n\n", "\n<|endoftext|>\n"))
     texts = [{"text": paragraph} for paragraph in pages.split("\n\n")]
     json_lines(folder / "corpus.jsonl", *texts)
     json_lines(folder / "prompts.jsonl", {"prompt": "The flow "}, {"infill": "The {3} of"})

@@ -10,6 +10,7 @@ from etils import epath
 
 from flm_jax.core.errors import require
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -75,10 +76,10 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
         split: [_write_split(folder, split, read, tokenizer, cfg.shard, log)]
         for split, read in corpus.splits.items()
     }
-    manifest = store.build_manifest(tokenizer, args, shards)
+    manifest = manifests.build_manifest(tokenizer, args, shards)
     if cfg.shard.count == 1:
-        store.check_not_empty(manifest)
-    store.write_manifest(folder, cfg.shard.manifest_name, manifest)
+        manifests.check_not_empty(manifest)
+    manifests.write_manifest(folder, cfg.shard.manifest_name, manifest)
     return manifest
 
 
@@ -93,14 +94,15 @@ def _find_prepared(
     if not folder.exists():
         return None
     own, whole = (
-        store.read_manifest(folder, name) for name in (shard.manifest_name, store.MANIFEST)
+        manifests.read_manifest(folder, name) for name in (shard.manifest_name, manifests.MANIFEST)
     )
     for manifest in (whole, own):
         if manifest is not None:
+            wrong = manifests.difference(manifest["args"], args)
             require(
-                manifest["args"] == args,
-                f"{folder} was prepared with other arguments: "
-                f"{store.difference(manifest['args'], args)}; pass --overwrite or another --out",
+                not wrong,
+                f"{folder} was prepared with other arguments: {wrong}; pass --overwrite or "
+                "another --out",
             )
     require(
         shard.count > 1 or whole is not None or not store.has_parts(folder),

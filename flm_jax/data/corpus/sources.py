@@ -22,6 +22,7 @@ from etils import epath
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.data.corpus import detokenizers
 from flm_jax.data.corpus.files import find_files, lines, walk
+from flm_jax.data.corpus.separators import Separator
 from flm_jax.data.text import Mender, tidy
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
@@ -42,6 +43,8 @@ class SourceConfig:
       source: one of `SOURCES`.
       path: file, folder or dataset name (`name[:config][@revision]`); empty for pydoc.
       split_documents: text only; what one document is, one of `DOCUMENT_UNITS`.
+      separator: the line that stands between the documents of a text, such as <|endoftext|>; ""
+        for none. It ends documents of every unit, and is no part of them.
       text_key: jsonl and hf; the field that holds the text.
       detokenize: "" or one of `detokenizers.DETOKENIZERS`.
       valid_fraction: share of documents held out where the source has no split of its own.
@@ -53,6 +56,7 @@ class SourceConfig:
     text_key: str = "text"
     detokenize: str = ""
     valid_fraction: float = 0.05
+    separator: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
     """The corpus that `cfg` names, split in train and valid.
 
     Raises:
-      UserError: unknown names, a missing path, or nothing to read.
+      UserError: unknown names, a missing path, nothing to read, or a separator that no text has.
     """
     one_of("source", cfg.source, SOURCES)
     one_of("split_documents", cfg.split_documents, DOCUMENT_UNITS)
@@ -88,7 +92,9 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
         f"source {cfg.source!r} needs a path (file, folder or dataset name), got none; pass --path",
     )
     clean = detokenizers.get_detokenizer(cfg.detokenize)
-    raw, identity = SOURCES[cfg.source](cfg)
+    separator = Separator(cfg.separator)
+    raw, identity = SOURCES[cfg.source](cfg, separator)
+    _check_seen(separator, raw, cfg)
     splits = {name: _documents(read, clean) for name, read in raw.items()}
     for name, read in splits.items():
         require(
@@ -100,6 +106,22 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
         (read,) = splits.values()
         return Corpus(_split_train_valid(read, cfg.valid_fraction), identity)
     return Corpus({name: _enumerated(read) for name, read in splits.items()}, identity)
+
+
+def _check_seen(separator: Separator, raw: RawSplits, cfg: SourceConfig) -> None:
+    """Raises UserError where a separator was given and no line is it."""
+    if not separator.line:
+        return
+    require(cfg.source != "pydoc", "source 'pydoc' got a separator; it has none, leave it out")
+    for read in raw.values():
+        for _ in read():
+            if separator.seen:
+                return
+    require(
+        separator.seen,
+        f"no line of {cfg.path} is {separator.line!r}, the separator; expected the line that "
+        "stands between documents: mend it, or leave it out",
+    )
 
 
 def _documents(
@@ -155,9 +177,9 @@ def _cut(text: str, fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _read_pydoc(cfg: SourceConfig) -> tuple[RawSplits, str]:
+def _read_pydoc(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
     """English that every Python carries: the help topics and the standard library's docstrings."""
-    del cfg  # has no options
+    del cfg, separator  # has no options
     version = platform.python_version()
     return {"all": _pydoc_documents}, f"pydoc of Python {version}"
 
@@ -203,17 +225,18 @@ def _prose(text: str) -> str:
     return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()
 
 
-def _read_text(cfg: SourceConfig) -> tuple[RawSplits, str]:
+def _read_text(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
     files, identity = find_files(cfg.path, (".txt", ".txt.gz"))
 
     def read() -> Iterator[str]:
         for path in files:
-            if cfg.split_documents == "file":
-                yield "".join(lines(path))
-            elif cfg.split_documents == "line":
-                yield from (line.rstrip("\n") for line in lines(path))
-            else:
-                yield from _paragraphs(lines(path))
+            for document in separator.documents(lines(path), str(path)):
+                if cfg.split_documents == "file":
+                    yield separator.joined(document)
+                elif cfg.split_documents == "line":
+                    yield from (line.rstrip("\n") for line in document)
+                else:
+                    yield from _paragraphs(document)
 
     return {"all": read}, identity
 
@@ -225,7 +248,7 @@ def _paragraphs(found: Iterator[str]) -> Iterator[str]:
             yield "".join(group).rstrip("\n")
 
 
-def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
+def _read_jsonl(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
     files, identity = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
     mender = Mender()
 
@@ -234,7 +257,8 @@ def _read_jsonl(cfg: SourceConfig) -> tuple[RawSplits, str]:
             for number, line in enumerate(lines(path), start=1):
                 if line.strip():
                     where = f"{path} line {number}"
-                    yield mender.text(_json_text(line, cfg.text_key, where), where)
+                    text = mender.text(_json_text(line, cfg.text_key, where), where)
+                    yield from separator.texts(text, where)
 
     return {"all": read}, identity
 
@@ -258,7 +282,7 @@ def _json_text(line: str, key: str, where: str) -> str:
     return tidy(text)
 
 
-def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
+def _read_hf(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
     """A dataset of the Hugging Face hub, with its own held-out split if it has one."""
     try:
         datasets = importlib.import_module("datasets")
@@ -287,10 +311,12 @@ def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
     mender = Mender()
 
     def reader(split: str) -> Callable[[], Iterator[str]]:
-        return lambda: (
-            mender.text(tidy(row[cfg.text_key]), f"{cfg.path}, {split} row {number}")
-            for number, row in enumerate(loaded[split], start=1)
-        )
+        def read() -> Iterator[str]:
+            for number, row in enumerate(loaded[split], start=1):
+                where = f"{cfg.path}, {split} row {number}"
+                yield from separator.texts(mender.text(tidy(row[cfg.text_key]), where), where)
+
+        return read
 
     raw = {"train": reader("train")}
     if held_out is not None:
@@ -299,7 +325,7 @@ def _read_hf(cfg: SourceConfig) -> tuple[RawSplits, str]:
     return raw, f"{cfg.path}: {rows}"
 
 
-SOURCES: dict[str, Callable[[SourceConfig], tuple[RawSplits, str]]] = {
+SOURCES: dict[str, Callable[[SourceConfig, Separator], tuple[RawSplits, str]]] = {
     "pydoc": _read_pydoc,
     "text": _read_text,
     "jsonl": _read_jsonl,

@@ -12,7 +12,6 @@ as examples are asked for; files of a remote store are read into memory.
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from typing import Any
@@ -21,8 +20,9 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import expanded
+from flm_jax.data.corpus import manifest as manifests
+from flm_jax.data.corpus.manifest import COUNTS, MANIFEST
 from flm_jax.data.corpus.shard_file import ShardFile
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -30,9 +30,6 @@ from flm_jax.data.tokenizers.registry import load_tokenizer
 
 Numbers = np.ndarray | ShardFile
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-COUNTS = ("tokens", "documents", "characters", "bytes")
 _OFFSET_DTYPE = np.dtype("<u8")
 _PART_NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 _OWN_FILES = re.compile(
@@ -124,55 +121,6 @@ class SplitWriter:
         return {"files": files, **self.counts}
 
 
-def build_manifest(
-    tokenizer: Tokenizer, args: dict[str, Any], shards: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
-    """The manifest of a folder, or of one worker's part of it.
-
-    Args:
-      tokenizer: the tokenizer whose ids the shards hold.
-      args: all that the contents depend on; compared when a preparation is repeated or merged.
-      shards: split name to the records from `SplitWriter.finish`.
-    """
-    return {
-        "format_version": FORMAT_VERSION,
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": tokenizer.fingerprint,
-        },
-        "args": args,
-        "splits": {name: _split_record(records) for name, records in shards.items()},
-    }
-
-
-def _split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
-    totals = {count: sum(record[count] for record in records) for count in COUNTS}
-    return {**totals, "shards": records}
-
-
-def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
-    """Writes a manifest in one step, once everything it lists is in place."""
-    write_whole(folder / name, to_json(manifest, indent=2) + "\n")
-
-
-def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
-    """The manifest, or None if there is none."""
-    if not (folder / name).exists():
-        return None
-    try:
-        manifest = json.loads((folder / name).read_bytes())
-    except ValueError as error:
-        raise UserError(f"{folder / name} is not JSON ({error}); prepare the data again") from error
-    version = manifest.get("format_version")
-    require(
-        version == FORMAT_VERSION,
-        f"{folder / name} has format version {version}; expected {FORMAT_VERSION}: "
-        "prepare the data again with this version of flm_jax",
-    )
-    return manifest
-
-
 def _names(folder: epath.Path) -> list[str]:
     """Sorted names of what a folder holds; an empty one does not exist in an object store."""
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -217,41 +165,26 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
         not missing,
         f"{folder} lacks shards {', '.join(missing)}; run prepare_data --shard for each of them",
     )
-    parts = {name: read_manifest(folder, name) for name in sorted(found)}
+    parts = {name: manifests.read_manifest(folder, name) for name in sorted(found)}
     first_name, first = next(iter(parts.items()))
     for name, part in parts.items():
         for key in ("tokenizer", "args"):
+            wrong = manifests.difference(first[key], part[key])
             require(
-                part[key] == first[key],
-                f"{name} and {first_name} differ in {difference(first[key], part[key])}; "
-                "expected equal: prepare one of them again with --overwrite",
+                not wrong,
+                f"{name} and {first_name} differ in {wrong}; expected equal: prepare one of them "
+                "again with --overwrite",
             )
     shards = {
         split: [record for part in parts.values() for record in part["splits"][split]["shards"]]
         for split in first["splits"]
     }
-    splits = {split: _split_record(records) for split, records in shards.items()}
+    splits = {split: manifests.split_record(records) for split, records in shards.items()}
     manifest = {**first, "splits": splits}
-    check_not_empty(manifest)
+    manifests.check_not_empty(manifest)
     _open(folder, manifest, verify=False)
-    write_manifest(folder, MANIFEST, manifest)
+    manifests.write_manifest(folder, MANIFEST, manifest)
     return manifest
-
-
-def check_not_empty(manifest: dict[str, Any]) -> None:
-    """Raises UserError if a split has no document."""
-    for split, record in manifest["splits"].items():
-        require(
-            record["documents"] > 0,
-            f"split {split!r} came out empty; expected at least one document: use a larger corpus "
-            "or --valid_fraction",
-        )
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names what differs: "vocab_size (512, now 1024)"."""
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in keys)
 
 
 class TokenStream:
@@ -327,7 +260,7 @@ def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:
       UserError: no manifest, a missing, truncated or altered file, another tokenizer.
     """
     folder = epath.Path(expanded(str(path)))
-    manifest = read_manifest(folder, MANIFEST) if folder.exists() else None
+    manifest = manifests.read_manifest(folder, MANIFEST) if folder.exists() else None
     if manifest is None:
         mend = f"--merge --out={folder}" if has_parts(folder) else f"--source=... --out={folder}"
         raise UserError(

@@ -1,0 +1,83 @@
+"""The manifest of prepared data: what the folder holds, and all that its contents depend on."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import to_json, write_whole
+from flm_jax.data.tokenizers.base import Tokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+COUNTS = ("tokens", "documents", "characters", "bytes")
+# Arguments that came later, as they were before: older manifests do not list them.
+_LATER = {"separator": ""}
+
+
+def build_manifest(
+    tokenizer: Tokenizer, args: dict[str, Any], shards: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """The manifest of a folder, or of one worker's part of it.
+
+    Args:
+      tokenizer: the tokenizer whose ids the shards hold.
+      args: all that the contents depend on; compared when a preparation is repeated or merged.
+      shards: split name to the records from `SplitWriter.finish`.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+        "args": args,
+        "splits": {name: split_record(records) for name, records in shards.items()},
+    }
+
+
+def split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Records of all shards of a split, and their sums."""
+    totals = {count: sum(record[count] for record in records) for count in COUNTS}
+    return {**totals, "shards": records}
+
+
+def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
+    """Writes a manifest in one step, once everything it lists is in place."""
+    write_whole(folder / name, to_json(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
+    """The manifest, or None if there is none."""
+    if not (folder / name).exists():
+        return None
+    try:
+        manifest = json.loads((folder / name).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{folder / name} is not JSON ({error}); prepare the data again") from error
+    version = manifest.get("format_version")
+    require(
+        version == FORMAT_VERSION,
+        f"{folder / name} has format version {version}; expected {FORMAT_VERSION}: "
+        "prepare the data again with this version of flm_jax",
+    )
+    return manifest
+
+
+def check_not_empty(manifest: dict[str, Any]) -> None:
+    """Raises UserError if a split has no document."""
+    for split, record in manifest["splits"].items():
+        require(
+            record["documents"] > 0,
+            f"split {split!r} came out empty; expected at least one document: use a larger corpus "
+            "or --valid_fraction",
+        )
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Names what differs, "" for nothing: "vocab_size (512, now 1024)"."""
+    old, new = _LATER | old, _LATER | new
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in keys)
