@@ -257,3 +257,27 @@ def test_data_prepared_before_there_were_separators_are_known_again(cfg, tmp_pat
     said = []
     assert prepare(cfg, said.append) == old
     assert "already prepared" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_changed_file_of_the_same_size_is_noticed(tmp_path, kind):
+    name = {"text": "a.txt", "jsonl": "a.jsonl"}[kind]
+    (tmp_path / name).write_text('{"text": "old"}\n{"text": "two"}\n')
+    cfg = PrepareConfig(SourceConfig(kind, str(tmp_path / name)), str(tmp_path / "out"), "bytes")
+    manifest = prepare(cfg, _silent)
+    (tmp_path / name).touch()
+    assert prepare(cfg, _silent) == manifest
+    (tmp_path / name).write_text('{"text": "new"}\n{"text": "two"}\n')
+    with pytest.raises(UserError, match=r"other arguments: content \(.*--overwrite"):
+        prepare(cfg, _silent)
+    prepare(dataclasses.replace(cfg, overwrite=True), _silent)
+    assert "new" in "".join(_documents(load_prepared(cfg.out), "train"))
+
+
+def test_parts_of_files_that_changed_in_between_are_not_merged(cfg, tmp_path):
+    prepare(dataclasses.replace(cfg, shard=Shard(0, 2)), _silent)
+    path = tmp_path / "corpus.txt"
+    path.write_text(path.read_text().replace("x\n", "y\n", 1))
+    prepare(dataclasses.replace(cfg, shard=Shard(1, 2)), _silent)
+    with pytest.raises(UserError, match="differ in content"):
+        merge(cfg.out)

@@ -324,3 +324,15 @@ def test_a_separator_within_a_line_is_none(tmp_path, caplog):
     (tmp_path / "a.txt").write_text("one <|endoftext|> two\nthree\n")
     open_corpus(SourceConfig("text", str(tmp_path)))
     assert not caplog.messages
+
+
+def test_another_version_of_a_dataset_is_another_content(monkeypatch, tmp_path):
+    rows = _Rows([{"text": "a"}, {"text": "b"}])
+    _fake_datasets(monkeypatch, {"train": rows})
+    found = []
+    for version in ("one", "two"):
+        rows._fingerprint = version
+        found.append(open_corpus(SourceConfig("hf", "stories")).content)
+    assert found[0] != found[1]
+    # That of files on this machine holds their times, which differ between machines.
+    assert open_corpus(SourceConfig("hf", str(tmp_path))).content == ""

@@ -77,7 +77,11 @@ def check_not_empty(manifest: dict[str, Any]) -> None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names what differs, "" for nothing: "vocab_size (512, now 1024)"."""
+    """Names what differs, "" for nothing: "vocab_size (512, now 1024)".
+
+    A manifest from before files were read for it knows no content: any may be that of its files.
+    """
     old, new = _LATER | old, _LATER | new
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    names = {*old, *new} - ({"content"} - (old.keys() & new.keys()))
+    keys = [key for key in sorted(names) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in keys)

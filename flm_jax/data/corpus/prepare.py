@@ -126,7 +126,8 @@ def _make_tokenizer(
 
 def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> dict[str, Any]:
     """All that the contents of the folder depend on."""
-    args = dataclasses.asdict(cfg.source) | {"identity": corpus.identity}
+    args = dataclasses.asdict(cfg.source)
+    args |= {"identity": corpus.identity, "content": corpus.content}
     if ready is not None:
         # By content: the folder of a saved tokenizer may have moved between two workers.
         return args | {"tokenizer": f"{ready.kind} {ready.fingerprint[:16]}"}

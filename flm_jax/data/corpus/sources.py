@@ -16,6 +16,7 @@ import platform
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from etils import epath
 
@@ -65,14 +66,24 @@ class Corpus:
 
     Attributes:
       splits: name ("train", "valid") to a function that starts a pass over (index, document).
-      identity: changes when the input does: file names and sizes, or versions.
+      identity: names the input: its files and their sizes, or its version.
+      content: changes when what is in the input does; "" where the identity alone tells.
     """
 
     splits: dict[str, Callable[[], Iterator[tuple[int, str]]]]
     identity: str
+    content: str = ""
 
 
 RawSplits = dict[str, Callable[[], Iterator[str]]]
+
+
+class _Opened(NamedTuple):
+    """A source before its texts are cleaned and numbered; identity and content as of `Corpus`."""
+
+    splits: RawSplits
+    identity: str
+    content: str = ""
 
 
 def open_corpus(cfg: SourceConfig) -> Corpus:
@@ -93,9 +104,9 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
     )
     clean = detokenizers.get_detokenizer(cfg.detokenize)
     separator = Separator(cfg.separator)
-    raw, identity = SOURCES[cfg.source](cfg, separator)
-    _check_seen(separator, raw, cfg)
-    splits = {name: _documents(read, clean) for name, read in raw.items()}
+    opened = SOURCES[cfg.source](cfg, separator)
+    _check_seen(separator, opened.splits, cfg)
+    splits = {name: _documents(read, clean) for name, read in opened.splits.items()}
     for name, read in splits.items():
         require(
             next(read(), None) is not None,
@@ -104,8 +115,10 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
         )
     if len(splits) == 1:
         (read,) = splits.values()
-        return Corpus(_split_train_valid(read, cfg.valid_fraction), identity)
-    return Corpus({name: _enumerated(read) for name, read in splits.items()}, identity)
+        numbered = _split_train_valid(read, cfg.valid_fraction)
+    else:
+        numbered = {name: _enumerated(read) for name, read in splits.items()}
+    return Corpus(numbered, opened.identity, opened.content)
 
 
 def _check_seen(separator: Separator, raw: RawSplits, cfg: SourceConfig) -> None:
@@ -177,11 +190,11 @@ def _cut(text: str, fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _read_pydoc(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
+def _read_pydoc(cfg: SourceConfig, separator: Separator) -> _Opened:
     """English that every Python carries: the help topics and the standard library's docstrings."""
     del cfg, separator  # has no options
     version = platform.python_version()
-    return {"all": _pydoc_documents}, f"pydoc of Python {version}"
+    return _Opened({"all": _pydoc_documents}, f"pydoc of Python {version}")
 
 
 def _pydoc_documents() -> Iterator[str]:
@@ -225,8 +238,8 @@ def _prose(text: str) -> str:
     return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()
 
 
-def _read_text(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
-    files, identity = find_files(cfg.path, (".txt", ".txt.gz"))
+def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
+    files, *names = find_files(cfg.path, (".txt", ".txt.gz"))
 
     def read() -> Iterator[str]:
         for path in files:
@@ -238,7 +251,7 @@ def _read_text(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]
                 else:
                     yield from _paragraphs(document)
 
-    return {"all": read}, identity
+    return _Opened({"all": read}, *names)
 
 
 def _paragraphs(found: Iterator[str]) -> Iterator[str]:
@@ -248,8 +261,8 @@ def _paragraphs(found: Iterator[str]) -> Iterator[str]:
             yield "".join(group).rstrip("\n")
 
 
-def _read_jsonl(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
-    files, identity = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
+def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
+    files, *names = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
     mender = Mender()
 
     def read() -> Iterator[str]:
@@ -260,7 +273,7 @@ def _read_jsonl(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str
                     text = mender.text(_json_text(line, cfg.text_key, where), where)
                     yield from separator.texts(text, where)
 
-    return {"all": read}, identity
+    return _Opened({"all": read}, *names)
 
 
 def _json_text(line: str, key: str, where: str) -> str:
@@ -282,7 +295,7 @@ def _json_text(line: str, key: str, where: str) -> str:
     return tidy(text)
 
 
-def _read_hf(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
+def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
     """A dataset of the Hugging Face hub, with its own held-out split if it has one."""
     try:
         datasets = importlib.import_module("datasets")
@@ -322,10 +335,14 @@ def _read_hf(cfg: SourceConfig, separator: Separator) -> tuple[RawSplits, str]:
     if held_out is not None:
         raw["valid"] = reader(held_out)
     rows = ", ".join(f"{split} {len(loaded[split])}" for split in raw if split in loaded)
-    return raw, f"{cfg.path}: {rows}"
+    # That of files on this machine depends on their times; other workers have other ones.
+    local = epath.Path(name).exists()
+    read = [] if local else [loaded[split] for split in ("train", held_out) if split in loaded]
+    versions = [str(getattr(part, "_fingerprint", "")) for part in read]
+    return _Opened(raw, f"{cfg.path}: {rows}", " ".join(filter(None, versions)))
 
 
-SOURCES: dict[str, Callable[[SourceConfig, Separator], tuple[RawSplits, str]]] = {
+SOURCES: dict[str, Callable[[SourceConfig, Separator], _Opened]] = {
     "pydoc": _read_pydoc,
     "text": _read_text,
     "jsonl": _read_jsonl,
