@@ -34,7 +34,7 @@ def test_commands_end_with_one_line_and_status_2(arguments, message):
 
 
 FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 61203283968 bytes."
-BACKEND = f"Unable to initialize backend 'cuda': {FULL}\\nsecond line"
+BACKEND = f"Unable to initialize backend 'cuda': {FULL}\nsecond line"
 FAILING = """
 import jax
 from flm_jax.cli.run import run_cli
@@ -47,7 +47,7 @@ run_cli(main)
 @pytest.mark.parametrize(
     "error",
     [
-        f"RuntimeError('{BACKEND}')",
+        f"RuntimeError({BACKEND!r})",
         f"jax.errors.JaxRuntimeError('{FULL}')",
         "jax.errors.JaxRuntimeError('INTERNAL: failed to create cublas handle')",
     ],
