@@ -27,8 +27,7 @@ from absl import flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.files import to_json
-from flm_jax.core.paths import write_output
+from flm_jax.core.files import to_json, write_output
 from flm_jax.profiling import bench_runs
 from flm_jax.profiling.bench_cases import SECONDS, SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show

@@ -17,8 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from flm_jax.cli.path_flags import DEFINE_output
-from flm_jax.core.files import to_json
-from flm_jax.core.paths import write_output
+from flm_jax.core.files import to_json, write_output
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "FAMILY:SIZES: v5e:4x4, v5p:4x4x4, h200:8, cpu:8.")

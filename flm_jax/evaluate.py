@@ -19,8 +19,8 @@ from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import given_config, no_arguments, run_cli
 from flm_jax.core.errors import require
-from flm_jax.core.files import to_json
-from flm_jax.core.paths import expanded, write_output
+from flm_jax.core.files import to_json, write_output
+from flm_jax.core.paths import expanded
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
 from flm_jax.evaluation.judges import load_judge

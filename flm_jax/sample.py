@@ -20,8 +20,7 @@ from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
-from flm_jax.core.files import json_lines
-from flm_jax.core.paths import write_output
+from flm_jax.core.files import json_lines, write_output
 from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import read_prompts

@@ -14,8 +14,7 @@ from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
-from flm_jax.core.files import to_json
-from flm_jax.core.paths import write_output
+from flm_jax.core.files import to_json, write_output
 from flm_jax.data import loading
 from flm_jax.evaluation.plots import draw_sweep
 from flm_jax.evaluation.sweep import NUMBERS, sweep_plans, sweep_row

@@ -5,6 +5,9 @@ from absl import flags
 from flm_jax.core.errors import LAST_SEED
 from flm_jax.core.paths import check_file, expanded
 
+# `--help` shows the flags of the command itself: those defined here count as its own.
+flags.disclaim_key_flags()
+
 
 class _Path(flags.ArgumentParser):
     """A path, or a name beside which a path may stand."""

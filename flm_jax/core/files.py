@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from flm_jax.core.errors import UserError
-from flm_jax.core.paths import is_remote, write_output
+from flm_jax.core.paths import is_remote
 
 
 def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[str, Any]]:
@@ -82,6 +82,23 @@ def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
     temporary.replace(path)
+
+
+def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file that a user named, as UTF-8, whole or not at all; its folder is made.
+
+    Raises:
+      UserError: the storage refuses.
+    """
+    file = epath.Path(os.path.expanduser(path))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
+    except OSError as error:
+        raise UserError(
+            f"{file} could not be written ({error}); expected storage with room: mend that and run "
+            "the same command again."
+        ) from error
 
 
 def save_figure(figure, path: epath.Path) -> None:

@@ -4,8 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from etils import epath
-
 from flm_jax.core.errors import UserError, require
 
 _HF = "hf:"  # before a name of the hub, or before a folder
@@ -66,21 +64,4 @@ def _check(path: Path, got: str, wanted: str, other) -> None:
         raise UserError(
             f"got {got}, which cannot be written ({reason}); expected {wanted} in a folder that "
             "exists or can be made: give another path, or mend the storage."
-        ) from error
-
-
-def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file that a user named, as UTF-8; its folder is made.
-
-    Raises:
-      UserError: the storage refuses.
-    """
-    file = epath.Path(os.path.expanduser(path))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
-    except OSError as error:
-        raise UserError(
-            f"{file} could not be written ({error}); expected storage with room: mend that and run "
-            "the same command again."
         ) from error

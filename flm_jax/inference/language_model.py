@@ -21,7 +21,7 @@ from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.portable import save_folder, upload_folder
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.paths import write_output
+from flm_jax.core.files import write_output
 from flm_jax.data.loading import framing
 from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer

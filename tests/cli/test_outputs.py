@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flm_jax.core.errors import UserError
-from flm_jax.core.paths import check_file, check_folder, expanded, write_output
+from flm_jax.core.files import write_output
+from flm_jax.core.paths import check_file, check_folder, expanded
 from helpers.runs import run, tiny_config
 
 ROOT = Path(__file__).parents[2]
