@@ -9,6 +9,7 @@ of the latter the calculator's notes <<...>> are dropped and the last line becom
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +25,21 @@ _HELD_OUT = 20  # every so many lines one is kept for validation
 MULTIPLE = 64  # tokens; batches are cropped to multiples of it
 
 
+class Exchange(NamedTuple):
+    """A question and its answer; `where` is its place, for messages."""
+
+    prompt: str
+    response: str
+    where: str = ""
+
+
 def framed(prompt: str) -> str:
     """The text before an answer."""
     return f"USER:\n{prompt}\nASSISTANT:\n"
 
 
-def read_exchanges(path: str) -> list[tuple[str, str]]:
-    """(prompt, response) of every line.
+def read_exchanges(path: str) -> list[Exchange]:
+    """The exchange of every line.
 
     Raises:
       UserError: no such file, no line, or one that is no JSON object with the fields (its number).
@@ -39,7 +48,7 @@ def read_exchanges(path: str) -> list[tuple[str, str]]:
     return [_exchange(record, where) for where, record in records]
 
 
-def _exchange(record, where: str) -> tuple[str, str]:
+def _exchange(record, where: str) -> Exchange:
     for first, second in _FIELDS:
         if first in record:
             texts = record[first], record.get(second)
@@ -50,8 +59,8 @@ def _exchange(record, where: str) -> tuple[str, str]:
             )
             asked, told = map(tidy, texts)
             if first == "question":
-                return asked, _NOTES.sub("", told).replace("\n#### ", "\n### ")
-            return asked, told
+                told = _NOTES.sub("", told).replace("\n#### ", "\n### ")
+            return Exchange(asked, told, where)
     names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
     raise UserError(f"{where}: expected {names}, got {sorted(record)}.")
 
@@ -63,19 +72,14 @@ class ChatSource:
     loses its end and the EOS; one whose question leaves no room is refused.
     """
 
-    def __init__(self, exchanges: Sequence[tuple[str, str]], tokenizer: Tokenizer, length: int):
+    def __init__(self, exchanges: Sequence[Exchange], tokenizer: Tokenizer, length: int):
         require(
             tokenizer.eos_id is not None,
             f"this {tokenizer.kind} tokenizer has no EOS token, which ends every answer.",
         )
-        prompts = tokenizer.encode_batch([framed(prompt) for prompt, _ in exchanges])
-        answers = tokenizer.encode_batch([response for _, response in exchanges])
-        longest = max(len(prompt) for prompt in prompts)
-        require(
-            longest < length,
-            f"a question takes {longest} tokens and must leave room for an answer in "
-            f"config.model.length {length}; set that higher, or leave such questions out.",
-        )
+        prompts = tokenizer.encode_batch([framed(one.prompt) for one in exchanges])
+        answers = tokenizer.encode_batch([one.response for one in exchanges])
+        _check_room(exchanges, [len(prompt) for prompt in prompts], length)
         self._rows = [
             (len(p), np.concatenate([p, a, [tokenizer.eos_id]]).astype(np.int32)[:length])
             for p, a in zip(prompts, answers)
@@ -96,6 +100,18 @@ class ChatSource:
         tokens[: len(row)] = row
         place = np.arange(self._length)
         return {"tokens": tokens, "mask": place < len(row), "prompt": place < prompt}
+
+
+def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int) -> None:
+    """Raises UserError, with its place, for the first question that leaves no room."""
+    long = [(one.where, count) for one, count in zip(exchanges, takes) if count >= length]
+    if long:
+        (where, count), more = long[0], len(long) - 1
+        raise UserError(
+            f"{f'{where}: ' if where else ''}the question takes {count} tokens and must leave room "
+            f"for an answer in config.model.length {length}; set that higher, or leave such "
+            f"questions out{f' (there are {more} more)' if more else ''}."
+        )
 
 
 def open_chat(

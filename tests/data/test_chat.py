@@ -12,7 +12,7 @@ from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
-from flm_jax.data.chat import ChatSource, cropped, framed, open_chat, read_exchanges
+from flm_jax.data.chat import ChatSource, Exchange, cropped, framed, open_chat, read_exchanges
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.training.trainer import train_run
 
@@ -31,7 +31,10 @@ def test_both_pairs_of_fields_are_read(tmp_path):
         "",
         {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"},
     )
-    assert read_exchanges(path) == [("Hi", "Yes <<1>>"), ("2+2?", "It is 4.\n### 4")]
+    assert read_exchanges(path) == [
+        Exchange("Hi", "Yes <<1>>", f"{path}, line 1"),
+        Exchange("2+2?", "It is 4.\n### 4", f"{path}, line 3"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
 def test_examples_are_framed_and_masked():
     prompt, length = framed("Hi"), 40
     assert prompt == "USER:\nHi\nASSISTANT:\n"
-    row = ChatSource([("Hi", "Yes"), ("Hi", "Y" * 90)], BYTES, length)
+    row = ChatSource([Exchange("Hi", "Yes"), Exchange("Hi", "Y" * 90)], BYTES, length)
     first, cut = row[0], row[1]
     valid = len(prompt) + 4
     assert BYTES.decode(first["tokens"][: valid - 1]) == prompt + "Yes"
@@ -63,8 +66,19 @@ def test_examples_are_framed_and_masked():
     assert first["mask"].tolist() == [i < valid for i in range(length)]
     assert first["prompt"].tolist() == [i < len(prompt) for i in range(length)]
     assert cut["mask"].all() and BYTES.decode(cut["tokens"][len(prompt) :]) == "Y" * 20
-    with pytest.raises(UserError, match=r"a question takes 20 tokens .*model.length 20"):
-        ChatSource([("Hi", "Yes")], BYTES, 20)
+    with pytest.raises(UserError, match=r"^the question takes 20 tokens .*model.length 20"):
+        ChatSource([Exchange("Hi", "Yes")], BYTES, 20)
+
+
+def test_a_question_that_leaves_no_room_is_named(tmp_path):
+    pairs = [{"prompt": "p" * n, "response": "r"} for n in (1, 2, 30, 3, 50)]
+    path = lines(tmp_path / "a.jsonl", *pairs[:2], "", *pairs[2:])
+    message = rf"{path}, line 4: the question takes 48 tokens .*model.length 40; .* 1 more"
+    with pytest.raises(UserError, match=message):
+        open_chat([(path, 1.0)], BYTES, 40)
+    held_out = lines(tmp_path / "b.jsonl", pairs[2], *pairs[:2])
+    with pytest.raises(UserError, match=rf"{held_out}, line 1: the question takes 48 tokens"):
+        open_chat([(held_out, 1.0)], BYTES, 40)
 
 
 def test_batches_are_cropped_to_multiples_of_64():
