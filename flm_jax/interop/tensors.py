@@ -71,20 +71,34 @@ class TensorFiles:
 
     Raises:
       UserError: no such file; an unreadable one; shards that the index names are missing, or lack
-        tensors.
+        tensors that it says they hold; two files with tensors of one name.
     """
 
     def __init__(self, path: str | Path):
         path = Path(path)
         require(path.exists(), f"no file or folder {path}; expected .safetensors weights.")
         self.folder = path if path.is_dir() else path.parent
-        self._files = _files(path)
+        homes = _homes(path)
+        self._files = list(homes)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._home: dict[str, Path] = {}
-        for file in self._files:
+        for file, told in homes.items():
             with _opened(file) as tensors:
-                for name in tensors.keys():  # noqa: SIM118  no mapping: it has no __iter__
+                held = tensors.keys()
+                lost = sorted(told - set(held))
+                require(
+                    not lost,
+                    f"{file} lacks {len(lost)} tensors{some(lost)} that {_INDEX} says it holds; "
+                    "fetch both from one source.",
+                )
+                for name in held:
+                    require(
+                        name not in self._home,
+                        f"tensor {name} stands in {self._home.get(name)} and in {file}; expected "
+                        f"one of them: remove the file that is not of this model, or put its "
+                        f"{_INDEX} there.",
+                    )
                     part = tensors.get_slice(name)
                     self.shapes[name] = tuple(part.get_shape())
                     self.dtypes[name] = part.get_dtype()
@@ -98,24 +112,28 @@ class TensorFiles:
                     yield name, tensors.get_tensor(name)
 
 
-def _files(path: Path) -> list[Path]:
+def _homes(path: Path) -> dict[Path, set[str]]:
+    """The files, in their order, each with the tensors that an index says it holds."""
     if path.is_file():
-        return [path]
+        return {path: set()}
     index = path / _INDEX
     if not index.exists():
         found = sorted(path.glob("[!.]*.safetensors"))
         require(bool(found), f"{path} holds neither {_INDEX} nor any .safetensors file.")
-        return found
+        return {file: set() for file in found}
+    homes: dict[Path, set[str]] = {}
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        told = json.loads(index.read_text())["weight_map"]
+        for file, name in sorted((file, name) for name, file in told.items()):
+            homes.setdefault(path / file, set()).add(name)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of safetensors shards; fetch it again.") from error
-    missing = [name for name in names if not (path / name).exists()]
+    missing = [file.name for file in homes if not file.exists()]
     require(
         not missing,
-        f"{path} lacks {len(missing)} of {len(names)} shards{some(missing)}; fetch them.",
+        f"{path} lacks {len(missing)} of {len(homes)} shards{some(missing)}; fetch them.",
     )
-    return [path / name for name in names]
+    return homes
 
 
 def _opened(file: Path):

@@ -98,3 +98,30 @@ def test_hidden_files_are_no_shards(tmp_path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
     (tmp_path / "._a.safetensors").write_bytes(b"\0\5\x16\7")
     assert TensorFiles(tmp_path).shapes == {"a": (2,)}
+
+
+def test_a_stray_file_beside_the_shards_is_named(tmp_path):
+    save_file(
+        {"a": np.ones(2, np.float32), "b": np.ones(1, np.float32)}, tmp_path / "a.safetensors"
+    )
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "zz_old.safetensors")
+    with pytest.raises(UserError, match=r"a .*a\.safetensors and .*zz_old\.safetensors"):
+        TensorFiles(tmp_path)
+    index = {"weight_map": {"a": "a.safetensors", "b": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert {name: value.sum() for name, value in TensorFiles(tmp_path).items()} == {"a": 2, "b": 1}
+
+
+def test_an_index_is_kept_to(tmp_path):
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
+    save_file({"b": np.ones(2, np.float32)}, tmp_path / "b.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    for lost in ({"c": "a.safetensors"}, {"b": "a.safetensors"}):
+        homes = {"a": "a.safetensors", "b": "b.safetensors"} | lost
+        index.write_text(json.dumps({"weight_map": homes}))
+        (name,) = lost
+        with pytest.raises(UserError, match=rf"a\.safetensors lacks .*\({name}\).*index"):
+            TensorFiles(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": ["a.safetensors"]}}))
+    with pytest.raises(UserError, match="no index of safetensors shards"):
+        TensorFiles(tmp_path)
