@@ -5,6 +5,7 @@ python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --l
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=runs/llada2
+python -m flm_jax.convert --source=llada --checkpoint=hf:GSAI-ML/LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
 python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
@@ -12,6 +13,7 @@ An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher 
 adapters, `train`.
 """
 
+import re
 from typing import Any
 
 from absl import flags
@@ -20,6 +22,7 @@ from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
+from flm_jax.checkpoints.portable import HUB, located
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
@@ -42,12 +45,13 @@ _TOKENIZERS = {
     157184: "hf:inclusionAI/LLaDA2.0-mini",
 }
 _FLM_LENGTH = 128
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 _SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.join(_SOURCES)}.")
 _CHECKPOINT = DEFINE_path(
     "checkpoint",
     "",
-    "File to import: .safetensors, or .ckpt, .pt; llada, llada2: its folder.",
+    "File to import: .safetensors, or .ckpt, .pt; llada, llada2: its folder. Or hf:OWNER/NAME.",
 )
 _WORKDIR = DEFINE_path("workdir", "", "Folder to write; with --export, to read.")
 _TOKENIZER = DEFINE_path(
@@ -75,15 +79,40 @@ _EXPORT = DEFINE_path(
 )
 
 
+def _checkpoint() -> str:
+    """The file or folder to import; one named hf:OWNER/NAME is fetched first.
+
+    Raises:
+      UserError: the hub does not give it; of flm, it holds no file of weights, or several.
+    """
+    name = _CHECKPOINT.value
+    if not name.startswith(HUB):
+        require(
+            not _HUB_NAME.fullmatch(name) or epath.Path(name).exists(),
+            f"no file or folder {name}; a model of the hub is named {HUB}{name}.",
+        )
+        return name
+    folder = located(name)
+    if _SOURCE.value in _LLAMAS:
+        return str(folder)
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in flm.SUFFIXES)
+    require(
+        len(found) == 1,
+        f"{name} holds {', '.join(found) or 'no file ending in ' + ', '.join(flm.SUFFIXES)}; "
+        "expected one file of weights: fetch the repository and name the file.",
+    )
+    return str(folder / found[0])
+
+
 def _read_flm() -> tuple[Any, dict[str, Any], str]:
-    state = flm.read_checkpoint(_CHECKPOINT.value, _EMA.value, _TRUST.value)
+    state = flm.read_checkpoint(_checkpoint(), _EMA.value, _TRUST.value)
     params, sizes = flm.params_from_state_dict(state, _HEADS.value)
     more = {"length": _LENGTH.value or _FLM_LENGTH, "logit_softcap": _SOFTCAP.value}
     return params, sizes | more, "semigroup" if sizes["two_time"] else "denoising"
 
 
 def _read_llama() -> tuple[Any, dict[str, Any], str]:
-    params, model = _LLAMAS[_SOURCE.value](_CHECKPOINT.value, _HEADS.value)
+    params, model = _LLAMAS[_SOURCE.value](_checkpoint(), _HEADS.value)
     return params, model | {"length": _LENGTH.value or model["length"]}, "masked"
 
 

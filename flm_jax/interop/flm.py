@@ -20,6 +20,8 @@ from flm_jax.models.dit import DiTConfig, dit
 
 State = dict[str, np.ndarray]
 
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files that `read_checkpoint` reads
+
 _LINEAR = {"weight": "kernel", "bias": "bias"}
 _TIME_MLP = {
     f"mlp.{i}.{theirs}": f"{name}/{ours}"
@@ -247,8 +249,8 @@ def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = Fal
         except Exception as error:  # safetensors raises its own, undocumented classes
             raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     require(
-        path.suffix in (".ckpt", ".pt", ".pth"),
-        f"{path} has an unknown ending; expected .safetensors, .ckpt, .pt or .pth.",
+        path.suffix in SUFFIXES,
+        f"{path} has an unknown ending; expected one of {', '.join(SUFFIXES)}.",
     )
     return _weights(_load_torch(path, trust_pickle), ema)
 

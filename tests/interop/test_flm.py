@@ -306,3 +306,35 @@ def test_command_line_errors(flags, message, capsys, monkeypatch):
     absl_flags.FLAGS(["convert", "--workdir=", "--checkpoint=", "--source=flm", *flags])
     with pytest.raises(UserError, match=message):
         command.main(["convert"])
+
+
+def test_the_command_line_fetches_from_the_hub(tmp_path, monkeypatch):
+    from absl import flags as absl_flags
+
+    from flm_jax import convert as command
+    from flm_jax.build.load import load_model
+    from flm_jax.data.tokenizers.builtin import CharacterTokenizer
+
+    hub = pytest.importorskip("huggingface_hub")
+    there = tmp_path / "there"
+    CharacterTokenizer([chr(i) for i in range(33, 33 + 92)]).save(there / "tokenizer")
+    (there / "weights.safetensors").write_bytes((GOLDENS / "dit_double.safetensors").read_bytes())
+    monkeypatch.setattr(hub, "snapshot_download", {"owner/name": str(there)}.__getitem__)
+
+    def run(checkpoint, workdir):
+        flags = f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--source=flm", "--length=16"
+        absl_flags.FLAGS.unparse_flags()
+        absl_flags.FLAGS(["convert", *flags, f"--tokenizer={there / 'tokenizer'}", "--export="])
+        command.main(["convert"])
+
+    run("hf:owner/name", tmp_path / "run")
+    assert load_model(tmp_path / "run").net.max_length == 16
+    with pytest.raises(UserError, match="no file or folder owner/name; .* hf:owner/name"):
+        run("owner/name", tmp_path / "other")
+    (there / "more.ckpt").touch()
+    with pytest.raises(UserError, match=r"hf:owner/name holds .*more\.ckpt, weights\.safetensors"):
+        run("hf:owner/name", tmp_path / "other")
+    for name in ("more.ckpt", "weights.safetensors"):
+        (there / name).unlink()
+    with pytest.raises(UserError, match=r"hf:owner/name holds no .*\.safetensors"):
+        run("hf:owner/name", tmp_path / "other")
