@@ -204,7 +204,8 @@ class LanguageModel:
           seed: of the draws of a bound.
 
         Raises:
-          UserError: an empty text, or a model whose output is no distribution.
+          UserError: an empty text, a model whose output is no distribution, or a tokenizer that
+            lacks the BOS or EOS of its packing.
         """
         model, kind = self._model, family(self.config)
         if self._nll is None:
@@ -236,6 +237,13 @@ class LanguageModel:
         parts = [ids[start : start + block] for start in range(0, len(ids), block)]
         if frame == "stream":
             return parts
+        lacks = [n for n in ("BOS", "EOS") if getattr(tokenizer, f"{n.lower()}_id") is None]
+        require(
+            not lacks,
+            f"this model's data.packing is {frame!r}, which frames a text in BOS and EOS, and its "
+            f"{tokenizer.kind} tokenizer has no {' and no '.join(lacks)}; to score texts without "
+            "them, set data.packing to 'stream' in its config.json.",
+        )
         first, last = [tokenizer.bos_id], [tokenizer.eos_id]
         return [np.concatenate([first, part, last]).astype(np.int32) for part in parts]
 

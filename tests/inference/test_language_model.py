@@ -8,6 +8,7 @@ import pytest
 
 import flm_jax
 from flm_jax.build.families.registry import family
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.inference import engine
 from flm_jax.inference.language_model import LanguageModel
 from flm_jax.metrics.likelihood import likelihood
@@ -102,6 +103,19 @@ def test_lone_surrogates_are_told_once_and_read_as_replacements(caplog):
     np.testing.assert_array_equal(found.nats, spelt.nats)
     (said,) = caplog.messages
     assert said.startswith("text 1: got a lone surrogate")
+
+
+@pytest.mark.parametrize("packing", ["wrap", "pad"])
+def test_a_frame_that_the_tokenizer_cannot_spell_is_refused(packing, monkeypatch):
+    model = byte_model(packing=packing)
+    for role in ("bos_id", "eos_id"):
+        bare = ByteTokenizer()
+        setattr(bare, role, None)
+        message = rf"data.packing is '{packing}', .* no {role[:3].upper()}.*'stream'"
+        with pytest.raises(flm_jax.UserError, match=message):
+            LanguageModel(model._replace(tokenizer=bare)).score(["a"])
+    stream = byte_model(packing="stream")._replace(tokenizer=bare)
+    assert LanguageModel(stream).score(["abc"]).tokens.tolist() == [3]
 
 
 def test_public_names_are_documented():
