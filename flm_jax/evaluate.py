@@ -97,9 +97,10 @@ def main(argv) -> int:
         rows.append(measure_data(what, _NUM.value, _BATCH.value))
     else:
         print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
+    status = _report(rows)  # first: a workdir may be of another user, where no picture can be put
     for workdir, _ in models:
         _draw_schedule(epath.Path(workdir))
-    return _report(rows)
+    return status
 
 
 def _draw_schedule(workdir: epath.Path) -> None:

@@ -6,6 +6,8 @@ python -m flm_jax.sweep --workdir=runs/flm --steps=32 --reward=runs/reward \
     --option=reward_scale --values=0,0.5,1,2 --num_samples=4096 --plot=reward.png
 """
 
+from importlib.util import find_spec
+
 from absl import flags
 from etils import epath
 
@@ -35,6 +37,10 @@ _PLOT = DEFINE_output("plot", "", "PNG file: every figure against the option.")
 def main(argv) -> None:
     no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
+    require(
+        not _PLOT.value or find_spec("matplotlib") is not None,
+        f"got --plot={_PLOT.value}, and there is no matplotlib: pip install 'flm-jax[plots]'.",
+    )
     plans = sweep_plans(sampling_flags.options(), _OPTION.value, _VALUES.value)
     model = load_model(_WORKDIR.value)
     length = model.net.max_length

@@ -1,5 +1,9 @@
 """Problems of tasks as models complete them, and tables of measurements."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -9,11 +13,14 @@ from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import PLAIN
 from flm_jax.config.check import check
+from flm_jax.core.errors import UserError
 from flm_jax.data import loading
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.evaluation import measure, tables
 from flm_jax.inference import engine
-from helpers.runs import tiny_config
+from flm_jax.inference.language_model import load
+from helpers.files import prepared_corpus
+from helpers.runs import run, text_config, tiny_config
 
 
 def untrained(task_name, **settings):
@@ -75,3 +82,31 @@ def test_a_table_has_every_column_of_any_row():
     assert text[0] == "| model | kind | calls | judge perplexity | entropy nats | likelihood |"
     assert text[2] == "| a | flow | 1 | 3 | 2 |  |"
     assert text[3] == "| data | held out |  |  | 1.5 | exact |"
+
+
+def test_an_exported_folder_is_measured_with_given_data_or_none(tmp_path):
+    """It names no data: the columns of the samples alone, or all with data of its tokenizer."""
+    data = prepared_corpus(tmp_path, "bytes")
+    config = text_config(data)
+    config.train.steps = 1
+    run(config, tmp_path / "run")
+    folder = str(tmp_path / "folder")
+    load(tmp_path / "run").save_pretrained(folder)
+    settings = {"samples": 4, "batch_size": 4, "seed": 0}
+    (alone,) = measure.measure(folder, [2], **settings)
+    (full,) = measure.measure(folder, [2], **settings, data=data)
+    (own,) = measure.measure(str(tmp_path / "run"), [2], **settings)
+    left_out = {"nll_nats_per_token", "data_entropy_nats", "kernel_distance"}
+    assert left_out <= full.keys() and not left_out & alone.keys()
+    timing = ("model", "seconds_per_1000_tokens")
+    same = lambda row, keys: {k: v for k, v in row.items() if k in keys and k not in timing}
+    assert same(full, own) == same(own, own) and same(alone, alone) == same(own, alone)
+    assert measure.subject(folder).data is None and measure.subject(folder, data=data).data
+    other = prepared_corpus(tmp_path, "characters")
+    with pytest.raises(UserError, match="another tokenizer .*give --data=FOLDER"):
+        measure.subject(folder, data=other)
+    flags = [f"--model={folder}:2", "--num_samples=2", f"--json={tmp_path / 'rows.json'}"]
+    line = [sys.executable, "-m", "flm_jax.evaluate", *flags]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "names no data: give --data=PREPARED" in done.stdout, done
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
