@@ -281,3 +281,22 @@ def test_parts_of_files_that_changed_in_between_are_not_merged(cfg, tmp_path):
     prepare(dataclasses.replace(cfg, shard=Shard(1, 2)), _silent)
     with pytest.raises(UserError, match="differ in content"):
         merge(cfg.out)
+
+
+@pytest.mark.parametrize(
+    "name, unknown", [("characters", 4), ("sentencepiece", 0), ("bytes", None)]
+)
+def test_the_share_of_unknown_pieces_is_said(tmp_path, name, unknown):
+    (tmp_path / "a.txt").write_text("a few plain words\n" * 40 + "cafe\u0301\n")
+    source = SourceConfig("text", str(tmp_path / "a.txt"))
+    said = []
+    prepare(PrepareConfig(source, str(tmp_path / "out"), name, vocab_size=32), said.append)
+    found = [line for line in said if "unknown" in line]
+    assert len(found) == (unknown is not None)
+    if found:
+        stream = load_prepared(tmp_path / "out").split("valid")
+        count = int((stream.read(0, len(stream)) == unknown).sum())
+        assert found[0].startswith(
+            f"valid: {count} of {len(stream)} tokens ({count / len(stream):.2%})"
+        )
+        assert count and "--tokenizer=bytes" in found[0]

@@ -14,7 +14,7 @@ from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
+from flm_jax.data.tokenizers.builtin import BYTES_FROM, TOKENIZER_FOLDER
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
 
 _DOCUMENTS_AT_ONCE = 512
@@ -161,6 +161,13 @@ def _write_split(
         raise
     record = writer.finish()
     log(_progress(split, writer.counts, began))
+    if writer.unknown:
+        share = writer.unknown / writer.counts["tokens"]
+        log(
+            f"{split}: {writer.unknown:,} of {writer.counts['tokens']:,} tokens ({share:.2%}) are "
+            f"unknown: the {tokenizer.kind} tokenizer cannot spell their characters. "
+            f"--tokenizer=bytes spells all, as does sentencepiece from --vocab_size={BYTES_FROM} on"
+        )
     return record
 
 

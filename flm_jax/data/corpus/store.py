@@ -75,6 +75,7 @@ class SplitWriter:
 
     Attributes:
       counts: what was added so far; the keys are `COUNTS`.
+      unknown: how many of the tokens stand for text that the tokenizer cannot spell.
     """
 
     def __init__(self, folder: epath.Path, split: str, shard: Shard, tokenizer: Tokenizer):
@@ -90,6 +91,8 @@ class SplitWriter:
         self._files = {k: (folder / f"{n}.tmp").open("wb") for k, n in self._names.items()}
         self._hashes = {kind: hashlib.sha256() for kind in self._names}
         self.counts = dict.fromkeys(COUNTS, 0)
+        self._unknown_id = tokenizer.unknown_id
+        self.unknown = 0
 
     def add(self, ids: np.ndarray, text: str) -> None:
         """Appends a document and the EOS after it."""
@@ -97,6 +100,8 @@ class SplitWriter:
         self._write("tokens", ids.astype(self._dtype).tobytes() + self._eos)
         self.counts["tokens"] += len(ids) + 1
         self.counts["documents"] += 1
+        if self._unknown_id is not None:
+            self.unknown += int(np.count_nonzero(ids == self._unknown_id))
         self.counts["characters"] += len(text)
         self.counts["bytes"] += len(text.encode("utf8", errors="surrogatepass"))
 

@@ -24,6 +24,7 @@ class Tokenizer(abc.ABC):
       kind: the name `load_tokenizer` finds the class by.
       vocab_size: ids are in [0, vocab_size).
       bos_id, eos_id, pad_id, mask_id: int, or None where the tokenizer has no such token.
+      unknown_id: what text becomes that it cannot spell; None where it can spell all.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Tokenizer(abc.ABC):
     eos_id: int | None = None
     pad_id: int | None = None
     mask_id: int | None = None
+    unknown_id: int | None = None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

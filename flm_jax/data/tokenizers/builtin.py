@@ -17,7 +17,7 @@ from flm_jax.data.tokenizers.base import NO_PIECE, Tokenizer
 TOKENIZER_FOLDER = "tokenizer"
 TRAINED = ("characters", "sentencepiece")
 SENTENCEPIECE_MODELS = ("bpe", "unigram")
-_BYTE_FALLBACK_FROM = 512  # vocabulary size that leaves room for the 256 byte pieces
+BYTES_FROM = 512  # vocabulary size that leaves room for the 256 byte pieces
 _SENTENCE_BYTES = 1000  # the trainer silently skips sentences over 4192 bytes, so lines are cut
 _TRAINING_CHARACTERS = 50_000_000  # of the corpus, from its start; more only costs memory
 
@@ -168,7 +168,7 @@ class SentencePieceTokenizer(Tokenizer):
                 model_writer=out,
                 model_type=model,
                 vocab_size=vocab_size,
-                byte_fallback=vocab_size >= _BYTE_FALLBACK_FROM,
+                byte_fallback=vocab_size >= BYTES_FROM,
                 character_coverage=0.9995,
                 unk_id=cls.unknown_id,
                 bos_id=cls.bos_id,

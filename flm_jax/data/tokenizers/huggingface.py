@@ -37,6 +37,7 @@ class HuggingFaceTokenizer(Tokenizer):
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self._pieces = frozenset(vocabulary.values())  # the numbers may have gaps
         self.vocab_size = max(self._pieces) + 1
+        self.unknown_id = vocabulary.get(getattr(self._backend.model, "unk_token", None))
         for role, token in self._specials.items():
             require(
                 token is None or token in vocabulary,
