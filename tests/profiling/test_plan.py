@@ -188,7 +188,7 @@ def test_the_command(tmp_path):
     "arguments, message",
     [
         ((CPU[0], "--config=configs/none.py"), "--config cannot be read"),
-        ((*CPU, "--json=none/plan.json"), "folder 'none' of 'none/plan.json' does not exist"),
+        ((*CPU, "--json=setup.py/plan.json"), "--json=setup.py/plan.json, which cannot be written"),
         ((*CPU, "--vocab_size=4", "--topology=v9:2x2"), "unknown kind of chip 'v9'"),
         ((*CPU, "--vocab_size=4", "--config.model.attention=splash"), "runs on tpu, these"),
     ],
