@@ -40,9 +40,9 @@ def main() -> int:
     if not words or words[0] in ("help", "--help", "-h"):
         print(overview())
         return 0
-    name = words[0]
-    if name not in commands():
-        print(f"error: {unknown_name('command', name, commands())}", file=sys.stderr)
+    name, known = words[0], commands()
+    if name not in known:
+        print(f"error: {unknown_name('command', name, known)}", file=sys.stderr)
         return 2
     # A console script lacks what `python -m` has: recipes import `configs` from where one stands.
     if os.getcwd() not in sys.path:

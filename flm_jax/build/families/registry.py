@@ -78,7 +78,7 @@ def check_network(config: Config, adapted: bool) -> None:
     name = model["name"]
     if name == "dit":
         require(
-            name in kind.networks or kind is not AUTOREGRESSIVE,
+            kind is not AUTOREGRESSIVE,
             "objective autoregressive trains a causal network; set config.model.name = 'causal'.",
         )
     elif name == "causal":
