@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
+from flm_jax.cli.config_flag import DEFINE_config
 from flm_jax.cli.path_flags import DEFINE_output
 from flm_jax.core.files import to_json, write_output
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_CONFIG = DEFINE_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "FAMILY:SIZES: v5e:4x4, v5p:4x4x4, h200:8, cpu:8.")
 _VOCAB = flags.DEFINE_integer("vocab_size", 0, "Tokens; 0 = config.model.vocab_size.")
 _BATCH = flags.DEFINE_integer("batch", 0, "Global batch; 0 = config.train.batch.")
@@ -64,16 +64,16 @@ def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
     from flm_jax.cli.run import given_config, no_arguments
     from flm_jax.config.check import check
+    from flm_jax.config.schema import settings
     from flm_jax.core.errors import require
     from flm_jax.distributed.sharding import make_mesh
     from flm_jax.profiling import plan, topologies
-    from flm_jax.training.settings import mesh_config
 
     no_arguments(argv)
     given = given_config(_CONFIG)
     require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
     config = plan.resolve(check(given), _VOCAB.value, _BATCH.value)
-    topology, cfg = topologies.parse(_TOPOLOGY.value), mesh_config(config)
+    topology, cfg = topologies.parse(_TOPOLOGY.value), settings(config, "mesh")
     mesh = make_mesh(cfg, topologies.devices(topology, cfg.slices))
     result = plan.plan(
         config,

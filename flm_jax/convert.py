@@ -26,6 +26,7 @@ from flm_jax.checkpoints.portable import HUB, located
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
+from flm_jax.config.check import check
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.paths import check_file, check_folder
@@ -113,16 +114,23 @@ def _read_flm() -> tuple[Any, dict[str, Any], str]:
 
 def _read_llama() -> tuple[Any, dict[str, Any], str]:
     params, model = _LLAMAS[_SOURCE.value](_checkpoint(), _HEADS.value)
-    return params, model | {"length": _LENGTH.value or model["length"]}, "masked"
+    return params, model | {"length": _LENGTH.value or model["length"]}, "masked_diffusion"
 
 
 def _config(model: dict[str, Any], objective: str) -> dict[str, Any]:
     """A complete configuration of an imported network."""
-    config = base_config().to_dict()
-    config["model"] |= model
-    config["objective"]["name"] = objective
+    name = model.get("name", "dit")
+    config = base_config(model=name, objective=objective).to_dict()
+    config["model"] = _merged(config["model"], model)
     config["data"]["path"] = _DATA.value
-    return config
+    return check(config)
+
+
+def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return values | {
+        key: _merged(values[key], value) if isinstance(value, dict) else value
+        for key, value in more.items()
+    }
 
 
 def _tokenizer(vocab_size: int):

@@ -12,12 +12,12 @@ plots into the workdir; stopped, it continues when run again.
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from flm_jax.checkpoints.workdir import read_config
 from flm_jax.cli import sampling_flags
+from flm_jax.cli.config_flag import given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
-from flm_jax.cli.run import given_config, no_arguments, run_cli
+from flm_jax.cli.run import no_arguments, run_cli
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.core.paths import expanded
@@ -35,7 +35,7 @@ _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_st
 _JUDGE = DEFINE_path(
     "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
 )
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A comparison of configs/comparisons.")
+_CONFIG = DEFINE_config("A comparison of configs/comparisons.")
 _WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")

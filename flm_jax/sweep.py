@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from absl import flags
 from etils import epath
 
+from flm_jax.build.data import open_data
 from flm_jax.build.load import load_model
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
-from flm_jax.data import loading
 from flm_jax.evaluation.plots import draw_sweep
 from flm_jax.evaluation.sweep import NUMBERS, sweep_plans, sweep_row
 from flm_jax.inference import engine, text_reward
@@ -46,7 +46,7 @@ def main(argv) -> None:
     length = model.net.max_length
     engine.check_request(model, [_STEPS.value], _NUM.value, length)
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    task = loading.open_data(model.config).task if model.config["data"]["task"] else None
+    task = open_data(model.config).task if model.config["data"]["task"] else None
     folder = plans[0][1].steering.reward
     pattern = text_reward.pattern(folder) if folder else ""
     given = nothing_given(min(_BATCH.value, _NUM.value), length)

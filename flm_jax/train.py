@@ -9,16 +9,16 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
+from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_path
-from flm_jax.cli.run import given_config, no_arguments, run_cli
+from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.check import check
 from flm_jax.core.errors import require
 from flm_jax.distributed import processes
 from flm_jax.training.trainer import train_run
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_CONFIG = DEFINE_config()
 _WORKDIR = DEFINE_path("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
 _POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
 

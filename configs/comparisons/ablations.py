@@ -23,6 +23,7 @@ calls, 26% of the samples of CE are valid, 18% of MSE, 13% of velocity and 15% o
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 # model -> what differs from an FLM.
 ABLATIONS = {
@@ -67,8 +68,7 @@ def _judged_on_text(config: ConfigDict) -> None:
     config.prepare.valid_fraction = 0.1
     config.judge = "judge"
     judge = _model("pydoc")
-    judge.model.name = "causal"
-    judge.objective.name = "autoregressive"
+    choose(judge, model="causal", objective="autoregressive")
     config.models.judge = ConfigDict({"config": judge, "steps": (), "teacher": ""})
 
 

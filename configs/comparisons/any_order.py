@@ -14,6 +14,7 @@ context: posterior refinement" and "Sudoku"). `arithmetic` is unmeasured.
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 # task -> sizes, learning rate of the FLM, rows, steps of the FLM, steps of its distillation, calls
 # to compare at, share of rows with a context, and share of pairs (0, 1) in distillation (refinement
@@ -78,11 +79,11 @@ def get_config(arg: str = ""):
     fmlm.optim.lr = 2e-3
     fmlm.model.two_time = True
     fmlm.model.posterior_input = True
-    fmlm.objective.name = "semigroup"
+    choose(fmlm, objective="semigroup")
     fmlm.objective.context = TASKS[task]["context"]
     fmlm.objective.boundary = TASKS[task]["boundary"]
     mdlm = _model(task, flow + distil)
-    mdlm.objective.name = "masked"
+    choose(mdlm, objective="masked_diffusion")
     config = recipe.comparison(
         f"{task}: posterior refinement against plain jumps and masked diffusion"
     )

@@ -15,6 +15,7 @@ Hardware: two CPU cores. The duration is unmeasured. Expected: on `arithmetic1` 
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 COST = {"semigroup": 1.0, "eulerian": 1.07, "lagrangian": 1.09, "endpoint": 1.78}
 # task -> sizes, learning rate, rows, steps of the teacher, steps of the semigroup route.
@@ -45,7 +46,7 @@ def get_config(arg: str = ""):
         for route, cost in COST.items():
             model = _model(task, round(sizes["distil"] / cost), sizes["lr"] if alone else 2e-3)
             model.model.two_time = True
-            model.objective.name = route
+            choose(model, objective=route)
             config.models[f"{route}_alone" if alone else route] = ConfigDict(
                 {"config": model, "steps": (1,), "teacher": "" if alone else "FLM"}
             )

@@ -14,6 +14,7 @@ FMLM_self differs from FMLM by -1 to 3 points (docs/methods/self_conditioning.md
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 SIZES = dict(length=6, dim=64, depth=3, batch=256)
 
@@ -29,7 +30,7 @@ def _model(steps: int, lr: float):
 def _student():
     config = _model(2000, 2e-3)
     config.model.two_time = True
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     return config
 
 

@@ -13,6 +13,7 @@ are unmeasured; the last two take longer.
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 # task -> sizes, learning rate, rows, steps of the FLM, steps of its distillation. The causal
 # network has no time conditioning: a wider one has as many parameters.
@@ -42,12 +43,11 @@ def get_config(arg: str = ""):
     fmlm = _model(task, distil)
     fmlm.optim.lr = 2e-3
     fmlm.model.two_time = True
-    fmlm.objective.name = "semigroup"
+    choose(fmlm, objective="semigroup")
     mdlm = _model(task, flow + distil)
-    mdlm.objective.name = "masked"
+    choose(mdlm, objective="masked_diffusion")
     ar = _model(task, flow + distil)
-    ar.model.name = "causal"
-    ar.objective.name = "autoregressive"
+    choose(ar, model="causal", objective="autoregressive")
     ar.model.dim = TASKS[task]["ar_dim"]
     length = TASKS[task]["length"]
     config = recipe.comparison(f"{task}: samples of models trained on as many tokens")

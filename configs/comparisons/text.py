@@ -17,6 +17,7 @@ perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls 
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from flm_jax.config import choose
 
 # corpus -> how it is prepared; sentencepiece pieces of 1024 make words of 2 to 3 tokens.
 CORPORA = {
@@ -40,8 +41,7 @@ def _model(steps: int):
 
 def _causal(steps: int, dim: int):
     config = _model(steps)
-    config.model.name = "causal"
-    config.objective.name = "autoregressive"
+    choose(config, model="causal", objective="autoregressive")
     config.model.dim = dim
     return config
 
@@ -52,9 +52,9 @@ def get_config(arg: str = ""):
     flm = _model(FLOW_STEPS)
     fmlm = _model(DISTIL_STEPS)
     fmlm.model.two_time = True
-    fmlm.objective.name = "semigroup"
+    choose(fmlm, objective="semigroup")
     mdlm = _model(FLOW_STEPS + DISTIL_STEPS)
-    mdlm.objective.name = "masked"
+    choose(mdlm, objective="masked_diffusion")
     # The causal network has no time conditioning: a wider one has as many parameters.
     ar = _causal(FLOW_STEPS + DISTIL_STEPS, 152)
     judge = _causal(JUDGE_STEPS, 192)

@@ -6,11 +6,11 @@ Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unm
 """
 
 from configs.lm1b.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of prepared data, data/lm1b by default."""
     config = recipe(arg)
-    config.model.name = "causal"
-    config.objective.name = "autoregressive"
+    choose(config, model="causal", objective="autoregressive")
     return config

@@ -9,13 +9,14 @@ in 4.
 """
 
 from configs.lm1b.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of prepared data, data/lm1b by default."""
     config = recipe(arg)
     config.model.two_time = True
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     config.objective.teacher = "runs/lm1b_flm"
     config.train.steps = 100_000
     config.eval.sample_steps = 1

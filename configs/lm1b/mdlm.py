@@ -6,10 +6,11 @@ Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unm
 """
 
 from configs.lm1b.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of prepared data, data/lm1b by default."""
     config = recipe(arg)
-    config.objective.name = "masked"
+    choose(config, objective="masked_diffusion")
     return config

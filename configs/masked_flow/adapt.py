@@ -11,7 +11,7 @@ Hardware: accelerators. Duration and metrics are unmeasured.
 """
 
 from configs.masked_flow import recipe
-from flm_jax.config import base_config
+from flm_jax.config import base_config, choose
 
 
 def get_config(arg: str = ""):
@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
     config.data.path = "data/pretraining"
     config.data.packing = "stream"
     # The sizes of the base model, for `compile`; `train` reads them from the base model.
-    config.model.name = "llama"
+    choose(config, model="llama")
     config.model.vocab_size = 32000
     config.model.dim = 1792
     config.model.depth = 20

@@ -1,13 +1,12 @@
 """What the configurations of masked flows (MLFM, arXiv 2606.27617) share, published and small."""
 
-from flm_jax.config import base_config
+from flm_jax.config import base_config, choose
 
 
 def small_base():
     """A small masked diffusion model, of which files set the task, the sizes and the steps."""
     config = base_config()
-    config.objective.name = "masked"
-    config.model.name = "llama"
+    choose(config, model="llama", objective="masked_diffusion")
     config.model.heads = 4
     config.model.mlp_ratio = 3
     config.model.attention_softcap = 0.0
@@ -25,7 +24,7 @@ def small_base():
 
 def adapt(config, base: str):
     """Changes `config` into an adaptation of the model whose workdir is `base`."""
-    config.objective.name = "masked_bridge"
+    choose(config, objective="masked_flow")
     config.adapters.base = base
     config.optim.b2 = 0.95
     config.optim.weight_decay = 0.01
@@ -34,6 +33,6 @@ def adapt(config, base: str):
 def fine_tune(config, start: str):
     """Changes `config`, an adaptation, into fine-tuning of the adapters of the workdir `start`."""
     config.adapters.start = start
-    config.bridge.learnt = "empirical"
-    config.bridge.normal = 0.0
-    config.bridge.whole = 0.5
+    config.objective.gamma.learnt = "empirical"
+    config.objective.gamma.normal = 0.0
+    config.objective.whole = 0.5

@@ -15,7 +15,7 @@ def get_config(arg: str = ""):
     runs = arg or "runs/small"
     config = small_adapt.get_config(runs)
     recipe.fine_tune(config, start=f"{runs}/adapt")
-    config.bridge.prompt = 6
+    config.objective.prompt = 6
     config.optim.lr = 5e-4
     config.train.steps = 180
     return config

@@ -10,13 +10,14 @@ step and 111.31 (5.26) in 4.
 """
 
 from configs.owt.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of prepared data, data/owt by default."""
     config = recipe(arg)
     config.model.two_time = True
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     config.objective.teacher = "runs/owt_flm"
     config.train.steps = 100_000
     config.eval.sample_steps = 1

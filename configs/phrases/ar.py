@@ -6,11 +6,11 @@ Hardware: CPU. Duration and metrics are unmeasured.
 """
 
 from configs.phrases.recipe import baseline
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` names the task: phrases2 (default), phrases4, phrases_shared."""
     config = baseline(arg or "phrases2")
-    config.model.name = "causal"
-    config.objective.name = "autoregressive"
+    choose(config, model="causal", objective="autoregressive")
     return config

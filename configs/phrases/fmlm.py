@@ -9,6 +9,7 @@ valid, at a total variation of 0.009 from the true distribution on `phrases2` an
 """
 
 from configs.phrases.recipe import recipe
+from flm_jax.config import choose
 
 STEPS = {"phrases2": 3000, "phrases4": 6000, "phrases_shared": 6000}
 LR = {"phrases2": 1e-3, "phrases4": 2e-3, "phrases_shared": 2e-3}
@@ -20,7 +21,7 @@ def get_config(arg: str = ""):
     task = arg or "phrases2"
     config = recipe(task)
     config.model.two_time = True
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     config.objective.teacher = "runs/phrases_flm"
     config.optim.lr = LR.get(task, 1e-3)
     config.optim.ema_decay = EMA.get(task, 0.99)

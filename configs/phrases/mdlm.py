@@ -8,10 +8,11 @@ gives a fraction of valid samples of 1 - 1/(2K), the best possible
 """
 
 from configs.phrases.recipe import baseline
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` names the task: phrases2 (default), phrases4, phrases_shared."""
     config = baseline(arg or "phrases2")
-    config.objective.name = "masked"
+    choose(config, objective="masked_diffusion")
     return config

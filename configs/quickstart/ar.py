@@ -7,11 +7,11 @@ are unmeasured.
 """
 
 from configs.quickstart.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of the quickstart, runs/quickstart by default."""
     config = recipe(arg or "runs/quickstart")
-    config.model.name = "causal"
-    config.objective.name = "autoregressive"
+    choose(config, model="causal", objective="autoregressive")
     return config

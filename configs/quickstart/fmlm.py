@@ -8,6 +8,7 @@ Expected: the unigram entropy is 3.356 nats in 1 network call and 3.607 in 2 (th
 """
 
 from configs.quickstart.recipe import recipe
+from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
@@ -15,7 +16,7 @@ def get_config(arg: str = ""):
     folder = arg or "runs/quickstart"
     config = recipe(folder)
     config.model.two_time = True
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     config.objective.teacher = f"{folder}/flm"
     config.train.steps = 500
     config.eval.every = 250

@@ -18,8 +18,7 @@ def get_config(arg: str = ""):
     """`arg` is the folder of the runs, runs/functions by default."""
     config = functions_base.get_config()
     recipe.align(config, arg or "runs/functions")
-    config.objective.prompt = 0  # the prompts of what was generated are known
-    config.alignment.inputs = "predicted"
+    config.objective.inputs = "predicted"
     config.optim.lr = 1e-3
     config.eval.batches = 2
     return config

@@ -1,7 +1,7 @@
 """What the x-prediction flows of sums and of Python functions share (arXiv 2606.29066)."""
 
 from configs.masked_flow.recipe import small_base
-from flm_jax.config import policy_config
+from flm_jax.config import choose, policy_config
 
 
 def base():
@@ -13,7 +13,7 @@ def base():
 
 def align(config, runs: str):
     """Changes `config`, of the base model in the folder `runs`, into its alignment."""
-    config.objective.name = "alignment"
+    choose(config, objective="alignment")
     config.objective.teacher = f"{runs}/base"
     config.data.generated = f"{runs}/own"
     config.optim.warmup_steps = 20

@@ -5,7 +5,7 @@ python -m flm_jax.generate_data --workdir=runs/xflow/base --num=20000 --method=c
 python -m flm_jax.train --config=configs/x_prediction/sums_align.py --workdir=runs/xflow/align
 
 Hardware: two CPU cores. Duration: 1.3 minutes. Expected: the flow with its default step size solves
-96.7% of the problems "a+b=" in 2 network calls, and with alignment.inputs=mixed 98.3%
+96.7% of the problems "a+b=" in 2 network calls, and with objective.inputs=mixed 98.3%
 (docs/methods/x_prediction.md, "A small run, on two CPU cores").
 """
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from flm_jax.checkpoints.portable import named
 from flm_jax.checkpoints.workdir import load_ema
+from flm_jax.config.schema import settings
 from flm_jax.core.types import Config, Params
 from flm_jax.interop import llada2
 from flm_jax.interop.llama import state_dict_from_params
@@ -14,10 +15,8 @@ from flm_jax.models.lora import AdapterConfig, join, merged, split
 
 def adapter_config(config: Config) -> AdapterConfig | None:
     """Sizes of the adapters, or None where config.adapters.base names no model to adapt."""
-    given = config.get("adapters", {})
-    if not given.get("base"):
-        return None
-    return AdapterConfig(**{k: v for k, v in given.items() if k not in ("base", "start")})
+    cfg = settings(config, "adapters")
+    return cfg if cfg.base else None
 
 
 def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
@@ -29,13 +28,12 @@ def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
     Args:
       params: the network's, adapters included where it has any.
     """
-    sizes, rest = config["model"], {}
+    sizes, rest = settings(config, "model"), {}
     if cfg := adapter_config(config):
         params, rest = merged(params, cfg)
-    groups = sizes["llama"]["kv_heads"] or sizes["heads"]
-    if sizes["llama"].get("experts", {"number": 0})["number"]:
-        return llada2.state_dict_from_params(params, sizes["heads"], groups)
-    state = state_dict_from_params(params, sizes["heads"], groups)
+    if sizes.experts:
+        return llada2.state_dict_from_params(params, sizes.heads, sizes.groups)
+    state = state_dict_from_params(params, sizes.heads, sizes.groups)
     return state | {f"adapters.{name}": np.asarray(x) for name, x in named(rest).items()}
 
 

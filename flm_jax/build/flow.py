@@ -1,44 +1,43 @@
-"""The clock, the prediction and the clean context of a flow, from its configuration."""
+"""The clock and the clean context of a flow, from its configuration."""
 
-from collections.abc import Callable
-
-from flm_jax.core.errors import one_of, require
+from flm_jax.config.schema import settings
+from flm_jax.core.errors import require
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock, decoding_clock, identity_clock
-from flm_jax.losses.clean_context import ContextConfig
-from flm_jax.losses.regression import PREDICTIONS
+from flm_jax.flows.clocks import CLOCKS, Clock, identity_clock
+from flm_jax.losses.flow_settings import FlowConfig
 
-# (V, D) -> the clock.
-CLOCKS: dict[str, Callable[[int, int], Clock]] = {
-    "decoding": lambda vocab_size, dim: decoding_clock(vocab_size),
-    "embedded": decoding_clock,
-    "identity": lambda vocab_size, dim: identity_clock(),
-}
+
+def flow_settings(config: Config) -> FlowConfig | None:
+    """The settings of an objective of a flow over one-hot tokens; None for any other objective."""
+    cfg = settings(config, "objective")
+    return cfg if isinstance(cfg, FlowConfig) else None
 
 
 def make_clock(config: Config, vocab_size: int) -> Clock:
-    """The clock of a configuration; a workdir's may be older than the key."""
-    name = config["objective"].get("clock", "decoding")
-    make = CLOCKS[one_of("config.objective.clock", name, CLOCKS)]
-    return make(vocab_size, config["model"]["dim"])
+    """The clock of a configuration; that of an objective without one is the identity."""
+    cfg = flow_settings(config)
+    if cfg is None:
+        return identity_clock()
+    return CLOCKS[cfg.clock](vocab_size, config["model"]["dim"])
 
 
 def prediction(config: Config) -> str:
-    """What the network's output means; a workdir's configuration may be older than the key."""
-    given = config["objective"].get("prediction", "probabilities")
-    return one_of("config.objective.prediction", given, PREDICTIONS)
+    """What the network's output means, of `losses.denoising.PREDICTIONS`."""
+    return getattr(settings(config, "objective"), "prediction", "probabilities")
 
 
-def context_config(config: Config) -> ContextConfig:
-    """Checked objective.context and objective.prompt."""
-    given, length = config["objective"], config["model"]["length"]
-    share, prompt = given["context"], given["prompt"]
+def any_order(config: Config) -> bool:
+    """Whether positions are held clean in training."""
+    cfg = flow_settings(config)
+    return cfg is not None and (cfg.context > 0.0 or cfg.prompt > 0)
+
+
+def check_prompt(config: Config) -> None:
+    """Refuses a config.objective.prompt that leaves nothing to learn."""
+    prompt = getattr(settings(config, "objective"), "prompt", 0)
+    length = config["model"]["length"]
     require(
-        0.0 <= share <= 1.0, f"config.objective.context is {share}; expected a share in [0, 1]."
-    )
-    require(
-        0 <= prompt < length,
+        prompt < length,
         f"config.objective.prompt is {prompt}; expected 0 to {length - 1}, fewer than "
         f"config.model.length = {length}.",
     )
-    return ContextConfig(share, prompt)

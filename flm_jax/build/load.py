@@ -6,11 +6,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
-from flm_jax.build.families.registry import family, objective_name
+from flm_jax.build.families.registry import family, objective_name, teacher_folder
 from flm_jax.build.flow import make_clock
-from flm_jax.build.model import NEW_MODEL_KEYS, abstract_params, make_network, network_kind
+from flm_jax.build.model import abstract_params, make_network, network_kind
 from flm_jax.checkpoints.portable import WEIGHTS, located, read_folder
-from flm_jax.checkpoints.workdir import load_ema, read_config
+from flm_jax.checkpoints.workdir import load_ema
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Params
@@ -34,7 +35,7 @@ class Model(NamedTuple):
 
 def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
     """A configuration with `attention`; by default its own, or "xla" where that cannot run here."""
-    kind = attention or config["model"].get("attention", "xla")
+    kind = attention or config["model"]["attention"]
     if not attention and not available(kind, attention_plan(kind, mesh).platform):
         kind = "xla"
     return config | {"model": config["model"] | {"attention": kind}}
@@ -102,12 +103,12 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
       UserError: a teacher of another family, of other sizes, or of another tokenizer.
     """
     student, other = family(config), family(teacher.config)
-    where, goal = config["objective"]["teacher"], objective_name(teacher.config)
+    where, goal = teacher_folder(config), objective_name(teacher.config)
     if student.anchored and student.check_teacher:
         require(
             other.anchored,
             f"config.objective.teacher {where} is a model of objective {goal}; alignment starts "
-            "from one of objective masked.",
+            "from one of objective masked_diffusion.",
         )
     else:
         require(
@@ -117,18 +118,16 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
         )
     if student.check_teacher:
         student.check_teacher(config, teacher.config, teacher.net)
-    _same_form(config, tokenizer, teacher, ("llama",) if other.one_hot else ())
+    _same_form(config, tokenizer, teacher)
 
 
-def _same_form(
-    config: Config, tokenizer: Tokenizer, teacher: Model, unread: tuple[str, ...]
-) -> None:
-    """Refuses a teacher of other sizes, but for keys that are `unread`, or another tokenizer."""
-    student, other = config["model"], NEW_MODEL_KEYS | teacher.config["model"]
+def _same_form(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
+    """Refuses a teacher of other sizes, or of another tokenizer."""
+    student, other = config["model"], teacher.config["model"]
     wrong = [
-        f"{key}: teacher {other[key]!r}, student {student[key]!r}"
+        f"{key}: teacher {other.get(key)!r}, student {student[key]!r}"
         for key in student
-        if key not in (*_STUDENT_MAY_DIFFER, *unread) and student[key] != other[key]
+        if key not in _STUDENT_MAY_DIFFER and student[key] != other.get(key)
     ]
     if wrong:
         raise UserError(
@@ -158,18 +157,18 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
     require(
         network_kind(base).adapters and kind.anchored and kind.adapts == "never",
         f"config.adapters.base {where} is a {model['name']} of objective {objective_name(base)}; "
-        "expected a llama of objective masked.",
+        "expected a llama of objective masked_diffusion.",
     )
     require(
         given["length"] <= model["length"],
         f"config.model.length is {given['length']}, config.adapters.base {where} was trained for "
         f"{model['length']} tokens; set it to that or less.",
     )
-    bridge = config["bridge"]
-    if bridge["eos_id"] < 0 and tokenizer.eos_id is not None:
-        bridge = bridge | {"eos_id": tokenizer.eos_id}
+    objective = config["objective"]
+    if objective.get("eos_id", 0) < 0 and tokenizer.eos_id is not None:
+        objective = objective | {"eos_id": tokenizer.eos_id}
     own = {key: given[key] for key in _COMPUTE}
-    return config | {"model": given | model | own, "bridge": bridge}
+    return config | {"model": given | model | own, "objective": objective}
 
 
 def check_adapted_tokenizer(config: Config, tokenizer: Tokenizer, base: Tokenizer) -> None:

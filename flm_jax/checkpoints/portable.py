@@ -146,7 +146,9 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
         "generated": "",
         "tokenizer": "",
     }
-    out = config | {"data": data, "objective": config["objective"] | {"teacher": ""}}
+    out = config | {"data": data}
+    if "teacher" in config["objective"]:
+        out["objective"] = config["objective"] | {"teacher": ""}
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": _INCLUDED, "start": ""}
     return out

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flm_jax.core.types import Params
-from flm_jax.losses.base import Tracker
+from flm_jax.core.types import Params, Tracker
 
 
 class TrainState(NamedTuple):

@@ -7,10 +7,10 @@ import io
 import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags, logging
 
+from flm_jax.cli.config_flag import unreadable
 from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_error, require
 from flm_jax.core.paths import expanded
 
@@ -52,11 +52,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except AttributeError as error:  # ml_collections' word for --config.KEY with an unknown KEY
         return _fail(AttributeError(f"unknown config key {error.args[0]}"))
     except OSError as error:  # a missing --config of which a key is set as well
-        return _fail(_unreadable(error))
-
-
-def _unreadable(error: OSError) -> UserError:
-    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+        return _fail(unreadable(error))
 
 
 def no_arguments(argv: Sequence[str]) -> None:
@@ -66,19 +62,6 @@ def no_arguments(argv: Sequence[str]) -> None:
       UserError: any.
     """
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
-
-
-def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
-    """The configuration that a --config flag names, as a plain dict.
-
-    Raises:
-      UserError: no --config, or one that cannot be read.
-    """
-    require(flag.value is not None, "no --config; expected a file of configs/.")
-    try:
-        return flag.value.to_dict()
-    except OSError as error:  # ml_collections keeps a missing file for the first use
-        raise _unreadable(error) from error
 
 
 def _unraisable(problem) -> None:

@@ -1,5 +1,5 @@
 """What a configuration is: its keys, its checks, its documentation."""
 
-from flm_jax.config.schema import base_config, policy_config
+from flm_jax.config.schema import base_config, choose, policy_config
 
-__all__ = ["base_config", "policy_config"]
+__all__ = ["base_config", "choose", "policy_config"]

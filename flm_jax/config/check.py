@@ -1,14 +1,16 @@
-"""Checks a ConfigDict against the defaults, once, before any work."""
+"""Checks a configuration once, before any work."""
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import GROUPS, NAMED, settings
+from flm_jax.config.training import PolicyRunConfig
 from flm_jax.core.errors import UserError, check_seed, one_of, require
+from flm_jax.core.files import as_json
 from flm_jax.core.paths import expanded
+from flm_jax.core.settings import read_settings
+from flm_jax.core.types import Config
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
@@ -18,9 +20,6 @@ _FREE = (
     "train.keep_checkpoints",
     "train.max_skipped",
     "train.watchdog_seconds",
-)
-_FREE_GROUPS = ("eval", "mesh")
-_FREE_MODEL = (
     "model.attention",
     "model.remat",
     "model.scan_blocks",
@@ -28,25 +27,42 @@ _FREE_MODEL = (
     "data.threads",
     "data.prefetch",
 )
+_FREE_GROUPS = ("eval", "mesh")
 
 
-def check(
-    config: ConfigDict | dict[str, Any], complete: Callable[[], ConfigDict] = base_config
-) -> dict[str, Any]:
+def check(config: ConfigDict | Config) -> Config:
     """Plain nested dict of a complete configuration, as JSON would give it back.
 
-    Args:
-      config: what is to be checked.
-      complete: makes a configuration with all keys and their types.
-
     Raises:
-      UserError: unknown key (with the nearest valid one), missing key, value of another type.
+      UserError: an unknown key (with the nearest valid one), a missing key, a key that belongs to
+        another name, or a value of another type, not among the choices or out of its range.
     """
-    plain = config.to_dict() if isinstance(config, ConfigDict) else config
-    plain, valid = json.loads(json.dumps([plain, complete().to_dict()]))
-    _compare(plain, valid, "config")
+    plain = _plain(config)
+    valid = ("seed", *NAMED, *GROUPS)
+    for key in plain:
+        one_of("key in config", key, valid)
+    for key in valid:
+        require(
+            key in plain, f"config.{key} is missing; start from a configuration of flm_jax.config."
+        )
+    for group in (*NAMED, *GROUPS):
+        value = plain[group]
+        require(isinstance(value, dict), f"config.{group} must hold keys, got {value!r}.")
+        settings(plain, group)
     check_seed(plain["seed"], "config.seed")
     return at_home(plain)
+
+
+def check_policy(config: ConfigDict | Config) -> Config:
+    """As `check`, of a configuration of `train_policy`."""
+    plain = _plain(config)
+    read_settings(PolicyRunConfig, plain, "config")
+    check_seed(plain["seed"], "config.seed")
+    return at_home(plain)
+
+
+def _plain(config: ConfigDict | Config) -> Config:
+    return as_json(config.to_dict() if isinstance(config, ConfigDict) else config)
 
 
 def at_home(value: Any) -> Any:
@@ -58,26 +74,7 @@ def at_home(value: Any) -> Any:
     return expanded(value) if isinstance(value, str) else value
 
 
-def _compare(got: dict[str, Any], valid: dict[str, Any], where: str) -> None:
-    for key, value in got.items():
-        one_of(f"key in {where}", key, valid)
-        default = valid[key]
-        if isinstance(default, dict):
-            require(isinstance(value, dict), f"{where}.{key} must hold keys, got {value!r}.")
-            _compare(value, default, f"{where}.{key}")
-        else:
-            number = isinstance(default, float) and type(value) is int
-            require(
-                type(value) is type(default) or number,
-                f"{where}.{key} must be {type(default).__name__}, got {value!r}.",
-            )
-    for key in valid:
-        require(
-            key in got, f"{where}.{key} is missing; start from a configuration of flm_jax.config."
-        )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Config, prefix: str = "") -> Config:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     out = {}
     for key, value in config.items():
@@ -86,18 +83,20 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def check_resumable(saved: dict[str, Any], config: dict[str, Any], workdir: str) -> None:
+def check_resumable(saved: Config, config: Config, workdir: str) -> None:
     """Refuses to continue a run under a configuration that would change what it learns.
 
-    A key that the saved configuration is too old to have counts as its default.
+    Args:
+      saved: the run's configuration as `upgrade.read_config` gives it.
+      config: the one to continue with.
+      workdir: of the run, for the message.
     """
-    defaults = json.loads(json.dumps(base_config().to_dict()))
-    old, new = flat(defaults) | flat(saved), flat(config)
+    old, new = flat(saved), flat(config)
     changed = [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and key not in _FREE + _FREE_MODEL
+        and key not in _FREE
         and key.split(".")[0] not in _FREE_GROUPS
     ]
     if changed:

@@ -1,62 +1,111 @@
-"""Writes docs/configuration.md, the table of all configuration keys, from `schema.py`.
+"""Writes docs/configuration.md, the table of all configuration keys, from their settings.
 
 python -m flm_jax.config.reference > docs/configuration.md
 """
 
-import re
+import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
-_SECTION = re.compile(r"config\.([\w.]+) = (?:ConfigDict|base_config)\(\)")
-_KEY = re.compile(r"config\.([\w.]+) = (.*?)\s*(?:#\s*(.*))?$")
+from flm_jax.config.schema import GROUPS, NAMED
+from flm_jax.config.training import PolicyRunConfig
+from flm_jax.core.settings import Setting, settings_of
+
 _HEAD = """# Configuration
 
-Every key with its default; set one on the command line by `--config.KEY=VALUE`. Made from
-`flm_jax/config/schema.py` by `python -m flm_jax.config.reference > docs/configuration.md`.
+Every key with its default; set one on the command line by `--config.KEY=VALUE`. A group with a
+`name` holds the keys of that name: `--config.objective.name=lagrangian` changes the name first,
+wherever it stands on the command line, and keys that both names have keep what the file set. Made
+by `python -m flm_jax.config.reference > docs/configuration.md`.
+
+| key | default | |
+|---|---|---|
+| `seed` | `0` | root of every random draw: initialisation, data order, noise |
 """
-
-
-def rows(source: str) -> list[tuple[str, str, str]]:
-    """(key, default, what it says) of each assignment, in order; sections have no default.
-
-    A comment before assignments, on lines of its own, belongs to the first of them.
-    """
-    found, before = [], []
-    for line in source.splitlines():
-        text = line.strip()
-        if text.startswith("# "):
-            before.append(text[2:])
-            continue
-        if section := _SECTION.match(text):
-            said = text.partition("  # ")[2]
-            found.append((section[1], "", " ".join([*before, said]).strip()))
-        elif key := _KEY.match(text):
-            found.append((key[1], key[2].strip(), " ".join([*before, key[3] or ""]).strip()))
-        before = []
-    return found
 
 
 def page() -> str:
     """The whole page."""
-    source = Path(__file__).with_name("schema.py").read_text()
-    _, model, policy = source.split("    config = ConfigDict()\n")
-    own = "\n# Configuration of `train_policy`\n"
-    return "\n".join([_HEAD, *_tables(model), own, *_tables(policy)]) + "\n"
+    parts = [_HEAD]
+    for group, names in NAMED.items():
+        parts += _named(group, names)
+    for group, cls in GROUPS.items():
+        parts += _section(f"config.{group}", cls)
+    parts.append("\n# Configuration of `train_policy`\n")
+    parts += _section("config", PolicyRunConfig)
+    return "\n".join(parts) + "\n"
 
 
-def _tables(source: str) -> Iterator[str]:
-    table = False
-    for key, default, said in rows(source):
-        said = said.replace("|", "\\|")
-        if not default:
-            yield f"\n## config.{key}\n"
-            if said:
-                yield said[0].upper() + said[1:].rstrip(".") + ".\n"
-        if not default or not table:
-            yield "| key | default | |\n|---|---|---|"
-            table = True
-        if default:
-            yield f"| `{key.rpartition('.')[2]}` | `{default}` | {said} |"
+def _named(group: str, names: dict[str, type]) -> Iterator[str]:
+    """The keys of each name; those that a name has from another one's class stand there alone."""
+    yield f"\n## config.{group}\n"
+    yield f"`config.{group}.name` is one of {', '.join(f'`{name}`' for name in names)}."
+    shared: dict[type, None] = {}
+    for cls in names.values():
+        for base in cls.__mro__[1:]:
+            if dataclasses.is_dataclass(base) and settings_of(base):
+                shared[base] = None
+    for base in reversed(shared):
+        users = [name for name, cls in names.items() if base in cls.__mro__]
+        if base not in names.values():
+            yield from _table(f"### Of {_list(users)}", _own(base), _first_line(base))
+    for cls in names.values():
+        users = [other for other, kind in names.items() if cls in kind.__mro__]
+        yield from _table(f"### Of {_list(users)}", _own(cls), _first_line(cls))
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _own(cls: type) -> dict[str, Setting]:
+    """Settings that a class has and its bases have not, or have otherwise."""
+    above: dict[str, Setting] = {}
+    for base in reversed(cls.__mro__[1:]):
+        if dataclasses.is_dataclass(base):
+            above |= settings_of(base)
+    return {name: one for name, one in settings_of(cls).items() if above.get(name) != one}
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").split("\n")[0]
+
+
+def _section(title: str, cls: type) -> Iterator[str]:
+    yield from _table(f"## {title}", settings_of(cls), _first_line(cls))
+
+
+def _table(title: str, found: dict[str, Setting], about: str) -> Iterator[str]:
+    yield f"\n{title}\n"
+    yield f"{about}\n"
+    rows = list(_rows("", found))
+    if rows:
+        yield "| key | default | |\n|---|---|---|"
+        yield from rows
+
+
+def _rows(prefix: str, found: dict[str, Setting]) -> Iterator[str]:
+    for name, one in found.items():
+        if one.group:
+            own = {k: s._replace(default=getattr(one.default, k)) for k, s in _inner(one).items()}
+            yield from _rows(f"{prefix}{name}.", own)
+        else:
+            yield f"| `{prefix}{name}` | `{one.default!r}` | {_said(one)} |"
+
+
+def _inner(one: Setting) -> dict[str, Setting]:
+    return settings_of(type(one.default))
+
+
+def _said(one: Setting) -> str:
+    parts = [one.help]
+    if one.unit:
+        parts.append(one.unit)
+    if one.range is not None:
+        parts.append(f"in {one.range.text}")
+    missing = [str(choice) for choice in one.choices if str(choice) not in one.help]
+    if one.choices and missing:
+        parts.append("one of " + ", ".join(str(choice) for choice in one.choices))
+    return "; ".join(parts).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ def to_json(value: Any, **settings: Any) -> str:
     return json.dumps(_finite(value), allow_nan=False, **settings)
 
 
+def as_json(value: Any) -> Any:
+    """A value as JSON would give it back: tuples as lists, keys as text."""
+    return json.loads(json.dumps(value))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

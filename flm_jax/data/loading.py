@@ -1,19 +1,50 @@
-"""Opens the data that a configuration names, and fits its vocabulary to them."""
+"""Opens the data that settings name."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
-from flm_jax.core import types
 from flm_jax.core.errors import require
-from flm_jax.core.types import Config
+from flm_jax.core.settings import setting
 from flm_jax.data.chat import open_chat
 from flm_jax.data.corpus.store import load_prepared
-from flm_jax.data.packing import PackedSource
+from flm_jax.data.packing import PACKINGS, PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
 from flm_jax.data.self_generated import open_generated
 from flm_jax.data.tasks.base import Task
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import make_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Training data: one of path, mixture, chat and task, or what a model generated."""
+
+    path: str = setting("", "folder written by prepare_data")
+    mixture: tuple = setting((), "several such folders: pairs (folder, weight > 0), one tokenizer")
+    chat: tuple = setting(
+        (), "files of questions and answers, see data/chat.py: pairs (file, weight > 0)"
+    )
+    tokenizer: str = setting(
+        "",
+        "tokenizer of chat: bytes, hf:NAME_OR_FOLDER, or a saved folder; empty for that of "
+        "config.adapters.base",
+    )
+    task: str = setting(
+        "",
+        "synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2), "
+        "arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16), "
+        "functions (24)",
+    )
+    task_size: int = setting(100_000, "training sequences of the task", range="[1, inf)")
+    generated: str = setting(
+        "", "folder that generate_data wrote; task then names the one whose problems were answered"
+    )
+    packing: str = setting(
+        "wrap", "how documents become sequences, see data/packing.py", choices=PACKINGS
+    )
+    threads: int = setting(1, "threads that read; 0 to read in the loop", range="[0, inf)")
+    prefetch: int = setting(4, "batches read ahead", range="[0, inf)")
 
 
 class Data(NamedTuple):
@@ -28,39 +59,44 @@ class Data(NamedTuple):
     task: Task | None
 
 
-def open_data(config: Config) -> Data:
-    """Opens the data of a configuration.
+def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str = "") -> Data:
+    """Opens data.
+
+    Args:
+      cfg: which data.
+      length: tokens of a sequence.
+      seed: of a task's sequences.
+      tokenizer: name or folder of that of chat where `cfg` names none.
 
     Raises:
       UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
         no example; a mixture of several tokenizers.
     """
-    old = {"chat": (), "tokenizer": "", "generated": ""}
-    cfg, length = old | config["data"], config["model"]["length"]
-    if cfg["generated"]:
+    if cfg.generated:
         return _generated(cfg, length)
-    given = [f"config.data.{key}" for key in ("path", "mixture", "chat", "task") if cfg[key]]
+    given = [
+        f"config.data.{key}" for key in ("path", "mixture", "chat", "task") if getattr(cfg, key)
+    ]
     require(
         len(given) == 1,
         f"got {' and '.join(given) or 'no data'}; set exactly one of config.data.path (a folder "
         "that prepare_data wrote), config.data.mixture (pairs of folder and weight), "
         "config.data.chat (pairs of file and weight) and config.data.task.",
     )
-    if cfg["chat"]:
-        name = cfg["tokenizer"] or (config["adapters"]["base"] or ".") + "/tokenizer"
-        tokenizer = make_tokenizer(name, documents=lambda: ())
-        train, valid = open_chat(_mixture(cfg["chat"], "chat"), tokenizer, length)
-        return Data(train, valid, tokenizer, None)
-    if cfg["task"]:
-        task = make_task(cfg["task"])
+    if cfg.chat:
+        found = make_tokenizer(cfg.tokenizer or tokenizer, documents=lambda: ())
+        train, valid = open_chat(_mixture(cfg.chat, "chat"), found, length)
+        return Data(train, valid, found, None)
+    if cfg.task:
+        task = make_task(cfg.task)
         require(
             length == task.length,
             f"task {task.name} has sequences of {task.length} tokens, config.model.length is "
             f"{length}; set it to {task.length}.",
         )
-        train = [(task.source(cfg["task_size"], config["seed"]), 1.0)]
-        return Data(train, task.source(4096, config["seed"] + 1), task.tokenizer, task)
-    parts = _mixture(cfg["mixture"]) if cfg["mixture"] else [(cfg["path"], 1.0)]
+        train = [(task.source(cfg.task_size, seed), 1.0)]
+        return Data(train, task.source(4096, seed + 1), task.tokenizer, task)
+    parts = _mixture(cfg.mixture) if cfg.mixture else [(cfg.path, 1.0)]
     folders = [load_prepared(folder) for folder, _ in parts]
     first = folders[0]
     for folder in folders:
@@ -72,23 +108,21 @@ def open_data(config: Config) -> Data:
         )
 
     def packed(split: str):
-        sources = [
-            PackedSource(f.split(split), f.tokenizer, length, cfg["packing"]) for f in folders
-        ]
+        sources = [PackedSource(f.split(split), f.tokenizer, length, cfg.packing) for f in folders]
         return [(source, weight) for source, (_, weight) in zip(sources, parts)]
 
     return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)
 
 
-def _generated(cfg: Config, length: int) -> Data:
+def _generated(cfg: DataConfig, length: int) -> Data:
     """Texts that a model wrote; a task beside them is the one whose problems it answered."""
-    given = [f"config.data.{key}" for key in ("path", "mixture", "chat") if cfg[key]]
+    given = [f"config.data.{key}" for key in ("path", "mixture", "chat") if getattr(cfg, key)]
     require(
         not given,
         f"got config.data.generated and {' and '.join(given)}; set one of them.",
     )
-    train, valid, tokenizer = open_generated(cfg["generated"], length)
-    task = make_task(cfg["task"]) if cfg["task"] else None
+    train, valid, tokenizer = open_generated(cfg.generated, length)
+    task = make_task(cfg.task) if cfg.task else None
     require(
         task is None or task.tokenizer.fingerprint == tokenizer.fingerprint,
         f"{cfg['generated']} has another tokenizer than task {cfg['task']}; expected texts of a "
@@ -113,19 +147,3 @@ def _mixture(pairs: Any, key: str = "mixture") -> list[tuple[str, float]]:
         "(('data/a', 3.0), ('data/b', 1.0)).",
     )
     return [(folder, float(weight)) for folder, weight in pairs]
-
-
-def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    """Fills model.vocab_size from the tokenizer, or checks that it covers it."""
-    got, need = config["model"]["vocab_size"], tokenizer.vocab_size
-    require(
-        got == 0 or got >= need,
-        f"config.model.vocab_size is {got}, the data's tokenizer has {need} tokens; "
-        "set it to 0 to take the tokenizer's.",
-    )
-    return config | {"model": config["model"] | {"vocab_size": got or need}}
-
-
-def framing(config: types.Config) -> str:
-    """How a model's examples look, see `Judge.framing`; those of tasks have no frame."""
-    return "stream" if config["data"]["task"] else config["data"]["packing"]

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Parallel
+from flm_jax.core.settings import setting
 from flm_jax.models.attention import AttentionPlan
 
 AXES = ("data", "fsdp", "tensor")
@@ -51,17 +52,14 @@ _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": Non
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 in one of them takes what is left.
+    """Devices along each mesh axis, over all slices; -1 in one of them takes what is left."""
 
-    Attributes:
-      data, fsdp, tensor: sizes over all slices.
-      slices: groups of devices with fast links inside (TPU slices); the data axis spans them.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: int = setting(-1, "devices over which the batch alone is split; -1 for all the rest")
+    fsdp: int = setting(1, "devices over which batch and parameters are split")
+    tensor: int = setting(1, "devices over which heads, MLP and vocabulary are split")
+    slices: int = setting(
+        1, "groups of devices with fast links inside (TPU slices); the data axis spans them"
+    )
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

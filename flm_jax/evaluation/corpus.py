@@ -2,11 +2,11 @@
 
 import math
 
+from flm_jax.build.data import framing
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
 from flm_jax.data.corpus.store import load_prepared
-from flm_jax.data.loading import framing
 from flm_jax.data.packing import PackedSource
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evaluation.measure import corpus_likelihood, nll_figures

@@ -4,11 +4,11 @@ import json
 
 from etils import epath
 
+from flm_jax.build.data import framing
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
-from flm_jax.data.loading import framing
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.interop.gpt2 import load_gpt2
 from flm_jax.metrics.generative_perplexity import Judge

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from flm_jax.build.data import framing, open_data
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.core.errors import require
 from flm_jax.data import loading
-from flm_jax.data.loading import framing
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evaluation.tables import Row
 from flm_jax.inference import engine
@@ -100,7 +100,7 @@ def subject(workdir: str, judge: Judge | None = None, data: str = "") -> Subject
     config = config if data else model.config
     if not any(config["data"].get(key) for key in _NO_DATA):
         return Subject(model, None, np.zeros((0, model.net.max_length), np.int32), judge)
-    found = loading.open_data(config)
+    found = open_data(config)
     own, other = (x.tokenizer.fingerprint[:12] for x in (model, found))
     require(
         own == other,

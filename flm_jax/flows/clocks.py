@@ -13,6 +13,7 @@ factors of r^2 are the leverages of the table; they sum to its rank, so that the
 min(1, D/V), whatever the table: the clock of embedded states has sqrt(min(1, D/V)) r for r.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -151,3 +152,11 @@ def _solve(clock: Clock, tau: Times) -> tuple[Times, Times]:
 def _tau_to_t_jvp(primals, tangents):
     t, slope = _solve(*primals)
     return t, slope * tangents[1]
+
+
+# (V, D) -> the clock of a vocabulary of V tokens that is embedded in R^D.
+CLOCKS: dict[str, Callable[[int, int], Clock]] = {
+    "decoding": lambda vocab_size, dim: decoding_clock(vocab_size),
+    "embedded": decoding_clock,
+    "identity": lambda vocab_size, dim: identity_clock(),
+}

@@ -10,12 +10,14 @@ or the isotonic curve itself, by its quantiles. Until there is one, the uniform 
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Times
 from flm_jax.flows.masked_bridge import HIGH, LOW
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
@@ -30,27 +32,33 @@ _BOX = ((LOW - 10.0, -3.5, -3.5), (HIGH + 10.0, 3.0, 3.5))
 
 @dataclasses.dataclass(frozen=True)
 class GammaConfig:
-    """The mixture.
+    """A mixture of U(LOW, HIGH), a clipped N(center, spread^2), and a learnt law for the rest."""
 
-    Attributes:
-      uniform, normal: shares of U(LOW, HIGH) and of N(center, spread^2), clipped; the rest is
-        learnt.
-      learnt: "logistic" or "empirical".
-      bins: of gamma, in which the cross entropy is averaged.
-      decay: of these averages, a batch.
-      refit_every: batches.
-      knot_rate: "empirical": share of the new curve in each update of the quantiles.
-    """
+    uniform: float = setting(0.1, "fraction that is uniform", range="[0, 1]")
+    normal: float = setting(0.2, "fraction that is normal", range="[0, 1]")
+    center: float = setting(-2.5, "mean of the normal part")
+    spread: float = setting(2.0, "standard deviation of the normal part", range="(0, inf)")
+    learnt: str = setting(
+        "logistic",
+        "form of the learnt law: logistic (fitted to the cross entropy over gamma) or empirical "
+        "(its quantiles)",
+        choices=("logistic", "empirical"),
+    )
+    bins: int = setting(
+        64, "bins of gamma in which the cross entropy is averaged", range="[8, inf)"
+    )
+    decay: float = setting(0.999, "decay of these averages, per batch", range="[0, 1)")
+    refit_every: int = setting(200, "batches between two fits", range="[1, inf)")
+    knot_rate: float = setting(
+        0.05, "fraction of the new curve in each update of the empirical quantiles", range="(0, 1]"
+    )
 
-    uniform: float = 0.1
-    normal: float = 0.2
-    center: float = -2.5
-    spread: float = 2.0
-    learnt: Literal["logistic", "empirical"] = "logistic"
-    bins: int = 64
-    decay: float = 0.999
-    refit_every: int = 200
-    knot_rate: float = 0.05
+    def __post_init__(self):
+        require(
+            self.uniform + self.normal <= 1.0,
+            f"config.objective.gamma has uniform {self.uniform} and normal {self.normal}, more "
+            "than 1 together; the rest is the learnt fraction.",
+        )
 
 
 class GammaState(NamedTuple):

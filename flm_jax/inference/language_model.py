@@ -16,13 +16,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from flm_jax.build.data import framing
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.checkpoints.portable import save_folder, upload_folder
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_output
-from flm_jax.data.loading import framing
 from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories

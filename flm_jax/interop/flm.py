@@ -135,16 +135,7 @@ def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
 
 def _expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Their name -> their shape for a network of these sizes."""
-    cfg = DiTConfig(
-        **sizes,
-        max_length=1,
-        dropout=0.0,
-        attention_softcap=0.0,
-        logit_softcap=0.0,
-        dtype="float32",
-        remat="none",
-        scan_blocks=True,
-    )
+    cfg = DiTConfig(**sizes, length=1, scan_blocks=True)
     tree = jax.eval_shape(dit(cfg).init, jax.random.key(0))
     shapes = {}
     for theirs, path, block in _table(sizes["depth"], sizes["two_time"]):

@@ -210,7 +210,7 @@ def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
         },
     }
     what, length = f"the LLaDA2.0 network of {where}", says["max_position_embeddings"]
-    return imported(files, what, _layout(n), n, llama=llama, length=length)
+    return imported(files, what, _layout(n), n, length=length, **llama)
 
 
 def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:

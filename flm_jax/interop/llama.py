@@ -42,7 +42,7 @@ class Imported(NamedTuple):
 
     Attributes:
       params: nested dict of arrays, bfloat16 where the files hold nothing else, else float32.
-      model: values of config.model, with those of config.model.llama under "llama".
+      model: values of config.model.
     """
 
     params: Params
@@ -214,7 +214,7 @@ def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Import
     Args:
       what: the network, for the error.
       n: sizes; vocab, dim, depth, heads and groups are read.
-      more: further values of config.model, among them those under "llama".
+      more: further values of config.model.
 
     Raises:
       UserError: tensors missing, misshapen or unexpected.
@@ -230,12 +230,8 @@ def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Import
         "heads": n.heads,
         "attention_softcap": 0.0,
         "logit_softcap": 0.0,
-        "llama": {
-            "kv_heads": n.groups,
-            "param_dtype": params["table"].dtype.name,
-            "rope_condense": 1.0,
-        }
-        | more.pop("llama"),
+        "kv_heads": n.groups,
+        "param_dtype": params["table"].dtype.name,
     }
     return Imported(params, model | more)
 
@@ -263,7 +259,7 @@ def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
     )
     n = _find_sizes(files, "SMDM", names, r"transformer\.h\.(\d+)\.", heads)
     llama = {"rope_base": 10_000.0, "mask_id": -1}
-    return _dense(files, "SMDM", _smdm_layout(n), n, llama=llama, length=2048)
+    return _dense(files, "SMDM", _smdm_layout(n), n, length=2048, **llama)
 
 
 def read_llada(path: str | Path, heads: int | None = None) -> Imported:
@@ -302,7 +298,7 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
     )
     llama = {"rope_base": float(says.get("rope_theta", 500_000.0)), "mask_id": mask}
     length = int(says.get("max_sequence_length", 4096))
-    return _dense(files, "LLaDA", _llada_layout(n), n, llama=llama, length=length)
+    return _dense(files, "LLaDA", _llada_layout(n), n, length=length, **llama)
 
 
 def differing(says: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -9,13 +9,13 @@ it, shrinking all embeddings would be a way out.
 """
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, summary
@@ -24,7 +24,6 @@ from flm_jax.flows.masking import free_positions, hide_independently
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import number_of, token_weights
 
-Inputs = Literal["masked", "progress", "mixed", "predicted"]
 INPUTS = ("masked", "progress", "mixed", "predicted")
 
 
@@ -32,18 +31,25 @@ INPUTS = ("masked", "progress", "mixed", "predicted")
 class AlignmentConfig:
     """Choices of alignment.
 
-    Attributes:
-      inputs: what stands at hidden positions: "masked", the masks, as in the paper; "progress",
-        t E[x] + (1-t) m with t ~ U(0, 1) for each position; "mixed", either with probability 1/2;
-        "predicted", in half of the rows masks, in the others what a call of decoding leaves:
-        t E[z] + (1-t) m with z the network's own prediction from masks, c its probability and
-        t = min(a, c), a ~ U(0, 1) for each position. Such a state may be wrong, and is to be read
-        so; E[x] is still what is to be predicted.
-      time_conditioning: whether the network is told the mean progress; else it is told 0 always.
+    Inputs are "masked", the masks, as in the paper; "progress", t E[x] + (1-t) m with t ~ U(0, 1)
+    for each position; "mixed", either with probability 1/2; "predicted", in half of the rows masks,
+    in the others what a call of decoding leaves: t E[z] + (1-t) m with z the network's own
+    prediction from masks, c its probability and t = min(a, c), a ~ U(0, 1) for each position. Such
+    a state may be wrong, and is to be read so; E[x] is still what is to be predicted.
     """
 
-    inputs: Inputs = "masked"
-    time_conditioning: bool = False
+    inputs: str = setting(
+        "masked",
+        "what stands at hidden positions: masked (masks), progress (between mask and token, at "
+        "random), mixed (either), predicted (masks, or own predictions, part of the way)",
+        choices=INPUTS,
+    )
+    time_conditioning: bool = setting(
+        False, "whether the network is told the mean progress; else it is always told 0"
+    )
+    teacher: str = setting(
+        "", "workdir of the masked diffusion model to start from; empty with config.adapters.base"
+    )
 
 
 def aligned_at(

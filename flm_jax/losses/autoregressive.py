@@ -1,5 +1,7 @@
 """Next-token cross entropy of a causal transformer: its exact negative log-likelihood."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -10,6 +12,11 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen, number_of, token_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveConfig:
+    """Choices of the objective; there are none."""
 
 
 def next_token_loss(

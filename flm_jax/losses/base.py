@@ -41,17 +41,3 @@ class Frozen(NamedTuple):
 # gradient of a batch then does not depend on the number of its microbatches. Without it all parts
 # count alike.
 Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
-
-
-class Tracker(NamedTuple):
-    """Statistics that an objective gathers and uses, besides what it trains.
-
-    Its metrics then hold, under "observed", what a batch adds: sums, which microbatches share.
-
-    Attributes:
-      fresh: () -> statistics at step 0.
-      update: (statistics, observed, step) -> statistics.
-    """
-
-    fresh: Callable[[], Any]
-    update: Callable[[Any, Any, jax.Array], Any]

@@ -27,8 +27,8 @@ class ContextConfig:
       prompt: first positions of each row, clean always.
     """
 
-    share: float = 0.0
-    prompt: int = 0
+    share: float
+    prompt: int
 
 
 def clean_context(

@@ -7,29 +7,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.denoiser.self_conditioning import estimated
 from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import NoiseKind, noisy_states
+from flm_jax.flows.noising import noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
-from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
+from flm_jax.losses.clean_context import at_clean, clean_context, counted
+from flm_jax.losses.flow_settings import FlowConfig
 from flm_jax.losses.time_weighting import time_weights
+
+PREDICTIONS = ("probabilities", "denoiser", "velocity")
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoisingConfig:
-    """Choices of denoising.
+class DenoisingConfig(FlowConfig):
+    """Choices of denoising; predictions and squared errors are those of `losses.regression`."""
 
-    Attributes:
-      noise: how eps is drawn, "projected" or "onehot".
-      context: which positions are held clean.
-    """
-
-    noise: NoiseKind = "projected"
-    context: ContextConfig = ContextConfig()
+    prediction: str = setting(
+        "probabilities",
+        "meaning of the network's output: probabilities (its softmax), denoiser or velocity (the "
+        "output itself, a vector of R^V)",
+        choices=PREDICTIONS,
+    )
+    form: str = setting(
+        "default",
+        "ce (cross entropy) or mse (squared error); default is ce for probabilities, else mse",
+        choices=("default", "ce", "mse"),
+    )
 
 
 def denoising_loss_at(
@@ -95,7 +103,7 @@ def denoising_loss(
     tokens = batch["tokens"]
     tau = stratified_uniform(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
-    clean = clean_context(key, batch, cfg.context, rows)
+    clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
     weights = token_weights(mask)
     scaled, penalty = time_weights(net, params, weights, tau, tau)

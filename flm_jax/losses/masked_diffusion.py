@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
@@ -27,16 +28,20 @@ from flm_jax.losses.base import Frozen, number_of, token_weights
 class MaskedConfig:
     """Choices of masked diffusion.
 
-    Attributes:
-      time_conditioning: whether the network is told the progress 1 - t; else it is told 0 always.
-      least: smallest t of training. Below it 1/t makes the variance grow as log(1/least), while
-        the part of the integral left out is of relative size `least`.
-      prompt: first positions, which stay visible and do not count: the law of the rest given them.
+    Below the smallest time `least`, 1/t makes the variance grow as log(1/least), while the part of
+    the integral that is left out is of relative size `least`.
     """
 
-    time_conditioning: bool = False
-    least: float = 1e-3
-    prompt: int = 0
+    time_conditioning: bool = setting(
+        False, "whether the network is told the progress 1 - t; else it is always told 0"
+    )
+    least: float = setting(1e-3, "smallest time t of training", range="[0, 1)")
+    prompt: int = setting(
+        0,
+        "first positions of each sequence, which stay visible and do not count",
+        unit="tokens",
+        range="[0, inf)",
+    )
 
 
 def masked_loss_at(

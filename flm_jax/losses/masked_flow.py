@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, expected_embedding
@@ -26,25 +27,25 @@ _NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a
 
 @dataclasses.dataclass(frozen=True)
 class BridgeConfig:
-    """Choices of the masked bridge.
+    """Choices of the masked bridge."""
 
-    Attributes:
-      gamma: how gamma is drawn.
-      sigma: scale of the bridge's noise.
-      embedding_weight: w of the squared distance of embeddings.
-      least_share: smallest share of hidden positions.
-      whole: share of rows that are hidden entirely, prompts apart.
-      prompt: first positions, which stay visible.
-      eos_id: token left out of the averages that an empirical gamma is learnt from; -1 for none.
-    """
-
-    gamma: GammaConfig = GammaConfig()  # noqa: RUF009  frozen
-    sigma: float = SIGMA
-    embedding_weight: float = 10.0
-    least_share: float = 0.05
-    whole: float = 0.0
-    prompt: int = 0
-    eos_id: int = -1
+    gamma: GammaConfig = setting(GammaConfig(), "law of gamma, log noise over signal")
+    sigma: float = setting(SIGMA, "scale of the bridge's noise", range="(0, inf)")
+    embedding_weight: float = setting(
+        10.0, "weight of the squared distance of embeddings", range="[0, inf)"
+    )
+    least_share: float = setting(0.05, "smallest fraction of hidden positions", range="[0, 1]")
+    whole: float = setting(
+        0.0, "fraction of rows that are hidden entirely, prompts apart", range="[0, 1]"
+    )
+    prompt: int = setting(
+        0, "first positions of each sequence, which stay visible", unit="tokens", range="[0, inf)"
+    )
+    eos_id: int = setting(
+        -1,
+        "token left out of the averages of an empirical law; -1 for the tokenizer's end of text",
+        range="[-1, inf)",
+    )
 
 
 def hidden_share(u: Times, cfg: BridgeConfig) -> Times:

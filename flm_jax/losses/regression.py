@@ -1,6 +1,6 @@
 """Squared errors in place of the denoiser's cross entropy: the ablation of arXiv 2602.16813v3.
 
-What the network's last layer means is a choice (`PREDICTIONS`):
+What the network's last layer means is a choice (`denoising.PREDICTIONS`):
 
     probabilities   softmax of the logits, the denoiser as a point of the simplex
     denoiser        the output itself, a vector of R^V; the least-squares solution is the same D_t
@@ -9,9 +9,6 @@ What the network's last layer means is a choice (`PREDICTIONS`):
 All have the same minimiser as a flow, so that what differs is how well it is learnt. The last two
 hold [B, L, V] in training and sampling.
 """
-
-import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +20,11 @@ from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout
 from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import NoiseKind, noisy_states, states_from_onehot
+from flm_jax.flows.noising import noisy_states, states_from_onehot
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
+from flm_jax.losses.denoising import DenoisingConfig
 from flm_jax.losses.distillation.moving_target import squared
-
-Prediction = Literal["probabilities", "denoiser", "velocity"]
-PREDICTIONS = ("probabilities", "denoiser", "velocity")
-
-
-@dataclasses.dataclass(frozen=True)
-class RegressionConfig:
-    """prediction: one of `PREDICTIONS`; noise: "projected", or "onehot", which velocity needs."""
-
-    prediction: Prediction
-    noise: NoiseKind = "projected"
 
 
 def squared_to_tokens(
@@ -67,14 +54,14 @@ def regression_loss(
     *,
     net: Network,
     clock: Clock,
-    cfg: RegressionConfig,
+    cfg: DenoisingConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Squared distance, summed over the vocabulary, with tau low-discrepancy U(0, 1).
 
     The target is onehot(x), or for a velocity onehot(x) - eps.
 
     Args:
-      params, frozen, batch, key, rows, net, clock: as of `denoising_loss`.
+      params, frozen, batch, key, rows, net, clock, cfg: as of `denoising_loss`.
 
     Returns:
       Mean over valid tokens, and metrics {"squared_per_token"}, the same, and "counted".

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, Times
 from flm_jax.models.attention import AttentionPlan, attention, rotary_angles, rotate
 from flm_jax.models.functional import pure
@@ -38,23 +39,31 @@ _LOG_LIMIT = 5.0  # no pair of times counts more than e^5 times as much as in th
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig(TransformerConfig):
-    """Sizes of a DiT; see flm_jax/config/schema.py for units and choices.
+    """Sizes of a DiT.
 
     Attributes:
-      cond_dim: width of the time embedding.
-      two_time: whether a second time is read (a flow map).
-      position_table: whether a learned vector for each position is added.
-      weighting: whether a function of the times is trained to weight the loss.
-      anchor: whether there are embeddings of masked positions besides the table.
-      self_conditioning: whether an estimate of the clean text is added to the state.
+      weighting: whether a function of the times is trained to weight the loss; the objective
+        decides it.
+      anchor: whether there are embeddings of masked positions besides the table; the objective
+        decides it.
     """
 
-    cond_dim: int = dataclasses.field(kw_only=True)
-    two_time: bool = dataclasses.field(kw_only=True)
-    position_table: bool = False
+    cond_dim: int = setting(128, "width of the time embedding", range="[1, inf)")
+    two_time: bool = setting(False, "whether a second time is embedded, as flow maps need")
+    position_table: bool = setting(
+        False,
+        "whether a learned vector of each position is added to the state, besides rotary positions",
+    )
+    posterior_input: bool = setting(
+        False,
+        "whether the posterior of each token given its own state, in closed form, enters in place "
+        "of the state; for flows over one-hot tokens",
+    )
+    self_conditioning: bool = setting(
+        False, "whether the network's own estimate of the clean text is added to the state"
+    )
     weighting: bool = False
     anchor: bool = False
-    self_conditioning: bool = False
 
 
 class _LogLoss(nnx.Module):
@@ -126,13 +135,13 @@ class _Trunk(nnx.Module):
         if cfg.self_conditioning:
             self.estimate = nnx.Linear(dim, dim, use_bias=False, kernel_init=zeros, rngs=rngs)
         if cfg.position_table:
-            rows = 0.02 * jax.random.normal(rngs.params(), (cfg.max_length, dim))
+            rows = 0.02 * jax.random.normal(rngs.params(), (cfg.length, dim))
             self.positions = nnx.Param(rows)
         if cfg.anchor:
             # One for each position, equal at first: with rotary positions alone a state that is
             # masked throughout looks the same from every position, and so would be its tokens.
             anchor = jax.random.uniform(rngs.params(), (1, dim), minval=-bound, maxval=bound)
-            self.anchor = nnx.Param(jnp.tile(anchor, (cfg.max_length, 1)))
+            self.anchor = nnx.Param(jnp.tile(anchor, (cfg.length, 1)))
 
 
 def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:

@@ -19,7 +19,8 @@ from flax import nnx
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config, Key, Params, Times
+from flm_jax.core.settings import setting
+from flm_jax.core.types import Key, Params, Times
 from flm_jax.models import lora
 from flm_jax.models.attention import (
     AttentionPlan,
@@ -32,6 +33,7 @@ from flm_jax.models.layers import TimeEmbedding, dropout, modulate, modulation, 
 from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig, check_experts
 from flm_jax.models.transformer import (
+    DTYPES,
     TransformerConfig,
     as_network,
     attention_operations,
@@ -45,34 +47,39 @@ _NEVER = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(TransformerConfig):
-    """Sizes of the network; see flm_jax/config/schema.py for units and choices.
+    """Sizes of the network.
 
     Attributes:
-      kv_heads: heads of keys and values; 0 for as many as queries have.
-      rope_base: base of rotary frequencies; rope_condense: what positions are divided by.
-      mask_id: row of the table that masked positions show, which is never predicted; -1 for an
-        embedding of its own besides the table.
-      param_dtype: of all but adapters and routers, which are float32.
-      mlp_hidden: hidden width of the MLP; 0 for mlp_ratio * dim.
-      norm_eps: of all norms, within the root.
-      qk_norm: whether queries and keys have an RMSNorm over each head, before rotation.
-      rotary_share: part of each head that is rotated, from its first feature.
-      block_length: positions see their own block of this length and those before; 0 sees all.
-      experts: the mixture that all but the first blocks have, or None.
+      adapters: sizes of its adapters, or None; config.adapters decides it.
     """
 
-    kv_heads: int = 0
-    rope_base: float = 10_000.0
-    rope_condense: float = 1.0
-    mask_id: int = -1
-    param_dtype: str = "float32"
+    kv_heads: int = setting(
+        0, "heads of keys and values; 0 for as many as queries have", range="[0, inf)"
+    )
+    rope_base: float = setting(10_000.0, "base of the rotary frequencies", range="(0, inf)")
+    rope_condense: float = setting(1.0, "divisor of positions before rotation", range="(0, inf)")
+    mask_id: int = setting(
+        -1,
+        "token of masked positions; -1 for an embedding besides the vocabulary",
+        range="[-1, inf)",
+    )
+    param_dtype: str = setting(
+        "float32", "type of all parameters but adapters and routers", choices=DTYPES
+    )
+    mlp_hidden: int = setting(0, "hidden width of the MLP; 0 for mlp_ratio * dim", range="[0, inf)")
+    norm_eps: float = setting(1e-5, "constant within the root of all norms", range="(0, inf)")
+    qk_norm: bool = setting(False, "whether each head's queries and keys are normalised")
+    rotary_share: float = setting(1.0, "fraction of each head that is rotated", range="(0, 1]")
+    block_length: int = setting(
+        0,
+        "block length; a position sees its own block and those before, with 0 all positions",
+        unit="tokens",
+        range="[0, inf)",
+    )
+    experts: ExpertsConfig = setting(
+        ExpertsConfig(), "mixture of experts in all but the first blocks, as LLaDA2.0 has"
+    )
     adapters: AdapterConfig | None = None
-    mlp_hidden: int = 0
-    norm_eps: float = 1e-5
-    qk_norm: bool = False
-    rotary_share: float = 1.0
-    block_length: int = 0
-    experts: ExpertsConfig | None = None
 
     @property
     def groups(self) -> int:
@@ -117,7 +124,7 @@ class _Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
-        self.cfg, self.plan, self.mixed = cfg, plan, experts is not None
+        self.cfg, self.plan, self.mixed = cfg, plan, bool(experts)
         self.norm1 = rms_norm(cfg.dim, rngs, param_dtype, cfg.norm_eps)
         self.norm2 = rms_norm(cfg.dim, rngs, param_dtype, cfg.norm_eps)
         if cfg.qk_norm:
@@ -345,22 +352,16 @@ def _readout(cfg: LlamaConfig, params: Params) -> tuple[jax.Array, jax.Array]:
 
 def _anchor(cfg: LlamaConfig, params: Params) -> jax.Array:
     row = params["anchor"] if cfg.mask_id < 0 else params["table"][cfg.mask_id][None]
-    return jnp.broadcast_to(row.astype(jnp.float32), (cfg.max_length, cfg.dim))
+    return jnp.broadcast_to(row.astype(jnp.float32), (cfg.length, cfg.dim))
 
 
-def block_operations(model: Config) -> int:
-    """Least operations of a token in the blocks, the router's included; LoRA counts nothing.
-
-    Args:
-      model: config.model.
-    """
-    dim, depth, llama = model["dim"], model["depth"], model["llama"]
-    hidden = llama.get("mlp_hidden", 0) or model["mlp_ratio"] * dim
-    narrow = dim * (llama["kv_heads"] or model["heads"]) // model["heads"]
-    weights, experts = depth * 2 * dim * (dim + narrow), llama.get("experts", {"number": 0})
-    dense = experts["dense_blocks"] if experts["number"] else depth
-    weights += dense * 3 * dim * hidden
-    if experts["number"]:
-        active = (experts["shared"] + experts["active"]) * experts["hidden"]
-        weights += (depth - dense) * (3 * dim * active + dim * experts["number"])
-    return 2 * weights + attention_operations(model)
+def block_operations(cfg: LlamaConfig) -> int:
+    """Least operations of a token in the blocks, the router's included; LoRA counts nothing."""
+    narrow, experts = cfg.groups * cfg.head_dim, cfg.experts
+    weights = cfg.depth * 2 * cfg.dim * (cfg.dim + narrow)
+    dense = experts.dense_blocks if experts else cfg.depth
+    weights += dense * 3 * cfg.dim * cfg.hidden
+    if experts:
+        active = (experts.shared + experts.active) * experts.hidden
+        weights += (cfg.depth - dense) * cfg.dim * (3 * active + experts.number)
+    return 2 * weights + attention_operations(cfg)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.models.layers import dropout
 
@@ -23,32 +23,20 @@ NAMES = ("time", "modulation", "lora")
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Sizes of adapters.
+    """Adapters of a frozen network: low-rank updates and time conditioning."""
 
-    Attributes:
-      rank, alpha: of LoRA on attention and MLP, whose scale is alpha / rank.
-      head_rank, head_alpha: of LoRA on the head.
-      dropout: rate on the input of LoRA in the blocks; the head has none.
-      cond_dim: hidden width of the time embedding.
-    """
-
-    rank: int
-    alpha: float
-    head_rank: int
-    head_alpha: float
-    dropout: float
-    cond_dim: int
-
-    def __post_init__(self):
-        for name in ("rank", "head_rank", "cond_dim"):
-            require(
-                getattr(self, name) >= 1,
-                f"config.adapters.{name} must be at least 1, got {getattr(self, name)}.",
-            )
-        require(
-            0.0 <= self.dropout < 1.0,
-            f"config.adapters.dropout is {self.dropout}, not in [0, 1).",
-        )
+    rank: int = setting(256, "rank of LoRA on attention and MLP", range="[1, inf)")
+    alpha: float = setting(512.0, "scale of that LoRA times its rank")
+    head_rank: int = setting(256, "rank of LoRA on the output head", range="[1, inf)")
+    head_alpha: float = setting(256.0, "scale of that LoRA times its rank")
+    dropout: float = setting(
+        0.05, "dropout rate on the input of LoRA in the blocks; the head has none", range="[0, 1)"
+    )
+    cond_dim: int = setting(512, "hidden width of the time embedding", range="[1, inf)")
+    base: str = setting("", "workdir of the masked diffusion model to adapt; empty for no adapters")
+    start: str = setting(
+        "", "workdir whose averaged adapters training starts from; empty for fresh ones"
+    )
 
 
 class LowRank(nnx.Module):

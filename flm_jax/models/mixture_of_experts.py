@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
 
 # Rows that are multiplied by one expert's matrices at a time.
 _LEAST_TILE, _MOST_TILE = 8, 128
@@ -28,24 +29,21 @@ _LEAST_TILE, _MOST_TILE = 8, 128
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """Sizes of a mixture of experts; see flm_jax/config/schema.py for units and choices.
+    """Sizes of a mixture of experts; one of no experts counts as false."""
 
-    Attributes:
-      number: routed experts E; active: of them for each token.
-      hidden: width inside each expert; shared: experts that every token has, at least 1.
-      groups: of experts; active_groups: those that a token may choose from.
-      scale: what the normalised weights are multiplied by.
-      dense_blocks: first blocks that have a plain MLP instead.
-    """
+    number: int = setting(
+        0, "routed experts of a block; 0 for a plain MLP instead", range="[0, inf)"
+    )
+    active: int = setting(8, "routed experts of each token", range="[1, inf)")
+    hidden: int = setting(512, "hidden width of each expert", range="[1, inf)")
+    shared: int = setting(1, "experts that every token has", range="[1, inf)")
+    groups: int = setting(1, "equal groups of routed experts", range="[1, inf)")
+    active_groups: int = setting(1, "groups that a token may choose from", range="[1, inf)")
+    scale: float = setting(1.0, "factor of the weights, which add up to 1 before", range="(0, inf)")
+    dense_blocks: int = setting(1, "first blocks that have a plain MLP", range="[0, inf)")
 
-    number: int
-    active: int
-    hidden: int
-    shared: int
-    groups: int
-    active_groups: int
-    scale: float
-    dense_blocks: int
+    def __bool__(self) -> bool:
+        return self.number > 0
 
     @property
     def shared_hidden(self) -> int:
@@ -59,7 +57,7 @@ def check_experts(cfg: ExpertsConfig, depth: int) -> None:
     Raises:
       UserError: groups that do not divide, too few experts or groups to choose from, blocks.
     """
-    where = "config.model.llama.experts"
+    where = "config.model.experts"
     require(
         cfg.groups >= 1 and cfg.number % cfg.groups == 0 and cfg.number >= 2 * cfg.groups,
         f"{where}: {cfg.number} experts do not make {cfg.groups} groups of two or more; set "

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flm_jax.core.errors import require
+from flm_jax.core.settings import check_values, setting
 from flm_jax.core.types import Key, Params
 from flm_jax.models.functional import pure
 
@@ -32,24 +33,23 @@ _EDGE = 1e-5  # draws are kept so far from 0 and 1, where densities may be infin
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Sizes and ranges of a policy.
+    """Sizes and ranges of a policy; the mean m of its start must fit, see below."""
 
-    Attributes:
-      hidden: width of the MLP.
-      least_step, most_step: a_min and a_max.
-      least_concentration, most_concentration: k_min and k_max.
-      start: a of a fresh policy at u = m, for whatever token; its mean m must fit, see below.
-    """
-
-    hidden: int = 64
-    least_step: float = 1 / 256
-    most_step: float = 1.0
-    least_concentration: float = 2.0
-    most_concentration: float = 50.0
-    start: float = 0.5
+    hidden: int = setting(64, "hidden width of the MLP", range="[1, inf)")
+    least_step: float = setting(1 / 256, "smallest step size a", range="(0, 1]")
+    most_step: float = setting(1.0, "largest step size a", range="(0, 1]")
+    least_concentration: float = setting(
+        2.0, "smallest concentration of the Beta law", range="(0, inf)"
+    )
+    most_concentration: float = setting(
+        50.0, "largest concentration of the Beta law", range="(0, inf)"
+    )
+    start: float = setting(
+        0.5, "step size of a fresh policy at the mean of its law", range="(0, 1]"
+    )
 
     def __post_init__(self):
-        require(self.hidden >= 1, f"config.policy.hidden is {self.hidden}; expected at least 1.")
+        check_values(self, "config.policy")
         require(
             0.0 < self.least_step < self.most_step <= 1.0 and self.spread <= 16.0,
             f"config.policy has least_step {self.least_step}, most_step {self.most_step}; expected "

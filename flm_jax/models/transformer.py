@@ -7,31 +7,59 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flm_jax.core.errors import one_of
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config, Key, Params
-from flm_jax.models.attention import AttentionPlan, check_attention
+from flm_jax.core.settings import check_values, setting
+from flm_jax.core.types import Key, Params
+from flm_jax.models.attention import KINDS, AttentionPlan, check_attention
 from flm_jax.models.layers import REMAT
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a transformer; see flm_jax/config/schema.py for units and choices."""
+    """Sizes of a transformer, and how it is computed."""
 
-    vocab_size: int
-    max_length: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_ratio: int
-    dropout: float
-    attention_softcap: float
-    logit_softcap: float
-    dtype: str
-    remat: str
-    scan_blocks: bool
-    loss_tile: int = 0
-    attention: str = "xla"
+    vocab_size: int = setting(
+        0,
+        "vocabulary size V; 0 takes that of the data's tokenizer",
+        unit="tokens",
+        range="[0, inf)",
+    )
+    length: int = setting(64, "sequence length L", unit="tokens", range="[1, inf)")
+    dim: int = setting(128, "width D", range="[1, inf)")
+    depth: int = setting(2, "number of blocks", range="[1, inf)")
+    heads: int = setting(4, "attention heads; dim / heads must be even", range="[1, inf)")
+    mlp_ratio: int = setting(4, "hidden width of the MLP over the width", range="[1, inf)")
+    dropout: float = setting(0.0, "dropout rate on both branches of a block", range="[0, 1)")
+    attention_softcap: float = setting(50.0, "soft cap of attention scores; 0 for none")
+    logit_softcap: float = setting(30.0, "soft cap of output logits; 0 for none")
+    dtype: str = setting(
+        "float32", "type of the computation; parameters stay float32", choices=DTYPES
+    )
+    remat: str = setting(
+        "none", "rematerialisation: of nothing, of all but matrix products, or full", choices=REMAT
+    )
+    scan_blocks: bool = setting(
+        False, "whether one compiled block is scanned over; else the blocks are unrolled"
+    )
+    loss_tile: int = setting(
+        0,
+        "positions per tile of the losses over the vocabulary; 0 for all at once",
+        range="[0, inf)",
+    )
+    attention: str = setting(
+        "xla",
+        "attention kernel; splash runs on TPUs, cudnn on GPUs without a soft cap",
+        choices=KINDS,
+    )
+
+    def __post_init__(self):
+        require(
+            self.dim % self.heads == 0 and (self.dim // self.heads) % 2 == 0,
+            f"config.model.dim {self.dim} over {self.heads} heads must give an even head size.",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -39,7 +67,7 @@ class TransformerConfig:
 
 
 def check_transformer(cfg: TransformerConfig, plan: AttentionPlan, block: int = 0) -> None:
-    """Refuses an unknown remat policy, and attention that cannot run here.
+    """Refuses sizes out of their range, and attention that cannot run here.
 
     Args:
       cfg: sizes.
@@ -47,12 +75,12 @@ def check_transformer(cfg: TransformerConfig, plan: AttentionPlan, block: int = 
       block: positions see their own block of this length and those before; 0 sees all.
 
     Raises:
-      UserError: either of the two.
+      UserError: a size that its setting refuses; a kernel that lacks this platform, length, head size, type or soft cap.
     """
-    one_of("remat policy", cfg.remat, REMAT)
+    check_values(cfg, "config.model")
     check_attention(
         plan,
-        length=cfg.max_length,
+        length=cfg.length,
         heads=cfg.heads,
         head_dim=cfg.head_dim,
         softcap=cfg.attention_softcap,
@@ -106,26 +134,23 @@ def as_network(
         "table": lambda params: params["table"].astype(jnp.float32),
         "vocab_size": cfg.vocab_size,
         "dim": cfg.dim,
-        "max_length": cfg.max_length,
+        "max_length": cfg.length,
         "logit_softcap": cfg.logit_softcap,
         "loss_tile": cfg.loss_tile,
     }
     return Network(init=init, features=features, **(fields | more))
 
 
-def attention_operations(model: Config) -> int:
+def attention_operations(cfg: TransformerConfig) -> int:
     """Operations of a token in attention's two products, over all blocks: 4 L D each."""
-    return 4 * model["length"] * model["dim"] * model["depth"]
+    return 4 * cfg.length * cfg.dim * cfg.depth
 
 
-def block_operations(model: Config) -> int:
+def block_operations(cfg: TransformerConfig) -> int:
     """Least operations of a token in the blocks of a DiT or a causal transformer.
 
     2 for each weight of the matrices, and attention's products; time embeddings and adaLN count
     nothing.
-
-    Args:
-      model: config.model.
     """
-    weights = model["depth"] * (4 + 2 * model["mlp_ratio"]) * model["dim"] ** 2
-    return 2 * weights + attention_operations(model)
+    weights = cfg.depth * (4 + 2 * cfg.mlp_ratio) * cfg.dim**2
+    return 2 * weights + attention_operations(cfg)

@@ -47,10 +47,9 @@ def peak_mib() -> float:
 
 
 def _config(case: Case, settings: dict) -> dict:
-    config = base_config()
-    config.model.two_time = OBJECTIVES[case.objective].two_time
     # A variant's "route", as config.model has a "name" of its own.
-    config.objective.name = settings.get("route", case.objective)
+    config = base_config(objective=settings.get("route", case.objective))
+    config.model.two_time = OBJECTIVES[case.objective].two_time
     config.train.batch = case.sizes["batch"]
     for key, value in ({"noise": "projected"} | case.sizes | settings).items():
         for group in (config.model, config.mesh, config.objective):

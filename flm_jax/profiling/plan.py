@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flm_jax.build.adapters import whole_params
 from flm_jax.build.families.registry import family
 from flm_jax.build.model import abstract_params, make_network, network_kind
+from flm_jax.config.schema import defaults, settings
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config
 from flm_jax.distributed import sharding
@@ -50,13 +51,16 @@ def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
 def _abstract_teacher(config: Config, mesh: Mesh):
     """A teacher of the student's sizes, or the base of adapters: shapes alone, or None."""
     if config["adapters"]["base"]:
-        objective = config["objective"] | {"name": "masked"}
+        objective = defaults("objective", "masked_diffusion")
         plain = {"objective": objective, "adapters": config["adapters"] | {"base": ""}}
         net = make_network(config | plain, mesh)
         return net, abstract_params(net, mesh)
-    if not config["objective"]["teacher"]:
+    if not config["objective"].get("teacher"):
         return None
-    net = make_network(config | {"model": config["model"] | {"two_time": False}}, mesh)
+    model = config["model"]
+    if "two_time" in model:
+        model = model | {"two_time": False}
+    net = make_network(config | {"model": model}, mesh)
     return net, abstract_params(net, mesh)
 
 
@@ -103,9 +107,9 @@ def forward_minimum(config: Config, rows: int) -> int:
     Those of the blocks the network states (`build.model.MODELS`); the head takes 2 for each of its
     weights and each token. Embedding look-ups count nothing.
     """
-    model = config["model"]
-    token = network_kind(config).operations(model) + 2 * model["dim"] * model["vocab_size"]
-    return rows * model["length"] * token
+    cfg = settings(config, "model")
+    token = network_kind(config).operations(cfg) + 2 * cfg.dim * cfg.vocab_size
+    return rows * cfg.length * token
 
 
 def train_minimum(config: Config) -> int:

@@ -17,11 +17,11 @@ from etils import epath
 
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
+from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import Stopped, UserError
 from flm_jax.core.types import Metrics, Params
 from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
 from flm_jax.training.logs import MetricsLog, Speed, duration
-from flm_jax.training.settings import TrainConfig
 from flm_jax.training.watchdog import Watchdog
 
 _AHEAD = 2  # steps under way before the oldest is waited for
@@ -43,6 +43,7 @@ class Run(NamedTuple):
       meta: saved with every checkpoint.
       note: (step, state) -> None, after each evaluation.
       shown: name of a metric -> whether progress lines show it.
+      rows: sequences of a step, over all devices.
     """
 
     state: TrainState
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     meta: dict[str, Any]
     note: Callable[[int, TrainState], None] = lambda step, state: None
     shown: Callable[[str], bool] = lambda name: name.endswith("_token")
+    rows: int = 1
 
 
 class StopSignal:
@@ -113,7 +115,7 @@ class Loop:
       checkpoints: of the run.
     """
 
-    def __init__(self, run: Run, cfg: TrainConfig, workdir, checkpoints: Checkpoints):
+    def __init__(self, run: Run, cfg: LoopConfig, workdir, checkpoints: Checkpoints):
         if warning := clock_skew():
             print(warning, file=sys.stderr, flush=True)
         self._run, self._cfg, self.state = run, cfg, run.state
@@ -121,7 +123,7 @@ class Loop:
         self._checkpoints = checkpoints
         self._first = int(run.state.step)
         self._log = MetricsLog(workdir, self._first) if jax.process_index() == 0 else None
-        self._speed = Speed(self._first, cfg.steps, cfg.batch * run.meta["length"])
+        self._speed = Speed(self._first, cfg.steps, run.rows * run.meta["length"])
         self._under_way: collections.deque[_Step] = collections.deque()
         # One process stops by its own signal at once; several agree on a step.
         self._vote = StopVote() if jax.process_count() > 1 else None

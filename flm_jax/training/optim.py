@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from flm_jax.config.schema import settings
+from flm_jax.config.training import OptimConfig
 from flm_jax.core.types import Config, Params
-from flm_jax.training.settings import OptimConfig, optim_config
 
 _BLOCKS = ("blocks", "dense_blocks")
 _ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
@@ -37,7 +38,7 @@ def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> s
       updates: of the optimizer, in a step.
     """
     old, new = (cfg["train"]["steps"] for cfg in (saved, config))
-    cfg = optim_config(config)
+    cfg = settings(config, "optim")
     before, after = (float(learning_rate(cfg, n * updates)(step * updates)) for n in (old, new))
     if abs(after - before) <= 1e-6 * cfg.lr:
         return ""

@@ -23,8 +23,11 @@ from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.state import TrainState, new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.config.schema import settings
+from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config, Key, Params
 from flm_jax.data.tasks.base import Task
 from flm_jax.distributed import sharding
@@ -37,7 +40,6 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given
 from flm_jax.training.loop import Loop, Run
 from flm_jax.training.optim import make_optimizer, rate_change
-from flm_jax.training.settings import TrainConfig, mesh_config, optim_config
 from flm_jax.training.step import make_train_step, step_key
 from flm_jax.training.task_rewards import Reward, check_reward, make_reward
 
@@ -107,7 +109,7 @@ class PolicyStep:
     def __init__(self, config: Config, model: Model, reward: Reward, mesh: Mesh, state: TrainState):
         self._config, self._model, self._reward, self._mesh = config, model, reward, mesh
         self._made = step_policy.policy(step_policy_config(config))
-        optim, seed = optim_config(config), config["seed"]
+        optim, seed = settings(config, "optim"), config["seed"]
         step = make_train_step(
             policy_objective(config, self._made),
             _optimizer(config),
@@ -177,7 +179,7 @@ def _answers(config: Config) -> int:
 
 
 def _optimizer(config: Config):
-    return make_optimizer(optim_config(config), config["train"]["steps"] * config["epochs"])
+    return make_optimizer(settings(config, "optim"), config["train"]["steps"] * config["epochs"])
 
 
 class SolvedPrompts(NamedTuple):
@@ -241,16 +243,11 @@ class PromptBatches:
 
 def check_policy_config(config: Config) -> None:
     """Refuses impossible values, before any work."""
-    for name in ("prompts", "prompt_batch", "epochs"):
-        require(config[name] >= 1, f"config.{name} is {config[name]}; expected at least 1.")
-    require(config["group"] >= 2, f"config.group is {config['group']}; expected at least 2.")
     calls = config["calls"]
     require(
         bool(calls) and all(type(n) is int and n >= 1 for n in calls),
         f"config.calls is {calls}; expected numbers from 1, such as (2, 4).",
     )
-    require(config["clip"] > 0.0, f"config.clip is {config['clip']}; expected more than 0.")
-    require(config["completion"] >= 0.0, f"config.completion is {config['completion']}; not >= 0.")
     check_reward(config["reward"])
     require(bool(config["model"]), "config.model is ''; expected the workdir of a masked model.")
     step_policy_config(config)
@@ -297,7 +294,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
     saved = _check_workdir(workdir, config)
-    mesh = sharding.make_mesh(mesh_config(config))
+    mesh = sharding.make_mesh(settings(config, "mesh"))
     _check_mesh(config, mesh)
     model = load_model(config["model"], mesh)
     # Rollouts are small, and their rows need not divide over the devices of a tiled loss.
@@ -305,7 +302,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
     require(
         family(model.config).takes_step_policy,
         f"config.model {config['model']} is a model of objective {objective_name(model.config)}; "
-        "expected masked diffusion (masked, or better alignment).",
+        "expected masked diffusion (masked_diffusion, or better alignment).",
     )
     task = task_problems.task_of(model)
     reward = make_reward(config["reward"], task)
@@ -316,7 +313,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
     made = step_policy.policy(step_policy_config(config))
     fresh = lambda: new_state(made.init(jax.random.key(config["seed"])), _optimizer(config))
     state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
-    cfg = TrainConfig(**config["train"], batch=_answers(config), microbatches=1)
+    cfg = read_settings(LoopConfig, config["train"], "config.train")
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     found = checkpoints.restore(state)
     if found:
@@ -324,15 +321,18 @@ def train_policy_run(config: Config, workdir: str) -> int:
         moved = rate_change(saved or config, config, int(state.step), config["epochs"])
         if moved and jax.process_index() == 0:
             print(moved, file=sys.stderr, flush=True)
-    rows = sharding.local_rows(mesh, cfg.batch)
+    rows = sharding.local_rows(mesh, _answers(config))
     run = Run(
         state=state,
         train_step=PolicyStep(config, model, reward, mesh, state),
         frozen=model.params,
         batches=PromptBatches(prompts, config, rows, int(state.step)),
-        to_global=functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch),
+        to_global=functools.partial(
+            sharding.global_batch, mesh=mesh, rows=rows, total=_answers(config)
+        ),
         evaluate=None,
         eval_every=0,
+        rows=_answers(config),
         meta={"length": model.net.max_length, "tokenizer": model.tokenizer.fingerprint},
         shown=lambda name: name != "train/skipped_in_a_row",
     )

@@ -12,13 +12,14 @@ from flm_jax.build.families.registry import family, make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import TrainState, new_state
+from flm_jax.config.schema import settings
+from flm_jax.config.training import TrainConfig
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import Clock
 from flm_jax.training.optim import make_optimizer
-from flm_jax.training.settings import TrainConfig, optim_config, train_config
 from flm_jax.training.step import make_train_step
 
 
@@ -57,7 +58,7 @@ def assemble(
     Raises:
       UserError: a value, or a combination of values, that cannot be trained.
     """
-    cfg, optim = train_config(config), optim_config(config)
+    cfg, optim = settings(config, "train"), settings(config, "optim")
     net = make_network(config, mesh)
     _check_batch(cfg, mesh)
     clock = make_clock(config, net.vocab_size)

@@ -17,9 +17,11 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
+from flm_jax.build.data import open_data
 from flm_jax.build.load import load_model
 from flm_jax.checkpoints.state import new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import check_folder, expanded
@@ -31,7 +33,6 @@ from flm_jax.inference.text_reward import SETTINGS, WEIGHTS, checked_pattern, ma
 from flm_jax.losses.base import Objective
 from flm_jax.models.text_classifier import Classifier, ClassifierConfig, classifier
 from flm_jax.training.loop import Loop, Run
-from flm_jax.training.settings import TrainConfig
 from flm_jax.training.step import make_train_step
 
 _HELD_OUT = 2048  # texts that the trained classifier is checked with
@@ -96,7 +97,7 @@ def train_text_reward(
     out = expanded(out)
     check_folder(out, "--out")
     model = load_model(workdir)
-    data, tokenizer = loading.open_data(model.config), model.tokenizer
+    data, tokenizer = open_data(model.config), model.tokenizer
     held_out = np.stack([data.valid[i]["tokens"] for i in range(min(_HELD_OUT, len(data.valid)))])
     right = matches(held_out, tokenizer, pattern)
     share = float(right.mean())
@@ -109,10 +110,8 @@ def train_text_reward(
     _begin(out, {"reward": settings})
     sizes = ClassifierConfig(model.net.vocab_size, model.net.max_length)
     made, mesh = classifier(sizes), _mesh(batch)
-    loop_settings = TrainConfig(
+    loop_settings = LoopConfig(
         steps=steps,
-        batch=batch,
-        microbatches=1,
         log_every=_LOG_EVERY,
         checkpoint_every=_CHECKPOINT_EVERY,
         keep_checkpoints=1,
@@ -191,6 +190,7 @@ def _run(
         to_global=labelled,
         evaluate=None,
         eval_every=0,
+        rows=batch,
         meta={"length": data.valid[0]["tokens"].shape[0], "tokenizer": tokenizer.fingerprint},
         shown=lambda name: name.endswith("_text"),
     )

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from flm_jax.checkpoints.state import TrainState
-from flm_jax.core.types import Key, Metrics
+from flm_jax.core.types import Key, Metrics, Tracker
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Frozen, Objective, Tracker
+from flm_jax.losses.base import Frozen, Objective
 from flm_jax.training.optim import update_ema
 
 

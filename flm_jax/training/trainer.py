@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from etils import epath
 
 from flm_jax.build.adapters import starting_adapters, whole_params
+from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families import x_prediction
-from flm_jax.build.families.registry import family
+from flm_jax.build.families.registry import family, teacher_folder
 from flm_jax.build.load import (
     check_adapted_tokenizer,
     check_teacher,
@@ -18,8 +19,10 @@ from flm_jax.build.load import (
     resolve_adapted,
 )
 from flm_jax.checkpoints.state import TrainState
-from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.checkpoints.workdir import Checkpoints, write_config
 from flm_jax.config.check import check_resumable
+from flm_jax.config.schema import settings
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.network import Network
 from flm_jax.core.paths import check_folder, expanded
@@ -33,7 +36,6 @@ from flm_jax.training.loop import Loop, Run
 from flm_jax.training.optim import rate_change
 from flm_jax.training.program import assemble
 from flm_jax.training.schedule_log import schedule_recorder
-from flm_jax.training.settings import mesh_config
 
 
 def train_run(config: dict[str, Any], workdir: str) -> int:
@@ -49,17 +51,17 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
-    data = loading.open_data(config)
+    data = open_data(config)
     base = config["adapters"]["base"]
     if base:
         config = resolve_adapted(config, read_config(base), data.tokenizer)
-    config = loading.resolve_vocabulary(config, data.tokenizer)
-    mesh = sharding.make_mesh(mesh_config(config))
+    config = resolve_vocabulary(config, data.tokenizer)
+    mesh = sharding.make_mesh(settings(config, "mesh"))
     saved = _check_workdir(workdir, config, data.tokenizer)
     teacher = None
-    if config["objective"]["teacher"] or base:
+    if teacher_folder(config) or base:
         attention = config["model"]["attention"]
-        teacher = load_model(base or config["objective"]["teacher"], mesh, attention)
+        teacher = load_model(base or teacher_folder(config), mesh, attention)
         if base:
             check_adapted_tokenizer(config, data.tokenizer, teacher.tokenizer)
         else:
@@ -106,6 +108,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         to_global=to_global,
         evaluate=lambda params: evaluate(whole_params(config, params, frozen)),
         eval_every=config["eval"]["every"],
+        rows=cfg.batch,
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
     )
     if state.tracked is not None:

@@ -9,7 +9,7 @@ from flm_jax.build.adapters import exported_tensors
 from flm_jax.build.load import load_model
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose, settings
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.inference import engine, task_problems
@@ -17,13 +17,13 @@ from flm_jax.models.lora import split
 from flm_jax.profiling import flops, plan
 from flm_jax.training import trainer
 from flm_jax.training.schedule_log import read_schedule
-from flm_jax.training.settings import mesh_config
 from flm_jax.training.trainer import train_run
+from helpers.runs import changed
 
 
 def tiny(**values):
     config = base_config()
-    config.model.name, config.objective.name = "llama", "masked"
+    choose(config, model="llama", objective="masked_diffusion")
     config.data.task, config.data.task_size = "phrases2", 4096
     config.model.length, config.model.dim, config.model.depth = 2, 32, 1
     config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
@@ -32,9 +32,9 @@ def tiny(**values):
     config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
     config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
     config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
-    config.bridge.refit_every = 8
-    config.update_from_flattened_dict(values)
-    return config
+    if values.get("objective.name") == "masked_flow":
+        values = {"objective.gamma.refit_every": 8} | values
+    return changed(config, values)
 
 
 def run(config, workdir):
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
 
 
 def adapt(base, **values):
-    more = {"adapters.base": str(base), "objective.name": "masked_bridge", "train.steps": 24}
+    more = {"adapters.base": str(base), "objective.name": "masked_flow", "train.steps": 24}
     return tiny(**(more | {"train.checkpoint_every": 12} | values))
 
 
@@ -112,7 +112,7 @@ def test_plans_count_what_runs(steps):
     """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
     config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
     config = plan.resolve(check(config), vocab_size=256, batch=8)
-    mesh = sharding.make_mesh(mesh_config(config))
+    mesh = sharding.make_mesh(settings(config, "mesh"))
     job = plan.sample_job(config, mesh, steps) if steps else plan.train_job(config, mesh)
     assert 1.0 <= flops.total_flops(flops.trace(job.program, *job.args)) / job.minimum_flops < 2.0
 
@@ -120,11 +120,11 @@ def test_plans_count_what_runs(steps):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"adapters.base": ""}, "by masked_bridge with config.adapters.base set"),
+        ({"adapters.base": ""}, "by masked_flow with config.adapters.base set"),
         ({"model.length": 3}, "phrases2 has sequences of 2 tokens"),
-        ({"bridge.learnt": "logistics"}, "did you mean 'logistic'"),
-        ({"bridge.uniform": 0.9}, "add up to more than 1"),
-        ({"adapters.rank": 0}, "config.adapters.rank must be at least 1"),
+        ({"objective.gamma.learnt": "logistics"}, "did you mean 'logistic'"),
+        ({"objective.gamma.uniform": 0.9}, "more than 1 together"),
+        ({"adapters.rank": 0}, "config.adapters.rank is 0"),
         ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
     ],
 )

@@ -14,7 +14,7 @@ from flm_jax.build.model import make_network
 from flm_jax.build.sampler import Options
 from flm_jax.checkpoints import workdir as checkpoints_workdir
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.self_generated import open_generated
 from flm_jax.denoiser.forward import denoise
@@ -22,12 +22,13 @@ from flm_jax.inference import self_generation, task_problems
 from flm_jax.models.lora import split
 from flm_jax.training.trainer import train_run
 from helpers.alignment import NET, TOKENS
+from helpers.runs import changed
 
 
 # Whole runs, on sums of one digit.
 def tiny(**values):
     config = base_config()
-    config.model.name, config.objective.name = "llama", "masked"
+    choose(config, model="llama", objective="masked_diffusion")
     config.data.task, config.data.task_size = "arithmetic1", 4096
     config.model.length, config.model.dim, config.model.depth = 6, 32, 1
     config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
@@ -36,8 +37,7 @@ def tiny(**values):
     config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
     config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
     config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
-    config.update_from_flattened_dict(values)
-    return config
+    return changed(config, values)
 
 
 def run(config, workdir):
@@ -133,7 +133,7 @@ def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):
     "values, message",
     [
         ({"objective.teacher": ""}, "goes on from a masked diffusion model"),
-        ({"alignment.inputs": "progres"}, "did you mean 'progress'"),
+        ({"objective.inputs": "progres"}, "did you mean 'progress'"),
         ({"model.dim": 64}, "teacher's sizes"),
         ({"data.task": "", "data.path": "elsewhere"}, "data.generated and config.data.path"),
         ({"data.generated": "nowhere"}, "holds no texts of a model"),

@@ -7,18 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flm_jax.build.families.registry import family, make_objective
+from flm_jax.build.data import open_data, resolve_vocabulary
+from flm_jax.build.families.registry import family, make_objective, teacher_folder
 from flm_jax.build.model import abstract_params, make_network
-from flm_jax.config.check import check
-from flm_jax.config.schema import policy_config
-from flm_jax.data import loading
+from flm_jax.config.check import check, check_policy
+from flm_jax.config.schema import settings
 from flm_jax.evaluation.compare import entries
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.models.lora import split
 from flm_jax.training.policy_trainer import check_policy_config
-from flm_jax.training.settings import optim_config, train_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 RUNNABLE = {path for path in FOLDER.glob("*/*.py") if path.stem != "recipe"}
@@ -47,11 +46,10 @@ def test_config_builds(path):
     config = check(module["get_config"]())
     experiment = path.parent.name
     config["model"]["vocab_size"] = VOCABULARY[experiment]
-    optim_config(config)
-    rows = train_config(config).batch
+    rows = settings(config, "train").batch
     net, clock = make_network(config), decoding_clock(VOCABULARY[experiment])
     params = abstract_params(net)
-    frozen = config["objective"]["teacher"] or config["adapters"]["base"]
+    frozen = teacher_folder(config) or config["adapters"]["base"]
     objective = make_objective(config, net, clock, net if frozen else None)
     tracker = family(config).tracker(config)
     tracked = tracker and tracker.fresh()
@@ -81,7 +79,7 @@ def test_config_builds(path):
 def test_policy_builds(path):
     module = runpy.run_path(str(path))
     assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
-    check_policy_config(check(module["get_config"](), policy_config))
+    check_policy_config(check_policy(module["get_config"]()))
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=name_of)
@@ -120,4 +118,4 @@ def _with_vocabulary(config, comparison):
     """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
     if size := comparison.get("prepare", {}).get("vocab_size"):
         return config | {"model": config["model"] | {"vocab_size": size}}
-    return loading.resolve_vocabulary(config, loading.open_data(config).tokenizer)
+    return resolve_vocabulary(config, open_data(config).tokenizer)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families.registry import family, make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.load import check_teacher, load_model
@@ -14,7 +15,6 @@ from flm_jax.build.model import abstract_params, make_network
 from flm_jax.build.sampler import Options
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
-from flm_jax.data import loading
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.inference import engine
 from flm_jax.metrics.likelihood import likelihood
@@ -31,7 +31,7 @@ def run(config, workdir):
 
 def refused(kind, **values):
     config = check(baseline_config(kind, **values))
-    config = loading.resolve_vocabulary(config, loading.open_data(config).tokenizer)
+    config = resolve_vocabulary(config, open_data(config).tokenizer)
     net = make_network(config)
     make_objective(config, net, None)
 
@@ -40,15 +40,15 @@ def refused(kind, **values):
     "kind, values, message",
     [
         ("autoregressive", {"model.name": "dit"}, "set config.model.name = 'causal'"),
-        ("masked", {"model.name": "causal"}, "needs a network that sees all positions"),
+        ("masked_diffusion", {"model.name": "causal"}, "needs a network that sees all positions"),
         ("denoising", {"model.name": "causal"}, "needs a network that sees all positions"),
         ("autoregressive", {"model.two_time": True}, "set config.model.two_time = False"),
-        ("masked", {"model.two_time": True}, "set config.model.two_time = False"),
+        ("masked_diffusion", {"model.two_time": True}, "set config.model.two_time = False"),
         ("masket", {}, "did you mean 'masked'"),
         ("autoregressive", {"model.name": "casual"}, "did you mean 'causal'"),
-        ("denoising", {"model.name": "llama"}, "a llama learns by objective masked"),
-        ("masked", {"model.name": "llama", "model.two_time": True}, "has one time"),
-        ("masked", {"adapters.base": "x"}, "only .llama. has adapters"),
+        ("denoising", {"model.name": "llama"}, "a llama learns by objective masked_diffusion"),
+        ("masked_diffusion", {"model.name": "llama", "model.two_time": True}, "has one time"),
+        ("masked_diffusion", {"adapters.base": "x"}, "only .llama. has adapters"),
     ],
 )
 def test_bad_configurations_are_refused(kind, values, message):
@@ -56,7 +56,7 @@ def test_bad_configurations_are_refused(kind, values, message):
         refused(kind, **values)
 
 
-@pytest.fixture(scope="module", params=["autoregressive", "masked"])
+@pytest.fixture(scope="module", params=["autoregressive", "masked_diffusion"])
 def trained(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     return run(baseline_config(request.param), workdir), workdir
@@ -66,7 +66,7 @@ def valid(model, steps, **options):
     options = Options(**options)
     given = nothing_given(2000, 2)
     drawn = engine.draw(model, given, steps=steps, num=2000, seed=0, options=options)
-    return loading.open_data(model.config).task.report(drawn.tokens), drawn
+    return open_data(model.config).task.report(drawn.tokens), drawn
 
 
 def test_trained_baselines_write_valid_phrases(trained):
@@ -95,7 +95,7 @@ def test_trained_baselines_write_valid_phrases(trained):
 def test_trained_likelihood_is_the_entropy_of_the_task(trained):
     """ln 2 in 2 tokens, within 2%."""
     model, _ = trained
-    kind, data = family(model.config), loading.open_data(model.config)
+    kind, data = family(model.config), open_data(model.config)
     row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
     tokens = np.stack([data.valid[i]["tokens"] for i in range(1024)])
     batch = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
@@ -182,7 +182,7 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
         ({"prediction": "noise"}, "unknown config.objective.prediction 'noise'"),
         ({"prediction": "denoiser", "form": "ce"}, "no distribution, so that there is no cross"),
         ({"prediction": "velocity"}, "set config.objective.noise = 'onehot'"),
-        ({"prediction": "denoiser", "name": "masked"}, "belongs to objective denoising"),
+        ({"prediction": "denoiser", "name": "masked_diffusion"}, "belongs to objective denoising"),
     ],
 )
 def test_impossible_ablations_are_refused(settings, message):

@@ -67,7 +67,7 @@ CONTINUED = {
         "masked_flow/small_adapt.py:bridge",
         SUM_TASK + " --config.data.task=arithmetic1 --config.adapters.rank=2"
         " --config.adapters.head_rank=2 --config.adapters.cond_dim=2"
-        " --config.bridge.refit_every=2 --config.optim.lr=0.002",
+        " --config.objective.gamma.refit_every=2 --config.optim.lr=0.002",
     ),
 }
 

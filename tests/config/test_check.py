@@ -1,8 +1,11 @@
 """Unknown, mistyped and missing keys, and what a run may be continued under."""
 
+import copy
+
 import pytest
 
 from flm_jax.config.check import check, check_resumable
+from flm_jax.config.upgrade import upgrade
 from flm_jax.core.errors import UserError
 from helpers.runs import baseline_config, tiny_config
 
@@ -28,8 +31,10 @@ def test_wrong_type_is_named():
 
 
 def test_a_run_older_than_a_key_continues_with_its_default():
-    saved, config = check(baseline_config("masked")), check(baseline_config("masked"))
+    config = check(baseline_config("masked_diffusion"))
+    saved = copy.deepcopy(config)
     del saved["objective"]["time_conditioning"]
+    saved = upgrade(saved)
     check_resumable(saved, config, "W")
     config["objective"]["time_conditioning"] = True
     with pytest.raises(UserError, match="time_conditioning: False -> True"):

@@ -7,6 +7,7 @@ import pytest
 
 from flm_jax.build.load import load_model
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError, check_seed
 from flm_jax.inference import engine
 from helpers.files import prepared_corpus
@@ -36,7 +37,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.steps", 0, "config.train.steps must be at least 1"),
+        ("train.steps", 0, r"config.train.steps is 0; expected a number in \[1, inf\)"),
         ("train.batch", 9, "config.train.batch 9 does not split"),
         ("model.heads", 3, "must give an even head size"),
         ("model.name", "dot", "did you mean 'dit'"),
@@ -45,7 +46,7 @@ def trained(tmp_path_factory):
         ("model.vocab_size", 3, "the data's tokenizer has 4 tokens"),
         ("objective.name", "semigrup", "did you mean 'semigroup'"),
         ("objective.noise", "one", "valid: onehot, projected"),
-        ("objective.teacher", "nowhere", "nowhere is no workdir"),
+        ("objective.teacher", "nowhere", "it is one of semigroup and lagrangian"),
         ("data.task", "phrases3", "did you mean 'phrases"),
         ("data.path", "x", "got config.data.path and config.data.task; set exactly one"),
         ("data.task", "", "got no data; set exactly one of config.data.path"),
@@ -55,8 +56,9 @@ def trained(tmp_path_factory):
 )
 def test_bad_values(tmp_path, key, value, message):
     config = tiny_config()
+    group, _, name = key.partition(".")
     with config.unlocked():
-        config.update_from_flattened_dict({key: value})
+        config[group][name] = value
     with pytest.raises(UserError, match=message):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -64,7 +66,7 @@ def test_bad_values(tmp_path, key, value, message):
 
 def test_flow_map_needs_a_second_time(tmp_path):
     config = tiny_config()
-    config.objective.name = "semigroup"
+    choose(config, objective="semigroup")
     with pytest.raises(UserError, match="config.model.two_time = True"):
         run(config, tmp_path / "run")
 
@@ -76,13 +78,15 @@ def test_missing_data(tmp_path):
 
 def test_a_teacher_with_another_tokenizer_or_size_is_refused(trained, tmp_path):
     config = tiny_config()
-    config.objective.name, config.model.two_time = "semigroup", True
+    choose(config, objective="semigroup")
+    config.model.two_time = True
     config.objective.teacher = str(trained)
     config.model.dim = 32
     with pytest.raises(UserError, match="dim: teacher 16, student 32"):
         run(config, tmp_path / "run")
     config = text_config(prepared_corpus(tmp_path, "characters"))
-    config.objective.name, config.model.two_time = "semigroup", True
+    choose(config, objective="semigroup")
+    config.model.two_time = True
     config.objective.teacher = str(trained)
     with pytest.raises(UserError, match="length: teacher 2, student 16"):
         run(config, tmp_path / "run")

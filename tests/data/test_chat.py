@@ -10,7 +10,7 @@ from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import ChatSource, Exchange, cropped, framed, open_chat, read_exchanges
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
@@ -102,7 +102,7 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     pairs = [{"prompt": f"{i}+1?", "response": str(i + 1) * (i % 60 + 1)} for i in range(60)]
     path = lines(tmp_path / "a.jsonl", *pairs)
     config = base_config()
-    config.model.name, config.objective.name = "llama", "masked"
+    choose(config, model="llama", objective="masked_diffusion")
     config.model.length, config.model.dim, config.model.depth, config.model.heads = 160, 16, 1, 2
     config.model.attention_softcap = config.model.logit_softcap = 0.0
     config.model.vocab_size = BYTES.vocab_size
@@ -114,7 +114,8 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
 
     config.data.chat, config.adapters.base = ((path, 1.0),), str(tmp_path / "base")
     config.adapters.rank = config.adapters.head_rank = 2
-    config.objective.name, config.bridge.learnt = "masked_bridge", "empirical"
+    choose(config, objective="masked_flow")
+    config.objective.gamma.learnt = "empirical"
     config.train.steps, config.train.batch, config.eval.sample_steps = 2, 8, 1
     config.eval.samples, config.eval.batches, config.mesh.data = 1, 1, 8
     assert train_run(check(config), str(tmp_path / "sft")) == 0

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from flm_jax.build.data import open_data
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
-from flm_jax.data import loading
 from helpers.files import prepared_corpus
 from helpers.runs import run, tiny_config
 
@@ -30,7 +30,7 @@ def _config(*pairs):
 
 def test_rows_come_in_proportion_to_the_weights(folders, tmp_path):
     config = _config((folders["a"], 3.0), (folders["b"], 1))
-    data = loading.open_data(check(config))
+    data = open_data(check(config))
     assert [weight for _, weight in data.train] == [3.0, 1.0]
     held_out = np.stack([data.valid[i]["tokens"] for i in range(len(data.valid))])
     texts = [data.tokenizer.decode(row) for row in held_out]

@@ -151,7 +151,10 @@ def test_a_configuration_chooses_it():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"objective__name": "masked"}, "flows over one-hot tokens, got objective masked"),
+        (
+            {"objective__name": "masked_diffusion"},
+            "flows over one-hot tokens, got objective masked_diffusion",
+        ),
         (
             {"model__name": "causal", "objective__name": "autoregressive"},
             "posterior_input is for 'dit' alone, got model.name 'causal'",

@@ -13,6 +13,7 @@ from flm_jax.build.families.registry import make_objective
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, logits, mixture_cross_entropy
@@ -210,7 +211,8 @@ def test_the_objective_asks_the_teacher_as_often_as_it_is_told():
     config = tiny_config()
     config.model.vocab_size, config.model.length, config.model.dim = VOCAB, LENGTH, TINY.dim
     config.train.batch, config.model.two_time = 8, True
-    config.objective.name, config.objective.teacher = "semigroup", "x"
+    choose(config, objective="semigroup")
+    config.objective.teacher = "x"
     losses = []
     for iterations in (1, 2):
         config.objective.iterations = iterations
@@ -227,7 +229,10 @@ def test_the_objective_asks_the_teacher_as_often_as_it_is_told():
     "changes, says",
     [
         ({"objective.name": "semigroup", "model.two_time": True}, "objective semigroup with two"),
-        ({"objective.name": "masked"}, "got objective masked with two_time = False"),
+        (
+            {"objective.name": "masked_diffusion"},
+            "got objective masked_diffusion with two_time = False",
+        ),
         ({"objective.form": "mse"}, "self_conditioning goes with cross entropy"),
         ({"train.batch": 3}, "expected an even train.batch / train.microbatches, got 3"),
         ({"model.name": "causal"}, "config.model.self_conditioning is for 'dit' alone"),

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.config.check import check
+from flm_jax.config.training import OptimConfig
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.distributed.sharding import MeshConfig, large_replicated, make_mesh, tree_shardings
@@ -19,7 +20,6 @@ from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.mixture_of_experts import ExpertsConfig
 from flm_jax.training.optim import make_optimizer
-from flm_jax.training.settings import OptimConfig
 from helpers.runs import baseline_config
 
 FSDP = MeshConfig(data=1, fsdp=4, tensor=2)
@@ -145,12 +145,12 @@ def test_large_replicated_arrays_are_named():
     assert large_replicated(jax.device_put(placed, tree_shardings(tree, alone)), 1) == []
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "masked"])
+@pytest.mark.parametrize("kind", ["autoregressive", "masked_diffusion"])
 def test_every_parameter_has_a_sharding_rule(kind):
     config = check(baseline_config(kind))
     config["model"]["vocab_size"] = 8
     params = abstract_params(
         make_network(config), sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     )
-    assert params["anchor"].shape == {"autoregressive": (32,), "masked": (2, 32)}[kind]
+    assert params["anchor"].shape == {"autoregressive": (32,), "masked_diffusion": (2, 32)}[kind]
     assert params["table"].sharding.spec == jax.sharding.PartitionSpec("tensor", "fsdp")

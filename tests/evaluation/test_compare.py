@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.evaluation import compare
 from flm_jax.evaluation.compare import compare_run
@@ -15,9 +16,10 @@ from helpers.runs import tiny_config
 def comparison():
     flow = tiny_config()
     map_ = tiny_config()
-    map_.objective.name, map_.model.two_time = "semigroup", True
+    choose(map_, objective="semigroup")
+    map_.model.two_time = True
     ar = tiny_config()
-    ar.objective.name, ar.model.name = "autoregressive", "causal"
+    choose(ar, model="causal", objective="autoregressive")
     flow.objective.context = map_.objective.context = 0.5
     refined = {"topk": {"steps": (2,), "refine": "topk"}}
     models = {

@@ -5,6 +5,7 @@ import pytest
 
 from flm_jax.build.load import Model
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
@@ -33,7 +34,7 @@ def unigram(monkeypatch):
     def load(packing):
         config = tiny_config()
         config.data.task, config.data.packing = "", packing
-        config.objective.name, config.model.name = "autoregressive", "causal"
+        choose(config, model="causal", objective="autoregressive")
         net = unigram_judge(ByteTokenizer(), PROBS, length=16).net
         model = Model(check(config), net, {}, None, ByteTokenizer(), 1)
         monkeypatch.setattr(corpus, "load_model", lambda workdir: model)

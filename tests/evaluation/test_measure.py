@@ -13,6 +13,7 @@ from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import PLAIN
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.data import loading
 from flm_jax.data.tasks.registry import make_task
@@ -28,8 +29,8 @@ def untrained(task_name, **settings):
     config = tiny_config()
     config.data.task, config.model.length = task_name, task.length
     config.model.vocab_size = task.tokenizer.vocab_size
-    config.objective.name = settings.get("objective", "denoising")
-    config.model.name = "causal" if config.objective.name == "autoregressive" else "dit"
+    choose(config, objective=settings.get("objective", "denoising"))
+    choose(config, model="causal" if config.objective.name == "autoregressive" else "dit")
     config = check(config)
     net = make_network(config)
     clock = make_clock(config, net.vocab_size)
@@ -40,7 +41,7 @@ def untrained(task_name, **settings):
     return measure.Subject(model, data, None, None)
 
 
-@pytest.mark.parametrize("objective", ["masked", "autoregressive"])
+@pytest.mark.parametrize("objective", ["masked_diffusion", "autoregressive"])
 def test_problems_keep_what_is_given(objective):
     """Each row its own, also in a last, shorter batch."""
     row = measure.completions(untrained("arithmetic", objective=objective), 2, 10, 4, 0, PLAIN)

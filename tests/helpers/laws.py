@@ -50,7 +50,7 @@ def exact_masked_network():
         table=lambda params: unit[:VOCAB],
         vocab_size=VOCAB,
         dim=VOCAB + 1,
-        max_length=LENGTH,
+        length=LENGTH,
         anchor=lambda params: jnp.tile(unit[VOCAB:], (LENGTH, 1)),
     )
 
@@ -88,7 +88,7 @@ def exact_chain():
         table=lambda params: jnp.eye(VOCAB),
         vocab_size=VOCAB,
         dim=VOCAB,
-        max_length=LENGTH,
+        length=LENGTH,
         cache=lambda rows, length: {},
         extend=extend,
     )

@@ -105,8 +105,7 @@ def route(scores, bias):
 
 
 def network_of(model, mesh=None, **llama):
-    config = base_config().to_dict()
+    config = base_config(model="llama", objective="masked_diffusion").to_dict()
     config["model"] |= model | {"length": min(model["length"], 1024)}
-    config["model"]["llama"] = config["model"]["llama"] | llama
-    config["objective"]["name"] = "masked"
+    config["model"] |= llama
     return make_network(config, mesh)

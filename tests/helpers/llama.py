@@ -15,7 +15,7 @@ from helpers.files import write_shards
 VOCAB, DIM, DEPTH, HEADS, GROUPS, HIDDEN, LENGTH = 23, 32, 3, 4, 2, 64, 7
 CONFIG = LlamaConfig(
     vocab_size=VOCAB,
-    max_length=LENGTH,
+    length=LENGTH,
     dim=DIM,
     depth=DEPTH,
     heads=HEADS,

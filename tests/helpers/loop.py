@@ -11,8 +11,8 @@ import optax
 
 from flm_jax.checkpoints.state import new_state
 from flm_jax.checkpoints.workdir import Checkpoints
+from flm_jax.config.training import TrainConfig
 from flm_jax.training.loop import Loop, Run
-from flm_jax.training.settings import TrainConfig
 from flm_jax.training.step import make_train_step
 
 

@@ -12,6 +12,7 @@ from flm_jax.build.families.flow_map import ROUTES
 from flm_jax.build.families.registry import make_objective
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
@@ -33,8 +34,8 @@ def objective_of(**changes):
     config = tiny_config()
     config.model.vocab_size, config.model.length = VOCAB, LENGTH
     config.train.batch = 8
-    for key, value in changes.items():
-        config.objective[key] = value
+    choose(config, objective=changes.pop("name", "denoising"))
+    config.objective.update(changes)
     config.model.two_time = config.objective.name in ROUTES
     config = check(config)
     net = make_network(config)
@@ -85,7 +86,7 @@ def unigram_judge(tokenizer, probs, framing="stream", length=8, first_counts=Tru
         table=lambda params: jnp.zeros((len(probs), 1)),
         vocab_size=len(probs),
         dim=1,
-        max_length=length,
+        length=length,
     )
     return Judge("unigram", net, {}, tokenizer, framing, first_counts)
 
@@ -105,7 +106,7 @@ def posterior_probs(y_t, t, table):
 VOCAB, LENGTH, ROWS = 11, 6, 3
 TINY = DiTConfig(
     vocab_size=VOCAB,
-    max_length=LENGTH,
+    length=LENGTH,
     dim=8,
     depth=1,
     heads=2,
@@ -182,7 +183,7 @@ def exact_network():
         table=lambda params: identity,
         vocab_size=vocab_size,
         dim=vocab_size,
-        max_length=3,
+        length=3,
     )
     return net, clock
 

@@ -6,16 +6,16 @@ from flm_jax.build.flow import make_clock
 from flm_jax.build.load import Model
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
 
 BYTES = ByteTokenizer()
 ROW_LENGTH = 160
 
 
-def byte_model(chat=False, name="llama", objective="masked", **data):
+def byte_model(chat=False, name="llama", objective="masked_diffusion", **data):
     config = base_config()
-    config.model.name, config.objective.name = name, objective
+    choose(config, model=name, objective=objective)
     config.model.length, config.model.dim, config.model.depth, config.model.heads = (
         ROW_LENGTH,
         16,

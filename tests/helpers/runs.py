@@ -7,7 +7,7 @@ import numpy as np
 
 from flm_jax.build.load import load_model
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.training.trainer import train_run
 
 
@@ -15,8 +15,7 @@ def three_step_config(goal):
     config = base_config()
     config.data.task = "phrases2"
     config.model.update({"length": 2, "dim": 16, "depth": 1, "heads": 2, "cond_dim": 16})
-    config.model.name = "causal" if goal == "autoregressive" else "dit"
-    config.objective.name = goal
+    choose(config, model="causal" if goal == "autoregressive" else "dit", objective=goal)
     config.train.update({"steps": 3, "batch": 8, "log_every": 3})
     config.eval.update({"every": 0, "sample_steps": 2, "samples": 1, "batches": 1})
     return check(config)
@@ -33,12 +32,19 @@ def baseline_config(kind, **values):
     config.data.task, config.data.task_size = "phrases2", 4096
     config.model.length, config.model.dim, config.model.depth = 2, 32, 2
     config.model.heads, config.model.cond_dim = 2, 16
-    config.objective.name = kind
-    config.model.name = "causal" if kind == "autoregressive" else "dit"
+    choose(config, model="causal" if kind == "autoregressive" else "dit", objective=kind)
     config.optim.lr, config.optim.warmup_steps, config.optim.ema_decay = 3e-3, 20, 0.98
     config.train.steps, config.train.batch, config.train.checkpoint_every = 200, 128, 160
     config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 200
     config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
+    return changed(config, values)
+
+
+def changed(config, values):
+    """Sets keys by their dotted names; names of groups first, as on a command line."""
+    for key, value in values.items():
+        if key.endswith(".name") and key.count(".") == 1:
+            choose(config, **{key.removesuffix(".name"): value})
     config.update_from_flattened_dict(values)
     return config
 

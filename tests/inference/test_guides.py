@@ -36,7 +36,7 @@ def models(tmp_path_factory):
 OTHERS = {
     "weak": ("denoising", {"dim": 8}),
     "map": ("semigroup", {"two_time": True}),
-    "masked": ("masked", {}),
+    "masked": ("masked_diffusion", {}),
     "later": ("denoising", {"dim": 8}),
 }
 
@@ -101,7 +101,11 @@ def test_a_trained_reward_is_read_back(models):
 @pytest.mark.parametrize(
     "name, fields, message",
     [
-        ("flow", {"weak": "masked", "guidance": 2.0}, "a model of objective masked; expected a fl"),
+        (
+            "flow",
+            {"weak": "masked", "guidance": 2.0},
+            "a model of objective masked_diffusion; expected a fl",
+        ),
         ("flow", {"weak": "map", "guidance": 2.0}, "objective semigroup; expected a flow"),
         ("map", {"weak": "flow", "guidance": 2.0}, "objective denoising; expected a flow map"),
         ("flow", {"weak": "later", "guidance": 2.0}, "trained with another clock"),

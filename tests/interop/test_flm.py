@@ -55,7 +55,7 @@ def test_tree_and_sizes(name):
     }
     cfg = DiTConfig(
         **sizes,
-        max_length=16,
+        length=16,
         dropout=0.0,
         attention_softcap=50.0,
         logit_softcap=30.0,

@@ -120,7 +120,7 @@ OTHERS = np.arange(VOCAB) != MASK
 @pytest.mark.parametrize("block", [0, BLOCK])
 def test_logits_are_those_of_the_definition(imported, block):
     params, model = imported
-    assert model["llama"]["block_length"] == 32 and model["llama"]["mask_id"] == MASK
+    assert model["block_length"] == 32 and model["mask_id"] == MASK
     got = logits(network_of(model, block_length=block), params)
     ids = np.where(HIDDEN_HERE, MASK, TOKENS)
     for row in range(2):

@@ -25,7 +25,7 @@ def test_export_gives_the_tensors_back(tmp_path):
         (read_smdm(tmp_path / "mdm.safetensors", HEADS), smdm()),
         (read_llada(llada_folder(tmp_path, llada())), llada()),
     ):
-        back = state_dict_from_params(params, HEADS, model["llama"]["kv_heads"])
+        back = state_dict_from_params(params, HEADS, model["kv_heads"])
         assert back.keys() == want.keys()
         for name, value in want.items():
             np.testing.assert_array_equal(back[name], value, err_msg=name)

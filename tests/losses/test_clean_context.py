@@ -12,6 +12,7 @@ from flm_jax.build.families.flow_map import ROUTES
 from flm_jax.build.load import Model, check_teacher
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.denoiser.forward import denoise
@@ -76,8 +77,8 @@ def test_context_law():
     cfg = ContextConfig(share=0.5, prompt=2)
     more = clean_context(jax.random.key(0), batch | {"prompt": given}, cfg, Rows(0, rows))
     np.testing.assert_array_equal(more, clean | np.array([True, True, False, True]))
-    assert clean_context(jax.random.key(0), batch, ContextConfig(), Rows(0, rows)) is None
-    other = clean_context(jax.random.key(0), batch, ContextConfig(0.5), Rows(rows, 2 * rows))
+    assert clean_context(jax.random.key(0), batch, ContextConfig(0.0, 0), Rows(0, rows)) is None
+    other = clean_context(jax.random.key(0), batch, ContextConfig(0.5, 0), Rows(rows, 2 * rows))
     assert (np.asarray(other) != clean).any()
 
 
@@ -138,10 +139,10 @@ def test_given_clean_context_the_exact_conditional_is_reached():
     task = make_task("phrases_shared")
     vocab, clock = task.tokenizer.vocab_size, decoding_clock(task.tokenizer.vocab_size)
     cfg = dataclasses.replace(
-        TINY, vocab_size=vocab, max_length=2, dim=32, depth=2, dropout=0.0, two_time=False
+        TINY, vocab_size=vocab, length=2, dim=32, depth=2, dropout=0.0, two_time=False
     )
     net, optimizer, rows = dit(cfg), optax.adam(optax.cosine_decay_schedule(5e-3, 400)), 256
-    aim = DenoisingConfig(context=ContextConfig(1.0))
+    aim = DenoisingConfig(context=1.0)
 
     @jax.jit
     def train(params, tokens, key):
@@ -175,24 +176,31 @@ def test_given_clean_context_the_exact_conditional_is_reached():
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"context": 1.5}, r"config.objective.context is 1.5; expected a share in \[0, 1\]"),
+        ({"context": 1.5}, r"config.objective.context is 1.5; expected a number in \[0, 1\]"),
         ({"prompt": 2}, "config.objective.prompt is 2; expected 0 to 1"),
-        ({"name": "masked", "context": 0.5}, "objective masked does not know; set it to 0.0"),
-        ({"name": "masked", "weighting": "learned"}, "masked does not know; set it to 'equal'"),
+        (
+            {"name": "masked_diffusion", "context": 0.5},
+            "no key 'context' where its name is 'masked_diffusion': it is one of denoising",
+        ),
+        (
+            {"name": "masked_diffusion", "weighting": "learned"},
+            "no key 'weighting' where its name is 'masked_diffusion'",
+        ),
         ({"weighting": "lerned"}, "did you mean 'learned'"),
     ],
 )
 def test_refused_settings(changes, says, tmp_path):
     config = tiny_config()
-    for key, value in changes.items():
-        config.objective[key] = value
+    choose(config, objective=changes.get("name", "denoising"))
+    config.objective.update(changes)
     with pytest.raises(UserError, match=says):
         run(config, tmp_path / "run")
 
 
 def test_a_teacher_without_context_is_refused():
     student = tiny_config()
-    student.objective.name, student.model.two_time = "semigroup", True
+    choose(student, objective="semigroup")
+    student.model.two_time = True
     student.objective.context = 0.5
     teacher, tokenizer = check(tiny_config()), make_task("phrases2").tokenizer
     teacher["model"]["vocab_size"] = student.model.vocab_size = 4

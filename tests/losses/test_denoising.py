@@ -13,7 +13,7 @@ from flm_jax.models.dit import DiTConfig, dit
 NETWORK = dit(
     DiTConfig(
         vocab_size=24,
-        max_length=3,
+        length=3,
         dim=4,
         depth=1,
         heads=1,

@@ -9,7 +9,7 @@ from flm_jax.build.families.registry import make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
 from flm_jax.flows.time_sampling import Rows
@@ -62,7 +62,8 @@ def test_loss_and_likelihood_are_those_of_the_rest():
 @pytest.mark.parametrize("prompt, fits", [(3, True), (12, False), (-1, False)])
 def test_the_prompt_leaves_something_to_learn(prompt, fits):
     config = base_config()
-    config.objective.name, config.objective.prompt, config.model.length = "masked", prompt, 12
+    choose(config, objective="masked_diffusion")
+    config.objective.prompt, config.model.length = prompt, 12
     config.model.vocab_size = 12
     config = check(config)
     net = make_network(config)

@@ -9,7 +9,8 @@ from flm_jax.flows.clocks import tau_to_t
 from flm_jax.flows.flow_map import velocity
 from flm_jax.flows.noising import states_from_onehot
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.regression import RegressionConfig, regression_loss
+from flm_jax.losses.denoising import DenoisingConfig
+from flm_jax.losses.regression import regression_loss
 from helpers.linear import CLOCK, KEY, NET, PARAMS, TOKENS, B, L, V, linear_net
 
 BATCH = {"tokens": TOKENS, "mask": (jnp.arange(L)[None] < jnp.array([4, 4, 2, 4, 0, 3])[:, None])}
@@ -40,7 +41,7 @@ def by_hand(params, prediction):
 )
 def test_squared_errors_are_their_definition(prediction, tile):
     """Values and gradients within 1e-4, whole and by tiles."""
-    cfg, net = RegressionConfig(prediction, "onehot"), linear_net(tile)
+    cfg, net = DenoisingConfig(prediction=prediction, noise="onehot"), linear_net(tile)
 
     def loss(params):
         settings = dict(net=net, clock=CLOCK, cfg=cfg, rows=Rows(0, B))

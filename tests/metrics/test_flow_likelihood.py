@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.build.flow import CLOCKS
 from flm_jax.core.network import Network
-from flm_jax.flows.clocks import decoding_clock, identity_clock, tau_to_t
+from flm_jax.flows.clocks import CLOCKS, decoding_clock, identity_clock, tau_to_t
 from flm_jax.metrics.flow_likelihood import make_flow_bound
 from flm_jax.metrics.likelihood import likelihood
 from helpers.laws import ENTROPY, LAW, LENGTH, SEQUENCES, VOCAB, law_batch

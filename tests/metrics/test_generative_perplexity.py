@@ -34,7 +34,7 @@ def grammar():
     task = GrammarTask("tiny", RULES, length=6)
     sizes = dict(dim=32, depth=1, heads=2, mlp_ratio=2, dropout=0.0, dtype="float32")
     more = dict(attention_softcap=0.0, logit_softcap=0.0, remat="none", scan_blocks=False)
-    net = causal(TransformerConfig(task.tokenizer.vocab_size, max_length=6, **sizes, **more))
+    net = causal(TransformerConfig(task.tokenizer.vocab_size, length=6, **sizes, **more))
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 250))
     weights = jnp.full((256, 6), 1 / (256 * 6))
 

@@ -73,7 +73,7 @@ def test_rows_are_not_gathered():
 
 CONFIG = DiTConfig(
     vocab_size=11,
-    max_length=128,
+    length=128,
     dim=16,
     depth=2,
     heads=2,

@@ -21,7 +21,7 @@ from flm_jax.samplers.categorical import Choice
 KEY = jax.random.key(7)
 SIZES = TransformerConfig(
     vocab_size=11,
-    max_length=6,
+    length=6,
     dim=8,
     depth=2,
     heads=2,

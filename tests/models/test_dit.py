@@ -16,7 +16,7 @@ from helpers.networks import LENGTH, TINY
 
 CONFIG = DiTConfig(
     vocab_size=11,
-    max_length=5,
+    length=5,
     dim=8,
     depth=2,
     heads=2,

@@ -114,9 +114,8 @@ def llada_forward(w, ids):
 
 
 def network_of(model):
-    config = base_config().to_dict()
+    config = base_config(model="llama", objective="masked_diffusion").to_dict()
     config["model"] |= model | {"length": LENGTH}
-    config["objective"]["name"] = "masked"
     return make_network(config)
 
 
@@ -124,7 +123,7 @@ def test_smdm_logits_are_those_of_the_architecture(tmp_path):
     state = smdm()
     save_file(state, tmp_path / "mdm.safetensors")
     params, model = read_smdm(tmp_path / "mdm.safetensors", heads=HEADS)
-    assert (model["llama"]["kv_heads"], model["length"]) == (GROUPS, 2048)
+    assert (model["kv_heads"], model["length"]) == (GROUPS, 2048)
     got = logits(network_of(model), params)
     ids = np.where(MASKED, VOCAB, TOKENS)
     for row in range(2):
@@ -139,7 +138,7 @@ def test_smdm_logits_are_those_of_the_architecture(tmp_path):
 def test_llada_logits_are_those_of_the_architecture(tmp_path, groups):
     state = llada(groups=groups)
     params, model = read_llada(llada_folder(tmp_path, state))
-    assert (model["llama"]["kv_heads"], model["length"]) == (groups, LENGTH)
+    assert (model["kv_heads"], model["length"]) == (groups, LENGTH)
     got = logits(network_of(model), params)
     ids = np.where(MASKED, LLADA_MASK, TOKENS)
     others = np.arange(VOCAB) != LLADA_MASK
@@ -153,7 +152,7 @@ def test_bfloat16_is_kept(tmp_path):
     state = {k: v.astype(ml_dtypes.bfloat16) for k, v in llada().items()}
     params, model = read_llada(llada_folder(tmp_path, state))
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
-    assert model["llama"]["param_dtype"] == "bfloat16"
+    assert model["param_dtype"] == "bfloat16"
     net = network_of(model)
     fresh = jax.eval_shape(net.init, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
@@ -170,8 +169,8 @@ def test_bfloat16_is_kept(tmp_path):
     [
         ({"kv_heads": 3}, "do not share 3 heads of keys and values"),
         ({"mask_id": VOCAB}, "mask_id is 23; expected -1"),
-        ({"rope_condense": 0.0}, "rope_condense 0.0"),
-        ({"remat": "some"}, "unknown remat policy"),
+        ({"rope_condense": 0.0}, "rope_condense is 0.0"),
+        ({"remat": "some"}, "unknown config.model.remat"),
     ],
 )
 def test_bad_sizes_are_refused(change, message):

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.build.model import make_network
 from flm_jax.config.schema import base_config
 from flm_jax.distributed.sharding import MeshConfig, make_mesh, tree_shardings
 from flm_jax.models.functional import pure
 from flm_jax.models.mixture_of_experts import Experts, choose_experts
 from flm_jax.profiling import plan as profiling_plan
-from helpers.llada2 import MIXTURE, network_of, route
+from helpers.llada2 import MIXTURE, route
 
 # The published sizes of LLaDA2.0-mini.
 MINI = {
@@ -24,14 +25,12 @@ MINI = {
     "attention_softcap": 0.0,
     "logit_softcap": 0.0,
     "scan_blocks": True,
-    "llama": {
-        "kv_heads": 4,
-        "mask_id": 156895,
-        "mlp_hidden": 5120,
-        "param_dtype": "bfloat16",
-        "qk_norm": True,
-        "experts": {"number": 256, "groups": 8, "active_groups": 4, "scale": 2.5},
-    },
+    "kv_heads": 4,
+    "mask_id": 156895,
+    "mlp_hidden": 5120,
+    "param_dtype": "bfloat16",
+    "qk_norm": True,
+    "experts": {"number": 256, "groups": 8, "active_groups": 4, "scale": 2.5},
 }
 
 
@@ -82,21 +81,22 @@ def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens):
 
 def test_published_sizes():
     """LLaDA2.0-mini has 16 billion weights, of which a token meets 1.1 in matrix products."""
-    net = network_of(MINI)
+    net = make_network(mini_config())
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     attention_part = 2048 * 24 * 128 + 2048 * 2048 + 2 * 128 + 2 * 2048
     mixed = 257 * 3 * 2048 * 512 + 256 * 2048 + 256
     want = 20 * attention_part + 3 * 2048 * 5120 + 19 * mixed + 2 * 157184 * 2048 + 2048
     assert sum(x.size for x in jax.tree.leaves(shapes)) == want == 16_255_643_392
     tree_shardings(shapes, make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
-    config = base_config().to_dict()
-    config["model"] |= MINI | {"llama": network_config()}
+    config = mini_config()
     met = 20 * (2048 * 24 * 128 + 2048**2) + 3 * 2048 * 5120
     met += 19 * (9 * 3 * 2048 * 512 + 256 * 2048) + 2048 * 157184
     attended = 4 * 1024 * 2048 * 20
     assert profiling_plan.forward_minimum(config, 1) == 1024 * (2 * met + attended)
 
 
-def network_config():
-    llama = base_config().to_dict()["model"]["llama"]
-    return llama | MINI["llama"] | {"experts": llama["experts"] | MINI["llama"]["experts"]}
+def mini_config():
+    config = base_config(model="llama", objective="masked_diffusion").to_dict()
+    experts = config["model"]["experts"] | MINI["experts"]
+    config["model"] |= MINI | {"experts": experts}
+    return config

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.load import Model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import Options
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
-from flm_jax.data import loading
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.inference import engine
@@ -175,11 +176,12 @@ def test_infilling_follows_the_given_token():
 def untrained(share):
     """A flow map as if trained with that share of rows with context."""
     config = tiny_config()
-    config.objective.name, config.model.two_time = "semigroup", True
+    choose(config, objective="semigroup")
+    config.model.two_time = True
     config.objective.context = share
     config = check(config)
-    tokenizer = loading.open_data(config).tokenizer
-    config = loading.resolve_vocabulary(config, tokenizer)
+    tokenizer = open_data(config).tokenizer
+    config = resolve_vocabulary(config, tokenizer)
     net = make_network(config)
     clock = decoding_clock(net.vocab_size)
     return Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)

@@ -11,7 +11,7 @@ from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
 from flm_jax.build.sampler import Options
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
 from flm_jax.data.tasks.registry import make_task
@@ -31,7 +31,7 @@ LLAMA = llama(LlamaConfig(VOCAB, LENGTH, 16, 2, 2, 2, 0.0, 0.0, 0.0, "float32", 
 DIT = dit(
     DiTConfig(
         vocab_size=VOCAB,
-        max_length=LENGTH,
+        length=LENGTH,
         dim=16,
         depth=1,
         heads=2,
@@ -180,7 +180,7 @@ def oracle(confidence, seen=lambda x: 0.0):
         table=lambda params: jnp.eye(vocab),
         vocab_size=vocab,
         dim=vocab,
-        max_length=length,
+        length=length,
         anchor=lambda params: jnp.full((length, vocab), 0.2),
     )
 
@@ -275,7 +275,7 @@ def test_the_calls_of_a_block_end_it():
 )
 def test_bad_options_are_refused(options, message):
     config = base_config()
-    config.objective.name = "masked"
+    choose(config, objective="masked_diffusion")
     with pytest.raises(UserError, match=message):
         family(check(config)).sampler(check(config), DIT, None, 4, Options(**options))
 
@@ -287,7 +287,8 @@ def test_steps_that_do_not_divide_are_refused():
 
 def test_drawn_texts_come_with_progress():
     config = base_config()
-    config.objective.name, config.data.task = "masked", "phrases2"
+    choose(config, objective="masked_diffusion")
+    config.data.task = "phrases2"
     task = make_task("phrases2")
     model = Model(check(config), DIT, PARAMS["dit"], None, task.tokenizer, 0)
     settings = dict(steps=4, num=3, seed=0, options=Options(method="flow"))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.config.training import OptimConfig
 from flm_jax.training.optim import learning_rate, make_optimizer, rate_change, update_ema
-from flm_jax.training.settings import OptimConfig
 from helpers.runs import run, tiny_config
 
 

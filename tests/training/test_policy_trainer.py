@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flm_jax.build.data import resolve_vocabulary
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.workdir import save_ema, write_config
-from flm_jax.config.check import check
-from flm_jax.config.schema import base_config, policy_config
+from flm_jax.config.check import check, check_policy
+from flm_jax.config.schema import base_config, choose, policy_config
 from flm_jax.core.errors import Stopped, UserError
 from flm_jax.core.network import Network
-from flm_jax.data import loading
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import task_problems
 from flm_jax.inference.step_policy import StepPolicy, load_step_policy
@@ -95,11 +95,12 @@ def test_rewarded_progress_makes_steps_longer():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     config = base_config()
-    config.model.name, config.objective.name, config.data.task = "llama", "masked", "arithmetic1"
+    choose(config, model="llama", objective="masked_diffusion")
+    config.data.task = "arithmetic1"
     config.model.length, config.model.dim, config.model.depth = 6, 32, 1
     config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
     task = make_task("arithmetic1")
-    config = loading.resolve_vocabulary(check(config), task.tokenizer)
+    config = resolve_vocabulary(check(config), task.tokenizer)
     folder = tmp_path_factory.mktemp("policy") / "model"
     write_config(folder, config)
     task.tokenizer.save(folder / "tokenizer")
@@ -119,7 +120,7 @@ def tiny(folder, **values):
     config.prompt_batch, config.group, config.optim.warmup_steps = 2, 4, 0
     config.train.steps, config.train.checkpoint_every, config.train.log_every = 4, 2, 1
     config.update_from_flattened_dict(values)
-    return check(config, policy_config)
+    return check_policy(config)
 
 
 def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):

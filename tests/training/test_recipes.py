@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from flm_jax.build.data import open_data
 from flm_jax.build.load import load_model
-from flm_jax.data import loading
 from flm_jax.inference import engine
 from flm_jax.samplers.base import nothing_given
 
@@ -34,7 +34,7 @@ def test_one_step_flow_map_writes_valid_phrases(task, tmp_path):
     model = load_model(tmp_path / "fmlm")
     given = nothing_given(5000, 2)
     drawn = engine.draw(model, given, steps=1, num=10_000, seed=0)
-    task = loading.open_data(model.config).task
+    task = open_data(model.config).task
     report = task.report(drawn.tokens)
     print(task.name, report)
     assert report["valid"] >= 0.99

@@ -12,6 +12,7 @@ from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import new_state
 from flm_jax.config.check import check
+from flm_jax.config.schema import choose
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.models.lora import split
@@ -63,7 +64,8 @@ def small_objective(name):
     """(objective, trained parameters, frozen ones, tracker) of a small network with padding."""
     config = tiny_config()
     kind = OBJECTIVES[name]
-    config.objective.name, config.model.name = name, kind.networks[-1]
+    choose(config, objective=name)
+    choose(config, model=kind.networks[-1])
     config.model.length, config.model.vocab_size, config.model.two_time = 6, 11, kind.two_time
     config.model.attention_softcap = 0.0
     if "context" in kind.accepts:

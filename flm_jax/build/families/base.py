@@ -6,13 +6,9 @@ from typing import NamedTuple
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config
+from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.clocks import Clock
-from flm_jax.losses.base import Objective, Tracker
-
-# Objective keys that only some families read, with the value that switches each off; workdirs may
-# be older than the keys.
-OPTIONAL_KEYS = {"context": 0.0, "prompt": 0, "weighting": "equal"}
+from flm_jax.losses.base import Objective
 
 
 class Work(NamedTuple):
@@ -45,7 +41,7 @@ class Family:
         bound on it; the same as row_nll but for flows. None where there is none.
       likelihood: what that is: "exact", "upper bound" or "" for none.
       draws: draws of row_likelihood for each sequence.
-      accepts: keys of OPTIONAL_KEYS, and "prediction" and "self_conditioning", that it reads.
+      self_conditioned: whether it can train a network with config.model.self_conditioning.
       check_teacher: (config, teacher's config, teacher's network) -> None; raises UserError for a
         model of config.objective.teacher that this family cannot learn from. None for families
         that learn from data alone.
@@ -74,7 +70,7 @@ class Family:
     row_likelihood: Callable[..., Callable | None]
     likelihood: str
     draws: int
-    accepts: frozenset[str] = frozenset()
+    self_conditioned: bool = False
     check_teacher: Callable[[Config, Config, Network], None] | None = None
     one_hot: bool = False
     two_time: bool = False

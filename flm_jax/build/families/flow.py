@@ -4,8 +4,9 @@ import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
-from flm_jax.build.flow import context_config, prediction
+from flm_jax.build.flow import flow_settings, prediction
 from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
+from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
@@ -13,7 +14,7 @@ from flm_jax.denoiser.self_conditioning import fixed_point
 from flm_jax.flows.clocks import Clock
 from flm_jax.losses.base import Objective
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
-from flm_jax.losses.regression import RegressionConfig, regression_loss
+from flm_jax.losses.regression import regression_loss
 from flm_jax.metrics.denoising import make_row_nll
 from flm_jax.metrics.flow_likelihood import make_flow_bound
 from flm_jax.samplers import posterior_refinement
@@ -27,10 +28,29 @@ def flow_objective(
 ) -> Objective:
     """The objective of a plain flow: cross entropy, or a squared error of any prediction."""
     del teacher
-    given, kind = config["objective"], prediction(config)
-    form = one_of("config.objective.form", given["form"], ("default", "ce", "mse"))
+    cfg = settings(config, "objective")
+    squared = cfg.form == "mse" or cfg.prediction != "probabilities"
+    _check_prediction(cfg, net)
+    part = config["train"]["batch"] // config["train"]["microbatches"]
     require(
-        kind == "probabilities" or form != "ce",
+        not net.self_conditioned or part % 2 == 0,
+        "config.model.self_conditioning shows an estimate in every second row; expected an even "
+        f"train.batch / train.microbatches, got {part}.",
+    )
+    require(
+        not squared or (not (cfg.context or cfg.prompt) and cfg.weighting == "equal"),
+        "squared errors know no clean context and no weights over time; set "
+        "config.objective.context = 0.0, prompt = 0 and weighting = 'equal'.",
+    )
+    loss = regression_loss if squared else denoising_loss
+    return functools.partial(loss, net=net, clock=clock, cfg=cfg)
+
+
+def _check_prediction(cfg: DenoisingConfig, net: Network) -> None:
+    """Refuses predictions that the loss, the noise or the network cannot have."""
+    kind = cfg.prediction
+    require(
+        kind == "probabilities" or cfg.form != "ce",
         f"config.objective.prediction {kind} is no distribution, so that there is no cross "
         "entropy; set config.objective.form = 'mse'.",
     )
@@ -39,32 +59,15 @@ def flow_objective(
         f"config.objective.prediction {kind} has one time; set config.model.two_time = False.",
     )
     require(
-        kind != "velocity" or given["noise"] == "onehot",
+        kind != "velocity" or cfg.noise == "onehot",
         "config.objective.prediction velocity needs the noise in R^V; set "
         "config.objective.noise = 'onehot'.",
     )
     require(
-        not net.self_conditioned or (kind == "probabilities" and form != "mse"),
+        not net.self_conditioned or (kind == "probabilities" and cfg.form != "mse"),
         "config.model.self_conditioning goes with cross entropy; set config.objective.prediction = "
         "'probabilities' and form = 'default'.",
     )
-    part = config["train"]["batch"] // config["train"]["microbatches"]
-    require(
-        not net.self_conditioned or part % 2 == 0,
-        "config.model.self_conditioning shows an estimate in every second row; expected an even "
-        f"train.batch / train.microbatches, got {part}.",
-    )
-    if kind == "probabilities" and form != "mse":
-        context = context_config(config)
-        loss, cfg = denoising_loss, DenoisingConfig(noise=given["noise"], context=context)
-    else:
-        require(
-            not (given["context"] or given["prompt"]) and given["weighting"] == "equal",
-            "squared errors know no clean context and no weights over time; set "
-            "config.objective.context = 0.0, prompt = 0 and weighting = 'equal'.",
-        )
-        loss, cfg = regression_loss, RegressionConfig(kind, given["noise"])
-    return functools.partial(loss, net=net, clock=clock, cfg=cfg)
 
 
 def flow_sampler(
@@ -108,7 +111,7 @@ def _refined(config: Config, net: Network, steps: int, options: Options) -> Call
     refuse(options, "posterior refinement", "temperature", "top_p")
     one_of("refine", options.refine, posterior_refinement.BUDGETS)
     require(
-        net.two_time and {"context": 0.0, **config["objective"]}["context"] > 0.0,
+        net.two_time and flow_settings(config).context > 0.0,
         f"got refine={options.refine}, which needs a flow map trained with random clean context; "
         "train it with config.model.two_time = True and config.objective.context > 0.",
     )
@@ -145,12 +148,12 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network) -> None:
 
     Args:
       config: of the student.
-      teacher: of the teacher; older workdirs may lack keys.
+      teacher: of the teacher.
       net: the teacher's network.
     """
-    aim = config["objective"]
+    aim = settings(config, "objective")
     require(
-        net.any_order or not (aim["context"] or aim["prompt"]),
+        net.any_order or not (aim.context or aim.prompt),
         "config.objective.context and prompt need a teacher that was trained with clean context; "
         "got one without: train it with config.objective.context > 0, or set both to 0.",
     )
@@ -159,7 +162,7 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network) -> None:
         f"config.objective.teacher predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
-    clocks = [c["objective"].get("clock", "decoding") for c in (teacher, config)]
+    clocks = [flow_settings(c).clock for c in (teacher, config)]
     require(
         clocks[0] == clocks[1],
         f"config.objective.clock is {clocks[1]!r}, the teacher's {clocks[0]!r}; set it to that.",
@@ -176,7 +179,7 @@ FLOW = Family(
     row_likelihood=_flow_losses(make_flow_bound),
     likelihood="upper bound",
     draws=16,
-    accepts=frozenset({"context", "prompt", "weighting", "prediction", "self_conditioning"}),
+    self_conditioned=True,
     check_teacher=check_flow_teacher,
     one_hot=True,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from flm_jax.build.families.base import Family, no_teacher
 from flm_jax.build.sampler import OF_REFINEMENT, OF_X_PREDICTION, Options, refuse, unsteered
+from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
@@ -18,14 +19,11 @@ from flm_jax.samplers.guides import NO_GUIDES, Guides
 
 
 def masked_config(config: Config) -> MaskedConfig:
-    given, length = config["objective"], config["model"]["length"]
-    prompt = given.get("prompt", 0)
-    require(
-        0 <= prompt < length,
-        f"config.objective.prompt is {prompt}; expected 0 to {length - 1}, fewer than "
-        f"config.model.length = {length}.",
-    )
-    return MaskedConfig(time_conditioning=given["time_conditioning"], prompt=prompt)
+    """The settings of masked diffusion; of an aligned model, those that its base had."""
+    cfg = settings(config, "objective")
+    if isinstance(cfg, MaskedConfig):
+        return cfg
+    return MaskedConfig(time_conditioning=cfg.time_conditioning)
 
 
 def masked_diffusion_objective(
@@ -33,7 +31,10 @@ def masked_diffusion_objective(
 ) -> Objective:
     del clock
     no_teacher(config, teacher)
-    require(not net.two_time, "objective masked has one time; set config.model.two_time = False.")
+    require(
+        not net.two_time,
+        "objective masked_diffusion has one time; set config.model.two_time = False.",
+    )
     cfg = masked_config(config)
     require(
         not cfg.time_conditioning or config["model"]["name"] != "llama",
@@ -108,7 +109,6 @@ MASKED_DIFFUSION = Family(
     row_likelihood=masked_nll,
     likelihood="upper bound",
     draws=16,
-    accepts=frozenset({"prompt"}),
     anchored=True,
     takes_step_policy=True,
 )

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.base import Family
 from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
-from flm_jax.core.errors import one_of, require
+from flm_jax.config.schema import settings
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config
+from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.clocks import Clock
-from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
-from flm_jax.losses.base import Objective, Tracker
+from flm_jax.flows.noise_schedule import fresh_state, update_state
+from flm_jax.losses.base import Objective
 from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss
 from flm_jax.metrics.masked_flow import make_bridge_nll
 from flm_jax.models.lora import join
@@ -22,29 +23,7 @@ from flm_jax.samplers.masked_flow import sample_masked_flow
 
 def bridge_config(config: Config) -> BridgeConfig:
     """The masked bridge of a configuration."""
-    given = config["bridge"]
-    kinds = ("logistic", "empirical")
-    one_of("config.bridge.learnt", given["learnt"], kinds)
-    for name in ("uniform", "normal", "whole"):
-        require(
-            0.0 <= given[name] <= 1.0,
-            f"config.bridge.{name} is {given[name]}; expected a share in [0, 1].",
-        )
-    require(
-        given["uniform"] + given["normal"] <= 1.0,
-        f"config.bridge.uniform {given['uniform']} and normal {given['normal']} add up to more "
-        "than 1; the rest is the learnt share.",
-    )
-    require(
-        given["sigma"] > 0.0 and given["refit_every"] >= 1 and given["bins"] >= 8,
-        f"config.bridge has sigma {given['sigma']}, refit_every {given['refit_every']}, bins "
-        f"{given['bins']}; expected more than 0, at least 1, at least 8.",
-    )
-    gamma = ("uniform", "normal", "learnt", "bins", "decay", "refit_every")
-    return BridgeConfig(
-        gamma=GammaConfig(**{name: given[name] for name in gamma}),
-        **{name: value for name, value in given.items() if name not in gamma},
-    )
+    return settings(config, "objective")
 
 
 def masked_flow_objective(
@@ -54,8 +33,8 @@ def masked_flow_objective(
     del clock
     require(
         teacher is not None and adapter_config(config) is not None,
-        "objective masked_bridge trains adapters; set config.adapters.base to the workdir of a "
-        "masked diffusion model (config.model.name llama, objective masked).",
+        "objective masked_flow trains adapters; set config.adapters.base to the workdir of a "
+        "masked diffusion model (config.model.name llama, objective masked_diffusion).",
     )
     cfg = bridge_config(config)
 
@@ -83,8 +62,8 @@ def masked_flow_sampler(
     del clock, guides
     unsteered(options, "a masked flow")
     refuse(options, "a masked flow", "temperature", "top_p", *OF_REFINEMENT, *OF_MASKED)
-    how = dataclasses.replace(options.bridge, eos_id=config["bridge"]["eos_id"])
-    sigma = config["bridge"]["sigma"]
+    cfg = bridge_config(config)
+    how, sigma = dataclasses.replace(options.bridge, eos_id=cfg.eos_id), cfg.sigma
 
     def draw(key, params, given, extra=None):
         run = sample_masked_flow

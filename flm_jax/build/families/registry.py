@@ -1,28 +1,32 @@
 """The families, found by the name of an objective; the one reader of that name."""
 
 from flm_jax.build.families.autoregressive import AUTOREGRESSIVE
-from flm_jax.build.families.base import OPTIONAL_KEYS, Family
+from flm_jax.build.families.base import Family
 from flm_jax.build.families.flow import FLOW
 from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
 from flm_jax.build.families.masked_flow import MASKED_FLOW
 from flm_jax.build.families.x_prediction import X_PREDICTION
-from flm_jax.build.flow import prediction
+from flm_jax.build.flow import check_prompt
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import Clock
-from flm_jax.flows.noising import NOISE_KINDS
 from flm_jax.losses.base import Objective
 
 OBJECTIVES: dict[str, Family] = {
     "denoising": FLOW,
     **dict.fromkeys(ROUTES, FLOW_MAP),
-    "masked": MASKED_DIFFUSION,
-    "masked_bridge": MASKED_FLOW,
+    "masked_diffusion": MASKED_DIFFUSION,
+    "masked_flow": MASKED_FLOW,
     "alignment": X_PREDICTION,
     "autoregressive": AUTOREGRESSIVE,
 }
+
+
+def teacher_folder(config: Config) -> str:
+    """The workdir of config.objective.teacher; "" where there is none."""
+    return config["objective"].get("teacher", "")
 
 
 def objective_name(config: Config) -> str:
@@ -48,20 +52,8 @@ def make_objective(
       UserError: an unknown name; a setting that the objective does not know; a teacher that it
         cannot use, or none where it needs one.
     """
-    given, kind = config["objective"], family(config)
-    one_of("config.objective.noise", given["noise"], NOISE_KINDS)
-    for key, off in OPTIONAL_KEYS.items():
-        require(
-            given[key] == off or key in kind.accepts,
-            f"config.objective.{key} is {given[key]!r}, which objective {given['name']} does not "
-            f"know; set it to {off!r}.",
-        )
-    require(
-        prediction(config) == "probabilities" or "prediction" in kind.accepts,
-        f"config.objective.prediction {given['prediction']!r} belongs to objective denoising; set "
-        "it to 'probabilities'.",
-    )
-    return kind.objective(config, net, clock, teacher)
+    check_prompt(config)
+    return family(config).objective(config, net, clock, teacher)
 
 
 def check_network(config: Config, adapted: bool) -> None:
@@ -92,8 +84,8 @@ def check_network(config: Config, adapted: bool) -> None:
         require(
             name in kind.networks and allowed,
             f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
-            "objective masked, by masked_bridge with config.adapters.base set, whose adapters tell "
-            "it the time, and by alignment either way.",
+            "masked_diffusion, by masked_flow with config.adapters.base set, whose adapters tell it "
+            "the time, and by alignment either way.",
         )
     else:
         require(
@@ -101,10 +93,9 @@ def check_network(config: Config, adapted: bool) -> None:
             f"config.model.name is {name!r}, which objective {goal} does not train; expected "
             f"{' or '.join(kind.networks)}.",
         )
-    two_time = model["two_time"]
+    two_time = model.get("two_time", False)
     require(
-        not model.get("self_conditioning")
-        or ("self_conditioning" in kind.accepts and not two_time),
+        not model.get("self_conditioning") or (kind.self_conditioned and not two_time),
         f"config.model.self_conditioning is for objective denoising with one time, got objective "
         f"{goal} with two_time = {two_time}; set it to False: a flow map distilled "
         "from a self-conditioned teacher needs no estimate.",

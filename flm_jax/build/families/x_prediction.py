@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
-from flm_jax.core.errors import one_of, require
+from flm_jax.config.schema import settings
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Params
 from flm_jax.flows.clocks import Clock
-from flm_jax.losses.alignment import INPUTS, AlignmentConfig, alignment_loss
+from flm_jax.losses.alignment import AlignmentConfig, alignment_loss
 from flm_jax.losses.base import Objective
 from flm_jax.metrics.alignment import make_alignment_figures
 from flm_jax.models.lora import join
@@ -19,8 +20,7 @@ from flm_jax.models.lora import join
 
 def alignment_config(config: Config) -> AlignmentConfig:
     """The choices of a configuration."""
-    inputs = one_of("config.alignment.inputs", config["alignment"]["inputs"], INPUTS)
-    return AlignmentConfig(inputs, config["objective"]["time_conditioning"])
+    return settings(config, "objective")
 
 
 def check_alignment_base(config: Config, base: Config, net: Network) -> None:

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
 from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import NoiseKind, noisy_states
+from flm_jax.flows.noising import noisy_states
 from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
 from flm_jax.losses.base import Frozen, number_of, token_weights
-from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context, counted
+from flm_jax.losses.clean_context import at_clean, clean_context, counted
+from flm_jax.losses.flow_settings import FlowConfig
 from flm_jax.losses.time_weighting import time_weights
 
 Teacher = tuple[Network, Params]
@@ -30,23 +32,26 @@ Views = tuple[States, Float[Array, "b l k"] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationConfig:
-    """Choices of every route.
+class DistillationConfig(FlowConfig):
+    """Choices that all routes share."""
 
-    Attributes:
-      noise: how eps is drawn, "projected" or "onehot".
-      diagonal: share of the rows with t = s, a fraction with denominator at most 8.
-      boundary: share of the other rows with (s, t) = (0, 1).
-      context: which positions are held clean, on the diagonal and off it.
-      ema_target: whether targets come from the averaged parameters instead of the current ones;
-        no gradient flows into either.
-    """
-
-    noise: NoiseKind = "projected"
-    diagonal: float = 0.5
-    boundary: float = 1 / 32
-    context: ContextConfig = ContextConfig()
-    ema_target: bool = False
+    teacher: str = setting("", "workdir of the flow to distil; empty to self-distil from data")
+    diagonal: float = setting(
+        0.5,
+        "fraction of rows with t = s; taken to the nearest fraction of denominator 8 or less",
+        range="[0, 1]",
+    )
+    boundary: float = setting(
+        1 / 32, "fraction of the other rows with (s, t) = (0, 1)", range="[0, 1]"
+    )
+    ema_target: bool = setting(
+        False, "whether targets come from the averaged parameters instead of the current ones"
+    )
+    iterations: int = setting(
+        2,
+        "calls of a self-conditioned teacher at a state, each with the estimate of the last one",
+        range="[1, inf)",
+    )
 
 
 class Pairs(NamedTuple):
@@ -159,7 +164,7 @@ def distillation_loss(
     guide = None if teacher is None else (teacher, frozen.teacher)
     d_key, p_key, u_key, noise_key, drop_key = jax.random.split(key, 5)
     group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
-    clean = clean_context(key, batch, cfg.context, rows)
+    clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
     tokens_d, tokens_o = _split(batch["tokens"], group, n_diag)
     mask_d, mask_o = _split(mask, group, n_diag)

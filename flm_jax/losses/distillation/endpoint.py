@@ -10,6 +10,8 @@ A bound, not the residual: where delta_st changes with t along the true flow, th
 not its minimum, but close to one that changes less with t.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -22,9 +24,14 @@ from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
 from flm_jax.flows.clocks import Clock
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
 from flm_jax.flows.interpolants import over_positions
-from flm_jax.losses.distillation.base import Pairs, Teacher
+from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
 from flm_jax.losses.distillation.lagrangian import derivative_in_t
 from flm_jax.losses.distillation.moving_target import denoiser_at_hand
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointConfig(DistillationConfig):
+    """Choices of endpoint consistency, which always has both terms."""
 
 
 def endpoint_loss_at(

@@ -10,11 +10,14 @@ delta_st + w (q - delta_st) with w = min(1, bound (1-t)/(1-s)): of the same solu
 with a factor of at most `bound`. With bound = 1 it is (1-t)/(1-s) D_s + (t-s)/(1-s) (delta_st + G).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding
@@ -23,11 +26,22 @@ from flm_jax.flows.flow_map import flow_map_weights
 from flm_jax.flows.interpolants import over_features
 from flm_jax.losses.distillation.base import Pairs, Teacher
 from flm_jax.losses.distillation.moving_target import (
+    MovingTargetConfig,
     TargetConfig,
     clock_slope,
     denoiser_at_hand,
     loss_to_target,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class EulerianConfig(MovingTargetConfig):
+    """Choices of the Eulerian route."""
+
+    form: str = setting("mse", "loss off the diagonal: mse or ce", choices=("mse", "ce"))
+    derivative_bound: float = setting(
+        1.0, "largest factor of the derivative in the target", range="(0, inf)"
+    )
 
 
 def derivative_along_flow(

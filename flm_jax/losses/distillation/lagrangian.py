@@ -8,6 +8,8 @@ two-time denoiser:
 The right side, without gradient, is the target; at t = 1 its second term vanishes.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,11 +22,17 @@ from flm_jax.flows.clocks import Clock
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
 from flm_jax.losses.distillation.base import Pairs, Teacher
 from flm_jax.losses.distillation.moving_target import (
+    MovingTargetConfig,
     TargetConfig,
     clock_slope,
     denoiser_at_hand,
     loss_to_target,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class LagrangianConfig(MovingTargetConfig):
+    """Choices of the Lagrangian route."""
 
 
 def derivative_in_t(

@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.head import Readout
 from flm_jax.flows.clocks import Clock, t_to_tau
 from flm_jax.flows.interpolants import over_positions
-from flm_jax.losses.distillation.base import Pairs, Teacher
+from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
 
 Projection = Literal["none", "clip", "sparsemax", "entmax15"]
 PROJECTIONS = ("none", "clip", "sparsemax", "entmax15")
@@ -44,6 +46,31 @@ class TargetConfig:
 
     form: Form
     projection: Projection
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingTargetConfig(DistillationConfig):
+    """Choices of the routes whose targets leave the simplex."""
+
+    form: str = setting("ce", "loss off the diagonal: ce or mse", choices=("ce", "mse"))
+    projection: str = setting(
+        "default",
+        "how a target comes back to the simplex; default is none for mse, else sparsemax",
+        choices=("default", *PROJECTIONS),
+    )
+
+    def __post_init__(self):
+        require(
+            self.projection != "none" or self.form == "mse",
+            "config.objective.projection is 'none', and the target leaves the simplex: set it to "
+            "clip, sparsemax or entmax15, or config.objective.form to 'mse'.",
+        )
+
+    @property
+    def target(self) -> TargetConfig:
+        """What is done with the targets; a squared distance may be taken to any vector."""
+        usual = "none" if self.form == "mse" else "sparsemax"
+        return TargetConfig(self.form, usual if self.projection == "default" else self.projection)
 
 
 def clock_slope(clock: Clock, t: Times) -> Times:

@@ -4,22 +4,35 @@ For every s <= u <= t, delta_st = gamma delta_su + (1-gamma) delta_ut(X_su); the
 gradient, is the target. It stays on the simplex.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
 from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
 from flm_jax.flows.flow_map import flow_map, semigroup_weight
 from flm_jax.flows.interpolants import over_positions
+from flm_jax.losses.distillation.base import DistillationConfig
 from flm_jax.losses.distillation.moving_target import Form, squared
 
 Split = Literal["midpoint", "uniform"]
 SPLITS = ("midpoint", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class SemigroupConfig(DistillationConfig):
+    """Choices of the semigroup route."""
+
+    form: str = setting("ce", "loss off the diagonal: ce or mse", choices=("ce", "mse"))
+    split: str = setting(
+        "midpoint", "where u splits the interval of the clock: midpoint or uniform", choices=SPLITS
+    )
 
 
 def split_times(key: Key, tau_s: Times, tau_t: Times, split: Split) -> Times:

@@ -1,0 +1,40 @@
+"""config.data becomes data, and the vocabulary of a model that of its data."""
+
+from flm_jax.config.schema import settings
+from flm_jax.core.errors import require
+from flm_jax.core.types import Config
+from flm_jax.data.loading import Data, load_data
+from flm_jax.data.tokenizers.base import Tokenizer
+
+
+def open_data(config: Config) -> Data:
+    """Opens the data of a configuration.
+
+    Raises:
+      UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
+        no example; a mixture of several tokenizers.
+    """
+    base = settings(config, "adapters").base or "."
+    return load_data(
+        settings(config, "data"),
+        length=config["model"]["length"],
+        seed=config["seed"],
+        tokenizer=f"{base}/tokenizer",
+    )
+
+
+def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    """Fills model.vocab_size from the tokenizer, or checks that it covers it."""
+    got, need = config["model"]["vocab_size"], tokenizer.vocab_size
+    require(
+        got == 0 or got >= need,
+        f"config.model.vocab_size is {got}, the data's tokenizer has {need} tokens; "
+        "set it to 0 to take the tokenizer's.",
+    )
+    return config | {"model": config["model"] | {"vocab_size": got or need}}
+
+
+def framing(config: Config) -> str:
+    """Packing of a model's training examples, see `Judge.framing`; synthetic tasks are unframed."""
+    cfg = settings(config, "data")
+    return "stream" if cfg.task else cfg.packing

@@ -1,0 +1,90 @@
+"""The flag --config: a file of configs/, and overrides of its keys.
+
+A name is taken first, wherever it stands on the command line: --config.objective.name=lagrangian
+gives the group the settings of that name, and the other overrides then apply to those.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFINE_config_file
+
+from flm_jax.config.schema import NAMED, check_owned, choose
+from flm_jax.core.errors import UserError, one_of, require
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+
+
+def DEFINE_config(help: str = "File with get_config().") -> flags.FlagHolder:
+    """Defines --config; `given_config` reads it."""
+    holder = DEFINE_config_file("config", None, help)
+    flags.FLAGS["config"].parser = _Parser("config")
+    return holder
+
+
+def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
+    """The configuration that a --config flag names, as a plain dict.
+
+    Raises:
+      UserError: no --config, or one that cannot be read.
+    """
+    require(flag.value is not None, "no --config; expected a file of configs/.")
+    try:
+        return flag.value.to_dict()
+    except OSError as error:  # ml_collections keeps a missing file for the first use
+        raise unreadable(error) from error
+
+
+def unreadable(error: OSError) -> UserError:
+    """The error of a configuration file that cannot be read."""
+    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+
+
+class _Parser(ConfigFileFlagParser):
+    """Reads the file, then gives its groups the names of the command line."""
+
+    def parse(self, path: str) -> Any:
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            try:
+                for keys, value in overrides(sys.argv):
+                    if value is not None and keys[-1] == "name" and keys[-2:-1][0] in NAMED:
+                        choose(_inside(config, keys[:-2]), **{keys[-2]: value})
+                for keys, _ in overrides(sys.argv):
+                    _check_key(config, keys)
+            except UserError as error:
+                raise flags.Error(str(error)) from error
+        return config
+
+
+def overrides(argv: list[str]) -> Iterator[tuple[list[str], str | None]]:
+    """(keys, value) of each --config.A.B=VALUE; a value that is the next word is taken as well."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if found := _OVERRIDE.match(word):
+            value = found[2]
+            if value is None and following is not None and not following.startswith("-"):
+                value = following
+            yield found[1].split("."), value
+
+
+def _inside(config: ConfigDict, keys: list[str]) -> ConfigDict:
+    for at, key in enumerate(keys):
+        one_of(f"config key {'.'.join(keys[:at] + [key])}: key", key, config)
+        config = config[key]
+    return config
+
+
+def _check_key(config: ConfigDict, keys: list[str]) -> None:
+    """Refuses a key that a configuration lacks, with the name that has it or the nearest one."""
+    *before, last = keys
+    group = _inside(config, before)
+    if not isinstance(group, ConfigDict) or last in group:
+        return
+    if before and before[-1] in NAMED and "name" in group:
+        check_owned(before[-1], group.name, [last])
+    where = ".".join(["config", *before])
+    one_of(f"config key {'.'.join(keys)}: key in {where}", last, group)

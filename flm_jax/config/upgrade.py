@@ -1,0 +1,63 @@
+"""Configurations of older versions, completed once, when they are read.
+
+The one place that knows them. Before names had settings of their own, `objective` held the keys of
+all objectives, `bridge` and `alignment` those of two of them, and `model.llama` those of a llama.
+"""
+
+from etils import epath
+
+from flm_jax.checkpoints import workdir as workdirs
+from flm_jax.config.schema import GROUPS, MODELS, NAMED, OBJECTIVES, defaults
+from flm_jax.core.files import as_json
+from flm_jax.core.settings import Setting, settings_of
+from flm_jax.core.types import Config
+
+_OBJECTIVES = {"masked": "masked_diffusion", "masked_bridge": "masked_flow"}
+
+
+def read_config(workdir: str | epath.Path) -> Config:
+    """The configuration of a workdir or an exported folder of a model, complete.
+
+    Raises:
+      UserError: no workdir there.
+    """
+    return upgrade(workdirs.read_config(workdir))
+
+
+def upgrade(config: Config) -> Config:
+    """A configuration of any version as this version's; one that is no model's stays as it is."""
+    if not all(group in config and "name" in config[group] for group in NAMED):
+        return config
+    model = dict(config["model"])
+    model |= model.pop("llama", {}) if model["name"] == "llama" else {}
+    objective = dict(config["objective"])
+    name = _OBJECTIVES.get(objective["name"], objective["name"])
+    if name == "masked_flow" and (bridge := config.get("bridge")):
+        gamma = settings_of(type(OBJECTIVES[name]().gamma))
+        law = {key: value for key, value in bridge.items() if key in gamma}
+        objective = bridge | {"gamma": law} | {"name": name}
+    if name == "alignment":
+        objective |= config.get("alignment", {})
+    now = {"seed": config.get("seed", 0)}
+    now["model"] = {"name": model["name"]} | _completed(
+        model, defaults("model", model["name"]), settings_of(MODELS[model["name"]])
+    )
+    now["objective"] = {"name": name} | _completed(
+        objective, defaults("objective", name), settings_of(OBJECTIVES[name])
+    )
+    for group, cls in GROUPS.items():
+        now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))
+    return as_json(now)
+
+
+def _completed(values: Config, default: Config, known: dict[str, Setting]) -> Config:
+    """Values of known keys, and the defaults of those that are missing or no longer a choice."""
+    found = {}
+    for name, one in known.items():
+        value = values.get(name, default[name])
+        if one.group:
+            value = _completed(value, default[name], settings_of(type(one.default)))
+        elif one.choices and value not in one.choices:
+            value = default[name]
+        found[name] = value
+    return found
