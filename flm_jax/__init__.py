@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
-    from flm_jax.build.sampler import Options
     from flm_jax.core.errors import UserError
     from flm_jax.inference.language_model import Generated, LanguageModel, Scores, load
 
 __version__ = "0.1.0"
-__all__ = ["Generated", "LanguageModel", "Options", "Scores", "UserError", "load"]
-_HOMES = {"Options": "flm_jax.build.sampler", "UserError": "flm_jax.core.errors"}
+__all__ = ["Generated", "LanguageModel", "Scores", "UserError", "load"]
+_HOMES = {"UserError": "flm_jax.core.errors"}
 _MODEL = "flm_jax.inference.language_model"
 
 

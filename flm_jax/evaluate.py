@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 
 from flm_jax.cli import sampling_flags
-from flm_jax.cli.config_flag import given_config
+from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.upgrade import read_config
@@ -30,6 +30,7 @@ from flm_jax.evaluation.tables import Row, table
 from flm_jax.training import schedule_log
 from flm_jax.training.schedule_log import read_schedule
 
+flags.adopt_module_key_flags(sampling_flags)
 _MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
 _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
 _JUDGE = DEFINE_path(
@@ -88,9 +89,9 @@ def main(argv) -> int:
         return _report([corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models])
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
     given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
-    options, rows = sampling_flags.options(), []
+    rows = []
     for workdir, steps in models:
-        more = {"seed": _SEED.value, "options": options, "data": _DATA.value}
+        more = {"seed": _SEED.value, "choose": sampling_flags.sampler_of, "data": _DATA.value}
         rows += measure(workdir, steps, **more, **given)
     what = subject(models[0][0], judge, _DATA.value)
     if what.data:

@@ -1,7 +1,7 @@
 """Lets a model write the texts that it is aligned on; interrupted, it continues when run again.
 
 python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
-    --method=confidence --temperature=0 --out=data/own
+    --sampler=confidence --temperature=0 --out=data/own
 python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
     --chat=questions.jsonl --out=data/own
 
@@ -16,6 +16,7 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.inference import self_generation
 
+flags.adopt_module_key_flags(sampling_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _OUT = DEFINE_path("out", "", "Folder to write.")
 _NUM = flags.DEFINE_integer("num", 10_000, "Texts.")
@@ -36,7 +37,7 @@ def main(argv) -> None:
         steps=_STEPS.value,
         batch_size=_BATCH.value,
         seed=_SEED.value,
-        options=sampling_flags.options(),
+        choose=sampling_flags.sampler_of,
         chat=_CHAT.value,
         show=lambda part, parts: print(f"part {part}/{parts}", flush=True),
     )

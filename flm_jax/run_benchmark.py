@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from flm_jax.build.families.registry import family
-from flm_jax.build.load import load_model
+from flm_jax.build.load import Model, load_model
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
@@ -40,6 +40,7 @@ from flm_jax.evaluation.tables import table
 from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import chatty
 
+flags.adopt_module_key_flags(sampling_flags)
 _TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
 _DATA = DEFINE_path("data", "", "Its data file.")
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
@@ -113,11 +114,9 @@ def _check() -> None:
     )
 
 
-def _answering(chat: bool) -> Answering:
-    length = _LENGTH.value, _ANSWER.value
-    return Answering(
-        _STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampling_flags.options()
-    )
+def _answering(model: Model, chat: bool) -> Answering:
+    length, sampler = (_LENGTH.value, _ANSWER.value), sampling_flags.sampler_of(model.config)
+    return Answering(_STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampler)
 
 
 def main(argv) -> None:
@@ -132,7 +131,7 @@ def main(argv) -> None:
         own, kind = {"reference": True}, "right answers"
         answer = by_reference(benchmark, _BATCH.value, _SAMPLES.value)
     else:
-        how, kind = _answering(choices.chat), family(model.config).kind(model.net)
+        how, kind = _answering(model, choices.chat), family(model.config).kind(model.net)
         own, answer = described(model, _WORKDIR.value, how), by_model(model, how)
     own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)

@@ -5,9 +5,9 @@ python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
 python -m flm_jax.sample --workdir=W --steps=4 --infill="The {3} of the {5} is"
 python -m flm_jax.sample --workdir=W --steps=16 --live --html=texts.html
 python -m flm_jax.sample --workdir=W --steps=64 --prompts=questions.jsonl --chat --out=answers.jsonl
-python -m flm_jax.sample --workdir=FMLM --steps=8 --refine=topk
-python -m flm_jax.sample --workdir=MDLM --steps=64 --method=confidence --block_length=32
-python -m flm_jax.sample --workdir=MDLM --steps=16 --method=flow --trajectory=path.jsonl
+python -m flm_jax.sample --workdir=FMLM --steps=8 --sampler=posterior_refinement
+python -m flm_jax.sample --workdir=MDLM --steps=64 --sampler=confidence --block_length=32
+python -m flm_jax.sample --workdir=MDLM --steps=16 --sampler=x_prediction --trajectory=path.jsonl
 python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
 
@@ -15,7 +15,6 @@ from absl import flags
 from etils import epath
 
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import Options
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
@@ -25,7 +24,9 @@ from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import read_prompts
 from flm_jax.metrics.text import unigram_entropy
+from flm_jax.samplers.base import SamplerConfig
 
+flags.adopt_module_key_flags(sampling_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _STEPS = flags.DEFINE_list(
     "steps", ["1"], "Network calls, several counts separated by commas; AR: unused."
@@ -69,18 +70,18 @@ def _write(path: str, lines: list[dict]) -> None:
         print(f"wrote {len(lines)} records to {path}")
 
 
-def _solve(model: Model, counts: list[int], rows: int, options: Options) -> None:
+def _solve(model: Model, counts: list[int], rows: int, sampler: SamplerConfig) -> None:
     task, num = task_problems.task_of(model), _PROBLEMS.value
     for count in counts:
-        share, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, options)
+        share, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, sampler)
         print(f"{calls:g} network calls: {share:.4f} of {num} problems solved")
 
 
-def _answer(model: Model, counts: list[int], length: int, options: Options) -> None:
+def _answer(model: Model, counts: list[int], length: int, sampler: SamplerConfig) -> None:
     asked, records = read_prompts(_PROMPTS.value), []
     rows = min(_BATCH.value, len(asked))
     for count in counts:
-        how = Answering(count, rows, _SEED.value, length, _ANSWER.value, _CHAT.value, options)
+        how = Answering(count, rows, _SEED.value, length, _ANSWER.value, _CHAT.value, sampler)
         for answer in answers(model, asked, how):
             prompt = asked[answer.place]
             own = {"infill": prompt.infill} if prompt.infill else {}
@@ -93,12 +94,12 @@ def _answer(model: Model, counts: list[int], length: int, options: Options) -> N
     _write(_OUT.value, records)
 
 
-def _draw(model: Model, counts: list[int], rows: int, length: int, options: Options) -> None:
+def _draw(model: Model, counts: list[int], rows: int, length: int, sampler: SamplerConfig) -> None:
     prescribed = _PROMPT.value, _INFILL.value
     given = engine.given_tokens(model, *prescribed, rows, length, _CHAT.value)
     records, paths = [], []
     for count in counts:
-        program = engine.prepare(model, given.tokens.shape, count, options)
+        program = engine.prepare(model, given.tokens.shape, count, sampler)
         drawn = program(given, num=_NUM.value, seed=_SEED.value)
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
@@ -137,14 +138,14 @@ def main(argv) -> None:
     steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
     num = _PROBLEMS.value or _NUM.value
     engine.check_request(model, steps, num, length)
-    rows, options = min(_BATCH.value, num), sampling_flags.options()
+    rows, sampler = min(_BATCH.value, num), sampling_flags.sampler_of(model.config)
     require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     counts = engine.step_counts(model, steps, length)
     if _PROMPTS.value:
-        return _answer(model, counts, length, options)
+        return _answer(model, counts, length, sampler)
     if _PROBLEMS.value:
-        return _solve(model, counts, rows, options)
-    return _draw(model, counts, rows, length, options)
+        return _solve(model, counts, rows, sampler)
+    return _draw(model, counts, rows, length, sampler)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.evaluation.plots import draw_sweep
-from flm_jax.evaluation.sweep import NUMBERS, sweep_plans, sweep_row
+from flm_jax.evaluation.sweep import sweep_plans, sweep_row
 from flm_jax.inference import engine, text_reward
 from flm_jax.samplers.base import nothing_given
 
+flags.adopt_module_key_flags(sampling_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
-_OPTION = flags.DEFINE_string("option", "", f"Swept: temperature, {', '.join(NUMBERS)}.")
+_OPTION = flags.DEFINE_string("option", "", "Setting of the sampler that is swept, a number.")
 _VALUES = flags.DEFINE_list("values", [], "Its values, separated by commas.")
 _STEPS = flags.DEFINE_integer("steps", 16, "As of sample.")
 _NUM = flags.DEFINE_integer("num_samples", 1024, "Samples for each value.")
@@ -41,19 +42,20 @@ def main(argv) -> None:
         not _PLOT.value or find_spec("matplotlib") is not None,
         f"got --plot={_PLOT.value}, and there is no matplotlib: pip install 'flm-jax[plots]'.",
     )
-    plans = sweep_plans(sampling_flags.options(), _OPTION.value, _VALUES.value)
     model = load_model(_WORKDIR.value)
+    sampler = sampling_flags.sampler_of(model.config)
+    plans = sweep_plans(sampler, _OPTION.value, _VALUES.value)
     length = model.net.max_length
     engine.check_request(model, [_STEPS.value], _NUM.value, length)
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     task = open_data(model.config).task if model.config["data"]["task"] else None
-    folder = plans[0][1].steering.reward
+    folder = getattr(sampler, "reward", "")
     pattern = text_reward.pattern(folder) if folder else ""
     given = nothing_given(min(_BATCH.value, _NUM.value), length)
     how = {"steps": _STEPS.value, "num": _NUM.value, "seed": _SEED.value}
     rows = []
-    for value, options in plans:
-        row = sweep_row(model, task, options, given, pattern, **how)
+    for value, sampler in plans:
+        row = sweep_row(model, task, sampler, given, pattern, **how)
         rows.append({_OPTION.value: value, **row})
         if value == plans[0][0]:
             names = [k for k in rows[0] if not k.endswith(("_low", "_high"))]

@@ -1,8 +1,8 @@
-"""Trains a policy of step sizes for --method=flow, by rewards on the problems of a model's task.
+"""Trains a policy of step sizes for x-prediction, by rewards on the problems of a model's task.
 
 python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py \
     --workdir=runs/xflow/policy
-python -m flm_jax.sample --workdir=W --steps=2 --method=flow --policy=runs/xflow/policy
+python -m flm_jax.sample --workdir=W --steps=2 --sampler=x_prediction --policy=runs/xflow/policy
 
 Run again with the same workdir to continue. Exit status: 0 finished, 2 bad input, 75 stopped by
 SIGTERM or SIGINT after saving.

@@ -87,13 +87,16 @@ def get_config(arg: str = ""):
     config = recipe.comparison(
         f"{task}: posterior refinement against plain jumps and masked diffusion"
     )
-    refined = {label: {"steps": calls, "refine": label} for label in ("topk", "uniform")}
+    refined = {
+        label: {"steps": calls, "sampler": "posterior_refinement", "budget": label}
+        for label in ("topk", "uniform")
+    }
     if task == "sudoku":
         config.samples = 1000
         config.batch_size = 250
         # One answer is right: its most probable digits.
-        refined["marginal"] = {"steps": calls, "refine": "topk", "refine_until": 0.0}
-    confident = {"confidence": {"steps": calls, "method": "confidence"}}
+        refined["marginal"] = way | {"until": 0.0}
+    confident = {"confidence": {"steps": calls, "sampler": "confidence"}}
     for name, model, steps, teacher, ways in (
         ("FLM", flm, (1, *calls, 64), "", {}),
         ("FMLM", fmlm, (1, *calls), "FLM", refined),

@@ -1,7 +1,7 @@
 """The model of configs/x_prediction/functions_base.py aligned on programs that it wrote itself.
 
 python -m flm_jax.generate_data --workdir=runs/functions/base --num=6000 --steps=24 \
-    --block_length=4 --batch_size=500 --method=confidence --temperature=0 --out=runs/functions/own
+    --block_length=4 --batch_size=500 --sampler=confidence --temperature=0 --out=runs/functions/own
 python -m flm_jax.train --config=configs/x_prediction/functions_align.py \
     --workdir=runs/functions/align
 

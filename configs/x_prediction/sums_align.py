@@ -1,6 +1,6 @@
 """The model of configs/x_prediction/sums_base.py aligned on answers that it wrote itself.
 
-python -m flm_jax.generate_data --workdir=runs/xflow/base --num=20000 --method=confidence \
+python -m flm_jax.generate_data --workdir=runs/xflow/base --num=20000 --sampler=confidence \
     --temperature=0 --steps=4 --out=runs/xflow/own
 python -m flm_jax.train --config=configs/x_prediction/sums_align.py --workdir=runs/xflow/align
 

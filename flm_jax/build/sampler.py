@@ -1,74 +1,87 @@
-"""Options of sampling, and what a family refuses of them."""
+"""config.sampler becomes a sampler: settings by name, and the function bound to a model."""
 
-import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
-from flm_jax.core.errors import require
-from flm_jax.samplers import masked_flow
-from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.flow import NONE, Steering
+from flm_jax.build.families.registry import objective_name
+from flm_jax.config.schema import check_owned, defaults, settings
+from flm_jax.core.errors import one_of, require
+from flm_jax.core.network import Network
+from flm_jax.core.settings import plain, read_settings
+from flm_jax.core.types import Config
+from flm_jax.flows.clocks import Clock
+from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.guides import NO_GUIDES, Guides
+from flm_jax.samplers.registry import SAMPLERS, name_of, samplers_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How tokens are drawn; the defaults fit every family.
+def model_sampler(config: Config) -> SamplerConfig:
+    """The settings of config.sampler."""
+    return settings(config, "sampler")
 
-    Attributes:
-      temperature, top_p: see `Choice`; by default a flow takes the most probable tokens of its last
-        read-out, and the others draw at temperature 1.
-      method: of masked diffusion: "ancestral", "confidence" or "flow".
-      block_length: of "confidence" and "flow"; 0 for one block.
-      step_size, re_edit, hard_commit: of "flow", see `x_prediction.Flowing`.
-      policy: of "flow": workdir of `train_policy`, whose step sizes are taken; "" for none.
-      refine: of any-order flow maps: posterior refinement with the budget "topk" or "uniform"; ""
-        for none.
-      refine_threshold: of refinement: probability above which predictions are kept at once.
-      refine_until: of refinement: clock time that its jumps end at, in [0, 1].
-      bridge: of masked language flows.
-      steering: of flows.
+
+def choose_sampler(config: Config, name: str = "", **changes: Any) -> SamplerConfig:
+    """The sampler of a model, or another one of its objective, with some settings changed.
+
+    Args:
+      config: of the model.
+      name: of `SAMPLERS`; "" for that of config.sampler.
+      changes: settings by name.
+
+    Raises:
+      UserError: a sampler that the model's objective does not have, a setting that the sampler does
+        not have (the message says which one has it), or a value that it refuses.
     """
-
-    temperature: float | None = None
-    top_p: float = 1.0
-    method: str = "ancestral"
-    block_length: int = 0
-    step_size: float = 0.0
-    re_edit: bool = True
-    hard_commit: bool = True
-    policy: str = ""
-    refine: str = ""
-    refine_threshold: float = 1.0
-    refine_until: float = 1.0
-    bridge: masked_flow.Bridging = masked_flow.Bridging()  # noqa: RUF009  frozen
-    steering: Steering = NONE
-
-    def choice(self, temperature: float) -> Choice:
-        """How tokens are drawn, with the temperature that a family takes by default."""
-        given = self.temperature
-        return Choice(temperature if given is None else given, self.top_p)
+    own, goal = config["sampler"], objective_name(config)
+    name = name or own["name"]
+    one_of("sampler", name, SAMPLERS)
+    valid = samplers_of(goal)
+    require(
+        name in valid,
+        f"got sampler {name!r} for a model of objective {goal}; expected {' or '.join(valid)}.",
+    )
+    values = dict(own) if name == own["name"] else defaults("sampler", name)
+    values.pop("name")
+    check_owned("sampler", name, changes, "sampler")
+    for key in changes:
+        one_of(f"setting of sampler {name}", key, values)
+    return read_settings(SAMPLERS[name].settings, values | changes, "sampler")
 
 
-PLAIN = Options()
+def sampler_record(cfg: SamplerConfig) -> dict[str, Any]:
+    """A sampler's name and settings, for records."""
+    return {"name": name_of(cfg)} | plain(cfg)
 
 
-OF_X_PREDICTION = ("step_size", "re_edit", "hard_commit")
-OF_REFINEMENT = ("refine", "refine_threshold", "refine_until")
-OF_MASKED = ("method", "block_length", "policy", *OF_X_PREDICTION)
+def make_sampler(
+    config: Config,
+    net: Network,
+    clock: Clock,
+    steps: int,
+    cfg: SamplerConfig | None = None,
+    guides: Guides = NO_GUIDES,
+) -> Callable:
+    """The sampler of a model: (key, params, given, extra) -> Samples, to be jitted.
 
+    Args:
+      config, net, clock: of the model.
+      steps: steps of the sampler, most often network calls; static.
+      cfg: settings; None for those of config.sampler.
+      guides: networks that `cfg` names.
 
-def refuse(options: Options, kind: str, *names: str) -> None:
-    for name in names:
-        got, default = getattr(options, name), getattr(Options, name)
-        require(
-            got == default,
-            f"got {name}={got}, which {kind} does not know; leave it at {default}.",
-        )
-
-
-def unsteered(options: Options, kind: str) -> None:
-    for field in dataclasses.fields(options.steering):
-        got = getattr(options.steering, field.name)
-        require(
-            got == field.default,
-            f"got {field.name}={got}, which steers flows; this is {kind}: leave it at "
-            f"{field.default!r}.",
-        )
+    Raises:
+      UserError: settings that do not fit the model or the steps.
+    """
+    cfg = model_sampler(config) if cfg is None else cfg
+    name, goal = name_of(cfg), objective_name(config)
+    valid = samplers_of(goal)
+    require(
+        name in valid,
+        f"got sampler {name!r} for a model of objective {goal}; expected {' or '.join(valid)}.",
+    )
+    objective = settings(config, "objective")
+    SAMPLERS[name].check(cfg, net, steps, objective)
+    how = {"net": net, "clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
+    sample = functools.partial(SAMPLERS[name].sample, objective=objective, **how)
+    return lambda key, params, given, extra=None: sample(key, params, given, extra)

@@ -16,6 +16,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFIN
 from flm_jax.config.schema import NAMED, check_owned, choose
 from flm_jax.core.errors import UserError, one_of, require
 
+flags.disclaim_key_flags()  # they are those of the command that defines them
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 

@@ -1,112 +1,64 @@
-"""Flags of the commands that draw samples: how tokens are drawn, where a family knows it."""
+"""Flags of the commands that draw samples, made from the settings of all samplers.
+
+--sampler=NAME takes another sampler than the model's own; --sampler.KEY=VALUE, or --KEY=VALUE for
+short, changes a setting of it.
+"""
+
+from typing import Any
 
 from absl import flags
 
-from flm_jax.build.sampler import Options
-from flm_jax.cli.path_flags import DEFINE_path
-from flm_jax.samplers.flow import SOLVERS, Steering
-from flm_jax.samplers.masked_flow import EOS_POLICIES, Bridging
+from flm_jax.build.sampler import choose_sampler
+from flm_jax.config.check import at_home
+from flm_jax.core.settings import Setting, settings_of
+from flm_jax.core.types import Config
+from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.registry import SAMPLERS
 
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature",
-    None,
-    "Of drawn tokens, 0 = the most probable; by default 1 for AR and MDLM, and for flows 0: they "
-    "draw from the last read-out alone.",
+_NAME = flags.DEFINE_string(
+    "sampler", None, f"Sampler: {', '.join(SAMPLERS)}; by default that of the model."
 )
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Share of the probability that is kept in drawing.")
-_METHOD = flags.DEFINE_string(
-    "method",
-    "ancestral",
-    "MDLM: ancestral, confidence (low-confidence remasking), or flow (x-prediction flow).",
-)
-_BLOCK = flags.DEFINE_integer(
-    "block_length",
-    0,
-    "MDLM by confidence or flow: tokens of a block, written in turn; 0 = one block.",
-)
-_STEP_SIZE = flags.DEFINE_float(
-    "step_size", 0.0, "--method=flow: a in [1/256, 1]; 0 = so that tokens arrive in --steps calls."
-)
-_RE_EDIT = flags.DEFINE_bool("re_edit", True, "--method=flow: edit again what became unlikely.")
-_HARD_COMMIT = flags.DEFINE_bool(
-    "hard_commit", True, "--method=flow: each call writes the most confident token."
-)
-_POLICY = DEFINE_path(
-    "policy", "", "--method=flow: workdir of train_policy, whose step sizes are taken."
-)
-_REFINE = flags.DEFINE_string(
-    "refine", "", "Any-order FMLM: posterior refinement, topk or uniform; --steps calls at most."
-)
-_THRESHOLD = flags.DEFINE_float(
-    "refine_threshold", 1.0, "--refine: also keep predictions of more than this probability."
-)
-_UNTIL = flags.DEFINE_float(
-    "refine_until",
-    1.0,
-    "--refine: clock time that each jump ends at; 1 joint samples, 0 the most probable tokens.",
-)
-_CONTEXT_GUIDANCE = flags.DEFINE_float(
-    "context_guidance", 0.0, "MLFM: weight of guidance away from corrupted context; 0 = none."
-)
-_PROMOTE = flags.DEFINE_float(
-    "promote", 0.0, "MLFM: tokens of probability 1 - this or more are kept at once; 0 = none."
-)
-_EOS = flags.DEFINE_string(
-    "eos", "free", f"MLFM: when the end of a text is so kept: {', '.join(EOS_POLICIES)}."
-)
-
-_SOLVER = flags.DEFINE_string(
-    "solver", "euler", f"FLM: {', '.join(SOLVERS)}; adaptive takes at most --steps calls."
-)
-_TOLERANCE = flags.DEFINE_float(
-    "tolerance", Steering.tolerance, "--solver=adaptive: error of a step, 1 = an embedding's norm."
-)
-_GAMMA = flags.DEFINE_float(
-    "gamma", 0.0, "FMLM: fresh noise after each jump, 0 = none, 1 = all (consistency sampling)."
-)
-_GUIDANCE = flags.DEFINE_float(
-    "guidance", 1.0, "Flows: eta of autoguidance by --weak or --weak_dropout; 1 = none."
-)
-_ITERATIONS = flags.DEFINE_integer(
-    "iterations",
-    0,
-    "Self-conditioned FLM: network calls at each state, the first without an estimate; 0 = one "
-    "call, with the estimate of the step before.",
-)
-_WEAK = DEFINE_path("weak", "", "Workdir of a weaker model, for --guidance.")
-_WEAK_DROPOUT = flags.DEFINE_float(
-    "weak_dropout", 0.0, "For --guidance: the model itself at this dropout rate; 0 = unused."
-)
-_REWARD = DEFINE_path("reward", "", "Flows: folder of train_reward, for --reward_scale.")
-_REWARD_SCALE = flags.DEFINE_float("reward_scale", 0.0, "Weight of --reward; 0 = none.")
+_DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
-def options() -> Options:
-    """What the flags say."""
-    bridge = Bridging(_CONTEXT_GUIDANCE.value, _PROMOTE.value, _EOS.value)
-    steering = Steering(
-        solver=_SOLVER.value,
-        tolerance=_TOLERANCE.value,
-        gamma=_GAMMA.value,
-        guidance=_GUIDANCE.value,
-        weak=_WEAK.value,
-        weak_dropout=_WEAK_DROPOUT.value,
-        reward=_REWARD.value,
-        reward_scale=_REWARD_SCALE.value,
-        iterations=_ITERATIONS.value,
-    )
-    return Options(
-        temperature=_TEMPERATURE.value,
-        top_p=_TOP_P.value,
-        method=_METHOD.value,
-        block_length=_BLOCK.value,
-        step_size=_STEP_SIZE.value,
-        re_edit=_RE_EDIT.value,
-        hard_commit=_HARD_COMMIT.value,
-        policy=_POLICY.value,
-        refine=_REFINE.value,
-        refine_threshold=_THRESHOLD.value,
-        refine_until=_UNTIL.value,
-        bridge=bridge,
-        steering=steering,
-    )
+def _all_settings() -> dict[str, tuple[Setting, list[str]]]:
+    """Name -> a setting and the samplers that have it."""
+    found: dict[str, tuple[Setting, list[str]]] = {}
+    for name, sampler in SAMPLERS.items():
+        for key, one in settings_of(sampler.settings).items():
+            found.setdefault(key, (one, []))[1].append(name)
+    return found
+
+
+def _define(key: str, one: Setting, names: list[str]) -> tuple[flags.FlagHolder, ...]:
+    """The flag of a setting, by its full and by its short name."""
+    said = f"{', '.join(names)}: {one.help}."
+    define = _DEFINE[type(one.default)]
+    return define(f"sampler.{key}", None, said), define(key, None, f"Short for --sampler.{key}.")
+
+
+_FLAGS = {key: _define(key, one, names) for key, (one, names) in _all_settings().items()}
+
+
+def changes() -> dict[str, Any]:
+    """The settings that the command line gives."""
+    found = {}
+    for key, holders in _FLAGS.items():
+        for holder in holders:
+            if holder.value is not None:
+                found[key] = at_home(holder.value)
+    return found
+
+
+def sampler_of(config: Config) -> SamplerConfig:
+    """The sampler of a model with what the command line changes.
+
+    Raises:
+      UserError: a sampler or a setting that the model does not have.
+    """
+    return choose_sampler(config, _NAME.value or "", **changes())

@@ -11,6 +11,7 @@ from flm_jax.core.files import as_json
 from flm_jax.core.paths import expanded
 from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config
+from flm_jax.samplers.registry import samplers_of
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
@@ -27,7 +28,7 @@ _FREE = (
     "data.threads",
     "data.prefetch",
 )
-_FREE_GROUPS = ("eval", "mesh")
+_FREE_GROUPS = ("eval", "mesh", "sampler")
 
 
 def check(config: ConfigDict | Config) -> Config:
@@ -49,6 +50,13 @@ def check(config: ConfigDict | Config) -> Config:
         value = plain[group]
         require(isinstance(value, dict), f"config.{group} must hold keys, got {value!r}.")
         settings(plain, group)
+    objective, sampler = (plain[group]["name"] for group in ("objective", "sampler"))
+    valid = samplers_of(objective)
+    require(
+        sampler in valid,
+        f"config.sampler.name is {sampler!r}, which does not sample models of this objective; "
+        f"expected {' or '.join(valid)}.",
+    )
     check_seed(plain["seed"], "config.seed")
     return at_home(plain)
 

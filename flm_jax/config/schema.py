@@ -28,6 +28,7 @@ from flm_jax.models.dit import DiTConfig
 from flm_jax.models.llama import LlamaConfig
 from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.transformer import TransformerConfig
+from flm_jax.samplers.registry import SAMPLERS, samplers_of
 
 # Groups that have a name: its settings are the other keys of the group.
 MODELS: dict[str, type] = {"dit": DiTConfig, "causal": TransformerConfig, "llama": LlamaConfig}
@@ -42,7 +43,11 @@ OBJECTIVES: dict[str, type] = {
     "alignment": AlignmentConfig,
     "autoregressive": AutoregressiveConfig,
 }
-NAMED = {"model": MODELS, "objective": OBJECTIVES}
+NAMED = {
+    "model": MODELS,
+    "objective": OBJECTIVES,
+    "sampler": {name: one.settings for name, one in SAMPLERS.items()},
+}
 # Groups without one.
 GROUPS: dict[str, type] = {
     "adapters": AdapterConfig,
@@ -62,12 +67,15 @@ def defaults(group: str, name: str = "") -> dict[str, Any]:
     return {"name": name} | as_json(plain(cls()))
 
 
-def base_config(*, model: str = "dit", objective: str = "denoising") -> ConfigDict:
+def base_config(
+    *, model: str = "dit", objective: str = "denoising", sampler: str = ""
+) -> ConfigDict:
     """A complete configuration with the default of every key; sizes of a tiny model.
 
     Args:
       model: name of the network, of `MODELS`.
       objective: name of the objective, of `OBJECTIVES`.
+      sampler: name of the sampler, of `samplers.registry.SAMPLERS`; "" for the objective's first.
 
     Raises:
       UserError: no such name.
@@ -75,6 +83,7 @@ def base_config(*, model: str = "dit", objective: str = "denoising") -> ConfigDi
     config = {"seed": 0, "model": defaults("model", model), "adapters": defaults("adapters")}
     config["data"] = defaults("data")
     config["objective"] = defaults("objective", objective)
+    config["sampler"] = defaults("sampler", sampler or samplers_of(objective)[0])
     config |= {group: defaults(group) for group in ("optim", "train", "eval", "mesh")}
     return _tuples(ConfigDict(config))
 
@@ -97,7 +106,8 @@ def _tuples(config: ConfigDict) -> ConfigDict:
 def choose(config: ConfigDict, **names: str) -> ConfigDict:
     """Gives groups of a configuration other names, and with them the settings of these names.
 
-    A key that both names have keeps its value where that is not the old name's default.
+    A key that both names have keeps its value where that is not the old name's default. A sampler
+    that the new objective does not have gives way to that objective's first.
 
     Args:
       config: changed in place.
@@ -122,6 +132,8 @@ def choose(config: ConfigDict, **names: str) -> ConfigDict:
         }
         with config.unlocked():
             config[group] = _tuples(ConfigDict(new | kept))
+        if group == "objective" and config.sampler.name not in samplers_of(name):
+            choose(config, sampler=samplers_of(name)[0])
     return config
 
 
@@ -152,8 +164,16 @@ def settings(config: Mapping[str, Any], group: str) -> Any:
     return read_settings(cls, values, where)
 
 
-def check_owned(group: str, name: str, keys: Mapping[str, Any] | list[str]) -> None:
+def check_owned(
+    group: str, name: str, keys: Mapping[str, Any] | list[str], where: str = ""
+) -> None:
     """Refuses keys of a group that belong to other names of it than `name`.
+
+    Args:
+      group: a group with a name.
+      name: the one it has.
+      keys: of it.
+      where: what the group is called in the message; "" for config.GROUP.
 
     Raises:
       UserError: such a key; the message says whose it is.
@@ -163,6 +183,6 @@ def check_owned(group: str, name: str, keys: Mapping[str, Any] | list[str]) -> N
         owners = [other for other, cls in NAMED[group].items() if key in plain(cls())]
         require(
             key in own or not owners,
-            f"config.{group} has no key {key!r} where its name is {name!r}: it is one of "
-            f"{' and '.join(owners)}; drop it, or set config.{group}.name.",
+            f"{where or f'config.{group}'} {name} has no {key!r}: that is a key of "
+            f"{' and '.join(owners)}; drop it, or give the name {owners[0] if owners else ''}.",
         )

@@ -11,6 +11,7 @@ from flm_jax.config.schema import GROUPS, MODELS, NAMED, OBJECTIVES, defaults
 from flm_jax.core.files import as_json
 from flm_jax.core.settings import Setting, settings_of
 from flm_jax.core.types import Config
+from flm_jax.samplers.registry import samplers_of
 
 _OBJECTIVES = {"masked": "masked_diffusion", "masked_bridge": "masked_flow"}
 
@@ -26,7 +27,7 @@ def read_config(workdir: str | epath.Path) -> Config:
 
 def upgrade(config: Config) -> Config:
     """A configuration of any version as this version's; one that is no model's stays as it is."""
-    if not all(group in config and "name" in config[group] for group in NAMED):
+    if not all(group in config and "name" in config[group] for group in ("model", "objective")):
         return config
     model = dict(config["model"])
     model |= model.pop("llama", {}) if model["name"] == "llama" else {}
@@ -45,6 +46,10 @@ def upgrade(config: Config) -> Config:
     now["objective"] = {"name": name} | _completed(
         objective, defaults("objective", name), settings_of(OBJECTIVES[name])
     )
+    sampler = config.get("sampler", {"name": samplers_of(name)[0]})
+    known = settings_of(NAMED["sampler"][sampler["name"]])
+    own = _completed(sampler, defaults("sampler", sampler["name"]), known)
+    now["sampler"] = {"name": sampler["name"]} | own
     for group, cls in GROUPS.items():
         now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))
     return as_json(now)

@@ -125,7 +125,7 @@ def _generated(cfg: DataConfig, length: int) -> Data:
     task = make_task(cfg.task) if cfg.task else None
     require(
         task is None or task.tokenizer.fingerprint == tokenizer.fingerprint,
-        f"{cfg['generated']} has another tokenizer than task {cfg['task']}; expected texts of a "
+        f"{cfg.generated} has another tokenizer than task {cfg.task}; expected texts of a "
         "model of that task, or config.data.task = ''.",
     )
     return Data([(train, 1.0)], valid, tokenizer, task)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from flm_jax.build.families.registry import family, objective_name
-from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.build.sampler import choose_sampler, model_sampler, sampler_record
 from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import at_home, check
 from flm_jax.core.errors import UserError, check_seed, one_of, require, unknown_name
@@ -26,7 +26,7 @@ from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_comparison, draw_schedule
 from flm_jax.evaluation.tables import Row, table
 from flm_jax.metrics.generative_perplexity import Judge
-from flm_jax.samplers.flow import Steering
+from flm_jax.samplers.base import SamplerConfig
 from flm_jax.training.schedule_log import read_schedule
 from flm_jax.training.trainer import train_run
 
@@ -35,8 +35,8 @@ _KEYS = ("title", "samples", "batch_size", "seed", "models")
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
 _OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
-# ways: {label: {"steps": ..., and keys of `build.sampler.Options` and of `Steering`}}: the same
-# model sampled otherwise.
+# ways: {label: {"steps": ..., "sampler": a name, and settings of it}}: the same model sampled
+# otherwise.
 _MODEL_OPTIONAL = {"ways": {}}
 
 
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
       steps: numbers of steps to sample it with; the length where a model has no choice;
         none where it is not sampled.
       teacher: name of an earlier entry to distil, or "".
-      options: how it is sampled.
+      sampler: how it is sampled; None for its own sampler.
       of: name of the entry that trains it; its own, or an earlier one that is sampled otherwise.
     """
 
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     config: dict[str, Any]
     steps: list[int]
     teacher: str
-    options: Options
+    sampler: SamplerConfig | None
     of: str
 
 
@@ -88,7 +88,7 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
             trained["data"]["path"] = str(_data(folder))
         if steps and not family(trained).steps_free:
             steps = [trained["model"]["length"]]
-        found.append(Entry(name, trained, steps, teacher, PLAIN, name))
+        found.append(Entry(name, trained, steps, teacher, None, name))
         found += [_way(found[-1], label, way) for label, way in given["ways"].items()]
     require(any(e.steps for e in found), "no model of the comparison has steps to sample it with.")
     return found
@@ -107,16 +107,11 @@ def _steps(given: dict[str, Any], where: str) -> list[int]:
 def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
     """The model of `entry` sampled otherwise, under the name "NAME LABEL"."""
     where = f"config.models.{entry.name}.ways.{label}"
-    names, steers = ([f.name for f in dataclasses.fields(kind)] for kind in (Options, Steering))
     require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
-    for key in given:
-        one_of(f"key of {where}", key, ("steps", *names, *steers))
-    of = lambda keys: {key: value for key, value in given.items() if key in keys}
-    options = Options(**of(names))
-    if steering := of(steers):
-        options = dataclasses.replace(options, steering=Steering(**steering))
+    changes = {key: value for key, value in given.items() if key not in ("steps", "sampler")}
+    sampler = choose_sampler(entry.config, given.get("sampler", ""), **changes)
     name, steps = f"{entry.name} {label}", _steps(given, where)
-    return entry._replace(name=name, steps=steps, options=options)
+    return entry._replace(name=name, steps=steps, sampler=sampler)
 
 
 def _trained(models: list[Entry]) -> list[Entry]:
@@ -245,14 +240,15 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
     What is missing is measured together: model, data and likelihood are read and computed once.
     """
     settings = job.settings(entry.config["train"]["steps"])
-    if entry.options != PLAIN:
-        settings |= {"options": dataclasses.asdict(entry.options)}
+    if entry.sampler is not None:
+        settings |= {"sampler": sampler_record(entry.sampler)}
     found = {steps: job.kept(f"{entry.name}-{steps}", settings) for steps in entry.steps}
     missing = [steps for steps, row in found.items() if row is None]
     if missing:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
         workdir = str(_workdir(job.folder, entry.of))
-        rows = measure(workdir, missing, judge=job.open_judge(), options=entry.options, **job.given)
+        choose = model_sampler if entry.sampler is None else lambda config: entry.sampler
+        rows = measure(workdir, missing, judge=job.open_judge(), choose=choose, **job.given)
         for steps, row in zip(missing, rows):
             row |= {"model": entry.name, "settings": settings}
             found[steps] = job.keep(f"{entry.name}-{steps}", row)

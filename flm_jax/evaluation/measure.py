@@ -1,6 +1,6 @@
 """Samples a trained model and says how good its samples are; tables of such rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import numpy as np
 from flm_jax.build.data import framing, open_data
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.build.sampler import model_sampler
 from flm_jax.core.errors import require
+from flm_jax.core.types import Config
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evaluation.tables import Row
@@ -20,7 +21,7 @@ from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexi
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.likelihood import Likelihood, likelihood
 from flm_jax.metrics.text import diversity_report, unigram_entropy
-from flm_jax.samplers.base import Given, nothing_given
+from flm_jax.samplers.base import Given, SamplerConfig, nothing_given
 
 _HELD_OUT = 512  # sequences that samples are compared with
 _PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
@@ -118,7 +119,7 @@ def measure(
     samples: int,
     batch_size: int,
     seed: int,
-    options: Options = PLAIN,
+    choose: Callable[[Config], SamplerConfig] = model_sampler,
     judge: Judge | None = None,
     data: str = "",
 ) -> Iterator[Row]:
@@ -131,6 +132,7 @@ def measure(
       samples: drawn for each row.
       batch_size: samples, and validation rows, at a time.
       seed: of the noise.
+      choose: configuration of the model -> its sampler.
       judge: scores the samples; None for no generative perplexity.
       data: folder of `prepare_data` to take instead of the model's own data.
 
@@ -142,20 +144,21 @@ def measure(
     """
     what = subject(workdir, judge, data)
     model, length = what.model, what.model.net.max_length
+    sampler = choose(model.config)
     engine.check_request(model, steps, samples, length)
     nats = losses(model, what.data, batch_size) if what.data else {}
     if what.data:
         nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
     given = nothing_given(min(batch_size, samples), length)
     for count in engine.step_counts(model, steps, length):
-        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, options=options)
+        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
         yield {
             "model": workdir,
             "kind": family(model.config).kind(model.net),
             "calls": drawn.calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             **figures(what, drawn.tokens, batch_size),
-            **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, options),
+            **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, sampler),
             **nats,
             "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
         }
@@ -195,7 +198,7 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
 
 
 def completions(
-    what: Subject, steps: int, count: int, batch_size: int, seed: int, options: Options
+    what: Subject, steps: int, count: int, batch_size: int, seed: int, sampler: SamplerConfig | None
 ) -> Row:
     """Problems of the model's task that it completes right; {} where it has none to complete.
 
@@ -214,7 +217,7 @@ def completions(
     # A prefix: no position is given behind one that is not.
     if not family(model.config).sees_ahead and (np.diff(given.astype(int), axis=1) > 0).any():
         return {}
-    settings = dict(steps=steps, batch_size=batch_size, seed=seed, options=options)
+    settings = dict(steps=steps, batch_size=batch_size, seed=seed, sampler=sampler)
     done = engine.complete(model, Given(tokens, given), **settings)
     row = {f"problem_{k}": v for k, v in task.report_problems(done.tokens, tokens, given).items()}
     low, high = share_interval(row["problem_solved"], count)

@@ -1,54 +1,53 @@
-"""A figure against one sampling option."""
+"""A figure against one setting of the sampler."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from flm_jax.build.load import Model
-from flm_jax.build.sampler import Options
-from flm_jax.core.errors import require, unknown_name
+from flm_jax.core.errors import one_of, require
+from flm_jax.core.settings import settings_of
 from flm_jax.data.tasks.base import Task
 from flm_jax.evaluation.tables import Row
 from flm_jax.inference import engine, text_reward
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.text import unigram_entropy
-from flm_jax.samplers.base import Given
-
-NUMBERS = ("guidance", "weak_dropout", "reward_scale", "gamma", "tolerance")
-
-
-def with_option(options: Options, name: str, value: float) -> Options:
-    """`options` with one number changed; UserError where no such option is known."""
-    if name == "temperature":
-        return dataclasses.replace(options, temperature=value)
-    if name not in NUMBERS:
-        raise unknown_name("option", name, ("temperature", *NUMBERS))
-    steering = dataclasses.replace(options.steering, **{name: value})
-    return dataclasses.replace(options, steering=steering)
+from flm_jax.samplers.base import Given, SamplerConfig
+from flm_jax.samplers.registry import name_of
 
 
-def sweep_plans(options: Options, name: str, texts: Sequence[str]) -> list[tuple[float, Options]]:
-    """Options of every value, all checked before the first is used.
+def with_setting(cfg: SamplerConfig, name: str, value: float) -> SamplerConfig:
+    """Settings with one number changed; UserError where the sampler has no such number."""
+    known = settings_of(type(cfg))
+    numbers = [key for key, one in known.items() if type(one.default) in (int, float)]
+    one_of(f"number of sampler {name_of(cfg)}", name, numbers)
+    return dataclasses.replace(cfg, **{name: type(known[name].default)(value)})
+
+
+def sweep_plans(
+    cfg: SamplerConfig, name: str, texts: Sequence[str]
+) -> list[tuple[float, SamplerConfig]]:
+    """Settings of every value, all checked before the first is used.
 
     Args:
-      options: what stays the same.
-      name: the option that is swept.
+      cfg: what stays the same.
+      name: the setting that is swept.
       texts: its values as written.
 
     Raises:
-      UserError: an unknown option, or values that are not numbers or that the option refuses.
+      UserError: an unknown setting, or values that are not numbers or that the setting refuses.
     """
     try:
         values = [float(text) for text in texts]
     except ValueError:
         values = []
     require(bool(values), f"got --values={','.join(texts)}; expected numbers such as 1,1.5,2.")
-    return [(value, with_option(options, name, value)) for value in values]
+    return [(value, with_setting(cfg, name, value)) for value in values]
 
 
 def sweep_row(
     model: Model,
     task: Task | None,
-    options: Options,
+    sampler: SamplerConfig,
     given: Given,
     pattern: str,
     *,
@@ -56,14 +55,14 @@ def sweep_row(
     num: int,
     seed: int,
 ) -> Row:
-    """Figures of `num` samples drawn with `options`.
+    """Figures of `num` samples drawn with `sampler`.
 
     Args:
       task: the synthetic task that judges the samples; None for text.
       given: prescribed tokens of one batch [B, L].
       pattern: regular expression of which the matching fraction is reported; "" for none.
     """
-    drawn = engine.draw(model, given, steps=steps, num=num, seed=seed, options=options)
+    drawn = engine.draw(model, given, steps=steps, num=num, seed=seed, sampler=sampler)
     row = {"calls": drawn.calls, "entropy_nats": unigram_entropy(drawn.tokens)}
     if task:
         row |= {f"task_{k}": v for k, v in task.report(drawn.tokens).items()}

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from flm_jax.build.load import Model
-from flm_jax.build.sampler import PLAIN, Options
 from flm_jax.core.errors import require
 from flm_jax.inference import engine
 from flm_jax.inference.prompts import Layout, Prompt, answer_text, lay_out
+from flm_jax.samplers.base import SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Answering:
       answer_length: tokens to write after prompts that do not say it; 0 for as many as there is
         room for.
       chat: frames each prompt as the question of an exchange.
-      options: how tokens are drawn.
+      sampler: settings of the sampler; None for the model's own.
     """
 
     steps: int
@@ -34,7 +34,7 @@ class Answering:
     length: int = 0
     answer_length: int = 0
     chat: bool = False
-    options: Options = PLAIN
+    sampler: SamplerConfig | None = None
 
 
 class Answer(NamedTuple):
@@ -74,7 +74,7 @@ def answer_batches(
         ]
     rows = lay_out(model, prompts, length, chat=how.chat)
     (steps,) = engine.step_counts(model, [how.steps], rows.given.tokens.shape[1])
-    settings = dict(steps=steps, batch_size=how.batch_size, seed=how.seed, options=how.options)
+    settings = dict(steps=steps, batch_size=how.batch_size, seed=how.seed, sampler=how.sampler)
     for done in engine.completions(model, rows.given, wanted=wanted, **settings):
         yield [
             _answer(model, rows, place, tokens, done.calls)

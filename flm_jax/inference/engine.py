@@ -10,15 +10,11 @@ import numpy as np
 
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
-from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.build.sampler import make_sampler, model_sampler
 from flm_jax.core.errors import check_seed, require
-from flm_jax.core.network import Network
-from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock
 from flm_jax.inference.guides import load_guides
 from flm_jax.inference.prompts import Prompt, lay_out
-from flm_jax.samplers.base import Given, Samples, nothing_given
-from flm_jax.samplers.guides import NO_GUIDES, Guides
+from flm_jax.samplers.base import Given, SamplerConfig, Samples, nothing_given
 
 
 class Draw(NamedTuple):
@@ -75,38 +71,33 @@ def given_tokens(
     return Given(*(jnp.asarray(np.tile(x, (num, 1))) for x in row))
 
 
-def sampler(
-    config: Config,
-    net: Network,
-    clock: Clock,
-    steps: int,
-    options: Options = PLAIN,
-    guides: Guides = NO_GUIDES,
-) -> Any:
-    """Jitted (key, params, given, extra) -> Samples in `steps` steps, by the family of `config`."""
-    return jax.jit(family(config).sampler(config, net, clock, steps, options, guides))
+def _program(model: Model, steps: int, sampler: SamplerConfig | None) -> tuple[Any, dict]:
+    """Jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`."""
+    cfg = model_sampler(model.config) if sampler is None else sampler
+    guides, extra = load_guides(model, cfg)
+    made = make_sampler(model.config, model.net, model.clock, steps, cfg, guides)
+    return jax.jit(made), extra
 
 
 def prepare(
-    model: Model, shape: tuple[int, ...], steps: int, options: Options = PLAIN
+    model: Model, shape: tuple[int, ...], steps: int, sampler: SamplerConfig | None = None
 ) -> Callable[..., Draw]:
     """Compiles a sampler for batches of one shape.
 
     Args:
       shape: (B, L), rows and tokens of a batch.
       steps: of the sampler.
-      options: how tokens are drawn, where the model's family knows it.
+      sampler: settings of a sampler of the model; None for its own, config.sampler.
 
     Returns:
       run(given, *, num, seed, show) -> Draw, as `draw` without its compilation; `given` of `shape`.
 
     Raises:
-      UserError: options that the family does not know, or that do not fit the steps.
+      UserError: a sampler that does not fit the model or the steps.
     """
     rows, length = shape
     root, example = jax.random.key(0), nothing_given(rows, length)
-    guides, extra = load_guides(model, options)
-    program = sampler(model.config, model.net, model.clock, steps, options, guides)
+    program, extra = _program(model, steps, sampler)
     compiled = program.lower(root, model.params, example, extra).compile()
 
     def run(
@@ -141,7 +132,7 @@ def draw(
     steps: int,
     num: int,
     seed: int,
-    options: Options = PLAIN,
+    sampler: SamplerConfig | None = None,
     show: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
@@ -151,13 +142,13 @@ def draw(
 
     Args:
       given: prescribed tokens of one batch [B, L].
-      options: how tokens are drawn, where the model's family knows it.
+      sampler: settings of a sampler of the model; None for its own, config.sampler.
       show: called with the number of samples done, after each batch.
 
     Raises:
-      UserError: options that the family does not know, or that do not fit the steps.
+      UserError: a sampler that does not fit the model or the steps.
     """
-    run = prepare(model, given.tokens.shape, steps, options)
+    run = prepare(model, given.tokens.shape, steps, sampler)
     return run(given, num=num, seed=seed, show=show)
 
 
@@ -182,7 +173,7 @@ def completions(
     steps: int,
     batch_size: int,
     seed: int,
-    options: Options = PLAIN,
+    sampler: SamplerConfig | None = None,
     wanted: Callable[[int], bool] = lambda place: True,
 ) -> Iterator[Completed]:
     """Completes each row of `given`, batch after batch of one shape.
@@ -192,7 +183,7 @@ def completions(
 
     Args:
       given: tokens and which of them are prescribed, [N, L], as of `Task.problems`.
-      steps, seed, options: as of `draw`.
+      steps, seed, sampler: as of `draw`.
       batch_size: rows at a time.
       wanted: place of a row -> whether it is asked for; a batch without such a row is left out.
 
@@ -201,8 +192,7 @@ def completions(
     """
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
-    guides, extra = load_guides(model, options)
-    program = sampler(model.config, model.net, model.clock, steps, options, guides)
+    program, extra = _program(model, steps, sampler)
     root = jax.random.key(check_seed(seed))
     for batch in range(-(-num // rows)):
         places = np.arange(batch * rows, (batch + 1) * rows)

@@ -1,4 +1,4 @@
-"""Opens the helper models that options of sampling name: weaker model, reward, step policy."""
+"""Opens the helper models that samplers name: weaker model, reward, step policy."""
 
 import dataclasses
 
@@ -6,12 +6,14 @@ import numpy as np
 
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
-from flm_jax.build.sampler import Options
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
 from flm_jax.inference.step_policy import load_step_policy, stepper
 from flm_jax.inference.text_reward import load_text_reward
-from flm_jax.samplers.guides import NO_GUIDES, Guides
+from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.guides import Guides
+from flm_jax.samplers.steering import GuidedConfig, RewardedConfig
+from flm_jax.samplers.x_prediction import XPredictionConfig
 
 
 def _weak(model: Model, workdir: str) -> Model:
@@ -43,12 +45,12 @@ def _weak(model: Model, workdir: str) -> Model:
     return weak
 
 
-def load_guides(model: Model, options: Options) -> tuple[Guides, dict]:
-    """Opens the helper models that `options` name, where the model's family can take them.
+def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
+    """Opens the helper models that the settings of a sampler name.
 
     Args:
       model: what is to be sampled.
-      options: options of sampling; those that the family refuses are left to its sampler.
+      cfg: settings of its sampler.
 
     Returns:
       The helpers, and their parameters for run time.
@@ -56,17 +58,15 @@ def load_guides(model: Model, options: Options) -> tuple[Guides, dict]:
     Raises:
       UserError: a missing, damaged or unfitting helper.
     """
-    kind, steering = family(model.config), options.steering
-    if kind.takes_step_policy and options.policy:
-        return Guides(stepper=stepper(load_step_policy(expanded(options.policy)))), {}
-    if not kind.one_hot:
-        return NO_GUIDES, {}
+    if isinstance(cfg, XPredictionConfig) and cfg.policy:
+        return Guides(stepper=stepper(load_step_policy(expanded(cfg.policy)))), {}
     weak, reward, extra = None, None, {}
-    if steering.guidance != 1.0 and steering.weak:
-        found = _weak(model, steering.weak)
-        weak, extra["weak"] = dataclasses.replace(found.net, parallel=None), found.params
-    elif steering.guidance != 1.0:
-        weak = with_dropout(model, steering.weak_dropout)
-    if steering.reward_scale:
-        reward, extra["reward"] = load_text_reward(steering.reward, model.tokenizer)
+    if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0:
+        if cfg.weak:
+            found = _weak(model, cfg.weak)
+            weak, extra["weak"] = dataclasses.replace(found.net, parallel=None), found.params
+        else:
+            weak = with_dropout(model, cfg.weak_dropout)
+    if isinstance(cfg, RewardedConfig) and cfg.reward_scale:
+        reward, extra["reward"] = load_text_reward(cfg.reward, model.tokenizer)
     return Guides(weak, reward), extra

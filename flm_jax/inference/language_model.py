@@ -19,14 +19,17 @@ from jax.sharding import Mesh
 from flm_jax.build.data import framing
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import PLAIN, Options
+from flm_jax.build.sampler import choose_sampler, model_sampler
 from flm_jax.checkpoints.portable import save_folder, upload_folder
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_output
+from flm_jax.core.settings import plain
 from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories
 from flm_jax.metrics.likelihood import sequence_nats
+from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.registry import name_of
 
 _MOST_ROWS = 32
 
@@ -113,6 +116,7 @@ class LanguageModel:
         self._model = model
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._nll: Any = None
+        self._sampler = model_sampler(model.config)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -152,7 +156,8 @@ class LanguageModel:
         length: int | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        options: Options = PLAIN,
+        sampler: SamplerConfig | str | None = None,
+        **changes: Any,
     ) -> Generated:
         """Writes texts.
 
@@ -165,7 +170,8 @@ class LanguageModel:
           length: tokens of each, at most `max_length`, which is the default.
           seed: of the noise; same seed and batch size, same texts.
           batch_size: rows at a time; by default the power of two from `num` on, at most 32.
-          options: temperature, guidance and so on, see `flm_jax.Options`.
+          sampler: name or settings of another sampler than `self.sampler`.
+          changes: settings of the sampler by name, such as temperature=0.8.
 
         Raises:
           UserError: numbers, prompts or options that do not fit the model; before compilation.
@@ -177,9 +183,10 @@ class LanguageModel:
         require(rows >= 1, f"got batch_size={batch_size}; expected at least 1.")
         given = engine.given_tokens(model, prompt, infill, rows, count)
         wanted = engine.step_counts(model, [wanted], count)[0]
-        key = (rows, count, wanted, options)
+        cfg = self._chosen(sampler, changes)
+        key = (rows, count, wanted, cfg)
         if key not in self._programs:
-            self._programs[key] = engine.prepare(model, (rows, count), wanted, options)
+            self._programs[key] = engine.prepare(model, (rows, count), wanted, cfg)
         drawn = self._programs[key](given, num=num, seed=seed)
         return Generated(
             texts=[model.tokenizer.decode(row) for row in drawn.tokens],
@@ -191,6 +198,21 @@ class LanguageModel:
             seconds=drawn.seconds,
             tokenizer=model.tokenizer,
         )
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Settings of the sampler that `sample` uses: a frozen dataclass; assign one, or a name."""
+        return self._sampler
+
+    @sampler.setter
+    def sampler(self, value: SamplerConfig | str) -> None:
+        self._sampler = self._chosen(value, {})
+
+    def _chosen(self, value: SamplerConfig | str | None, changes: dict[str, Any]) -> SamplerConfig:
+        """The model's sampler, or another one, with some settings changed."""
+        cfg = self._sampler if value is None else value
+        name, own = (cfg, {}) if isinstance(cfg, str) else (name_of(cfg), plain(cfg))
+        return choose_sampler(self.config, name, **(own | changes))
 
     def score(self, texts: Sequence[str], *, seed: int = 1) -> Scores:
         """Likelihood of texts: exact for autoregressive models, else an upper bound.

@@ -1,20 +1,21 @@
 """Texts that a model writes for itself to learn from, part by part; interrupted, it continues."""
 
-import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import model_sampler, sampler_record
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.types import Config
 from flm_jax.data import self_generated
 from flm_jax.data.chat import ChatSource, read_exchanges
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import engine
-from flm_jax.samplers.base import Given
+from flm_jax.samplers.base import Given, SamplerConfig
 
 
 class TrainingPrompts(NamedTuple):
@@ -61,7 +62,7 @@ def generate(
     steps: int,
     batch_size: int,
     seed: int,
-    options: Options,
+    choose: Callable[[Config], SamplerConfig] = model_sampler,
     chat: str = "",
     show=lambda done, parts: None,
 ) -> str:
@@ -70,7 +71,8 @@ def generate(
     Args:
       workdir: of a trained model.
       num: texts; a last, shorter batch is filled up and cut.
-      steps, options: of the sampler; 0 steps for one a token.
+      steps: of the sampler; 0 for one a token.
+      choose: configuration of the model -> its sampler.
       batch_size: texts of a part.
       seed: of the draws and of a task's problems. A text depends on seed and batch_size alone.
       show: called after each part.
@@ -85,6 +87,7 @@ def generate(
     check_folder(out, "--out")
     check_seed(seed)
     model = load_model(workdir)
+    sampler = choose(model.config)
     steps = steps or model.net.max_length
     engine.check_request(model, [steps], num, model.net.max_length)
     require(batch_size >= 1, f"got batch_size={batch_size}; expected at least 1.")
@@ -98,10 +101,10 @@ def generate(
         "batch_size": rows,
         "seed": seed,
         "given": asked.kind,
-        "options": dataclasses.asdict(options),
+        "sampler": sampler_record(sampler),
     }
     todo = self_generated.begin(folder, args, num, parts, model.tokenizer)
-    settings = dict(steps=steps, batch_size=rows, seed=seed, options=options)
+    settings = dict(steps=steps, batch_size=rows, seed=seed, sampler=sampler)
     wanted = lambda place: place // rows in todo
     given = Given(asked.tokens, asked.given)
     for done in engine.completions(model, given, wanted=wanted, **settings):

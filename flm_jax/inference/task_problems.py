@@ -1,12 +1,11 @@
 """Problems of a synthetic task: given to a model's sampler, its completions scored."""
 
 from flm_jax.build.load import Model
-from flm_jax.build.sampler import Options
 from flm_jax.core.errors import require
 from flm_jax.data.tasks.base import Task
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import engine
-from flm_jax.samplers.base import Given
+from flm_jax.samplers.base import Given, SamplerConfig
 
 _SEED = 12345  # apart from those of training data
 
@@ -27,7 +26,13 @@ def task_of(model: Model) -> Task:
 
 
 def solve(
-    model: Model, task: Task, num: int, steps: int, rows: int, seed: int, options: Options
+    model: Model,
+    task: Task,
+    num: int,
+    steps: int,
+    rows: int,
+    seed: int,
+    sampler: SamplerConfig | None = None,
 ) -> tuple[float, float]:
     """Completes problems, the same ones for all models and samplers.
 
@@ -41,6 +46,6 @@ def solve(
       Share of the problems solved, and network calls of a batch, the mean over batches.
     """
     tokens, given = task.problems(num, _SEED)
-    settings = dict(steps=steps, batch_size=rows, seed=seed, options=options)
+    settings = dict(steps=steps, batch_size=rows, seed=seed, sampler=sampler)
     done = engine.complete(model, Given(tokens, given), **settings)
     return task.report_problems(done.tokens, tokens, given)["solved"], done.calls

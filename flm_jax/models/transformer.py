@@ -75,7 +75,8 @@ def check_transformer(cfg: TransformerConfig, plan: AttentionPlan, block: int = 
       block: positions see their own block of this length and those before; 0 sees all.
 
     Raises:
-      UserError: a size that its setting refuses; a kernel that lacks this platform, length, head size, type or soft cap.
+      UserError: a size that its setting refuses; a kernel that lacks this platform, length, head
+        size, type or soft cap.
     """
     check_values(cfg, "config.model")
     check_attention(

@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flm_jax.build.adapters import whole_params
 from flm_jax.build.families.registry import family
 from flm_jax.build.model import abstract_params, make_network, network_kind
+from flm_jax.build.sampler import make_sampler
 from flm_jax.config.schema import defaults, settings
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config
 from flm_jax.distributed import sharding
-from flm_jax.inference import engine
 from flm_jax.profiling import aot, flops, hlo
 from flm_jax.samplers.base import Given
 from flm_jax.training.program import assemble
@@ -96,7 +96,7 @@ def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    run = engine.sampler(config, made.net, made.clock, steps)
+    run = jax.jit(make_sampler(config, made.net, made.clock, steps))
     args = (key, params, given)
     return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
 

@@ -1,5 +1,6 @@
 """Bogacki-Shampine steps whose sizes follow an error estimate."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, States, Times
 from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
 from flm_jax.flows.flow_map import flow_map, flow_map_weights
@@ -15,6 +17,7 @@ from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
 from flm_jax.samplers.guidance import GREEDY, Denoiser
+from flm_jax.samplers.steering import IteratedConfig
 
 # D: (states, interpolant times [B]) -> denoised states.
 Denoised = Callable[[States, Times], States]
@@ -22,6 +25,17 @@ _END = 0.999  # tau at which adaptive steps end: of x_t alone one token in 1000 
 _FIRST = 0.05  # first adaptive step, in tau
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 MIN_ADAPTIVE_CALLS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveConfig(IteratedConfig):
+    """Third-order steps whose lengths follow their errors; steps bound the network calls."""
+
+    tolerance: float = setting(
+        0.01,
+        "largest local error of a step, relative to the root mean square norm of embeddings",
+        range="(0, inf)",
+    )
 
 
 def bogacki_shampine_step(

@@ -1,5 +1,8 @@
 """Sampling from left to right with cached keys and values, in one compiled loop."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +10,12 @@ from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.head import Readout, logits
 from flm_jax.samplers.base import Given, Samples
-from flm_jax.samplers.categorical import Choice, choose
+from flm_jax.samplers.categorical import Choice, DrawnConfig, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveConfig(DrawnConfig):
+    """One token after the other, from left to right."""
 
 
 def sample_autoregressive(
@@ -42,3 +50,18 @@ def sample_autoregressive(
     _, (tokens, confidence) = jax.lax.scan(step, start, by_position)
     calls = jnp.asarray(length, jnp.int32)
     return Samples(tokens.T, tokens.T[None], confidence.T[None], calls)
+
+
+def sample(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    cfg: AutoregressiveConfig,
+    **unused: Any,
+) -> Samples:
+    """`sample_autoregressive` as `samplers.registry.Sampler` has it."""
+    del extra, unused
+    return sample_autoregressive(key, net, params, given=given, choice=cfg.choice)

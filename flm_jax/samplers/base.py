@@ -1,6 +1,7 @@
 """What the samplers share: start, given tokens, read-out, grid, result."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import check_values
 from flm_jax.core.types import Times
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Settings of a sampler; values that a setting does not allow are refused when it is made."""
+
+    def __post_init__(self):
+        check_values(self, "sampler")
 
 
 class Given(NamedTuple):
@@ -37,6 +47,15 @@ class Samples(NamedTuple):
     steps_confidence: Float[Array, "k b l"]
     calls: Int[Array, ""] | None = None
     steps_progress: Float[Array, "k b l"] | None = None
+
+
+def check_blocks(cfg: Any, net: Network, steps: int, objective: Any) -> None:
+    """Refuses blocks that are longer than the model's sequences."""
+    del steps, objective
+    require(
+        cfg.block_length <= net.max_length,
+        f"got block_length={cfg.block_length}; expected 0 (one block) to {net.max_length} tokens.",
+    )
 
 
 class Blocks(NamedTuple):

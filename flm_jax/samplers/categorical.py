@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key
+from flm_jax.samplers.base import SamplerConfig
 
 _LEAST_TEMPERATURE = 1e-20
 
@@ -22,7 +24,7 @@ class Choice:
       top_p: share in (0, 1] of the probability, after the temperature, that is kept.
     """
 
-    temperature: float = 1.0
+    temperature: float
     top_p: float = 1.0
 
     def __post_init__(self):
@@ -33,6 +35,23 @@ class Choice:
         if self.temperature < _LEAST_TEMPERATURE:
             object.__setattr__(self, "temperature", 0.0)
         require(0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}; expected a share in (0, 1].")
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnConfig(SamplerConfig):
+    """Settings of samplers that draw tokens from probabilities."""
+
+    temperature: float = setting(
+        1.0, "temperature of drawn tokens; 0 for the most probable ones", range="[0, inf)"
+    )
+    top_p: float = setting(
+        1.0, "fraction of the probability, after the temperature, that is kept", range="(0, 1]"
+    )
+
+    @property
+    def choice(self) -> Choice:
+        """How tokens are drawn."""
+        return Choice(self.temperature, self.top_p)
 
 
 def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]:

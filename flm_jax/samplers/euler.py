@@ -6,21 +6,40 @@ w_delta = (t-s)/(1-s): one Euler step of the ODE and one flow-map jump X_st have
 They differ only in the target time the network is told: t for a flow map, s for a denoiser.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
 from flm_jax.flows.flow_map import flow_map
 from flm_jax.samplers.base import Given, Samples, clock_grid
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.guidance import GREEDY, Denoiser, plain, target_time
+from flm_jax.samplers.steering import IteratedConfig, RewardedConfig
 
 # (y_s [B, L, W], y_0, tau_s, s, t) -> y_s: moves a state before the network carries it from s to t.
 Nudge = Callable[[States, States, Times, Times, Times], States]
+
+
+@dataclasses.dataclass(frozen=True)
+class EulerConfig(IteratedConfig, RewardedConfig):
+    """Euler steps of a flow on a grid uniform in its clock."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMapConfig(RewardedConfig):
+    """Jumps of a flow map on a grid uniform in its clock."""
+
+    gamma: float = setting(
+        0.0,
+        "fraction of fresh noise after each jump; 1 for all, which is consistency sampling",
+        range="[0, 1]",
+    )
 
 
 def step_key(key: Key, step: int | jax.Array) -> Key:

@@ -1,5 +1,7 @@
 """Heun's method on the clock grid, and the Euler step it starts from."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,12 @@ from flm_jax.samplers.base import Samples, clock_grid
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
 from flm_jax.samplers.guidance import GREEDY, Denoiser
+from flm_jax.samplers.steering import IteratedConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class HeunConfig(IteratedConfig):
+    """Heun's method on a grid uniform in the clock, two network calls an interval but the last."""
 
 
 def euler_step(denoised: States, y_s: States, s: Times, t: Times) -> States:

@@ -1,15 +1,57 @@
 """Samplers of masked diffusion: ancestral, and low-confidence remasking in blocks."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.base import Given, Samples, in_blocks
-from flm_jax.samplers.categorical import Choice, choose
+from flm_jax.samplers.categorical import Choice, DrawnConfig, choose
 from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class AncestralConfig(DrawnConfig):
+    """Ancestral sampling: each step reveals every masked token with the same probability."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfidenceConfig(DrawnConfig):
+    """Low-confidence remasking, block after block."""
+
+    block_length: int = setting(
+        0,
+        "length of a block, written in turn from the left; 0 for one block",
+        unit="tokens",
+        range="[0, inf)",
+    )
+
+
+def sample_by_config(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    steps: int,
+    cfg: AncestralConfig | ConfidenceConfig,
+    objective: Any,
+    **unused: Any,
+) -> Samples:
+    """Either sampler as `samplers.registry.Sampler` has it."""
+    del extra, unused
+    how = {"steps": steps, "given": given, "choice": cfg.choice}
+    how["time_conditioning"] = objective.time_conditioning
+    if isinstance(cfg, ConfidenceConfig):
+        return sample_confident(key, net, params, block_length=cfg.block_length, **how)
+    return sample_ancestral(key, net, params, **how)
 
 
 def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, plan, reveal):

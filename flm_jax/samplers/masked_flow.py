@@ -12,13 +12,13 @@ along (see `flows.masked_bridge.step_moments`), on a grid uniform in gamma.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import summary
@@ -30,35 +30,36 @@ from flm_jax.flows.masked_bridge import (
     step_moments,
     t_from_gamma,
 )
-from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.base import Given, SamplerConfig, Samples
 
 EOS_POLICIES = ("free", "ordered", "never")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bridging:
-    """How a masked language flow is sampled.
+class MaskedFlowConfig(SamplerConfig):
+    """Steps of a masked language flow.
 
     Attributes:
-      context_guidance: w of corrupted-context guidance, a second network call a step; 0 for none.
-      promote: eps of promotion, in [0, 1); 0 for none.
-      eos: when the end-of-text token is promoted: "free", as any other; "ordered", once all before
-        it is context, so that no text ends before it is written; "never", at the last step alone.
-      eos_id: that token; -1 where there is none, which all policies then treat alike.
+      eos_id: the end-of-text token; -1 where there is none, which all policies then treat alike.
+        The model's objective decides it.
     """
 
-    context_guidance: float = 0.0
-    promote: float = 0.0
-    eos: str = "free"
+    context_guidance: float = setting(
+        0.0,
+        "weight of guidance away from corrupted context, a second network call a step; 0 for none",
+    )
+    promote: float = setting(
+        0.0,
+        "tokens of probability 1 - promote or more become context at once; 0 for none",
+        range="[0, 1)",
+    )
+    eos: str = setting(
+        "free",
+        "when the end of a text is promoted: free (as any token), ordered (once all before it is "
+        "context), never (at the last step alone)",
+        choices=EOS_POLICIES,
+    )
     eos_id: int = -1
-
-    def __post_init__(self):
-        require(
-            0.0 <= self.promote < 1.0,
-            f"got promote={self.promote}; expected a share of the probability in [0, 1), 0 for no "
-            "promotion.",
-        )
-        one_of("eos policy", self.eos, EOS_POLICIES)
 
 
 class _State(NamedTuple):
@@ -74,7 +75,7 @@ class _State(NamedTuple):
 
 
 def promoted(
-    tokens: jax.Array, confidence: jax.Array, hidden: jax.Array, how: Bridging
+    tokens: jax.Array, confidence: jax.Array, hidden: jax.Array, how: MaskedFlowConfig
 ) -> jax.Array:
     """Hidden positions [B, L] that become context, by the most probable tokens [B, L]."""
     if how.promote == 0.0:
@@ -98,7 +99,7 @@ def sample_masked_flow(
     *,
     steps: int,
     given: Given,
-    how: Bridging,
+    how: MaskedFlowConfig,
     sigma: float = SIGMA,
 ) -> Samples:
     """Draws texts in at most `steps` steps.
@@ -170,3 +171,22 @@ def sample_masked_flow(
     going = lambda state: (state.step < steps) & jnp.any(state.hidden)
     last = jax.lax.while_loop(going, body, first)
     return Samples(last.tokens, last.steps_tokens, last.steps_confidence, last.calls)
+
+
+def sample(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    steps: int,
+    cfg: MaskedFlowConfig,
+    objective: Any,
+    **unused: Any,
+) -> Samples:
+    """`sample_masked_flow` as `samplers.registry.Sampler` has it."""
+    del extra, unused
+    how = dataclasses.replace(cfg, eos_id=objective.eos_id)
+    more = {"how": how, "sigma": objective.sigma}
+    return sample_masked_flow(key, net, params, steps=steps, given=given, **more)

@@ -9,14 +9,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import settings_of
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import probabilities
 from flm_jax.denoiser.tiled import head_logits
 from flm_jax.flows.clocks import Clock, tau_to_t
 from flm_jax.flows.flow_map import denoiser_from_velocity, flow_map
-from flm_jax.samplers.base import Given, Samples, clock_grid
+from flm_jax.samplers.base import Given, SamplerConfig, Samples, clock_grid
+
+
+def check_onehot(cfg: SamplerConfig, prediction: str) -> None:
+    """Refuses all but plain Euler steps."""
+    for name, one in settings_of(type(cfg)).items():
+        require(
+            getattr(cfg, name) == one.default and type(cfg).__name__ == "EulerConfig",
+            f"got {name}={getattr(cfg, name)!r} for a flow that predicts a {prediction}, which has "
+            "plain Euler steps alone; leave sampler euler as it is.",
+        )
 
 
 def sample_onehot(
@@ -51,7 +63,7 @@ def sample_onehot_from(
       x_0: noise in R^V.
       net: a one-time network.
       clock, steps, given: as of `euler.sample_euler_from`; given tokens are held on their paths.
-      prediction: what the network's output means, one of `losses.regression.PREDICTIONS`.
+      prediction: what the network's output means, one of `losses.denoising.PREDICTIONS`.
 
     Returns:
       Samples; the confidence is the largest entry of the denoiser, which need not be in [0, 1].

@@ -6,20 +6,70 @@ rest is noised again. Two positions written by one call were predicted from one 
 each other as far as the flow map is right; masked diffusion would draw them independently.
 """
 
-from typing import Literal
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masking import highest
-from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.base import Given, SamplerConfig, Samples
 from flm_jax.samplers.guidance import plain
 from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
 
-Budget = Literal["topk", "uniform"]
 BUDGETS = ("topk", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorRefinementConfig(SamplerConfig):
+    """Posterior refinement of an any-order flow map; steps bound the network calls."""
+
+    budget: str = setting(
+        "topk",
+        "positions that a call writes: topk (the most probable predictions) or uniform (random)",
+        choices=BUDGETS,
+    )
+    threshold: float = setting(
+        1.0,
+        "probability above which predictions are written beyond the budget; 1 for none",
+        range="[0, 1]",
+    )
+    until: float = setting(
+        1.0,
+        "clock time at which each jump ends; 1 for joint samples, 0 for the most probable tokens",
+        range="[0, 1]",
+    )
+
+
+def check_any_order(cfg: Any, net: Network, steps: int, objective: Any) -> None:
+    """Refuses a flow map that was not trained with random clean context."""
+    del cfg, steps
+    require(
+        net.two_time and objective.context > 0.0,
+        "sampler posterior_refinement needs a flow map trained with random clean context; train it "
+        "with config.model.two_time = True and config.objective.context > 0.",
+    )
+
+
+def sample(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    steps: int,
+    cfg: PosteriorRefinementConfig,
+    **unused: Any,
+) -> Samples:
+    """`sample_refined` as `samplers.registry.Sampler` has it."""
+    del extra, unused
+    how = {"budget": cfg.budget, "threshold": cfg.threshold, "until": cfg.until}
+    return sample_refined(key, net, params, steps=steps, given=given, **how)
 
 
 def sample_refined(
@@ -29,9 +79,9 @@ def sample_refined(
     *,
     steps: int,
     given: Given,
-    budget: Budget = "topk",
-    threshold: float = 1.0,
-    until: float = 1.0,
+    budget: str,
+    threshold: float,
+    until: float,
 ) -> Samples:
     """Writes L positions in at most `steps` network calls, the free ones of a row spread evenly.
 

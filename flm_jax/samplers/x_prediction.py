@@ -25,11 +25,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.interpolants import interpolate, mask_anchored
 from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.base import Given, Samples, in_blocks
+from flm_jax.samplers.base import Given, SamplerConfig, Samples, in_blocks
 
 DONE = 0.99  # progress at which a token counts as written
 RE_EDIT = -0.1  # confidence - progress below which a token is edited again
@@ -42,25 +43,35 @@ Stepper = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Flowing:
-    """How masked diffusion is decoded as a flow.
+class XPredictionConfig(SamplerConfig):
+    """Masked diffusion decoded as a flow."""
 
-    Attributes:
-      step_size: a, the same everywhere, in [1/256, 1]; 0 for 1 - 0.01^(1/n), with which a token is
-        written (t = 0.99) after the n calls that its block has.
-      re_edit: whether tokens whose confidence fell are edited again.
-      hard_commit: whether each step writes the most confident token.
-    """
-
-    step_size: float = 0.0
-    re_edit: bool = True
-    hard_commit: bool = True
+    step_size: float = setting(
+        0.0,
+        "step size a of every token, 1/256 or more; 0 for 1 - 0.01^(1/n), with which a token is "
+        "written after the n calls of its block",
+        range="[0, 1]",
+    )
+    re_edit: bool = setting(True, "whether tokens whose confidence fell are edited again")
+    hard_commit: bool = setting(True, "whether each call writes the most confident token")
+    block_length: int = setting(
+        0,
+        "length of a block, written in turn from the left; 0 for one block",
+        unit="tokens",
+        range="[0, inf)",
+    )
+    policy: str = setting("", "workdir of train_policy, whose step sizes are taken")
 
     def __post_init__(self):
+        super().__post_init__()
         require(
-            self.step_size == 0.0 or LEAST_STEP <= self.step_size <= 1.0,
+            self.step_size == 0.0 or self.step_size >= LEAST_STEP,
             f"got step_size={self.step_size}; expected 1/256 to 1, or 0 for the size with which a "
             "token arrives as the calls end.",
+        )
+        require(
+            not (self.policy and self.step_size),
+            f"got policy={self.policy} and step_size={self.step_size}; expected one of them.",
         )
 
 
@@ -143,7 +154,7 @@ def _top(logits: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], Float[Array,
     return which[..., 0].astype(jnp.int32), top
 
 
-def _moved(walk: Walk, look: Look, a: jax.Array, table, anchor, how: Flowing) -> Walk:
+def _moved(walk: Walk, look: Look, a: jax.Array, table, anchor, how: XPredictionConfig) -> Walk:
     """Moves, edits again, commits; see the head of this file."""
     clean, confidence = table[look.tokens], look.confidence
     changed = look.moves(walk)
@@ -171,8 +182,7 @@ def decoder(
     *,
     steps: int,
     given: Given,
-    how: Flowing,
-    block_length: int = 0,
+    how: XPredictionConfig,
     time_conditioning: bool = False,
 ) -> Decoder:
     """The parts of a decoding; arguments as of `sample`.
@@ -182,7 +192,7 @@ def decoder(
     """
     rows, length = given.tokens.shape
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
-    size, blocks, each = in_blocks(steps, length, block_length)
+    size, blocks, each = in_blocks(steps, length, how.block_length)
     place = jnp.broadcast_to(jnp.arange(length) // size, (rows, length))
     free = ~given.mask
     table, anchor = net.table(params), net.anchor(params)
@@ -214,7 +224,7 @@ def decoder(
     return Decoder(start, look, advance, lambda walk: walk.block < blocks)
 
 
-def fixed(how: Flowing, calls: int) -> Stepper:
+def fixed(how: XPredictionConfig, calls: int) -> Stepper:
     """The step size of `how` everywhere; `calls` are those of a block."""
     size = how.step_size or 1.0 - (1.0 - DONE) ** (1.0 / calls)
     return lambda seen: jnp.full(seen.shape[:2], size)
@@ -272,8 +282,7 @@ def sample_x_prediction(
     *,
     steps: int,
     given: Given,
-    how: Flowing,
-    block_length: int = 0,
+    how: XPredictionConfig,
     time_conditioning: bool = False,
     stepper: Stepper | None = None,
 ) -> Samples:
@@ -284,9 +293,8 @@ def sample_x_prediction(
       steps: K >= 1, a multiple of the number of blocks; static. The last call of a block writes
         what is left of it by its predictions.
       given: prescribed tokens, at t = 1 from the start and never changed.
-      how: step size and what else a step does.
-      block_length: positions in a block, written in turn from the left; 0 for one block. Each row
-        goes on to its next block by itself.
+      how: step size, what else a step does, and the length of a block; each row goes on to its
+        next block by itself.
       time_conditioning: as the network was trained; it is told the mean progress.
       stepper: step sizes in the place of how.step_size, as of a policy.
 
@@ -298,9 +306,9 @@ def sample_x_prediction(
     Raises:
       UserError: steps that do not divide over the blocks; a network without an anchor.
     """
-    settings = dict(steps=steps, given=given, how=how, block_length=block_length)
+    settings = dict(steps=steps, given=given, how=how)
     made = decoder(net, params, time_conditioning=time_conditioning, **settings)
-    calls = in_blocks(steps, given.tokens.shape[1], block_length).calls
+    calls = in_blocks(steps, given.tokens.shape[1], how.block_length).calls
     step_sizes = stepper or fixed(how, calls)
 
     def body(state):
@@ -322,3 +330,23 @@ def sample_x_prediction(
     index = jnp.clip(jnp.arange(steps), 0, jnp.maximum(calls - 1, 0))
     tokens, confidence, progress = (path[index] for path in paths)
     return Samples(walk.tokens, tokens, confidence, calls, progress)
+
+
+def sample(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    steps: int,
+    cfg: XPredictionConfig,
+    guides: Any,
+    objective: Any,
+    **unused: Any,
+) -> Samples:
+    """`sample_x_prediction` as `samplers.registry.Sampler` has it; it draws nothing."""
+    del key, extra, unused
+    told = objective.time_conditioning
+    how = {"steps": steps, "given": given, "how": cfg, "stepper": guides.stepper}
+    return sample_x_prediction(net, params, time_conditioning=told, **how)

@@ -6,13 +6,15 @@ import jax
 import numpy as np
 
 from flm_jax.build.families.registry import family
-from flm_jax.build.sampler import PLAIN
+from flm_jax.build.load import Model
+from flm_jax.build.sampler import make_sampler, model_sampler
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import Clock
+from flm_jax.inference.guides import load_guides
 from flm_jax.metrics.alignment import compare_with_base
 from flm_jax.metrics.denoising import tau_profile
 from flm_jax.metrics.text import unigram_entropy
@@ -44,9 +46,12 @@ def make_evaluator(
     bins = cfg["tau_bins"] if kind.timed else 0
     count = 2048 if data.task else max(cfg["samples"], 1)
     whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
-    sample = kind.sampler(config, whole, clock, cfg["sample_steps"], PLAIN)
+    sampler = model_sampler(config)
+    guides, extra = load_guides(Model(config, whole, {}, clock, data.tokenizer, 0), sampler)
+    sample = make_sampler(config, whole, clock, cfg["sample_steps"], sampler, guides)
+    given = nothing_given(count, net.max_length)
     draw = jax.jit(
-        lambda key, params: sample(key, params, nothing_given(count, net.max_length)).tokens,
+        lambda key, params, extra: sample(key, params, given, extra).tokens,
         out_shardings=everywhere,
     )
 
@@ -60,7 +65,7 @@ def make_evaluator(
             held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
             trees, key = (params, base_params), jax.random.key(3)
             values |= compare_with_base(figures, *trees, map(to_global, held_out), key)
-        tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params)))
+        tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params, extra)))
         values["sample_entropy_nats"] = unigram_entropy(tokens)
         if data.task:
             values |= {f"task_{k}": v for k, v in data.task.report(tokens).items()}

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from flm_jax.build.families.masked_diffusion import masked_config
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler
 from flm_jax.checkpoints.state import TrainState, new_state
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
 from flm_jax.config.schema import settings
@@ -128,8 +128,7 @@ class PolicyStep:
         model = self._model
         settings = {
             "steps": calls,
-            "how": x_prediction.Flowing(),
-            "block_length": self._config["block_length"],
+            "how": x_prediction.XPredictionConfig(block_length=self._config["block_length"]),
             "time_conditioning": masked_config(model.config).time_conditioning,
         }
         cfg = step_policy_config(self._config)
@@ -197,9 +196,10 @@ def solved_prompts(model: Model, task: Task, reward: Reward, config: Config) -> 
       UserError: fewer than a batch of them.
     """
     asked, given = task.problems(config["prompts"], _SEED)
-    options = Options(temperature=0.0, method="confidence", block_length=config["block_length"])
-    settings = dict(steps=model.net.max_length, batch_size=256, seed=0, options=options)
-    answers = engine.complete(model, Given(asked, given), **settings).tokens
+    more = {"temperature": 0.0, "block_length": config["block_length"]}
+    sampler = choose_sampler(model.config, "confidence", **more)
+    how = dict(steps=model.net.max_length, batch_size=256, seed=0, sampler=sampler)
+    answers = engine.complete(model, Given(asked, given), **how).tokens
     good = reward(answers, asked, given) > 0.5
     require(
         int(good.sum()) >= config["prompt_batch"],

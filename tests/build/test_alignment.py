@@ -11,7 +11,7 @@ from flm_jax.build.adapters import trained_params
 from flm_jax.build.families.x_prediction import base_params
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler
 from flm_jax.checkpoints import workdir as checkpoints_workdir
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
@@ -20,6 +20,7 @@ from flm_jax.data.self_generated import open_generated
 from flm_jax.denoiser.forward import denoise
 from flm_jax.inference import self_generation, task_problems
 from flm_jax.models.lora import split
+from flm_jax.samplers.x_prediction import XPredictionConfig
 from flm_jax.training.trainer import train_run
 from helpers.alignment import NET, TOKENS
 from helpers.runs import changed
@@ -45,7 +46,9 @@ def run(config, workdir):
     return load_model(workdir)
 
 
-GREEDY = dict(steps=2, seed=1, options=Options(method="confidence", temperature=0.0))
+GREEDY = dict(
+    steps=2, seed=1, choose=lambda config: choose_sampler(config, "confidence", temperature=0.0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_alignment_lowers_the_distances_and_says_so_beside_the_base(runs):
     assert "base_masked_nll_nats_per_token" in found
     assert task_problems.task_of(model).name == "arithmetic1"
     share, calls = task_problems.solve(
-        model, task_problems.task_of(model), 20, 2, 20, 0, Options(method="flow")
+        model, task_problems.task_of(model), 20, 2, 20, 0, XPredictionConfig()
     )
     assert 0.0 <= share <= 1.0 and calls <= 2
 

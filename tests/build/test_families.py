@@ -12,7 +12,7 @@ from flm_jax.build.families.registry import family, make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.load import check_teacher, load_model
 from flm_jax.build.model import abstract_params, make_network
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler, make_sampler
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
 from flm_jax.flows.time_sampling import Rows
@@ -42,12 +42,16 @@ def refused(kind, **values):
         ("autoregressive", {"model.name": "dit"}, "set config.model.name = 'causal'"),
         ("masked_diffusion", {"model.name": "causal"}, "needs a network that sees all positions"),
         ("denoising", {"model.name": "causal"}, "needs a network that sees all positions"),
-        ("autoregressive", {"model.two_time": True}, "set config.model.two_time = False"),
+        ("autoregressive", {"model.two_time": True}, "causal has no 'two_time'"),
         ("masked_diffusion", {"model.two_time": True}, "set config.model.two_time = False"),
-        ("masket", {}, "did you mean 'masked'"),
+        ("masked_difusion", {}, "did you mean 'masked_diffusion'"),
         ("autoregressive", {"model.name": "casual"}, "did you mean 'causal'"),
-        ("denoising", {"model.name": "llama"}, "a llama learns by objective masked_diffusion"),
-        ("masked_diffusion", {"model.name": "llama", "model.two_time": True}, "has one time"),
+        ("denoising", {"model.name": "llama"}, "a llama learns by masked_diffusion"),
+        (
+            "masked_diffusion",
+            {"model.name": "llama", "model.two_time": True},
+            "llama has no 'two_time'",
+        ),
         ("masked_diffusion", {"adapters.base": "x"}, "only .llama. has adapters"),
     ],
 )
@@ -62,10 +66,10 @@ def trained(request, tmp_path_factory):
     return run(baseline_config(request.param), workdir), workdir
 
 
-def valid(model, steps, **options):
-    options = Options(**options)
+def valid(model, steps, name=""):
+    sampler = choose_sampler(model.config, name)
     given = nothing_given(2000, 2)
-    drawn = engine.draw(model, given, steps=steps, num=2000, seed=0, options=options)
+    drawn = engine.draw(model, given, steps=steps, num=2000, seed=0, sampler=sampler)
     return open_data(model.config).task.report(drawn.tokens), drawn
 
 
@@ -82,7 +86,7 @@ def test_trained_baselines_write_valid_phrases(trained):
         report, drawn = valid(model, 2)
         assert drawn.calls == 2 and engine.step_counts(model, [1, 64], 2) == [2]
     else:
-        report, drawn = valid(model, 2, method="confidence")
+        report, drawn = valid(model, 2, "confidence")
         assert drawn.calls == 2
         assert report["valid"] > 0.99
         for steps in (1, 2, 64):
@@ -122,20 +126,24 @@ def test_a_run_continued_from_an_earlier_checkpoint_is_bit_equal(trained, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
 
 
-def test_options_that_a_family_does_not_know_are_refused(trained):
+def test_samplers_that_a_model_does_not_have_are_refused(trained):
     model, _ = trained
-    given = nothing_given(1, 2)
-    draw = lambda **more: engine.draw(model, given, steps=2, num=1, seed=0, options=Options(**more))
+    choose = lambda name="", **more: choose_sampler(model.config, name, **more)
     if model.config["objective"]["name"] == "autoregressive":
-        with pytest.raises(UserError, match="method=confidence, which an autoregressive model"):
-            draw(method="confidence")
+        with pytest.raises(UserError, match="got sampler 'confidence' for a model of objective"):
+            choose("confidence")
     else:
         with pytest.raises(UserError, match="did you mean 'confidence'"):
-            draw(method="confident")
-        with pytest.raises(UserError, match="block_length=1, which method ancestral"):
-            draw(block_length=1)
-        with pytest.raises(UserError, match="block_length=3; expected 0"):
-            draw(method="confidence", block_length=3)
+            choose("confident")
+        with pytest.raises(UserError, match="ancestral has no 'block_length': that is a key of"):
+            choose(block_length=1)
+        given, cfg = nothing_given(1, 2), choose("confidence", block_length=3)
+        with pytest.raises(UserError, match="got block_length=3; expected 0"):
+            engine.draw(model, given, steps=2, num=1, seed=0, sampler=cfg)
+    with pytest.raises(UserError, match="has no 'gamma': that is a key of flow_map"):
+        choose(gamma=0.5)
+    with pytest.raises(UserError, match="sampler.temperature is -1.0"):
+        choose(temperature=-1.0)
 
 
 def test_neither_is_a_teacher(trained):
@@ -169,7 +177,7 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
     batch = {k: jax.ShapeDtypeStruct((8, 2), jnp.int32) for k in ("tokens", "mask")}
     shape = lambda p, b: objective(p, None, b, KEY, Rows(0, 8))
     assert list(jax.eval_shape(shape, params, batch)[1]) == ["counted", metric]
-    sampler = family(config).sampler(config, net, clock, 3, Options())
+    sampler = make_sampler(config, net, clock, 3)
     assert jax.eval_shape(sampler, KEY, params, nothing_given(2, 2)).tokens.shape == (2, 2)
     has_probabilities = settings.get("prediction", "probabilities") == "probabilities"
     assert (family(config).row_nll(config, net, clock) is not None) == has_probabilities
@@ -182,21 +190,11 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
         ({"prediction": "noise"}, "unknown config.objective.prediction 'noise'"),
         ({"prediction": "denoiser", "form": "ce"}, "no distribution, so that there is no cross"),
         ({"prediction": "velocity"}, "set config.objective.noise = 'onehot'"),
-        ({"prediction": "denoiser", "name": "masked_diffusion"}, "belongs to objective denoising"),
     ],
 )
 def test_impossible_ablations_are_refused(settings, message):
-    config = ablation(**settings)
     with pytest.raises(UserError, match=message):
+        config = ablation(**settings)
         make_objective(config, make_network(config), CLOCK)
     with pytest.raises(UserError, match="unknown config.objective.clock"):
-        make_clock(ablation(clock="t"), 4)
-
-
-def test_nothing_else_is_read_from_a_plain_flow():
-    """Older workdirs lack the new keys."""
-    config = ablation()
-    for key in ("clock", "prediction"):
-        del config["objective"][key]
-    assert len(make_clock(config, 4).t) > 2
-    assert family(config).row_nll(config, make_network(config), CLOCK) is not None
+        ablation(clock="t")

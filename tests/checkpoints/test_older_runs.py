@@ -39,7 +39,7 @@ MODELS = {
     "exported/adapt": (16, []),
 }
 STEERED = {
-    "policy": "--workdir=aligned --steps=3 --method=flow --policy=policy",
+    "policy": "--workdir=aligned --steps=3 --sampler=x_prediction --policy=policy",
     "reward": "--workdir=flow --steps=4 --reward=reward --reward_scale=20",
 }
 SMALL = """

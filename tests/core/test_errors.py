@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
         ("model.vocab_size", 3, "the data's tokenizer has 4 tokens"),
         ("objective.name", "semigrup", "did you mean 'semigroup'"),
         ("objective.noise", "one", "valid: onehot, projected"),
-        ("objective.teacher", "nowhere", "it is one of semigroup and lagrangian"),
+        ("objective.teacher", "nowhere", "has no 'teacher': that is a key of semigroup"),
         ("data.task", "phrases3", "did you mean 'phrases"),
         ("data.path", "x", "got config.data.path and config.data.task; set exactly one"),
         ("data.task", "", "got no data; set exactly one of config.data.path"),

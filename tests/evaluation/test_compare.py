@@ -21,7 +21,7 @@ def comparison():
     ar = tiny_config()
     choose(ar, model="causal", objective="autoregressive")
     flow.objective.context = map_.objective.context = 0.5
-    refined = {"topk": {"steps": (2,), "refine": "topk"}}
+    refined = {"topk": {"steps": (2,), "sampler": "posterior_refinement"}}
     models = {
         "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
         "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM", "ways": refined},
@@ -65,7 +65,7 @@ def test_every_model_is_measured_at_every_number_of_steps(finished):
     *rows, data = rows
     drawn = [("FLM", 4), ("FMLM", 1), ("FMLM", 2), ("FMLM topk", 2)]
     assert [(r["model"], r["calls"]) for r in rows] == drawn
-    assert rows[-1]["settings"]["options"]["refine"] == "topk"
+    assert rows[-1]["settings"]["sampler"]["budget"] == "topk"
     assert rows[-1]["samples"] != rows[-2]["samples"]
     assert data["model"] == "data" and data["task_valid"] == 1.0
     for row in [*rows, data]:
@@ -137,8 +137,11 @@ def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     [
         ({"teacher": "FML"}, "unknown teacher of FMLM .a model before it. 'FML'; did you mean"),
         ({"steps": (0,)}, "config.models.FMLM.steps is .0.; expected numbers from 1"),
-        ({"ways": {"a": {"refine": "topk"}}}, "config.models.FMLM.ways.a lacks steps"),
-        ({"ways": {"a": {"steps": (1,), "refin": ""}}}, "ways.a 'refin'; did you mean 'refine'"),
+        (
+            {"ways": {"a": {"sampler": "posterior_refinement"}}},
+            "config.models.FMLM.ways.a lacks steps",
+        ),
+        ({"ways": {"a": {"steps": (1,), "gama": 0.5}}}, "'gama'; did you mean 'gamma'"),
         ({"calls": 1}, "unknown key of config.models.FMLM 'calls'"),
     ],
 )

@@ -11,7 +11,6 @@ import pytest
 from flm_jax.build import load as build_load
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
-from flm_jax.build.sampler import PLAIN
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
@@ -44,7 +43,7 @@ def untrained(task_name, **settings):
 @pytest.mark.parametrize("objective", ["masked_diffusion", "autoregressive"])
 def test_problems_keep_what_is_given(objective):
     """Each row its own, also in a last, shorter batch."""
-    row = measure.completions(untrained("arithmetic", objective=objective), 2, 10, 4, 0, PLAIN)
+    row = measure.completions(untrained("arithmetic", objective=objective), 2, 10, 4, 0, None)
     assert row["problem_kept"] == 1.0
     assert 0.0 <= row["problem_solved_low"] <= row["problem_solved"] < 0.5
 
@@ -60,7 +59,7 @@ def test_right_answers_solve_problems(monkeypatch):
         return engine.Completed(np.arange(10), right, 2.0)
 
     monkeypatch.setattr(engine, "complete", complete)
-    row = measure.completions(untrained("arithmetic"), 2, 10, 4, 0, PLAIN)
+    row = measure.completions(untrained("arithmetic"), 2, 10, 4, 0, None)
     assert row["problem_solved"] == 1.0 and row["problem_solved_high"] >= 1.0 - 1e-9
     assert row["problem_calls"] == 2.0
 
@@ -68,10 +67,10 @@ def test_right_answers_solve_problems(monkeypatch):
 def test_only_models_that_can_read_the_givens_are_asked():
     """Clues of a grid lie behind the places that an autoregressive model writes first."""
     assert (
-        measure.completions(untrained("grammar", objective="autoregressive"), 2, 8, 8, 0, PLAIN)
+        measure.completions(untrained("grammar", objective="autoregressive"), 2, 8, 8, 0, None)
         == {}
     )
-    assert measure.completions(untrained("phrases2"), 2, 8, 8, 0, PLAIN) == {}
+    assert measure.completions(untrained("phrases2"), 2, 8, 8, 0, None) == {}
 
 
 def test_a_table_has_every_column_of_any_row():

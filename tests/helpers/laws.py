@@ -15,7 +15,7 @@ from flm_jax.flows.noise_schedule import (
 from flm_jax.samplers.categorical import Choice
 
 KEY = jax.random.key(7)
-PLAIN = Choice()
+PLAIN = Choice(1.0)
 
 # A law over sequences of 4 tokens out of 3, with repeated words so that order of revealing matters.
 SEQUENCES = np.array(
@@ -50,7 +50,7 @@ def exact_masked_network():
         table=lambda params: unit[:VOCAB],
         vocab_size=VOCAB,
         dim=VOCAB + 1,
-        length=LENGTH,
+        max_length=LENGTH,
         anchor=lambda params: jnp.tile(unit[VOCAB:], (LENGTH, 1)),
     )
 
@@ -88,7 +88,7 @@ def exact_chain():
         table=lambda params: jnp.eye(VOCAB),
         vocab_size=VOCAB,
         dim=VOCAB,
-        length=LENGTH,
+        max_length=LENGTH,
         cache=lambda rows, length: {},
         extend=extend,
     )

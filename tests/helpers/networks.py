@@ -86,7 +86,7 @@ def unigram_judge(tokenizer, probs, framing="stream", length=8, first_counts=Tru
         table=lambda params: jnp.zeros((len(probs), 1)),
         vocab_size=len(probs),
         dim=1,
-        length=length,
+        max_length=length,
     )
     return Judge("unigram", net, {}, tokenizer, framing, first_counts)
 
@@ -183,7 +183,7 @@ def exact_network():
         table=lambda params: identity,
         vocab_size=vocab_size,
         dim=vocab_size,
-        length=3,
+        max_length=3,
     )
     return net, clock
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from flm_jax.build.model import make_network
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler
+from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
 from flm_jax.flows.clocks import identity_clock
 from flm_jax.inference import engine, guides, text_reward
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.base import nothing_given
-from flm_jax.samplers.flow import Steering
 from flm_jax.training.reward_trainer import train_text_reward
 from helpers.runs import run, tiny_config
 
@@ -51,8 +51,8 @@ def untrained(models, monkeypatch):
         if name not in OTHERS:
             return load(workdir)
         flow, (goal, change) = load(models / "flow"), OTHERS[name]
-        config = dict(flow.config) | {"objective": flow.config["objective"] | {"name": goal}}
-        config["model"] = config["model"] | change
+        config = base_config(objective=goal).to_dict()
+        config["model"] = flow.config["model"] | change
         net = make_network(config)
         made = flow._replace(config=config, net=net, params=net.init(jax.random.key(1)))
         return made._replace(clock=identity_clock()) if name == "later" else made
@@ -63,8 +63,8 @@ def untrained(models, monkeypatch):
 def drawn(models, name="flow", **fields):
     model = guides.load_model(models / name)
     given = nothing_given(32, 2)
-    options = Options(steering=Steering(**fields))
-    return engine.draw(model, given, steps=2, num=64, seed=0, options=options)
+    sampler = choose_sampler(model.config, **fields)
+    return engine.draw(model, given, steps=2, num=64, seed=0, sampler=sampler)
 
 
 def test_a_weaker_model_of_another_width_guides(models):
@@ -111,9 +111,6 @@ def test_a_trained_reward_is_read_back(models):
         ("flow", {"weak": "later", "guidance": 2.0}, "trained with another clock"),
         ("flow", {"weak": "nothing", "guidance": 2.0}, "nothing is no workdir"),
         ("flow", {"reward": "flow", "reward_scale": 1.0}, "flow has no reward.json"),
-        ("flow", {"gamma": 0.5}, "gamma=0.5 for a flow with one time"),
-        ("map", {"solver": "heun"}, "for a flow map, which jumps"),
-        ("masked", {"gamma": 0.5}, "gamma=0.5, which steers flows; this is masked diffusion"),
     ],
 )
 def test_unfitting_models_are_refused(models, monkeypatch, name, fields, message):
@@ -124,13 +121,6 @@ def test_unfitting_models_are_refused(models, monkeypatch, name, fields, message
     paths = {k: str(models / v) for k, v in fields.items() if k in ("weak", "reward")}
     with pytest.raises(UserError, match=message):
         drawn(models, name, **(fields | paths))
-
-
-def test_top_p_of_a_flow_needs_a_temperature(models):
-    model = guides.load_model(models / "flow")
-    with pytest.raises(UserError, match="top_p=0.5 without a temperature"):
-        how = {"steps": 2, "num": 4, "seed": 0, "options": Options(top_p=0.5)}
-        engine.draw(model, nothing_given(4, 2), **how)
 
 
 @pytest.mark.parametrize("pattern, message", [("(", "no regular expression"), ("zebra", "none of")])

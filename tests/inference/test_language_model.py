@@ -62,7 +62,7 @@ def test_a_second_call_compiles_nothing(model, compilations):
     again = model.sample(6, steps=3, seed=1)
     assert not compilations
     np.testing.assert_array_equal(first.tokens[:6], again.tokens)
-    model.sample(6, steps=3, seed=1, options=flm_jax.Options(temperature=0.5))
+    model.sample(6, steps=3, seed=1, temperature=0.5)
     assert compilations
 
 

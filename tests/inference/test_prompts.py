@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flm_jax.build.sampler import Options
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
 from flm_jax.inference import engine
 from flm_jax.inference.answers import Answering, answer_batches, answers
 from flm_jax.inference.prompts import Prompt, answer_text, lay_out, read_prompts
+from flm_jax.samplers.masked_diffusion import ConfidenceConfig
 from helpers.files import json_lines
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
 
-CONFIDENT = Options(method="confidence", temperature=0.0)
+CONFIDENT = ConfidenceConfig(temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_an_answer_ends_at_eos_or_where_it_stops(chat):
 
 def test_rows_of_a_batch_do_not_know_each_other(chat):
     prompts = [Prompt("a" * n, answer_length=4 + n) for n in (1, 9, 30, 5, 17)]
-    how = Answering(6, 2, chat=True, options=CONFIDENT)
+    how = Answering(6, 2, chat=True, sampler=CONFIDENT)
     together = list(answers(chat, prompts, how))
     assert [a.place for a in together] == [0, 1, 2, 3, 4]
     for i, answer in enumerate(together):
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_named_before_compiling(chat, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("compiled before refusing")
 
-    monkeypatch.setattr(engine, "sampler", refuse)
+    monkeypatch.setattr(engine, "_program", refuse)
     long = Prompt("a" * ROW_LENGTH, where="p.jsonl, line 7")
     short = Prompt("a", where="p.jsonl, line 1")
     cases = [

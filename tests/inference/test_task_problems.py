@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flm_jax.build.sampler import Options
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import engine, task_problems
 from flm_jax.samplers.base import Samples
@@ -24,13 +23,13 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
             out = np.where(given.mask | odd, right, (right + 1) % 10)
             return Samples(out, out[None], out[None], np.where(odd.all(), 1, 3))
 
-        return run
+        return run, {}
 
-    monkeypatch.setattr(engine, "sampler", sampler)
+    monkeypatch.setattr(engine, "_program", sampler)
     model = SimpleNamespace(
         config={"objective": {"name": "masked_diffusion"}}, net=None, clock=None, params=None
     )
-    share, calls = task_problems.solve(model, task, 10, 3, rows, 0, Options())
+    share, calls = task_problems.solve(model, task, 10, 3, rows, 0)
     odd = task.problems(10, task_problems._SEED)[0][:, 0] % 2 == 1
     assert share == odd.mean()
     groups = [odd[np.arange(i, i + rows) % 10].all() for i in range(0, 10, rows)]

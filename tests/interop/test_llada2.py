@@ -171,7 +171,7 @@ def test_export_gives_the_tensors_back(tmp_path, dtype):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
         lambda x: (x.shape, x.dtype), params
     )
-    config = base_config().to_dict()
+    config = base_config(model="llama", objective="masked_diffusion").to_dict()
     config["model"] |= model
     back = exported_tensors(config, params)
     assert back.keys() == state.keys()
@@ -209,7 +209,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path):
         ({"groups": 5}, "12 experts do not make 5 groups"),
         ({"active_groups": 5}, "active_groups is 5; expected 1 to 4"),
         ({"active": 7}, "active is 7; expected 1 to 6"),
-        ({"shared": 0}, "shared 0; expected at least 1"),
+        ({"shared": 0}, "shared is 0; expected a number in"),
         ({"dense_blocks": 3}, "dense_blocks is 3; expected 0 to 2"),
     ],
 )
@@ -233,11 +233,12 @@ def test_sampling_in_blocks(imported, method):
 
     @jax.jit
     def run(tokens, known):
-        how = dict(steps=4, given=Given(tokens, known), block_length=BLOCK)
+        how = dict(steps=4, given=Given(tokens, known))
         if method == "confidence":
-            choice = Choice(temperature=0.0)
-            return sample_confident(jax.random.key(0), net, params, choice=choice, **how).tokens
-        return sample_x_prediction(net, params, how=x_prediction.Flowing(), **how).tokens
+            how |= {"choice": Choice(temperature=0.0), "block_length": BLOCK}
+            return sample_confident(jax.random.key(0), net, params, **how).tokens
+        cfg = x_prediction.XPredictionConfig(block_length=BLOCK)
+        return sample_x_prediction(net, params, how=cfg, **how).tokens
 
     tokens = TOKENS[:, :6]
     drawn = np.asarray(run(tokens, known))

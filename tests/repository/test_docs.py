@@ -8,11 +8,14 @@ import pytest
 
 from flm_jax.config.reference import page
 from flm_jax.config.schema import NAMED, base_config, policy_config
+from flm_jax.core.settings import settings_of
+from flm_jax.samplers.registry import SAMPLERS
 from helpers.pages import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODULES = sorted((ROOT / "flm_jax").rglob("*.py")) + sorted((ROOT / "configs").glob("*/*.py"))
+SAMPLING = {key for one in SAMPLERS.values() for key in settings_of(one.settings)}
 FLAG = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
 KEY = re.compile(r"^config\.([\w.]+)$")
 
@@ -28,7 +31,7 @@ def flags_of(name):
     text = _source(name).read_text()
     found = set(FLAG.findall(text))
     if "sampling_flags" in text:
-        found |= set(FLAG.findall((ROOT / "flm_jax/cli/sampling_flags.py").read_text()))
+        found |= {"sampler"} | {f"sampler.{key}" for key in SAMPLING} | SAMPLING
     return found | ({"config"} if "given_config" in text or "DEFINE_config" in text else set())
 
 

@@ -67,4 +67,4 @@ def test_the_noise_is_fine_where_it_is_large():
 )
 def test_bad_choices_are_refused(choice, message):
     with pytest.raises(UserError, match=message):
-        Choice(**choice)
+        Choice(**({"temperature": 1.0} | choice))

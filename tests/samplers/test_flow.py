@@ -8,13 +8,13 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.samplers.base import nothing_given
-from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.flow import Steering, check_steering
+from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
+from flm_jax.samplers.flow import check_flow
 from flm_jax.samplers.guides import Guides
 from helpers.networks import KEY, draw, exact_network, some_given, tiny_network
-from helpers.steering import steered, steered_program
+from helpers.steering import flow_settings, steered, steered_program
 
-GUIDED = Steering(guidance=2.0, weak_dropout=0.5)
+GUIDED = {"guidance": 2.0, "weak_dropout": 0.5}
 
 
 def assert_same(one, other):
@@ -27,11 +27,12 @@ def test_neutral_settings_change_nothing(two_time):
     """eta = 1, gamma = 0, a reward of weight 0: bit-equal; their neighbours are not."""
     net, params = tiny_network(two_time)
     want = draw(net, params)
-    neutral = dict(gamma=0.0, guidance=1.0, weak_dropout=0.5, reward="x", reward_scale=0.0)
-    assert_same(steered(two_time, Steering(**neutral)), want)
+    neutral = dict(guidance=1.0, weak_dropout=0.5, reward="x", reward_scale=0.0)
+    neutral |= {"gamma": 0.0} if two_time else {}
+    assert_same(steered(two_time, flow_settings(two_time, **neutral)), want)
     changes = [{"guidance": 1.1}, {"reward_scale": 0.5}] + [{"gamma": 0.1}] * two_time
     for change in changes:
-        got = steered(two_time, Steering(**(neutral | change)))
+        got = steered(two_time, flow_settings(two_time, **(neutral | change)))
         assert (got.steps_confidence != want.steps_confidence).any(), change
 
 
@@ -53,7 +54,7 @@ def test_temperature_draws_from_the_last_distribution():
     uneven = dataclasses.replace(
         net, features=lambda *a, **k: net.features(*a, **k) + jnp.asarray([[[1.0, 0, 0, 0, 0]]])
     )
-    run = steered_program(uneven, 1, Steering(), Choice(0.5), Guides(), exact=True)
+    run = steered_program(uneven, 1, EulerConfig(temperature=0.5), Guides(), exact=True)
     first = np.asarray(run(KEY, {}, given, {}).tokens)[:, 0]
     share = np.exp(2.0) / (1 + np.exp(2.0))  # logits 1 and 0 at temperature 1/2
     assert set(first) == {0, 3}
@@ -61,10 +62,14 @@ def test_temperature_draws_from_the_last_distribution():
 
 
 ALL = [
-    (False, Steering(solver="heun"), 0.0),
-    (False, Steering(solver="adaptive"), 2.0),
-    (False, dataclasses.replace(GUIDED, solver="adaptive"), 0.0),
-    (True, Steering(gamma=0.7, guidance=3.0, weak_dropout=0.5, reward="x", reward_scale=5.0), 2.0),
+    (False, flow_settings(False, "heun"), 0.0),
+    (False, flow_settings(False, "adaptive"), 2.0),
+    (False, flow_settings(False, "adaptive", **GUIDED), 0.0),
+    (
+        True,
+        FlowMapConfig(gamma=0.7, guidance=3.0, weak_dropout=0.5, reward="x", reward_scale=5.0),
+        2.0,
+    ),
 ]
 
 
@@ -81,33 +86,28 @@ def test_given_tokens_are_never_altered(two_time, steering, temperature):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "two_time, solver, fields, message",
     [
-        ({"solver": "hein"}, "did you mean 'heun'"),
-        ({"solver": "adaptive", "tolerance": 0.0}, "tolerance is 0.0; expected more than 0"),
-        ({"tolerance": 0.1}, "with solver=euler, which has none; give solver=adaptive"),
-        ({"gamma": 1.5}, "gamma is 1.5; expected 0 to 1"),
-        ({"guidance": 2.0}, "nothing to guide by; give weak=WORKDIR"),
-        ({"weak": "w", "weak_dropout": 0.1}, "expected one of them"),
-        ({"weak_dropout": 1.0}, r"expected a rate in \[0, 1\)"),
-        ({"reward_scale": 1.0}, "no reward; give reward=FOLDER"),
-        ({"reward": "r", "reward_scale": 1.0, "solver": "heun"}, "go with solver=euler alone"),
-        ({"guidance": float("nan"), "weak": "w"}, "expected a finite number"),
+        (
+            False,
+            "adaptive",
+            {"tolerance": 0.0},
+            r"tolerance is 0.0; expected a number in \(0, inf\)",
+        ),
+        (True, "", {"gamma": 1.5}, r"gamma is 1.5; expected a number in \[0, 1\]"),
+        (False, "euler", {"guidance": 2.0}, "nothing to guide by; give weak=WORKDIR"),
+        (False, "euler", {"weak": "w", "weak_dropout": 0.1}, "expected one of them"),
+        (False, "euler", {"weak_dropout": 1.0}, r"expected a number in \[0, 1\)"),
+        (False, "euler", {"reward_scale": 1.0}, "no reward; give reward=FOLDER"),
+        (False, "euler", {"guidance": float("nan"), "weak": "w"}, "guidance is nan"),
+        (False, "heun", {"top_p": 0.5}, "top_p=0.5 without a temperature"),
     ],
 )
-def test_bad_options(fields, message):
+def test_bad_settings(two_time, solver, fields, message):
     with pytest.raises(UserError, match=message):
-        Steering(**fields)
+        flow_settings(two_time, solver, **fields)
 
 
-@pytest.mark.parametrize(
-    "two_time, steering, steps, message",
-    [
-        (True, Steering(solver="heun"), 4, "for a flow map, which jumps"),
-        (False, Steering(gamma=0.5), 4, "for a flow with one time"),
-        (False, Steering(solver="adaptive"), 4, "at least 5, for example 256"),
-    ],
-)
-def test_options_that_a_network_cannot_follow(two_time, steering, steps, message):
-    with pytest.raises(UserError, match=message):
-        check_steering(steering, tiny_network(two_time)[0], steps)
+def test_bounds_of_calls_that_are_too_few():
+    with pytest.raises(UserError, match="at least 5, for example 256"):
+        check_flow(flow_settings(False, "adaptive"), tiny_network(False)[0], 4, None)

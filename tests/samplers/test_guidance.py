@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.samplers.base import nothing_given
-from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.flow import Steering
+from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.guidance import Weak, autoguided, plain
 from flm_jax.samplers.guides import Guides
 from helpers.networks import (
@@ -53,15 +52,13 @@ def test_guidance_undoes_what_the_weak_network_does_worse():
     guides, extra = Guides(blended(0.25)), {"weak": double}
     valid = {}
     for eta in (1.0, 2.0, 3.0):
-        steering = Steering(guidance=eta, weak="weak")
-        run = steered_program(blended(0.5), 2, steering, Choice(0.0), guides, exact=True)
+        cfg = EulerConfig(guidance=eta, weak="weak")
+        run = steered_program(blended(0.5), 2, cfg, guides, exact=True)
         samples = run(KEY, unit, given, extra)
         found = matches(samples.tokens)
         valid[eta] = (found[0] | found[1]).mean()
         assert samples.calls is None if eta == 1.0 else int(samples.calls) == 4
-    want = steered_program(exact, 2, Steering(), Choice(0.0), Guides(), exact=True)(
-        KEY, {}, given, {}
-    )
+    want = steered_program(exact, 2, EulerConfig(), Guides(), exact=True)(KEY, {}, given, {})
     np.testing.assert_array_equal(samples.tokens, want.tokens)
     np.testing.assert_allclose(samples.steps_confidence, want.steps_confidence, atol=1e-4)
     assert valid[1.0] < valid[2.0] - 0.02 and valid[2.0] < valid[3.0] == 1.0
@@ -85,7 +82,7 @@ def test_guidance_written_out():
 def test_weak_parameters_of_the_same_values_guide_nowhere():
     """delta + (eta - 1) (delta - delta): another eta, the same tokens."""
     net, params = tiny_network(True)
-    got = steered(True, Steering(guidance=5.0, weak="w"), extra={"weak": params})
+    got = steered(True, FlowMapConfig(guidance=5.0, weak="w"), extra={"weak": params})
     want = draw(net, params)
     np.testing.assert_array_equal(got.steps_tokens, want.steps_tokens)
     np.testing.assert_allclose(got.steps_confidence, want.steps_confidence, rtol=0, atol=1e-3)

@@ -10,7 +10,7 @@ from flm_jax.core.network import Network
 from flm_jax.flows.masked_bridge import gamma_at, t_from_gamma
 from flm_jax.samplers import masked_flow
 from flm_jax.samplers.base import Given, nothing_given
-from flm_jax.samplers.masked_flow import Bridging, sample_masked_flow
+from flm_jax.samplers.masked_flow import MaskedFlowConfig, sample_masked_flow
 from helpers.masked_flow import KEY, NET, PARAMS, TOKENS
 
 
@@ -41,7 +41,7 @@ def oracle(confidence, seen=None):
 def draw(net, given=None, steps=8, key=KEY, **how):
     given = nothing_given(2, net.max_length) if given is None else given
     run = lambda key: sample_masked_flow(
-        key, net, {}, steps=steps, given=given, how=Bridging(**how)
+        key, net, {}, steps=steps, given=given, how=MaskedFlowConfig(**how)
     )
     return jax.jit(run)(key)
 
@@ -89,7 +89,7 @@ def test_given_tokens_are_kept():
 )
 def test_policies_of_the_end(eos, want):
     tokens, confidence = jnp.array([[1, 2, 7, 3]]), jnp.array([[0.99, 0.5, 0.99, 0.99]])
-    how = Bridging(promote=0.05, eos=eos, eos_id=7)
+    how = MaskedFlowConfig(promote=0.05, eos=eos, eos_id=7)
     hidden = jnp.ones((1, 4), bool)
     got = masked_flow.promoted(tokens, confidence, hidden, how)
     assert got.tolist() == [want]
@@ -101,7 +101,7 @@ def test_no_guidance_is_bit_for_bit_the_plain_sampler_and_guidance_is_not():
     given = Given(TOKENS[:2], jnp.arange(6)[None] < jnp.array([[2], [3]]))
     run = lambda w: jax.jit(
         lambda key: masked_flow.sample_masked_flow(
-            key, NET, PARAMS, steps=5, given=given, how=Bridging(context_guidance=w)
+            key, NET, PARAMS, steps=5, given=given, how=MaskedFlowConfig(context_guidance=w)
         )
     )(KEY)
     plain, none, some = run(0.0), run(-0.0), run(2.0)
@@ -114,7 +114,7 @@ def test_no_guidance_is_bit_for_bit_the_plain_sampler_and_guidance_is_not():
 @pytest.mark.parametrize("bad", [{"promote": 1.0}, {"promote": -0.1}, {"eos": "freed"}])
 def test_bad_sampling_is_refused(bad):
     with pytest.raises(UserError, match="promote|did you mean 'free'"):
-        Bridging(**bad)
+        MaskedFlowConfig(**bad)
 
 
 # A law of pairs of tokens, and the denoiser that is exact for it.

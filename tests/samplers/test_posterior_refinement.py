@@ -11,7 +11,7 @@ import pytest
 from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.load import Model
 from flm_jax.build.model import make_network
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
@@ -21,7 +21,11 @@ from flm_jax.flows.clocks import decoding_clock
 from flm_jax.inference import engine
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.euler import sample_euler
-from flm_jax.samplers.posterior_refinement import BUDGETS, sample_refined
+from flm_jax.samplers.posterior_refinement import (
+    BUDGETS,
+    PosteriorRefinementConfig,
+    sample_refined,
+)
 from helpers.networks import CLOCK, LENGTH, ROWS, VOCAB, start, tiny_network
 from helpers.routes import FIRST, SIGN
 from helpers.runs import tiny_config
@@ -39,7 +43,11 @@ def any_order():
 def refined(steps, budget, threshold=1.0):
     net, _ = any_order()
     how = {"steps": steps, "budget": budget, "threshold": threshold}
+    how |= {"until": 1.0}
     return jax.jit(lambda key, params, given: sample_refined(key, net, params, given=given, **how))
+
+
+TOPK = {"budget": "topk", "threshold": 1.0, "until": 1.0}
 
 
 def infill(mask):
@@ -155,7 +163,11 @@ def test_refinement_mends_what_one_call_leaves_undecided(budget):
     law stays even within 3 standard errors."""
     net, given = imperfect(1.5), nothing_given(4000, 3)
     draw = lambda steps: jax.jit(
-        lambda key: sample_refined(key, net, {}, steps=steps, given=given, budget=budget).tokens
+        lambda key: (
+            sample_refined(
+                key, net, {}, steps=steps, given=given, **(TOPK | {"budget": budget})
+            ).tokens
+        )
     )(KEY)
     one, two, three = (consistent(draw(steps)) for steps in (1, 2, 3))
     assert one[0] < 0.85
@@ -168,7 +180,7 @@ def test_infilling_follows_the_given_token():
     net = imperfect(1.5)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 2, (64, 3)), jnp.int32)
     given = Given(tokens, jnp.tile(jnp.asarray([False, True, False]), (64, 1)))
-    out = sample_refined(KEY, net, {}, steps=1, given=given)
+    out = sample_refined(KEY, net, {}, steps=1, given=given, **TOPK)
     np.testing.assert_array_equal(out.tokens[:, 1], tokens[:, 1])
     assert consistent(out.tokens)[0] == 1.0
 
@@ -192,12 +204,12 @@ def test_jumps_end_where_they_are_told(until):
     """One call reads out delta_0t at t = until, by definition."""
     net, params = any_order()
     given = nothing_given(ROWS, LENGTH)
-    got = sample_refined(KEY, net, params, steps=1, given=given, until=until)
+    got = sample_refined(KEY, net, params, steps=1, given=given, **(TOPK | {"until": until}))
     y_0, times = start(KEY, net, params, given), jnp.zeros((ROWS, LENGTH))
     probs = jax.nn.softmax(denoise(net, params, y_0, times, times + until))
     np.testing.assert_array_equal(got.tokens, probs.argmax(-1))
     np.testing.assert_allclose(got.steps_confidence[0], probs.max(-1), atol=1e-5)
-    whole = sample_refined(KEY, net, params, steps=1, given=given)
+    whole = sample_refined(KEY, net, params, steps=1, given=given, **TOPK)
     assert not np.allclose(whole.steps_confidence, got.steps_confidence, atol=1e-3)
 
 
@@ -205,29 +217,22 @@ def test_models_are_refined_by_options():
     model = untrained(0.5)
     assert model.net.any_order
     given = nothing_given(4, 2)
-    options = Options(refine="topk")
-    drawn = engine.draw(model, given, steps=2, num=8, seed=0, options=options)
+    drawn = engine.draw(model, given, steps=2, num=8, seed=0, sampler=PosteriorRefinementConfig())
     assert drawn.tokens.shape == (8, 2) and drawn.calls == 2
 
 
 @pytest.mark.parametrize(
-    "share, options, says",
+    "share, changes, says",
     [
-        (0.0, {"refine": "topk"}, "needs a flow map trained with random clean context"),
-        (0.5, {"refine": "top"}, "unknown refine 'top'; did you mean 'topk'"),
-        (0.5, {"refine_until": 0.5}, "a flow without refinement does not know"),
-        (0.5, {"refine": "topk", "refine_until": 1.5}, "refine_until=1.5; expected a clock time"),
-        (0.5, {"refine_threshold": 0.5}, "a flow without refinement does not know"),
-        (0.5, {"refine": "topk", "refine_threshold": 1.5}, "refine_threshold=1.5; expected a prob"),
+        (0.0, {}, "needs a flow map trained with random clean context"),
+        (0.5, {"budget": "top"}, "unknown sampler.budget 'top'; did you mean 'topk'"),
+        (0.5, {"until": 1.5}, r"until is 1.5; expected a number in \[0, 1\]"),
+        (0.5, {"threshold": 1.5}, r"threshold is 1.5; expected a number in \[0, 1\]"),
+        (0.5, {"temperature": 1.0}, "posterior_refinement has no 'temperature'"),
     ],
 )
-def test_refused_options(share, options, says):
+def test_refused_settings(share, changes, says):
+    model = untrained(share)
     with pytest.raises(UserError, match=says):
-        engine.draw(
-            untrained(share),
-            nothing_given(1, 2),
-            steps=2,
-            num=1,
-            seed=0,
-            options=Options(**options),
-        )
+        cfg = choose_sampler(model.config, "posterior_refinement", **changes)
+        engine.draw(model, nothing_given(1, 2), steps=2, num=1, seed=0, sampler=cfg)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.samplers.base import Given, nothing_given
-from flm_jax.samplers.categorical import Choice
-from flm_jax.samplers.flow import Steering
+from flm_jax.samplers.euler import EulerConfig
 from flm_jax.samplers.guides import Guides
 from flm_jax.samplers.reward_guidance import Reward, make_nudge
 from helpers.networks import KEY, denoiser, exact_network, matches, some_given, tiny_network
@@ -22,8 +21,8 @@ def test_reward_tilts_the_exact_law():
     reward = Reward(lambda params: jnp.eye(5), lambda params, x: x[:, 0, 3])
     given, shares = nothing_given(2000, 3), []
     for scale in (0.0, 2.0, -2.0):
-        steering = Steering(reward="x", reward_scale=scale)
-        run = steered_program(net, 32, steering, Choice(0.0), Guides(None, reward), exact=True)
+        cfg = EulerConfig(reward="x", reward_scale=scale)
+        run = steered_program(net, 32, cfg, Guides(None, reward), exact=True)
         samples = run(KEY, {}, given, {"reward": {}})
         first, second = matches(samples.tokens)
         assert (first | second).mean() > 0.999

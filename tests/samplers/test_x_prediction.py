@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
-from flm_jax.build.sampler import Options
+from flm_jax.build.sampler import choose_sampler, make_sampler
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
@@ -24,7 +23,7 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.masked_diffusion import sample_confident
-from flm_jax.samplers.x_prediction import Flowing, sample_x_prediction
+from flm_jax.samplers.x_prediction import XPredictionConfig, sample_x_prediction
 
 LENGTH, VOCAB = 8, 11
 LLAMA = llama(LlamaConfig(VOCAB, LENGTH, 16, 2, 2, 2, 0.0, 0.0, 0.0, "float32", "none", True))
@@ -61,7 +60,7 @@ GIVEN = Given(
         ]
     ),
 )
-OFF = Flowing(re_edit=False, hard_commit=False)
+OFF = XPredictionConfig(re_edit=False, hard_commit=False)
 
 
 def random_params(net):
@@ -74,10 +73,11 @@ def random_params(net):
 PARAMS = {name: random_params(net) for name, net in NETS.items()}
 
 
-PLAIN = Flowing()
+PLAIN = XPredictionConfig()
 
 
-def decode(name, steps, given=GIVEN, how=PLAIN, **more):
+def decode(name, steps, given=GIVEN, how=PLAIN, block_length=0, **more):
+    how = dataclasses.replace(how, block_length=block_length)
     run = lambda given: sample_x_prediction(
         NETS[name], PARAMS[name], steps=steps, given=given, how=how, **more
     )
@@ -105,7 +105,7 @@ def test_the_hard_commit_alone_is_low_confidence_remasking(name, block_length):
     """One token a step, token for token; rows with fewer free positions end sooner."""
     given = nothing_given(3, LENGTH)._replace(mask=TOKENS[:3] < 0, tokens=TOKENS[:3])
     nowhere = lambda seen: jnp.zeros(seen.shape[:2])
-    how = Flowing(re_edit=False)
+    how = XPredictionConfig(re_edit=False)
     out = decode(name, LENGTH, given, how, stepper=nowhere, block_length=block_length)
     run = lambda: sample_confident(
         jax.random.key(0),
@@ -128,10 +128,10 @@ def test_the_hard_commit_alone_is_low_confidence_remasking(name, block_length):
 
 SETTINGS = [
     dict(),
-    dict(how=Flowing(step_size=0.5)),
-    dict(how=Flowing(step_size=1.0)),
-    dict(how=Flowing(hard_commit=False)),
-    dict(how=Flowing(step_size=1 / 256, re_edit=False)),
+    dict(how=XPredictionConfig(step_size=0.5)),
+    dict(how=XPredictionConfig(step_size=1.0)),
+    dict(how=XPredictionConfig(hard_commit=False)),
+    dict(how=XPredictionConfig(step_size=1 / 256, re_edit=False)),
     dict(block_length=2),
     dict(stepper=lambda seen: seen[..., 0], time_conditioning=True),
 ]
@@ -180,12 +180,13 @@ def oracle(confidence, seen=lambda x: 0.0):
         table=lambda params: jnp.eye(vocab),
         vocab_size=vocab,
         dim=vocab,
-        length=length,
+        max_length=length,
         anchor=lambda params: jnp.full((length, vocab), 0.2),
     )
 
 
 def walk(net, steps, how, stepper=None, rows=1, **more):
+    how = dataclasses.replace(how, block_length=more.pop("block_length", 0))
     given = nothing_given(rows, net.max_length)
     run = lambda: x_prediction.sample_x_prediction(
         net, {}, steps=steps, given=given, how=how, stepper=stepper, **more
@@ -196,12 +197,14 @@ def walk(net, steps, how, stepper=None, rows=1, **more):
 def test_progress_follows_the_step_size():
     """1 - t falls by the factor 1 - a each step, and ends the walk at 0.99."""
     out = walk(
-        oracle([0.9999, 0.9999]), 16, Flowing(step_size=0.75, re_edit=False, hard_commit=False)
+        oracle([0.9999, 0.9999]),
+        16,
+        XPredictionConfig(step_size=0.75, re_edit=False, hard_commit=False),
     )
     want = 1.0 - 0.25 ** np.arange(1, 5)
     np.testing.assert_allclose(out.steps_progress[:4, 0, 0], want, rtol=1e-6)
     assert int(out.calls) == 4  # 1 - 0.25^4 = 0.996
-    default = walk(oracle([0.9999] * 2), 6, Flowing(re_edit=False, hard_commit=False))
+    default = walk(oracle([0.9999] * 2), 6, XPredictionConfig(re_edit=False, hard_commit=False))
     np.testing.assert_allclose(default.steps_progress[2, 0, 0], 0.9, rtol=1e-5)
 
 
@@ -209,15 +212,15 @@ def test_what_becomes_unlikely_is_edited_again():
     """t = c and y = c E[x] + (1 - c) m, only where confidence falls short by more than 0.1."""
     net = oracle([0.30, 0.95])
     made = lambda how: x_prediction.decoder(net, {}, steps=4, given=nothing_given(1, 2), how=how)
-    run = jax.jit(lambda: _once(made(Flowing(re_edit=True, hard_commit=False)), 0.5))
+    run = jax.jit(lambda: _once(made(XPredictionConfig(re_edit=True, hard_commit=False)), 0.5))
     after = run()
     np.testing.assert_allclose(after.t[0], [0.30, 0.5], rtol=1e-6)  # .30 - .5 < -.1 <= .95 - .5
     table, anchor = jnp.eye(5), jnp.full(5, 0.2)
     np.testing.assert_allclose(after.y[0, 0], 0.3 * table[0] + 0.7 * anchor, rtol=1e-5)
     np.testing.assert_allclose(after.y[0, 1], 0.5 * table[0] + 0.5 * anchor, rtol=1e-5)
-    kept = jax.jit(lambda: _once(made(Flowing(re_edit=False, hard_commit=False)), 0.5))()
+    kept = jax.jit(lambda: _once(made(XPredictionConfig(re_edit=False, hard_commit=False)), 0.5))()
     np.testing.assert_allclose(kept.t[0], 0.5, rtol=1e-6)
-    committed = jax.jit(lambda: _once(made(Flowing(re_edit=True)), 0.5))()
+    committed = jax.jit(lambda: _once(made(XPredictionConfig(re_edit=True)), 0.5))()
     np.testing.assert_allclose(committed.t[0], [0.30, 1.0], rtol=1e-6)
 
 
@@ -236,16 +239,18 @@ def test_a_written_token_is_taken_back_when_the_context_speaks_against_it():
 
     net = oracle([0.95, 0.93, 0.3], seen)
     nowhere = lambda seen: jnp.zeros(seen.shape[:2])
-    kept = walk(net, 4, Flowing(re_edit=False), nowhere)
+    kept = walk(net, 4, XPredictionConfig(re_edit=False), nowhere)
     assert kept.tokens.tolist() == [[0, 0, 0]] and int(kept.calls) == 3
-    edited = walk(net, 4, Flowing(re_edit=True), nowhere)
+    edited = walk(net, 4, XPredictionConfig(re_edit=True), nowhere)
     assert edited.steps_tokens[:, 0, 0].tolist() == [0, 0, 3, 3]
     assert edited.tokens.tolist() == [[3, 0, 0]]
 
 
 def test_features_of_a_look():
     net = oracle([0.6, 0.92])
-    made = x_prediction.decoder(net, {}, steps=5, given=nothing_given(1, 2), how=Flowing())
+    made = x_prediction.decoder(
+        net, {}, steps=5, given=nothing_given(1, 2), how=XPredictionConfig()
+    )
     look = jax.jit(lambda: made.look(made.start._replace(count=jnp.array([2]))))()
     four = np.array([0.6, 0.1, 0.1, 0.1])
     np.testing.assert_allclose(look.features[0, 0, :4], four, rtol=1e-5)
@@ -255,7 +260,12 @@ def test_features_of_a_look():
 
 
 def test_the_calls_of_a_block_end_it():
-    out = walk(oracle([0.9] * 4), 4, Flowing(step_size=1 / 256, hard_commit=False), block_length=2)
+    out = walk(
+        oracle([0.9] * 4),
+        4,
+        XPredictionConfig(step_size=1 / 256, hard_commit=False),
+        block_length=2,
+    )
     assert int(out.calls) == 4
     arrived = (out.steps_progress[:, 0] == 1.0).tolist()
     assert arrived[1] == [True, True, False, False] and arrived[3] == [True] * 4
@@ -263,21 +273,23 @@ def test_the_calls_of_a_block_end_it():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "name, changes, message",
     [
-        (dict(method="flow", step_size=2.0), "1/256 to 1"),
-        (dict(method="flow", temperature=1.0), "temperature"),
-        (dict(method="confidence", step_size=0.5), "step_size"),
-        (dict(method="ancestral", re_edit=False), "re_edit"),
-        (dict(method="flew"), "did you mean 'flow'"),
-        (dict(method="flow", block_length=99), "block_length"),
+        ("x_prediction", {"step_size": 2.0}, r"step_size is 2.0; expected a number in \[0, 1\]"),
+        ("x_prediction", {"step_size": 0.001}, "1/256 to 1"),
+        ("x_prediction", {"temperature": 1.0}, "x_prediction has no 'temperature'"),
+        ("confidence", {"step_size": 0.5}, "that is a key of x_prediction"),
+        ("ancestral", {"re_edit": False}, "ancestral has no 're_edit'"),
+        ("x_predictoin", {}, "did you mean 'x_prediction'"),
+        ("euler", {}, "expected ancestral or confidence or x_prediction"),
+        ("x_prediction", {"block_length": 99}, "block_length=99; expected 0"),
+        ("x_prediction", {"policy": "p", "step_size": 0.5}, "expected one of them"),
     ],
 )
-def test_bad_options_are_refused(options, message):
-    config = base_config()
-    choose(config, objective="masked_diffusion")
+def test_bad_settings_are_refused(name, changes, message):
+    config = check(base_config(objective="masked_diffusion"))
     with pytest.raises(UserError, match=message):
-        family(check(config)).sampler(check(config), DIT, None, 4, Options(**options))
+        make_sampler(config, DIT, None, 4, choose_sampler(config, name, **changes))
 
 
 def test_steps_that_do_not_divide_are_refused():
@@ -291,7 +303,7 @@ def test_drawn_texts_come_with_progress():
     config.data.task = "phrases2"
     task = make_task("phrases2")
     model = Model(check(config), DIT, PARAMS["dit"], None, task.tokenizer, 0)
-    settings = dict(steps=4, num=3, seed=0, options=Options(method="flow"))
+    settings = dict(steps=4, num=3, seed=0, sampler=XPredictionConfig())
     drawn = engine.draw(model, nothing_given(2, LENGTH), **settings)
     assert drawn.steps_progress.shape == (4, 3, LENGTH)
     model = model._replace(tokenizer=type("T", (), {"decode": lambda self, row: ""})())

@@ -11,7 +11,6 @@ import pytest
 from flm_jax.build.data import resolve_vocabulary
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.build.sampler import Options
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.config.check import check, check_policy
 from flm_jax.config.schema import base_config, choose, policy_config
@@ -24,7 +23,7 @@ from flm_jax.losses.grpo import Actions, group_advantages, token_rewards
 from flm_jax.models import step_policy
 from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given, nothing_given
-from flm_jax.samplers.x_prediction import Flowing
+from flm_jax.samplers.x_prediction import XPredictionConfig
 from flm_jax.training import policy_trainer, task_rewards
 from helpers.networks import POLICY
 
@@ -48,7 +47,7 @@ def oracle(length=4, vocab=6, confidence=0.97):
 
 def test_a_rollout_of_fixed_steps_is_the_sampler():
     given = Given(jnp.array([[5, 0, 0, 0]] * 2), jnp.array([[True, False, False, False]] * 2))
-    settings = dict(steps=3, given=given, how=Flowing(step_size=0.4))
+    settings = dict(steps=3, given=given, how=XPredictionConfig(step_size=0.4))
     act = lambda key, features: (jnp.full((2, 4), 0.4), features[..., 6])
     rolled = jax.jit(
         lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **settings)
@@ -60,7 +59,7 @@ def test_a_rollout_of_fixed_steps_is_the_sampler():
     assert rolled.moves.sum(axis=2).tolist() == [[3, 3], [2, 2], [1, 1]]
     np.testing.assert_array_equal(rolled.acts[1], want.steps_progress[0])
     assert (rolled.reached <= 1.0).all()
-    slow = settings | {"how": Flowing(step_size=0.4, hard_commit=False)}
+    slow = settings | {"how": XPredictionConfig(step_size=0.4, hard_commit=False)}
     rolled = jax.jit(lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **slow))()
     np.testing.assert_allclose(rolled.reached[:, 1:], 1 - 0.6**3, rtol=1e-5)
 
@@ -69,7 +68,7 @@ def test_rewarded_progress_makes_steps_longer():
     """The whole chain: rollouts, rewards of tokens, updates; nothing else is rewarded."""
     made, cfg = step_policy.policy(POLICY), POLICY
     given, group = nothing_given(32, 4), 8
-    how = Flowing(hard_commit=False, re_edit=False)
+    how = XPredictionConfig(hard_commit=False, re_edit=False)
 
     @jax.jit
     def step(params, key):
@@ -136,13 +135,11 @@ def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):
         np.any(a != b) for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(fresh))
     )
     loaded = load_model(model)
-    options = Options(method="flow", policy=str(tmp_path / "whole"))
+    sampler = XPredictionConfig(policy=str(tmp_path / "whole"))
     settings = (loaded, task_problems.task_of(loaded), 20, 2, 20, 0)
-    assert 0.0 <= task_problems.solve(*settings, options)[0] <= 1.0
-    with pytest.raises(UserError, match="with a policy"):
-        task_problems.solve(*settings, Options(**(vars(options) | {"step_size": 0.5})))
+    assert 0.0 <= task_problems.solve(*settings, sampler)[0] <= 1.0
     with pytest.raises(UserError, match="expected one of train_policy"):
-        task_problems.solve(*settings, Options(method="flow", policy=model))
+        task_problems.solve(*settings, XPredictionConfig(policy=model))
     with pytest.raises(UserError, match="another group"):
         policy_trainer.train_policy_run(tiny(model, group=8), str(tmp_path / "whole"))
 

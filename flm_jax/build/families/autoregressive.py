@@ -4,15 +4,12 @@ import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family, no_teacher
-from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import Clock
 from flm_jax.losses.autoregressive import autoregressive_loss
 from flm_jax.losses.base import Objective
 from flm_jax.metrics.likelihood import make_autoregressive_nll
-from flm_jax.samplers.autoregressive import sample_autoregressive
-from flm_jax.samplers.guides import NO_GUIDES, Guides
 
 
 def autoregressive_objective(
@@ -22,26 +19,6 @@ def autoregressive_objective(
     del clock
     no_teacher(config, teacher)
     return functools.partial(autoregressive_loss, net=net)
-
-
-def autoregressive_sampler(
-    config: Config,
-    net: Network,
-    clock: Clock,
-    steps: int,
-    options: Options,
-    guides: Guides = NO_GUIDES,
-) -> Callable:
-    """Samples from left to right; `steps` is not read."""
-    del config, clock, steps, guides
-    refuse(options, "an autoregressive model", *OF_REFINEMENT, *OF_MASKED)
-    unsteered(options, "an autoregressive model")
-    choice = options.choice(1.0)
-
-    def draw(key, params, given, extra=None):
-        return sample_autoregressive(key, net, params, given=given, choice=choice)
-
-    return draw
 
 
 def autoregressive_nll(config: Config, net: Network, clock: Clock) -> Callable:
@@ -55,7 +32,6 @@ AUTOREGRESSIVE = Family(
     objective=autoregressive_objective,
     networks=("causal",),
     kind=lambda net: "autoregressive",
-    sampler=autoregressive_sampler,
     row_nll=autoregressive_nll,
     row_likelihood=autoregressive_nll,
     likelihood="exact",

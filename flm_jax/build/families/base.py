@@ -33,8 +33,6 @@ class Family:
         cannot use, and the lack of one it needs.
       networks: names of config.model.name that it trains.
       kind: network -> its name in tables.
-      sampler: (config, net, clock, steps, options, guides) -> ((key, params, given, extra) ->
-        Samples), to be jitted; for guides and extra see `samplers.guides`.
       row_nll: (config, net, clock) -> row_nll, see `metrics.denoising`; None where the output is no
         distribution.
       row_likelihood: likewise, of which `metrics.likelihood` makes the negative log-likelihood or a
@@ -65,7 +63,6 @@ class Family:
     objective: Callable[[Config, Network, Clock, Network | None], Objective]
     networks: tuple[str, ...]
     kind: Callable[[Network], str]
-    sampler: Callable[..., Callable]
     row_nll: Callable[..., Callable | None]
     row_likelihood: Callable[..., Callable | None]
     likelihood: str

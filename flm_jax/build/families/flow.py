@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
 from flm_jax.build.flow import flow_settings, prediction
-from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
 from flm_jax.config.schema import settings
-from flm_jax.core.errors import one_of, require
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.denoiser.self_conditioning import fixed_point
@@ -17,10 +16,6 @@ from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.regression import regression_loss
 from flm_jax.metrics.denoising import make_row_nll
 from flm_jax.metrics.flow_likelihood import make_flow_bound
-from flm_jax.samplers import posterior_refinement
-from flm_jax.samplers.flow import check_steering, sample_flow
-from flm_jax.samplers.guides import NO_GUIDES, Guides
-from flm_jax.samplers.onehot import sample_onehot
 
 
 def flow_objective(
@@ -70,66 +65,6 @@ def _check_prediction(cfg: DenoisingConfig, net: Network) -> None:
     )
 
 
-def flow_sampler(
-    config: Config,
-    net: Network,
-    clock: Clock,
-    steps: int,
-    options: Options,
-    guides: Guides = NO_GUIDES,
-) -> Callable:
-    refuse(options, "a flow", *OF_MASKED)
-    if (kind := prediction(config)) != "probabilities":
-        return _onehot(net, clock, steps, options, kind)
-    if options.refine:
-        return _refined(config, net, steps, options)
-    refuse(options, "a flow without refinement", *OF_REFINEMENT[1:])
-    choice = options.choice(0.0)
-    require(
-        choice.top_p == 1.0 or choice.temperature > 0.0,
-        f"got top_p={choice.top_p} without a temperature: a flow takes the most probable tokens; "
-        "give temperature=1, for example.",
-    )
-    check_steering(options.steering, net, steps)
-    how = {"net": net, "clock": clock, "steps": steps, "guides": guides}
-    return functools.partial(sample_flow, steering=options.steering, choice=choice, **how)
-
-
-def _onehot(net: Network, clock: Clock, steps: int, options: Options, kind: str) -> Callable:
-    unsteered(options, f"one that predicts a {kind}")
-    refuse(options, f"a flow that predicts a {kind}", "temperature", "top_p", *OF_REFINEMENT)
-
-    def draw(key, params, given, extra=None):
-        settings = dict(clock=clock, steps=steps, given=given, prediction=kind)
-        return sample_onehot(key, net, params, **settings)
-
-    return draw
-
-
-def _refined(config: Config, net: Network, steps: int, options: Options) -> Callable:
-    unsteered(options, "posterior refinement")
-    refuse(options, "posterior refinement", "temperature", "top_p")
-    one_of("refine", options.refine, posterior_refinement.BUDGETS)
-    require(
-        net.two_time and flow_settings(config).context > 0.0,
-        f"got refine={options.refine}, which needs a flow map trained with random clean context; "
-        "train it with config.model.two_time = True and config.objective.context > 0.",
-    )
-    threshold = options.refine_threshold
-    require(
-        0.0 <= threshold <= 1.0,
-        f"got refine_threshold={threshold}; expected a probability, 1 for none.",
-    )
-    until = options.refine_until
-    require(0.0 <= until <= 1.0, f"got refine_until={until}; expected a clock time in [0, 1].")
-    how = {"steps": steps, "budget": options.refine, "threshold": threshold, "until": until}
-
-    def draw(key, params, given, extra=None):
-        return posterior_refinement.sample_refined(key, net, params, given=given, **how)
-
-    return draw
-
-
 def _flow_losses(make: Callable[[Network, Clock], Callable]) -> Callable[..., Callable | None]:
     """(config, net, clock) -> make(net, clock), or None where the output is no distribution.
 
@@ -174,7 +109,6 @@ FLOW = Family(
     objective=flow_objective,
     networks=("dit",),
     kind=lambda net: "flow map" if net.two_time else "flow (Euler)",
-    sampler=flow_sampler,
     row_nll=_flow_losses(make_row_nll),
     row_likelihood=_flow_losses(make_flow_bound),
     likelihood="upper bound",

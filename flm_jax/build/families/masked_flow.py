@@ -1,12 +1,9 @@
 """Masked language flows (MLFM): objective, learnt noise schedule, sampler and figures."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.base import Family
-from flm_jax.build.sampler import OF_MASKED, OF_REFINEMENT, Options, refuse, unsteered
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
@@ -17,8 +14,6 @@ from flm_jax.losses.base import Objective
 from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss
 from flm_jax.metrics.masked_flow import make_bridge_nll
 from flm_jax.models.lora import join
-from flm_jax.samplers.guides import NO_GUIDES, Guides
-from flm_jax.samplers.masked_flow import sample_masked_flow
 
 
 def bridge_config(config: Config) -> BridgeConfig:
@@ -51,33 +46,11 @@ def schedule_tracker(config: Config) -> Tracker:
     return Tracker(functools.partial(fresh_state, cfg), functools.partial(update_state, cfg=cfg))
 
 
-def masked_flow_sampler(
-    config: Config,
-    net: Network,
-    clock: Clock,
-    steps: int,
-    options: Options,
-    guides: Guides = NO_GUIDES,
-) -> Callable:
-    del clock, guides
-    unsteered(options, "a masked flow")
-    refuse(options, "a masked flow", "temperature", "top_p", *OF_REFINEMENT, *OF_MASKED)
-    cfg = bridge_config(config)
-    how, sigma = dataclasses.replace(options.bridge, eos_id=cfg.eos_id), cfg.sigma
-
-    def draw(key, params, given, extra=None):
-        run = sample_masked_flow
-        return run(key, net, params, steps=steps, given=given, how=how, sigma=sigma)
-
-    return draw
-
-
 MASKED_FLOW = Family(
     name="masked_flow",
     objective=masked_flow_objective,
     networks=("llama",),
     kind=lambda net: "masked flow",
-    sampler=masked_flow_sampler,
     row_nll=lambda config, net, clock: make_bridge_nll(net, bridge_config(config)),
     row_likelihood=lambda config, net, clock: None,
     likelihood="",

@@ -84,8 +84,8 @@ def check_network(config: Config, adapted: bool) -> None:
         require(
             name in kind.networks and allowed,
             f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
-            "masked_diffusion, by masked_flow with config.adapters.base set, whose adapters tell it "
-            "the time, and by alignment either way.",
+            "masked_diffusion, by masked_flow with config.adapters.base set, whose adapters tell "
+            "it the time, and by alignment either way.",
         )
     else:
         require(

@@ -233,9 +233,9 @@ def test_targets_of_the_average(name, used):
         (
             "endpoint",
             {"form": "mse"},
-            "it is one of denoising and semigroup and lagrangian and euler",
+            "has no 'form': that is a key of denoising",
         ),
-        ("semigroup", {"projection": "clip"}, "it is one of lagrangian and eulerian"),
+        ("semigroup", {"projection": "clip"}, "has no 'projection': that is a key of lagrangian"),
         ("semigroup", {"split": "middle"}, "valid: midpoint, uniform"),
         ("lagrangian", {"two_time": False}, "set config.model.two_time"),
         ("eulerian", {"diagonal": 1.5}, r"expected a number in \[0, 1\]"),

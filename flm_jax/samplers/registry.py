@@ -1,0 +1,81 @@
+"""The samplers by name: the settings of each, the pure function, and what it can sample."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.samplers import autoregressive, masked_diffusion, masked_flow, posterior_refinement
+from flm_jax.samplers import x_prediction as x_predictions
+from flm_jax.samplers.adaptive import AdaptiveConfig
+from flm_jax.samplers.base import SamplerConfig, Samples, check_blocks
+from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
+from flm_jax.samplers.flow import check_flow, sample_flow
+from flm_jax.samplers.heun import HeunConfig
+
+FLOWS = ("denoising",)
+FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint")
+MASKED = ("masked_diffusion", "alignment")
+
+
+def _any(cfg: Any, net: Network, steps: int, objective: Any) -> None:
+    """Refuses nothing."""
+
+
+class Sampler(NamedTuple):
+    """One sampler.
+
+    Attributes:
+      settings: its settings, a frozen dataclass.
+      sample: (key, params, given, extra, *, net, clock, steps, cfg, guides, objective) -> Samples.
+        `cfg` are its settings, `objective` those of the model's objective, `extra` the parameters
+        of the networks in `guides` (see `samplers.guides`).
+      objectives: names of the objectives whose models it samples; the first sampler of an
+        objective in `SAMPLERS` is its default.
+      check: (cfg, net, steps, objective) -> None; raises UserError for what does not fit, before
+        anything is compiled.
+    """
+
+    settings: type[SamplerConfig]
+    sample: Callable[..., Samples]
+    objectives: tuple[str, ...]
+    check: Callable[[Any, Network, int, Any], None] = _any
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": Sampler(EulerConfig, sample_flow, FLOWS, check_flow),
+    "heun": Sampler(HeunConfig, sample_flow, FLOWS, check_flow),
+    "adaptive": Sampler(AdaptiveConfig, sample_flow, FLOWS, check_flow),
+    "flow_map": Sampler(FlowMapConfig, sample_flow, FLOW_MAPS, check_flow),
+    "posterior_refinement": Sampler(
+        posterior_refinement.PosteriorRefinementConfig,
+        posterior_refinement.sample,
+        FLOW_MAPS,
+        posterior_refinement.check_any_order,
+    ),
+    "ancestral": Sampler(
+        masked_diffusion.AncestralConfig, masked_diffusion.sample_by_config, MASKED
+    ),
+    "confidence": Sampler(
+        masked_diffusion.ConfidenceConfig, masked_diffusion.sample_by_config, MASKED, check_blocks
+    ),
+    "x_prediction": Sampler(
+        x_predictions.XPredictionConfig, x_predictions.sample, MASKED, check_blocks
+    ),
+    "masked_flow": Sampler(masked_flow.MaskedFlowConfig, masked_flow.sample, ("masked_flow",)),
+    "autoregressive": Sampler(
+        autoregressive.AutoregressiveConfig, autoregressive.sample, ("autoregressive",)
+    ),
+}
+
+
+def samplers_of(objective: str) -> list[str]:
+    """Names of the samplers of an objective's models; the first is the default."""
+    return [name for name, one in SAMPLERS.items() if objective in one.objectives]
+
+
+def name_of(cfg: SamplerConfig) -> str:
+    """The name of the sampler whose settings `cfg` are."""
+    found = [name for name, one in SAMPLERS.items() if one.settings is type(cfg)]
+    require(bool(found), f"{type(cfg).__name__} is of no sampler; expected settings of SAMPLERS.")
+    return found[0]

@@ -1,0 +1,71 @@
+"""Settings of what steers a flow: how its last tokens are drawn, guidance, rewards."""
+
+import dataclasses
+
+from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
+from flm_jax.samplers.categorical import DrawnConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedConfig(DrawnConfig):
+    """Settings that the samplers of all flows share; the defaults leave a flow as it is."""
+
+    temperature: float = setting(
+        0.0,
+        "temperature of the tokens drawn from the last read-out; 0 for the most probable ones",
+        range="[0, inf)",
+    )
+    guidance: float = setting(
+        1.0,
+        "weight eta of autoguidance away from weak or weak_dropout; 1 for none",
+        range="(-inf, inf)",
+    )
+    weak: str = setting("", "workdir of a weaker model, for guidance")
+    weak_dropout: float = setting(
+        0.0, "dropout rate at which the model guides itself; 0 for none", range="[0, 1)"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.top_p == 1.0 or self.temperature > 0.0,
+            f"got top_p={self.top_p} without a temperature: a flow takes the most probable tokens; "
+            "give temperature=1, for example.",
+        )
+        require(
+            not (self.weak and self.weak_dropout),
+            f"got weak={self.weak} and weak_dropout={self.weak_dropout}; expected one of them.",
+        )
+        require(
+            self.guidance == 1.0 or bool(self.weak) or self.weak_dropout > 0.0,
+            f"got guidance={self.guidance} and nothing to guide by; give weak=WORKDIR (a weaker "
+            "model) or weak_dropout=RATE.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardedConfig(GuidedConfig):
+    """Settings of samplers whose steps can follow the gradient of a reward."""
+
+    reward: str = setting("", "folder of train_reward, for reward_scale")
+    reward_scale: float = setting(0.0, "weight of the reward; 0 for none", range="(-inf, inf)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.reward_scale == 0.0 or bool(self.reward),
+            f"got reward_scale={self.reward_scale} and no reward; give reward=FOLDER.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class IteratedConfig(GuidedConfig):
+    """Settings of the solvers of flows with one time, which may be self-conditioned."""
+
+    iterations: int = setting(
+        0,
+        "network calls at each state of a self-conditioned flow, the first without an estimate; 0 "
+        "for one call with the estimate of the step before",
+        range="[0, inf)",
+    )
