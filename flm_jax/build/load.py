@@ -6,6 +6,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
+from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import NEW_MODEL_KEYS, abstract_params, make_network, network_kind
@@ -120,24 +121,53 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     _same_form(config, tokenizer, teacher, ("llama",) if other.one_hot else ())
 
 
+def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Params:
+    """Averaged parameters of config.objective.start, {} where that is empty.
+
+    Args:
+      config: of the student.
+      tokenizer: of the student's data.
+      mesh: devices to spread them over.
+
+    Raises:
+      UserError: no flow and no flow map, or one of other sizes, tokenizer, clock or context.
+    """
+    where = config["objective"]["start"]
+    if not where:
+        return {}
+    model = load_model(where, mesh, config["model"]["attention"])
+    require(
+        family(model.config).one_hot,
+        f"config.objective.start {where} is a model of objective {objective_name(model.config)}; "
+        "expected a flow (objective denoising) or a flow map.",
+    )
+    check_flow_teacher(config, model.config, model.net, "start")
+    _same_form(config, tokenizer, model, ("llama",), "start")
+    return model.params
+
+
 def _same_form(
-    config: Config, tokenizer: Tokenizer, teacher: Model, unread: tuple[str, ...]
+    config: Config,
+    tokenizer: Tokenizer,
+    teacher: Model,
+    unread: tuple[str, ...],
+    what: str = "teacher",
 ) -> None:
     """Refuses a teacher of other sizes, but for keys that are `unread`, or another tokenizer."""
     student, other = config["model"], NEW_MODEL_KEYS | teacher.config["model"]
     wrong = [
-        f"{key}: teacher {other[key]!r}, student {student[key]!r}"
+        f"{key}: {what} {other[key]!r}, student {student[key]!r}"
         for key in student
         if key not in (*_STUDENT_MAY_DIFFER, *unread) and student[key] != other[key]
     ]
     if wrong:
         raise UserError(
-            f"the student must have the teacher's sizes ({'; '.join(wrong)}); "
-            "set config.model to the teacher's."
+            f"the student must have the {what}'s sizes ({'; '.join(wrong)}); "
+            f"set config.model to the {what}'s."
         )
     require(
         tokenizer.fingerprint == teacher.tokenizer.fingerprint,
-        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the teacher's "
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the {what}'s "
         f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with it "
         "(--tokenizer=WORKDIR/tokenizer).",
     )

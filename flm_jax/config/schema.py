@@ -114,6 +114,7 @@ def base_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     # denoising (FLM); routes to a flow map (FMLM): semigroup, lagrangian, eulerian, endpoint;
+    # distribution_matching (a flow map whose texts, noised again, have the law of the flow's);
     # baselines: autoregressive (model.name causal), masked (MDLM); masked_bridge
     # (MLFM: adapters of a masked llama, see config.adapters); alignment (a masked model on what it
     # wrote itself, all of objective.teacher or adapters of config.adapters.base)
@@ -146,6 +147,22 @@ def base_config() -> ConfigDict:
     config.objective.prompt = 0
     # denoising and routes: weights of the times in the loss, equal or learned.
     config.objective.weighting = "equal"
+    # distribution_matching: workdir or folder of a flow, or of a flow map, from which the student
+    # starts; "" = the teacher. The auxiliary denoiser starts from the teacher.
+    config.objective.start = ""
+    # distribution_matching: updates of the auxiliary before each one of the student, at least 1;
+    # every update, the student's too, has its own equal part of train.batch.
+    config.objective.auxiliary_updates = 4
+    # distribution_matching: peak learning rate of the auxiliary; 0 = that of optim.lr
+    config.objective.auxiliary_lr = 0.0
+    # distribution_matching: first steps, in which the auxiliary alone is trained
+    config.objective.auxiliary_lead = 0
+    # distribution_matching: share of rows whose student reads pure noise (s = 0); the others' s is
+    # uniform in the clock.
+    config.objective.from_noise = 0.0
+    # distribution_matching: kl (each row by the gradient of its divergence, (t/(1-t))^2), distance
+    # (each over the mean distance between student and teacher, so that all count alike)
+    config.objective.row_weighting = "kl"
     config.objective.time_conditioning = False  # masked: tell the network the share of masks
 
     config.optim = ConfigDict()

@@ -1,5 +1,6 @@
 """From a configuration and a mesh to the compiled program: what training and planning share."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,15 +12,15 @@ from flm_jax.build.adapters import trained_params
 from flm_jax.build.families.registry import family, make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.state import TrainState, new_state
+from flm_jax.checkpoints.state import AuxiliaryState, TrainState, new_state
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import Clock
 from flm_jax.training.optim import make_optimizer
-from flm_jax.training.settings import TrainConfig, optim_config, train_config
-from flm_jax.training.step import make_train_step
+from flm_jax.training.settings import OptimConfig, TrainConfig, optim_config, train_config
+from flm_jax.training.step import Companion, make_train_step
 
 
 class Assembly(NamedTuple):
@@ -30,8 +31,8 @@ class Assembly(NamedTuple):
       clock: tau(t) of its vocabulary.
       cfg: steps, batch and so on.
       state: shapes of the train state with their shardings.
-      initial_state: parameters of a teacher or of the base of adapters, or {}, -> state at step 0,
-        created already sharded.
+      initial_state: (parameters of a teacher or of the base of adapters, or {}; those that the
+        model starts from instead, if any) -> state at step 0, created already sharded.
       train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
     """
 
@@ -39,7 +40,7 @@ class Assembly(NamedTuple):
     clock: Clock
     cfg: TrainConfig
     state: TrainState
-    initial_state: Callable[[Params], TrainState]
+    initial_state: Callable[..., TrainState]
     train_step: Callable
 
 
@@ -59,17 +60,23 @@ def assemble(
     """
     cfg, optim = train_config(config), optim_config(config)
     net = make_network(config, mesh)
-    _check_batch(cfg, mesh)
     clock = make_clock(config, net.vocab_size)
     objective = make_objective(config, net, clock, teacher and teacher[0])
-    optimizer = make_optimizer(optim, cfg.steps)
     tracker = family(config).tracker(config)
+    companion = _companion(config, optim, net, clock, teacher and teacher[0])
+    _check_batch(cfg, mesh, companion)
+    lead = companion.auxiliary.lead if companion else 0
+    optimizer = make_optimizer(optim, cfg.steps - lead)
 
-    def fresh(teacher_params):
+    def fresh(teacher_params, start_params=None):
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
         taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
-        params = student_params(trained_params(config, params), taken)
-        return new_state(params, optimizer, tracker)
+        own = student_params(trained_params(config, params), start_params or taken)
+        if companion is None:
+            return new_state(own, optimizer, tracker)
+        other = student_params(params, teacher_params)
+        beside = AuxiliaryState(other, companion.optimizer.init(other))
+        return new_state(own, optimizer, tracker, beside)
 
     shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})
     shardings = sharding.tree_shardings(shapes, mesh)
@@ -80,6 +87,7 @@ def assemble(
         microbatches=cfg.microbatches,
         ema_decay=optim.ema_decay,
         tracker=tracker,
+        companion=companion,
     )
     return Assembly(
         net=net,
@@ -98,12 +106,26 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _check_batch(cfg: TrainConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.microbatches
+def _companion(
+    config: dict[str, Any], optim: OptimConfig, net: Network, clock: Clock, teacher: Network | None
+) -> Companion | None:
+    """The network that is trained beside the model, with an optimizer like the model's."""
+    auxiliary = family(config).auxiliary(config, net, clock, teacher)
+    if auxiliary is None:
+        return None
+    own = dataclasses.replace(optim, lr=auxiliary.lr or optim.lr)
+    steps = auxiliary.updates * config["train"]["steps"]
+    return Companion(auxiliary, make_optimizer(own, steps))
+
+
+def _check_batch(cfg: TrainConfig, mesh: Mesh, companion: Companion | None) -> None:
+    updates = companion.auxiliary.updates + 1 if companion else 1
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.microbatches * updates
+    more = f" times {updates} updates" if companion else ""
     require(
         cfg.batch % ways == 0,
         f"config.train.batch {cfg.batch} does not split over {ways} (devices of the data and fsdp "
-        "axes times microbatches); use a multiple.",
+        f"axes times microbatches{more}); use a multiple.",
     )
 
 

@@ -16,6 +16,7 @@ from flm_jax.build.load import (
     check_teacher,
     load_model,
     resolve_adapted,
+    starting_params,
 )
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
@@ -66,6 +67,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
             check_teacher(config, data.tokenizer, teacher)
     frozen = {} if teacher is None else teacher.params
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
+    start = starting_params(config, data.tokenizer, mesh)
     net, clock, cfg = program.net, program.clock, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
     rows = sharding.local_rows(mesh, cfg.batch)
@@ -78,7 +80,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         rows=rows,
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
-    state = program.initial_state(frozen)
+    state = program.initial_state(frozen, start)
     found = checkpoints.restore(state)
     if found is None:
         state = _started(config, state)
