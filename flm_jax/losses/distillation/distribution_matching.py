@@ -43,6 +43,7 @@ from flm_jax.losses.distillation.base import Teacher
 RowWeighting = Literal["kl", "distance"]
 ROW_WEIGHTINGS = ("kl", "distance")
 _LATEST = 0.995  # of the clock: nearer to 1 the weight 1/(1-t)^2 grows without bound
+_TINY = 1e-30
 _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gradient either
 
 
@@ -197,8 +198,9 @@ def matching_loss_at(
         late = jnp.minimum(over_positions(found.t, weights.shape), 1.0 - 2.0**-12)
         factor = jnp.square(late / (1.0 - late))
     else:
-        own = jax.vmap(token_weights)(found.mask)
-        factor = 1.0 / (jnp.sum(own * distance, axis=1, keepdims=True) + _LEAST_DISTANCE)
+        in_row = jnp.sum(weights * distance, axis=1, keepdims=True)
+        in_row = in_row / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), _TINY)
+        factor = 1.0 / (in_row + _LEAST_DISTANCE)
     g = jax.lax.stop_gradient((weights * factor)[..., None] * across(gap, whiten.T))
     return jnp.sum(g * found.mean), jax.lax.stop_gradient((jnp.linalg.norm(gap, axis=-1), distance))
 
