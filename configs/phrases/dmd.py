@@ -3,8 +3,8 @@
 python -m flm_jax.train --config=configs/phrases/dmd.py --workdir=runs/phrases/dmd \
     --config.objective.teacher=runs/phrases/flm --config.objective.start=runs/phrases/fmlm
 
-Hardware: CPU. Expected: docs/methods/flow_map.md, "Distribution matching", for `phrases4` with other
-numbers of steps; the durations of this file's own are unmeasured.
+Hardware: CPU. The duration is unmeasured. Expected for `phrases4`: docs/methods/flow_map.md,
+"Distribution matching"; the other tasks are unmeasured.
 """
 
 from configs.phrases.recipe import recipe

@@ -1,5 +1,8 @@
 """Distribution matching: its gradient, its weights, its contexts, and a law that it reaches."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from flm_jax.checkpoints.state import AuxiliaryState, new_state
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, probabilities
+from flm_jax.denoiser.posterior_input import posterior_embedding
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
 from flm_jax.flows.gaussian_noise import embedded_noise
 from flm_jax.flows.posterior import token_posterior
@@ -265,6 +269,35 @@ def test_clean_positions_are_clean_in_all_three_networks():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
     value, _ = auxiliary_loss(params, frozen, batch, jax.random.key(2), Rows(0, 6), **how)
     assert np.isfinite(value)
+
+
+def test_posteriors_are_read_with_the_teachers_table():
+    """By auxiliary and teacher, at the time of z; by the student with its own, half-way to 1."""
+    net, params = smooth_network()
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    theirs, clock, seen = params | {"table": params["table"][::-1]}, decoding_clock(7), []
+
+    def features(p, x, s, t, *, key=None):
+        seen.append(x)
+        return x @ p["mix"]
+
+    times = functools.partial(tau_to_t, clock)
+    net = dataclasses.replace(net, features=features, interpolant_time=times)
+    batch = {"tokens": jnp.zeros((6, 4), jnp.int32), "mask": jnp.ones((6, 4))}
+    rows, key = Rows(0, 6), jax.random.key(2)
+    how = {"net": net, "clock": clock, "cfg": MatchingConfig()}
+    found = answers(params, (net, theirs), batch, key, rows, **how)
+    seen.clear()
+    matching_loss(params, Frozen(theirs, {}, other=params), batch, key, rows, teacher=net, **how)
+    want = posterior_embedding(net, theirs, found.z, found.tau_t)
+    for x in seen[1:]:
+        np.testing.assert_allclose(x, want, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 3 and np.abs(seen[0] - want).max() > 0.1
+    found = answers(params, (net, theirs), batch, jax.random.split(key)[0], rows, **how)
+    seen.clear()
+    auxiliary_loss(params, Frozen(theirs, {}, other=params), batch, key, rows, teacher=net, **how)
+    want = posterior_embedding(net, theirs, found.z, found.tau_t)
+    np.testing.assert_allclose(seen[1], want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_auxiliary_is_drawn_to_the_mean_answer():
