@@ -13,6 +13,7 @@ from flm_jax.core.paths import expanded
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
     "train.steps",
+    "train.seconds",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

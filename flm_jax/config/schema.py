@@ -179,6 +179,9 @@ def base_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 1000  # optimizer steps in all
+    # of training in all, with opening data and compilation, after which a run ends before
+    # train.steps; cosine then falls with the time as well; 0 = no limit
+    config.train.seconds = 0.0
     config.train.batch = 64  # sequences per step, over all devices
     config.train.microbatches = 1  # gradient accumulation: parts of the batch taken in turn
     config.train.log_every = 50  # steps between progress lines
@@ -191,7 +194,8 @@ def base_config() -> ConfigDict:
     config.eval.every = 500  # steps between evaluations; 0 = at the end only
     config.eval.batches = 4  # validation batches of train.batch sequences; 0 = no loss
     config.eval.tau_bins = 8  # bins of the clock in which the loss is reported
-    config.eval.samples = 4  # texts written at each evaluation
+    # texts written at each evaluation; with no eval.batches and none of these there is none
+    config.eval.samples = 4
     config.eval.sample_steps = 16  # network calls of those samples
 
     config.mesh = ConfigDict()

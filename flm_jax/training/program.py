@@ -18,7 +18,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import Clock
-from flm_jax.training.optim import make_optimizer
+from flm_jax.training.optim import fallen, make_optimizer
 from flm_jax.training.settings import OptimConfig, TrainConfig, optim_config, train_config
 from flm_jax.training.step import Companion, make_train_step
 
@@ -34,6 +34,7 @@ class Assembly(NamedTuple):
       initial_state: (parameters of a teacher or of the base of adapters, or {}; those that the
         model starts from instead, if any) -> state at step 0, created already sharded.
       train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      rate: see `Run`.
     """
 
     net: Network
@@ -42,6 +43,7 @@ class Assembly(NamedTuple):
     state: TrainState
     initial_state: Callable[..., TrainState]
     train_step: Callable
+    rate: Callable[[float], float] | None = None
 
 
 def assemble(
@@ -62,6 +64,9 @@ def assemble(
     net = make_network(config, mesh)
     clock = make_clock(config, net.vocab_size)
     objective = make_objective(config, net, clock, teacher and teacher[0])
+    # The end of a run in seconds is not known when its step is compiled.
+    timed = cfg.seconds > 0 and optim.schedule == "cosine"
+    optim = dataclasses.replace(optim, schedule="constant") if timed else optim
     tracker = family(config).tracker(config)
     companion = _companion(config, optim, net, clock, teacher and teacher[0])
     _check_batch(cfg, mesh, companion)
@@ -96,6 +101,7 @@ def assemble(
         state=with_shardings(shapes, shardings),
         initial_state=jax.jit(fresh, out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        rate=fallen if timed else None,
     )
 
 

@@ -20,6 +20,7 @@ class TrainConfig:
     keep_checkpoints: int
     max_skipped: int
     watchdog_seconds: float
+    seconds: float = 0.0  # a workdir may be older than the key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ def train_config(config: Config) -> TrainConfig:
     cfg = TrainConfig(**config["train"])
     for name in ("steps", "batch", "microbatches", "log_every", "checkpoint_every"):
         require(getattr(cfg, name) >= 1, f"config.train.{name} must be at least 1.")
+    require(cfg.seconds >= 0, f"config.train.seconds must not be negative, got {cfg.seconds}.")
     require(
         cfg.batch % cfg.microbatches == 0,
         f"config.train.batch {cfg.batch} does not split into {cfg.microbatches} microbatches.",

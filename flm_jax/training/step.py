@@ -84,15 +84,19 @@ def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
     return proper, number, proper.pop("observed", None)
 
 
+def _scaled(updates: Params, rate: jax.Array | None) -> Params:
+    return updates if rate is None else jax.tree.map(lambda x: x * rate, updates)
+
+
 def _companion_updates(companion: Companion, microbatches: int) -> Callable:
-    """(state, teacher, batch, key) -> (auxiliary's state, its metrics, the model's part of batch).
+    """(state, teacher, batch, key, rate) -> (auxiliary, its metrics, the model's part of batch).
 
     The updates are one compiled body, run as often as there are. Metrics are their means.
     """
     auxiliary, optimizer = companion
     gradients = _gradients(auxiliary.objective, microbatches)
 
-    def updated(state: TrainState, teacher, batch, key: Key):
+    def updated(state: TrainState, teacher, batch, key: Key, rate: jax.Array | None):
         def one(own: AuxiliaryState, item):
             number, part = item
             frozen = Frozen(teacher, state.ema_params, other=state.params)
@@ -100,7 +104,8 @@ def _companion_updates(companion: Companion, microbatches: int) -> Callable:
             grads, metrics, _ = gradients(own.params, frozen, part, own_key)
             updates, opt_state = optimizer.update(grads, own.opt_state, own.params)
             metrics |= {"auxiliary_grad_norm": optax.tree.norm(grads)}
-            return AuxiliaryState(optax.apply_updates(own.params, updates), opt_state), metrics
+            new = optax.apply_updates(own.params, _scaled(updates, rate))
+            return AuxiliaryState(new, opt_state), metrics
 
         parts = interleaved(batch, auxiliary.updates + 1)
         own_parts = jax.tree.map(lambda x: x[1:], parts)
@@ -126,7 +131,8 @@ def make_train_step(
 
     `teacher` holds its parameters, or is {}. With a companion the batch falls into equal parts:
     one for each update of the auxiliary, and the first for that of the model, which comes last.
-    Every part is taken in as many microbatches.
+    Every part is taken in as many microbatches. A fourth argument scales what optimizers add to
+    parameters, and so the learning rates: one that is known at run time alone.
 
     A non-finite loss or gradient, of any update, leaves parameters, moments, average, statistics
     and auxiliary as they were; the step still counts, and `skipped` counts such steps in a row.
@@ -135,10 +141,10 @@ def make_train_step(
     beside = companion and _companion_updates(companion, microbatches)
     lead = companion.auxiliary.lead if companion else 0
 
-    def train_step(state: TrainState, teacher, batch):
+    def train_step(state: TrainState, teacher, batch, rate: jax.Array | None = None):
         key, own, before = step_key(seed, state.step), state.auxiliary, {}
         if beside:
-            own, before, batch = beside(state, teacher, batch, key)
+            own, before, batch = beside(state, teacher, batch, key, rate)
         frozen = Frozen(teacher, state.ema_params, state.tracked, own.params if own else {})
         grads, metrics, observed = gradients(state.params, frozen, batch, key)
         tracked = state.tracked
@@ -147,7 +153,7 @@ def make_train_step(
         metrics |= before | {"grad_norm": optax.tree.norm(grads)}
         finite = jnp.all(jnp.stack([jnp.isfinite(m) for m in metrics.values()]))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, _scaled(updates, rate))
         updated = jnp.maximum(state.step - lead, 0)  # times that the average was
         ema_params = update_ema(state.ema_params, params, ema_decay, updated)
         learns = finite & (state.step >= lead) if lead else finite

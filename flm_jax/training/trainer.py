@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
       Stopped: SIGTERM or SIGINT (in a notebook, an interrupt) came; its step was saved.
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
+    began = time.monotonic()
     check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
@@ -81,15 +83,17 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     state = program.initial_state(frozen, start)
-    found = checkpoints.restore(state)
+    found, spent = checkpoints.restore(state), 0.0
     if found is None:
         state = _started(config, state)
     else:
         state, meta = found
         batches.set_state(meta["iterator"])
+        spent = meta.get("seconds", 0.0)
         if jax.process_index() == 0:
             print(f"continuing {workdir} from step {int(state.step)}", flush=True)
-            if moved := rate_change(saved or config, config, int(state.step)):
+            moved = rate_change(saved or config, config, int(state.step))
+            if moved and not program.rate:
                 print(moved, file=sys.stderr, flush=True)
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
@@ -106,9 +110,11 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         frozen=frozen,
         batches=batches,
         to_global=to_global,
-        evaluate=lambda params: evaluate(whole_params(config, params, frozen)),
+        evaluate=evaluate and (lambda params: evaluate(whole_params(config, params, frozen))),
         eval_every=config["eval"]["every"],
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
+        spent=spent + time.monotonic() - began,
+        rate=program.rate,
     )
     if state.tracked is not None:
         run = run._replace(note=schedule_recorder(workdir, config, int(state.step)))
