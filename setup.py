@@ -33,6 +33,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flm_jax", "flm_jax.*"]),
+    package_data={"flm_jax": ["pretrained/*/*", "pretrained/*/tokenizer/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -53,7 +53,8 @@ def load_model(
     """Reads a model that `train` or `convert` wrote; its averaged parameters.
 
     Args:
-      workdir: its folder, or hf:OWNER/NAME on the Hugging Face hub.
+      workdir: its folder, hf:OWNER/NAME on the Hugging Face hub, or the name of a model that
+        comes with the library.
       mesh: devices to spread it over.
       attention: kernel to use; as in training by default, or "xla" where these devices lack that.
 
