@@ -1,0 +1,24 @@
+"""AR model of the tales: the judge of the other models' texts, larger than they are.
+
+python -m flm_jax.train --config=configs/tales/ar.py:runs/tales --workdir=runs/tales/ar
+
+With 33,000 tokens a step, 2,500 steps read the tales five times; dropout keeps it from learning
+them by heart. The data are prepared by launch/tales.sh. Hardware: as for the flow. Duration and
+metrics: docs/results once they are measured.
+"""
+
+from configs.tales.recipe import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of the runs, runs/tales by default."""
+    config = recipe(arg)
+    config.model.name = "causal"
+    config.model.dim = 384
+    config.model.depth = 6
+    config.model.heads = 6
+    config.model.dropout = 0.1
+    config.objective.name = "autoregressive"
+    config.optim.lr = 2e-3
+    config.train.steps = 2500
+    return config

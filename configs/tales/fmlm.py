@@ -1,0 +1,21 @@
+"""FMLM of the tales: the flow of configs/tales/flm.py distilled by the semigroup route.
+
+python -m flm_jax.train --config=configs/tales/fmlm.py:runs/tales --workdir=runs/tales/fmlm
+
+The data are prepared by launch/tales.sh. Hardware: as for the flow. Duration and
+metrics: docs/results once they are measured.
+"""
+
+from configs.tales.recipe import flow
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of the runs, runs/tales by default; the teacher lies in its `flm`."""
+    config = flow(arg)
+    config.model.two_time = True
+    config.objective.name = "semigroup"
+    config.objective.teacher = f"{arg or 'runs/tales'}/flm"
+    config.optim.lr = 2e-3
+    config.train.steps = 4000
+    config.eval.sample_steps = 1
+    return config
