@@ -25,10 +25,10 @@ from flm_jax.profiling.bench_results import figures
 from flm_jax.profiling.bench_worker import Prepared, matmul_ceiling, peak_mib, prepare
 
 _RUNS = (3, 20)  # fewest and most that are timed
-_SECONDS = 3.0  # of timed runs, in between
-_AT_ONCE = 4  # compiled together
+_SECONDS = 2.0  # of timed runs, in between
+_AT_ONCE = 5  # compiled together
 # Seconds after which those that are ready are timed beside the compilation of the others.
-_PATIENCE = 75.0
+_PATIENCE = 60.0
 
 
 def one_line(error: Exception) -> str:
