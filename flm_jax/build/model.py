@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, exported_tensors
 from flm_jax.build.families.base import OPTIONAL_KEYS
+from flm_jax.build.families.flow_map import FORWARD_MODE
 from flm_jax.build.families.registry import check_network, family
 from flm_jax.build.flow import make_clock
 from flm_jax.config.schema import base_config
@@ -21,7 +22,7 @@ from flm_jax.distributed.sharding import attention_plan, loss_parallel, tree_sha
 from flm_jax.flows.clocks import tau_to_t
 from flm_jax.interop import flm
 from flm_jax.models import llama as llamas
-from flm_jax.models.attention import KINDS, AttentionPlan
+from flm_jax.models.attention import AUTO, KINDS, AttentionPlan, resolved
 from flm_jax.models.causal import causal
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
@@ -124,7 +125,7 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
       UserError: an unknown or impossible value, or a network that the objective does not train.
     """
     sizes = NEW_MODEL_KEYS | config["model"]
-    one_of("config.model.attention", sizes["attention"], KINDS)
+    one_of("config.model.attention", sizes["attention"], (AUTO, *KINDS))
     kind, adapted = network_kind(config), adapter_config(config) is not None
     name = sizes.pop("name")
     sizes.pop("llama", None)
@@ -140,10 +141,24 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
     )
     _check_sizes(sizes)
     check_network(config, adapted)
-    net = kind.make(sizes, attention_plan(sizes["attention"], mesh), config)
+    plan = _attention(config, sizes, mesh)
+    net = kind.make(sizes | {"attention": plan.kind}, plan, config)
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
+
+
+def _attention(config: Config, sizes: Config, mesh: Mesh | None) -> AttentionPlan:
+    """How attention runs, "auto" resolved for these sizes and devices."""
+    return resolved(
+        attention_plan(sizes["attention"], mesh),
+        reverse_only=config["objective"]["name"] not in FORWARD_MODE,
+        length=sizes["length"],
+        heads=sizes["heads"],
+        head_dim=sizes["dim"] // sizes["heads"],
+        softcap=sizes["attention_softcap"],
+        dtype=sizes["dtype"],
+    )
 
 
 def _check_sizes(sizes: Config) -> None:

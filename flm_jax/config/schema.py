@@ -32,7 +32,8 @@ def base_config() -> ConfigDict:
     config.model.two_time = False  # True for flow maps: a second time embedding
     config.model.attention_softcap = 50.0  # cap of attention scores; 0 = none
     config.model.logit_softcap = 30.0  # cap of output logits; 0 = none
-    config.model.attention = "xla"  # xla, splash (TPU), cudnn (GPU, no cap of scores)
+    # xla; splash (TPU); fused (GPU); cudnn (GPU, no cap of scores); auto: splash, fused or xla
+    config.model.attention = "xla"
     config.model.dtype = "float32"  # compute: float32, bfloat16 (parameters stay float32)
     config.model.remat = "none"  # none, matmuls (keep matrix products), full
     config.model.scan_blocks = False  # True: one compiled block, scanned; False: unrolled
