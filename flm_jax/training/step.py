@@ -1,5 +1,6 @@
 """The pure train step: accumulate, clip, update, average; a network beside the model in turn."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,29 +36,21 @@ def interleaved(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]
     return jax.tree.map(lambda x: x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _gradients(objective: Objective, microbatches: int) -> Callable:
-    """(params, frozen, batch, key) -> (gradients, metrics, observed sums or None) of a batch."""
+def _gradients(objective: Objective, parts: int) -> Callable:
+    """`jax.value_and_grad` of an objective, or the same over parts of its batch in turn."""
     gradients = jax.value_and_grad(objective, has_aux=True)
-
-    def of_batch(params: Params, frozen: Frozen, batch, key: Key):
-        if microbatches > 1:
-            return _accumulated(gradients, params, frozen, batch, key, microbatches)
-        rows = Rows(0, batch["tokens"].shape[0])
-        (_, metrics), grads = gradients(params, frozen, batch, key, rows)
-        metrics, _, observed = _read(metrics)
-        return grads, metrics, observed
-
-    return of_batch
+    return gradients if parts == 1 else functools.partial(_accumulated, gradients, parts)
 
 
-def _accumulated(gradients: Callable, params: Params, frozen: Frozen, batch, key, parts: int):
-    """Gradients, metrics and observed sums over `parts` interleaved parts of the batch.
+def _accumulated(
+    gradients: Callable, parts: int, params: Params, frozen: Frozen, batch, key: Key, whole: Rows
+):
+    """((None, metrics), gradients) of a whole batch, over `parts` interleaved parts of it.
 
     A part counts by its number of positions ("counted" in its metrics), so that the result is the
     mean over the positions of the whole batch.
     """
-    rows = batch["tokens"].shape[0]
-    split = interleaved(batch, parts)
+    rows, split = whole.total, interleaved(batch, parts)
 
     def one(start, part):
         (_, metrics), grads = gradients(params, frozen, part, key, Rows(start, rows))
@@ -74,7 +67,7 @@ def _accumulated(gradients: Callable, params: Params, frozen: Frozen, batch, key
     (sums, number, observed), _ = jax.lax.scan(accumulate, zeros, (starts, split))
     # A batch in which nothing counts has no gradient.
     grads, metrics = jax.tree.map(lambda x: x / jnp.maximum(number, 1.0), sums)
-    return grads, metrics, observed
+    return (None, metrics | {"observed": observed}), grads
 
 
 def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
@@ -101,7 +94,9 @@ def _companion_updates(companion: Companion, microbatches: int) -> Callable:
             number, part = item
             frozen = Frozen(teacher, state.ema_params, other=state.params)
             own_key = jax.random.fold_in(key, number)
-            grads, metrics, _ = gradients(own.params, frozen, part, own_key)
+            rows = Rows(0, part["tokens"].shape[0])
+            (_, metrics), grads = gradients(own.params, frozen, part, own_key, rows)
+            metrics, *_ = _read(metrics)
             updates, opt_state = optimizer.update(grads, own.opt_state, own.params)
             metrics |= {"auxiliary_grad_norm": optax.tree.norm(grads)}
             new = optax.apply_updates(own.params, _scaled(updates, rate))
@@ -146,7 +141,9 @@ def make_train_step(
         if beside:
             own, before, batch = beside(state, teacher, batch, key, rate)
         frozen = Frozen(teacher, state.ema_params, state.tracked, own.params if own else {})
-        grads, metrics, observed = gradients(state.params, frozen, batch, key)
+        rows = Rows(0, batch["tokens"].shape[0])
+        (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
+        metrics, _, observed = _read(metrics)
         tracked = state.tracked
         if tracker:
             tracked = tracker.update(tracked, observed, state.step)
