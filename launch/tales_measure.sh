@@ -8,7 +8,8 @@
 # them; --judge is its `ar` by default. The table has judge perplexity, entropy, kernel distance,
 # distinct pairs, share of known words and share of copied samples of map, flm and fmlm in 1, 2, 4
 # and 8 calls and of mdlm in 1 to 64, and of the data. With --second, map and mdlm are judged once
-# more, by another AR model. Rows and samples lie in --out: figures.json and second.json.
+# more, by another AR model. Rows and samples lie in --out: figures.json and second.json. PYTHON names
+# the interpreter (default python).
 set -euo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
