@@ -153,7 +153,7 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
         "generated": "",
         "tokenizer": "",
     }
-    out = config | {"data": data, "objective": config["objective"] | {"teacher": ""}}
+    out = config | {"data": data, "objective": config["objective"] | {"teacher": "", "start": ""}}
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": _INCLUDED, "start": ""}
     return out
