@@ -62,6 +62,11 @@ class Runs:
 
     def copied(self, texts: Sequence[str]) -> np.ndarray:
         """Whether each text has a run of the corpus, bool [N]."""
-        return np.array(
-            [np.isin(self._hashes(words_of(t), False), self._runs).any() for t in texts]
-        )
+        return np.array([self._has(self._hashes(words_of(text), False)).any() for text in texts])
+
+    def _has(self, runs: np.ndarray) -> np.ndarray:
+        """Which runs are of the corpus, by bisection: np.isin sorts all runs of it each time."""
+        if not len(self._runs):
+            return np.zeros(len(runs), bool)
+        places = np.searchsorted(self._runs, runs).clip(max=len(self._runs) - 1)
+        return self._runs[places] == runs
