@@ -124,7 +124,7 @@ carry() {
     "$python" launch/tales.py report "$out" "$pack" >/dev/null || true # lest the texts come too late
     left=$((seconds - SECONDS))
     JAX_PLATFORMS=cpu logged sample timeout $((left > 10 ? left : 10)) "$python" -m flm_jax.sample --workdir="$out/export/map" \
-      --steps=1,4 --gamma=1 --num_samples=32 --out="$out/samples.jsonl" || true
+      --steps=1,4 --gamma=0.5 --num_samples=32 --out="$out/samples.jsonl" || true
   fi
 }
 
