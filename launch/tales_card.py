@@ -124,7 +124,8 @@ minutes in all on: {where}, which the judge and masked diffusion shared.
 
 ## Figures
 
-256 samples; a judge that was trained on the same texts; intervals of 95%. Entropy, kernel
+256 samples, of maps in more than one call with `--gamma=0.5`; a judge that was trained on the same
+texts; intervals of 95%. Entropy, kernel
 distance and distinct pairs are to be compared with those of data. Words in the list: share of the
 words of samples that the training texts have, without the first and last of each. Copied: share
 of samples with 12 words in a row that stand in the training texts. Masked diffusion has the same
@@ -136,8 +137,8 @@ size.
 
 It knows these books alone: their English, a hundred years old and more, their manners and their
 prejudices. A sample is a window of a text: it begins and ends in the middle of sentences, and no
-story goes beyond it. What it says is not true. It is small: sentences are made of words, and not
-always of sense.
+story goes beyond it. What it says is not true. It is small and was trained for minutes: its
+sentences seldom make sense, and the share of its words outside the list are mostly no words at all.
 
 ## Books
 

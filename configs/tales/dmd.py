@@ -3,8 +3,9 @@
 python -m flm_jax.train --config=configs/tales/dmd.py:runs/tales --workdir=runs/tales/dmd
 
 Each step trains the auxiliary denoiser twice and the map once, each on a third of the batch. More
-than one call is sampled with --gamma=1. The data are prepared by launch/tales.sh. Hardware: as for
-the flow. Duration and metrics: docs/results once they are measured.
+than one call is sampled with --gamma=0.5. The data are prepared by launch/tales.sh. Hardware: as
+for the flow. Duration and metrics: 700 updates in 109 s on an H200 beside masked diffusion, 44 to
+77 ms each; judge perplexity 594 in one call, 255 in four (docs/results/tales.md).
 """
 
 from configs.tales.recipe import flow

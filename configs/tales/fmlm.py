@@ -2,8 +2,9 @@
 
 python -m flm_jax.train --config=configs/tales/fmlm.py:runs/tales --workdir=runs/tales/fmlm
 
-The data are prepared by launch/tales.sh. Hardware: as for the flow. Duration and
-metrics: docs/results once they are measured.
+The data are prepared by launch/tales.sh. Hardware: as for the flow. Duration and metrics: 600 steps
+in 79 s on an H200 beside masked diffusion, 54 ms each; judge perplexity 2286 in one call
+(docs/results/tales.md).
 """
 
 from configs.tales.recipe import flow
