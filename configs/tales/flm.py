@@ -5,7 +5,7 @@ python -m flm_jax.train --config=configs/tales/flm.py:runs/tales --workdir=runs/
 
 The first command prepares the data and runs all stages. Hardware: one GPU; two CPU cores with the
 launcher's settings. Duration and metrics: 6,700 steps in 191 s on an H200, 18 ms each; 2.47 nats a
-token; judge perplexity 272 in 32 calls (docs/results/tales.md).
+token; judge perplexity 273 in 32 calls (docs/results/tales.md).
 """
 
 from configs.tales.recipe import flow
