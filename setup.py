@@ -4,11 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Its attention kernels for GPUs; tokamax itself asks for this Python and for JAX 0.11.1.
+KERNELS = 'tokamax>=0.0.17; python_version >= "3.12"'
+
 EXTRAS = {
     "hf": ["tokenizers>=0.20", "datasets>=3.0", "transformers>=4.45", "huggingface_hub>=0.25"],
     "torch": ["torch>=2.4"],
     "tpu": ["jax[tpu]>=0.10"],
-    "cuda": ["jax[cuda12]>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10", KERNELS],
+    "cuda12": ["jax[cuda12]>=0.10", KERNELS],
+    "cuda13": ["jax[cuda13]>=0.10", KERNELS],
     "plots": ["matplotlib>=3.8"],
     "test": [
         "pytest>=8",
@@ -33,6 +38,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flm_jax", "flm_jax.*"]),
+    package_data={"flm_jax": ["pretrained/*/*", "pretrained/*/tokenizer/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -62,7 +62,8 @@ def _write_hlo(text: str) -> None:
 
 def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
-    from flm_jax.cli.run import given_config, no_arguments
+    from flm_jax.cli.config_flag import given_config
+    from flm_jax.cli.run import no_arguments
     from flm_jax.config.check import check
     from flm_jax.config.schema import settings
     from flm_jax.core.errors import require

@@ -13,6 +13,7 @@ plots into the workdir; stopped, it continues when run again.
 from absl import flags
 from etils import epath
 
+from flm_jax.checkpoints.portable import located
 from flm_jax.cli import sampling_flags
 from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
@@ -27,6 +28,7 @@ from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_schedule
 from flm_jax.evaluation.tables import Row, table
+from flm_jax.evaluation.wording import Wording
 from flm_jax.training import schedule_log
 from flm_jax.training.schedule_log import read_schedule
 
@@ -49,6 +51,10 @@ _CORPUS = DEFINE_path(
 )
 _SPLIT = flags.DEFINE_string("split", "valid", "Of --corpus.")
 _SEQUENCES = flags.DEFINE_integer("corpus_sequences", 1024, "Of --corpus; 0 for all.")
+_WORDS = DEFINE_path("words", "", "Adds the share of words that this file, one a line, has.")
+_COPIED = flags.DEFINE_integer(
+    "copied", 0, "Adds the share of samples with so many words in a row of --data's training texts."
+)
 _SHOW = flags.DEFINE_integer("show", 2, "Samples printed for each row.")
 _JSON = DEFINE_output("json", "", "File for the rows and all samples.")
 
@@ -67,7 +73,7 @@ def _models() -> list[tuple[str, list[int]]]:
     """(workdir, numbers of steps) of every model that the flags name."""
     models = [_parse(text) for text in _MODELS.value]
     if _WORKDIR.value:
-        steps = _STEPS.value or [read_config(_WORKDIR.value)["eval"]["sample_steps"]]
+        steps = _STEPS.value or [read_config(located(_WORKDIR.value))["eval"]["sample_steps"]]
         models.append(_parse(f"{_WORKDIR.value}:{','.join(map(str, steps))}"))
     return models
 
@@ -88,14 +94,16 @@ def main(argv) -> int:
         settings = dict(split=_SPLIT.value, sequences=_SEQUENCES.value, batch_size=_BATCH.value)
         return _report([corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models])
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
+    wording = Wording(_WORDS.value, _COPIED.value, _DATA.value)
     given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
+    given["wording"] = wording
     rows = []
     for workdir, steps in models:
         more = {"seed": _SEED.value, "choose": sampling_flags.sampler_of, "data": _DATA.value}
         rows += measure(workdir, steps, **more, **given)
     what = subject(models[0][0], judge, _DATA.value)
     if what.data:
-        rows.append(measure_data(what, _NUM.value, _BATCH.value))
+        rows.append(measure_data(what, _NUM.value, _BATCH.value, wording))
     else:
         print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
     status = _report(rows)  # first: a workdir may be of another user, where no picture can be put

@@ -87,10 +87,8 @@ def get_config(arg: str = ""):
     config = recipe.comparison(
         f"{task}: posterior refinement against plain jumps and masked diffusion"
     )
-    refined = {
-        label: {"steps": calls, "sampler": "posterior_refinement", "budget": label}
-        for label in ("topk", "uniform")
-    }
+    way = {"steps": calls, "sampler": "posterior_refinement"}
+    refined = {label: way | {"budget": label} for label in ("topk", "uniform")}
     if task == "sudoku":
         config.samples = 1000
         config.batch_size = 250

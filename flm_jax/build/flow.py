@@ -4,13 +4,13 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config
 from flm_jax.flows.clocks import CLOCKS, Clock, identity_clock
-from flm_jax.losses.flow_settings import FlowConfig
+from flm_jax.losses.flow_settings import ClockedConfig
 
 
-def flow_settings(config: Config) -> FlowConfig | None:
+def flow_settings(config: Config) -> ClockedConfig | None:
     """The settings of an objective of a flow over one-hot tokens; None for any other objective."""
     cfg = settings(config, "objective")
-    return cfg if isinstance(cfg, FlowConfig) else None
+    return cfg if isinstance(cfg, ClockedConfig) else None
 
 
 def make_clock(config: Config, vocab_size: int) -> Clock:

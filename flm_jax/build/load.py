@@ -6,6 +6,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
+from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import abstract_params, make_network, network_kind
@@ -53,7 +54,8 @@ def load_model(
     """Reads a model that `train` or `convert` wrote; its averaged parameters.
 
     Args:
-      workdir: its folder, or hf:OWNER/NAME on the Hugging Face hub.
+      workdir: its folder, hf:OWNER/NAME on the Hugging Face hub, or the name of a model that
+        comes with the library.
       mesh: devices to spread it over.
       attention: kernel to use; as in training by default, or "xla" where these devices lack that.
 
@@ -121,22 +123,47 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     _same_form(config, tokenizer, teacher)
 
 
-def _same_form(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
+def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Params:
+    """Averaged parameters of config.objective.start, {} where there is none.
+
+    Args:
+      config: of the student.
+      tokenizer: of the student's data.
+      mesh: devices to spread them over.
+
+    Raises:
+      UserError: no flow and no flow map, or one of other sizes, tokenizer, clock or context.
+    """
+    where = config["objective"].get("start", "")
+    if not where:
+        return {}
+    model = load_model(where, mesh, config["model"]["attention"])
+    require(
+        family(model.config).one_hot,
+        f"config.objective.start {where} is a model of objective {objective_name(model.config)}; "
+        "expected a flow (objective denoising) or a flow map.",
+    )
+    check_flow_teacher(config, model.config, model.net, "start")
+    _same_form(config, tokenizer, model, "start")
+    return model.params
+
+
+def _same_form(config: Config, tokenizer: Tokenizer, teacher: Model, what: str = "teacher") -> None:
     """Refuses a teacher of other sizes, or of another tokenizer."""
     student, other = config["model"], teacher.config["model"]
     wrong = [
-        f"{key}: teacher {other.get(key)!r}, student {student[key]!r}"
+        f"{key}: {what} {other.get(key)!r}, student {student[key]!r}"
         for key in student
         if key not in _STUDENT_MAY_DIFFER and student[key] != other.get(key)
     ]
     if wrong:
         raise UserError(
-            f"the student must have the teacher's sizes ({'; '.join(wrong)}); "
-            "set config.model to the teacher's."
+            f"the student must have the {what}'s sizes ({'; '.join(wrong)}); "
+            f"set config.model to the {what}'s."
         )
     require(
         tokenizer.fingerprint == teacher.tokenizer.fingerprint,
-        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the teacher's "
+        f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not the {what}'s "
         f"({teacher.tokenizer.fingerprint[:12]}); prepare the data with it "
         "(--tokenizer=WORKDIR/tokenizer).",
     )

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, exported_tensors
-from flm_jax.build.families.registry import check_network, family
+from flm_jax.build.families.flow_map import FORWARD_MODE
+from flm_jax.build.families.registry import check_network, family, objective_name
 from flm_jax.build.flow import any_order, flow_settings, make_clock
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
@@ -20,7 +21,7 @@ from flm_jax.distributed.sharding import attention_plan, loss_parallel, tree_sha
 from flm_jax.flows.clocks import tau_to_t
 from flm_jax.interop import flm
 from flm_jax.models import llama as llamas
-from flm_jax.models.attention import AttentionPlan
+from flm_jax.models.attention import AttentionPlan, resolved
 from flm_jax.models.causal import causal
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
@@ -46,7 +47,7 @@ class _Kind(NamedTuple):
 
 def _dit(cfg: DiTConfig, plan: AttentionPlan, config: Config) -> Network:
     flow = flow_settings(config)
-    learned = flow is not None and flow.weighting == "learned"
+    learned = getattr(flow, "weighting", "equal") == "learned"
     cfg = dataclasses.replace(cfg, anchor=family(config).anchored, weighting=learned)
     net = dit(cfg, plan)
     if cfg.posterior_input:
@@ -107,10 +108,24 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
         "'llama' has adapters.",
     )
     check_network(config, adapted)
-    net = kind.make(cfg, attention_plan(cfg.attention, mesh), config)
+    plan = _attention(config, cfg, mesh)
+    net = kind.make(dataclasses.replace(cfg, attention=plan.kind), plan, config)
     if mesh is None or not net.loss_tile:
         return net
     return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
+
+
+def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> AttentionPlan:
+    """How attention runs, "auto" resolved for these sizes and devices."""
+    return resolved(
+        attention_plan(cfg.attention, mesh),
+        reverse_only=objective_name(config) not in FORWARD_MODE,
+        length=cfg.length,
+        heads=cfg.heads,
+        head_dim=cfg.head_dim,
+        softcap=cfg.attention_softcap,
+        dtype=cfg.dtype,
+    )
 
 
 def abstract_params(net: Network | Policy, mesh: Mesh | None = None) -> Params:

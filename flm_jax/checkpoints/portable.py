@@ -1,6 +1,7 @@
 """Models as portable folders: model.safetensors, config.json, tokenizer/ and a model card.
 
-Every command takes such a folder as a workdir, and one on the Hugging Face hub as hf:OWNER/NAME. It
+Every command takes such a folder as a workdir, one on the Hugging Face hub as hf:OWNER/NAME, and
+one that comes with the library by its name (`tales`), unless a folder of that name is there. It
 holds the averaged parameters alone, under the names of this library's own tree, and no paths of
 the machine it was written on.
 """
@@ -23,6 +24,7 @@ from flm_jax.data.tokenizers.base import Tokenizer
 
 WEIGHTS = "model.safetensors"
 HUB = "hf:"
+PRETRAINED = epath.Path(__file__).parent.parent / "pretrained"
 # What config.json says of adapters whose base lies in the same file.
 _INCLUDED = "included"
 
@@ -30,11 +32,16 @@ _INCLUDED = "included"
 def located(workdir: str | epath.Path) -> epath.Path:
     """The local folder of a workdir; one named hf:OWNER/NAME is fetched first (extra `hf`).
 
+    The name of a model that comes with the library stands for its folder, if there is no other.
+
     Raises:
       UserError: the extra is missing, or the hub does not give the model.
     """
     if not str(workdir).startswith(HUB):
-        return epath.Path(expanded(str(workdir)))
+        folder = epath.Path(expanded(str(workdir)))
+        shipped = PRETRAINED / folder.name
+        own = str(workdir) == folder.name and not folder.exists()
+        return shipped if own and (shipped / "config.json").exists() else folder
     with _hub(f"{workdir} could not be fetched") as hub:
         return epath.Path(hub.snapshot_download(str(workdir).removeprefix(HUB)))
 
@@ -146,9 +153,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
         "generated": "",
         "tokenizer": "",
     }
-    out = config | {"data": data}
-    if "teacher" in config["objective"]:
-        out["objective"] = config["objective"] | {"teacher": ""}
+    places = {key: "" for key in ("teacher", "start") if key in config["objective"]}
+    out = config | {"data": data, "objective": config["objective"] | places}
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": _INCLUDED, "start": ""}
     return out

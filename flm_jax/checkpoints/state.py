@@ -9,6 +9,18 @@ import optax
 from flm_jax.core.types import Params, Tracker
 
 
+class AuxiliaryState(NamedTuple):
+    """A network that is trained beside the model (`losses.base.Auxiliary`): saved, never exported.
+
+    Attributes:
+      params: float32 tree.
+      opt_state: optax state.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+
+
 class TrainState(NamedTuple):
     """What a checkpoint holds.
 
@@ -18,6 +30,7 @@ class TrainState(NamedTuple):
       opt_state: optax state.
       skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
       tracked: statistics of a `Tracker`, None without one.
+      auxiliary: a network that is trained beside the model, None without one.
     """
 
     step: jax.Array
@@ -26,13 +39,17 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     skipped: jax.Array
     tracked: Any = None
+    auxiliary: AuxiliaryState | None = None
 
 
 def new_state(
-    params: Params, optimizer: optax.GradientTransformation, tracker: Tracker | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    tracker: Tracker | None = None,
+    auxiliary: AuxiliaryState | None = None,
 ) -> TrainState:
     """State at step 0; the average starts as a copy of the parameters."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params)
     tracked = tracker.fresh() if tracker else None
-    return TrainState(zero, params, average, optimizer.init(params), zero, tracked)
+    return TrainState(zero, params, average, optimizer.init(params), zero, tracked, auxiliary)

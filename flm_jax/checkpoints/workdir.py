@@ -1,8 +1,8 @@
 """Workdirs: config.json, tokenizer/, checkpoints/STEP/{ema, train, meta}, metrics.
 
 `ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else;
-an imported model has only that. `train` holds parameters, optimizer state, counters and
-statistics; `meta` (JSON) the data iterator and the fingerprint of the data.
+an imported model has only that. `train` holds parameters, optimizer state, counters, statistics
+and a network trained beside the model; `meta` (JSON) the data iterator and the data's fingerprint.
 
 A checkpoint is complete once its folder has its number for a name. One that cannot be read is
 renamed to checkpoints/STEP.damaged, a name that orbax passes over, and the one before it is used.
@@ -118,10 +118,9 @@ class _Place:
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
+    """What else there is; fields that few runs have are absent, not empty, in the others."""
     own = {k: v for k, v in state._asdict().items() if k != "ema_params"}
-    if state.tracked is None:
-        del own["tracked"]
-    return own
+    return {k: v for k, v in own.items() if v is not None}
 
 
 class Checkpoints:

@@ -16,6 +16,7 @@ from flm_jax.samplers.registry import samplers_of
 # What may change when a run is continued in its workdir; all else decides what is learnt.
 _FREE = (
     "train.steps",
+    "train.seconds",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -18,6 +18,7 @@ from flm_jax.distributed.sharding import MeshConfig
 from flm_jax.losses.alignment import AlignmentConfig
 from flm_jax.losses.autoregressive import AutoregressiveConfig
 from flm_jax.losses.denoising import DenoisingConfig
+from flm_jax.losses.distillation.distribution_matching import MatchingConfig
 from flm_jax.losses.distillation.endpoint import EndpointConfig
 from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
@@ -38,6 +39,7 @@ OBJECTIVES: dict[str, type] = {
     "lagrangian": LagrangianConfig,
     "eulerian": EulerianConfig,
     "endpoint": EndpointConfig,
+    "distribution_matching": MatchingConfig,
     "masked_diffusion": MaskedConfig,
     "masked_flow": BridgeConfig,
     "alignment": AlignmentConfig,

@@ -25,6 +25,13 @@ class LoopConfig:
         unit="s",
         range="[0, inf)",
     )
+    seconds: float = setting(
+        0.0,
+        "time of training in all, with opening data and compilation, after which a run ends before "
+        "its last step; cosine then falls with the time as well; 0 for no limit",
+        unit="s",
+        range="[0, inf)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,11 @@ class EvalConfig:
         4, "validation batches of train.batch sequences; 0 for no loss", range="[0, inf)"
     )
     tau_bins: int = setting(8, "bins of the clock in which the loss is reported", range="[1, inf)")
-    samples: int = setting(4, "texts written at each evaluation", range="[0, inf)")
+    samples: int = setting(
+        4,
+        "texts written at each evaluation; none of them and no loss is no evaluation",
+        range="[0, inf)",
+    )
     sample_steps: int = setting(16, "network calls of those samples", range="[1, inf)")
 
 

@@ -4,6 +4,7 @@ The length and the packing are chosen by the training run; one prepared folder s
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,6 +66,17 @@ class PackedSource:
         if self._packing == "wrap":
             block = np.concatenate([[self._bos], block, [self._eos]]).astype(np.int32)
         return {"tokens": block, "mask": np.ones(self._length, bool)}
+
+    def batch(self, places: Sequence[int]) -> Example:
+        """The examples at some places, stacked: {"tokens": int32 [N, L], "mask": bool [N, L]}."""
+        if self._packing == "pad":
+            rows = [self[place] for place in places]
+            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        tokens = self._stream.blocks(np.asarray(places) * self._block, self._block)
+        if self._packing == "wrap":
+            tokens = np.pad(tokens, ((0, 0), (1, 1)))
+            tokens[:, 0], tokens[:, -1] = self._bos, self._eos
+        return {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
 
     def _padded(self, document: np.ndarray) -> Example:
         framed = np.concatenate([[self._bos], document[: self._length], [self._eos]])

@@ -15,43 +15,45 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from flm_jax.core.errors import require
-from flm_jax.core.network import Parallel
+from flm_jax.denoiser.tile_plan import Plan, check_shapes, specs
 
 Head = tuple[jax.Array, jax.Array]
+_ALIGNED, _LARGE = 128, 4096
+_NONE = -1e9  # a logit of no probability; its square is finite in float32
+# Caps up to which exp(l - c) is no subnormal number for any logit l.
+_SAFE_CAP = 40.0
 # (heads, rows): heads of the target's own readouts and its [B, L, ...] arrays.
 Target = tuple[tuple[Head, ...], tuple[jax.Array, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How vocabulary-sized work is cut.
+def head_logits(features: jax.Array, head: Head, softcap: float, columns: int = 0) -> jax.Array:
+    """Float32 logits [B, L, V], the product taken in the features' type, capped c * tanh(l / c).
 
-    Attributes:
-      tile: positions of each row in one tile; 0 for all of them.
-      softcap: cap c of logits c * tanh(l / c); 0 for none.
-      parallel: mesh axes to work over explicitly; None leaves partitioning to the compiler.
+    Those beyond the first `columns`, if that is not 0, have no probability.
     """
-
-    tile: int
-    softcap: float
-    parallel: Parallel | None = None
-
-    @property
-    def batch_axes(self) -> tuple[str, ...]:
-        return self.parallel.batch_axes if self.parallel else ()
-
-    @property
-    def vocab_axes(self) -> tuple[str, ...]:
-        return (self.parallel.vocab_axis,) if self.parallel and self.parallel.vocab_axis else ()
-
-
-def head_logits(features: jax.Array, head: Head, softcap: float) -> jax.Array:
-    """Float32 logits [B, L, V], the product taken in the features' type, capped c * tanh(l / c)."""
     kernel, bias = head
     raw = jnp.matmul(features, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
     raw = raw + bias[None, None]
-    return softcap * jnp.tanh(raw / softcap) if softcap else raw
+    logits = softcap * jnp.tanh(raw / softcap) if softcap else raw
+    if not columns:
+        return logits
+    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, kernel.shape[1]), 2)
+    return jnp.where(index < columns, logits, _NONE)
+
+
+def _aligned(plan: Plan, features: jax.Array, heads: list[Head]) -> tuple[Plan, list[Head]]:
+    """Heads with columns added up to a multiple of _ALIGNED, and a plan that says so.
+
+    Products of 16-bit numbers are fast where rows begin at multiples of 16 bytes; the compiler
+    would copy the logits' gradients, [B, tile, V], for that in every tile. Not where the vocabulary
+    lies over devices, who choose its size so that it divides.
+    """
+    size = heads[0][0].shape[1]
+    extra = -size % _ALIGNED
+    if not extra or size < _LARGE or plan.vocab_axes or features.dtype.itemsize != 2:
+        return plan, heads
+    wide = [(jnp.pad(k, ((0, 0), (0, extra))), jnp.pad(b, (0, extra))) for k, b in heads]
+    return dataclasses.replace(plan, columns=size), wide
 
 
 def _psum(x: Any, axes: tuple[str, ...]) -> Any:
@@ -77,12 +79,26 @@ def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return _psum(jnp.sum(x, axis=-1, keepdims=True), axes)
 
 
-def log_partition(logits: jax.Array, vocab_axes: tuple[str, ...]) -> jax.Array:
-    """logsumexp over the whole vocabulary, [B, T, 1], from this device's columns."""
+def _high(logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float) -> jax.Array | float:
+    """What may be taken from all logits before exp: the cap, else the largest, without gradient."""
+    if 0.0 < softcap <= _SAFE_CAP:
+        return softcap
     high = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    high = jax.lax.pmax(high, vocab_axes) if vocab_axes else high
-    total = jnp.sum(jnp.exp(logits - high), axis=-1, keepdims=True)
-    return high + jnp.log(_psum(total, vocab_axes))
+    return jax.lax.pmax(high, vocab_axes) if vocab_axes else high
+
+
+def log_partition(
+    logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float = 0.0
+) -> jax.Array:
+    """logsumexp over the whole vocabulary, [B, T, 1], from this device's columns.
+
+    Args:
+      logits: [B, T, V].
+      vocab_axes: mesh axes over which V lies.
+      softcap: their cap, which spares a pass over them to find the largest; 0 for unknown.
+    """
+    high = _high(logits, vocab_axes, softcap)
+    return high + jnp.log(total(jnp.exp(logits - high), vocab_axes))
 
 
 def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, Any]:
@@ -133,8 +149,9 @@ def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Pl
     heads, rows = target
     q = jnp.zeros_like(logits)
     for head, w, features in zip(heads, rows[::2], rows[1::2]):
-        other = head_logits(features, head, plan.softcap)
-        q = q + w[..., None] * jnp.exp(other - log_partition(other, plan.vocab_axes))
+        other = head_logits(features, head, plan.softcap, plan.columns)
+        other_log_z = log_partition(other, plan.vocab_axes, plan.softcap)
+        q = q + w[..., None] * jnp.exp(other - other_log_z)
     return q, jnp.sum(q * (log_z - logits), axis=-1)
 
 
@@ -146,8 +163,8 @@ def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
 
     def body(_, rows):
         h, rest = rows
-        logits = head_logits(h, head, plan.softcap)
-        log_z = log_partition(logits, plan.vocab_axes)
+        logits = head_logits(h, head, plan.softcap, plan.columns)
+        log_z = log_partition(logits, plan.vocab_axes, plan.softcap)
         return None, target_fn(logits, log_z, (target[0], rest), plan)[1]
 
     _, ce = over_tiles(body, None, (features, target[1]), plan.tile)
@@ -161,8 +178,8 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
 
     def body(sums, rows):
         h, w, rest = rows
-        logits = head_logits(h, head, plan.softcap)
-        log_z = log_partition(logits, plan.vocab_axes)
+        logits = head_logits(h, head, plan.softcap, plan.columns)
+        log_z = log_partition(logits, plan.vocab_axes, plan.softcap)
         q, ce = target_fn(logits, log_z, (target[0], rest), plan)
         # exp(logits) anew instead of the exponentials of log_z: no second [B, T, V] array is kept.
         dlogits = w[..., None] * (jnp.exp(logits - log_z) - q)
@@ -181,6 +198,8 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
     sums, (ce, d_features) = over_tiles(body, zeros, (features, weights, target[1]), plan.tile)
     ce, d_features = _psum((ce, d_features), plan.vocab_axes)
     d_head = (_scatter(sums[0], plan), _psum(sums[1], plan.batch_axes))
+    if plan.columns:
+        d_head = (d_head[0][:, : plan.columns], d_head[1][: plan.columns])
     loss = _psum(jnp.sum(weights * ce), plan.batch_axes)
     return (loss, ce), (d_features.astype(dtype), d_head)
 
@@ -210,14 +229,15 @@ def weighted_cross_entropy(
 def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weights, target):
     """`local` (`_values` or `_values_and_gradients`) here, or on every device of the mesh."""
     # Cast here, before any gathering of kernels, and once for all tiles.
-    heads = tuple((k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2]))
+    heads = [(k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2])]
     head = (head[0].astype(features.dtype), head[1])
-    args = (features, head, weights, (heads, target[1]))
+    plan, (head, *heads) = _aligned(plan, features, [head, *heads])
+    args = (features, head, weights, (tuple(heads), target[1]))
     fn = functools.partial(local, plan, target_fn)
     if plan.parallel is None:
         return fn(*args)
-    _check(plan.parallel, features, head[0])
-    rows, columns = _specs(plan)
+    check_shapes(plan.parallel, features, head[0])
+    rows, columns = specs(plan)
     outputs = (PartitionSpec(), rows)
     if local is _values_and_gradients:
         scattered = PartitionSpec(plan.parallel.embed_axis, plan.vocab_axes)
@@ -263,9 +283,10 @@ def summary(
     """softmax(logits) @ table and the most probable token, tile by tile.
 
     Returns:
-      The mean, float32 [B, L, D], differentiable both ways (reverse mode computes the logits of a
-      tile again instead of keeping them); and, without gradient, (tokens int32, their
-      probabilities float32), each [B, L]. Of equal logits the first column counts.
+      The mean, float32 [B, L, D], from a product in the features' type, differentiable both ways
+      (reverse mode computes the logits of a tile again instead of keeping them); and, without
+      gradient, (tokens int32, their probabilities float32), each [B, L]. Of equal logits the first
+      column counts.
     """
 
     def local(features, head, table):
@@ -274,22 +295,32 @@ def summary(
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def body(_, h):
-            logits = head_logits(h, head, plan.softcap)
-            log_z = log_partition(logits, plan.vocab_axes)
-            mean = jnp.matmul(jnp.exp(logits - log_z), table, precision=jax.lax.Precision.HIGH)
-            high, tokens = _best(jax.lax.stop_gradient(logits), plan.vocab_axes)
-            return None, (mean, tokens, jnp.exp(high - jax.lax.stop_gradient(log_z)[..., 0]))
+            logits = head_logits(h, head, plan.softcap, plan.columns)
+            high = _high(logits, plan.vocab_axes, plan.softcap)
+            # Divided by the sum after the product, which passes once less over [B, T, V]; by the
+            # sum of the rounded numbers, so that rounding moves no mass.
+            parts = jnp.exp(logits - high).astype(table.dtype)
+            mass = total(parts.astype(jnp.float32), plan.vocab_axes)
+            mean = jnp.matmul(parts, table, precision=exact, preferred_element_type=jnp.float32)
+            best, tokens = _best(jax.lax.stop_gradient(logits), plan.vocab_axes)
+            sure = jnp.exp(best[..., None] - high) / jax.lax.stop_gradient(mass)
+            return None, (mean / mass, tokens, jax.lax.stop_gradient(sure)[..., 0])
 
         mean, tokens, confidence = over_tiles(body, None, features, plan.tile)[1]
         return _psum(mean, plan.vocab_axes), (tokens, confidence)
 
-    table = table.astype(jnp.float32)
+    # A network of 16-bit numbers reads its states, and so the table, in those alone.
+    exact = None if features.dtype.itemsize == 2 else jax.lax.Precision.HIGH
+    table = table.astype(features.dtype if exact is None else jnp.float32)
+    head = (head[0].astype(features.dtype), head[1])
+    plan, (head,) = _aligned(plan, features, [head])
+    table = jnp.pad(table, ((0, head[0].shape[1] - table.shape[0]), (0, 0)))
     if plan.parallel is None:
         return local(features, head, table)
-    _check(plan.parallel, features, head[0])
-    rows, columns = _specs(plan)
-    specs, out = (rows, columns, PartitionSpec(plan.vocab_axes)), (rows, (rows, rows))
-    fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=specs, out_specs=out)
+    check_shapes(plan.parallel, features, head[0])
+    rows, columns = specs(plan)
+    inputs, out = (rows, columns, PartitionSpec(plan.vocab_axes)), (rows, (rows, rows))
+    fn = jax.shard_map(local, mesh=plan.parallel.mesh, in_specs=inputs, out_specs=out)
     return fn(features, head, table)
 
 
@@ -301,7 +332,7 @@ def probability_rate(
     rate = head_logits(tangent, (head[0], jnp.zeros_like(head[1])), 0.0)
     if plan.softcap:
         rate = rate * (1.0 - jnp.square(logits / plan.softcap))
-    probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes))
+    probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes, plan.softcap))
     return probs, probs * (rate - total(probs * rate, plan.vocab_axes))
 
 
@@ -324,39 +355,9 @@ def squared_rate(plan: Plan, features: jax.Array, tangent: jax.Array, head: Head
 
     if plan.parallel is None:
         return local(features, tangent, head)
-    _check(plan.parallel, features, head[0])
-    rows, columns = _specs(plan)
+    check_shapes(plan.parallel, features, head[0])
+    rows, columns = specs(plan)
     fn = jax.shard_map(
         local, mesh=plan.parallel.mesh, in_specs=(rows, rows, columns), out_specs=rows
     )
     return fn(features, tangent, head)
-
-
-def _specs(plan: Plan) -> tuple[PartitionSpec, tuple[PartitionSpec, PartitionSpec]]:
-    """Specs of [B, ...] arrays and of a head (kernel [D, V], bias [V])."""
-    vocab = plan.vocab_axes
-    return PartitionSpec(plan.batch_axes), (PartitionSpec(None, vocab), PartitionSpec(vocab))
-
-
-def _check(parallel: Parallel, features: jax.Array, kernel: jax.Array) -> None:
-    shape = parallel.mesh.shape
-    columns, num = kernel.shape[1], shape.get(parallel.vocab_axis, 1)
-    require(
-        columns % num == 0,
-        f"vocabulary of {columns} does not divide over the {num} devices of mesh axis "
-        f"{parallel.vocab_axis!r}; pad it to a multiple of {num} (vocab_multiple={num}).",
-    )
-    width, num = kernel.shape[0], shape.get(parallel.embed_axis, 1)
-    require(
-        width % num == 0,
-        f"head width {width} does not divide over the {num} devices of mesh axis "
-        f"{parallel.embed_axis!r}; give embed_axis=None.",
-    )
-    rows, num = features.shape[0], 1
-    for axis in parallel.batch_axes:
-        num *= shape[axis]
-    require(
-        rows % num == 0,
-        f"batch of {rows} rows does not divide over the {num} devices of mesh axes "
-        f"{parallel.batch_axes}; use a multiple of {num}.",
-    )

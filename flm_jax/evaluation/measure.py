@@ -15,6 +15,7 @@ from flm_jax.core.types import Config
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evaluation.tables import Row
+from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine
 from flm_jax.metrics.denoising import tau_profile
 from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity
@@ -122,6 +123,7 @@ def measure(
     choose: Callable[[Config], SamplerConfig] = model_sampler,
     judge: Judge | None = None,
     data: str = "",
+    wording: Wording | None = None,
 ) -> Iterator[Row]:
     """One row after another, for each number of steps that the model can be sampled with.
 
@@ -135,6 +137,7 @@ def measure(
       choose: configuration of the model -> its sampler.
       judge: scores the samples; None for no generative perplexity.
       data: folder of `prepare_data` to take instead of the model's own data.
+      wording: what is asked of the samples' texts.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -152,31 +155,37 @@ def measure(
     given = nothing_given(min(batch_size, samples), length)
     for count in engine.step_counts(model, steps, length):
         drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
+        texts = [model.tokenizer.decode(row) for row in drawn.tokens]
         yield {
             "model": workdir,
             "kind": family(model.config).kind(model.net),
             "calls": drawn.calls,
             "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
             **figures(what, drawn.tokens, batch_size),
+            **(wording.figures(texts) if wording else {}),
             **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, sampler),
             **nats,
-            "samples": [model.tokenizer.decode(r) for r in drawn.tokens],
+            "samples": texts,
         }
 
 
-def measure_data(what: Subject, samples: int, batch_size: int) -> Row:
+def measure_data(
+    what: Subject, samples: int, batch_size: int, wording: Wording | None = None
+) -> Row:
     """The same figures for held-out data in the place of samples: what a perfect model would have.
 
     As many sequences as there are, up to `samples`, none of which is in the reference.
     """
     left = max(len(what.data.valid) - _reference_size(what.data), 1)
     tokens = _held_out(what.data, slice(-min(left, samples), None))
+    texts = [what.model.tokenizer.decode(row) for row in tokens]
     return {
         "model": "data",
         "kind": f"{len(tokens)} held-out sequences",
         **figures(what, tokens, batch_size),
+        **(wording.figures(texts) if wording else {}),
         "data_entropy_nats": unigram_entropy(what.reference[:256]),
-        "samples": [what.model.tokenizer.decode(r) for r in tokens[:64]],
+        "samples": texts[:64],
     }
 
 

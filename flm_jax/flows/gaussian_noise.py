@@ -21,8 +21,23 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def gram(table: Float[Array, "v d"]) -> Float[Array, "d d"]:
     """E^T E in float32, at full matmul precision on every backend."""
-    table = table.astype(jnp.float32)
+    return _gram(table.astype(jnp.float32))
+
+
+@jax.custom_jvp
+def _gram(table: jax.Array) -> jax.Array:
     return _matmul(table.T, table)
+
+
+@_gram.defjvp
+def _gram_jvp(primals, tangents):
+    """By one product where the general rule takes two: the derivative is symmetric too.
+
+    Unlike the matrix itself it is not factorised, and bears the rounding of other gradients.
+    """
+    (table,), (rate,) = primals, tangents
+    half = jnp.matmul(table.T, rate, precision=jax.lax.Precision.HIGH)
+    return _gram(table), half + half.T
 
 
 def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -301,7 +301,8 @@ def load(
     """Opens a trained model of any family.
 
     Args:
-      workdir: of `train` or `convert`, a folder of `save_pretrained`, or hf:OWNER/NAME.
+      workdir: of `train` or `convert`, a folder of `save_pretrained`, hf:OWNER/NAME, or the name
+        of a model that comes with the library, such as "tales".
       mesh: devices to spread it over; by default one.
       attention: kernel to use; by default as in training, or "xla" where that is not to be had.
 

@@ -175,7 +175,7 @@ def _mask_id(says: dict[str, Any], folder: Path, vocab: int) -> int:
 def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
     """LLaDA2.0-mini (arXiv 2512.15745), from its folder of shards with index and config.json.
 
-    config.model.llama.block_length is 32, over which attention is causal in its training.
+    config.model.block_length is 32, over which attention is causal in its training.
 
     Args:
       path: the folder, or one .safetensors file beside a config.json.
@@ -229,7 +229,7 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[st
     blocks, dense = params["blocks"], params.get("dense_blocks", {})
     require(
         "q_norm" in blocks and "anchor" not in params,
-        "LLaDA2.0's names are for a mixture of experts with config.model.llama.qk_norm and a "
+        "LLaDA2.0's names are for a mixture of experts with config.model.qk_norm and a "
         "mask_id of the vocabulary; this network has no such, export it to a folder instead.",
     )
     mixed, experts, dim, expert_hidden = blocks["experts"]["gate"]["kernel"].shape

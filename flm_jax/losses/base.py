@@ -29,11 +29,14 @@ class Frozen(NamedTuple):
       teacher: those of the teacher, {} without one.
       average: the averaged ones of the model that is trained.
       tracked: what a `Tracker` holds, None without one.
+      other: those of the network that is trained in turn with this one (see `Auxiliary`), {}
+        without one.
     """
 
     teacher: Params
     average: Params
     tracked: Any = None
+    other: Params = {}
 
 
 # objective(params, frozen, batch, key, rows) -> (loss, metrics). The loss is a mean over positions;
@@ -41,3 +44,22 @@ class Frozen(NamedTuple):
 # gradient of a batch then does not depend on the number of its microbatches. Without it all parts
 # count alike.
 Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[jax.Array, Metrics]]
+
+
+class Auxiliary(NamedTuple):
+    """A network that is trained beside the model, for the model's objective alone.
+
+    Each of the two finds the other's parameters in `Frozen.other`.
+
+    Attributes:
+      objective: the loss of its parameters.
+      updates: of it in each step, all before the model's one; every update has its own part of
+        the batch.
+      lead: first steps, in which it alone is trained.
+      lr: its peak learning rate; 0 for the model's.
+    """
+
+    objective: Objective
+    updates: int
+    lead: int
+    lr: float

@@ -11,14 +11,9 @@ WEIGHTINGS = ("equal", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowConfig:
-    """How states and times of training are drawn, and which positions are clean."""
+class ClockedConfig:
+    """How times of training are drawn, and which positions are clean."""
 
-    noise: str = setting(
-        "projected",
-        "where noise is drawn: projected, as E^T eps in R^D; onehot, in R^V as the reference does",
-        choices=NOISE_KINDS,
-    )
     clock: str = setting(
         "decoding",
         "clock tau(t) that times are drawn in: decoding (error of x_t), embedded (error of "
@@ -37,11 +32,22 @@ class FlowConfig:
         unit="tokens",
         range="[0, inf)",
     )
-    weighting: str = setting(
-        "equal", "weights of the times in the loss, equal or learned", choices=WEIGHTINGS
-    )
 
     @property
     def clean(self) -> ContextConfig:
         """Which positions are held clean."""
         return ContextConfig(self.context, self.prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig(ClockedConfig):
+    """How states of training are drawn, and how their times are weighted."""
+
+    noise: str = setting(
+        "projected",
+        "where noise is drawn: projected, as E^T eps in R^D; onehot, in R^V as the reference does",
+        choices=NOISE_KINDS,
+    )
+    weighting: str = setting(
+        "equal", "weights of the times in the loss, equal or learned", choices=WEIGHTINGS
+    )

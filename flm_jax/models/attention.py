@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,22 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flm_jax.core.errors import one_of, require
+from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.models import fused_attention
 
+_GPU = ("gpu", "cuda")
 # kind -> platforms that run it; None for all.
-KINDS = {"xla": None, "splash": ("tpu",), "cudnn": ("gpu", "cuda")}
-# Name of what splash keeps for its backward pass, and JAX's name of cuDNN's forward pass.
+KINDS = {"xla": None, "splash": ("tpu",), "fused": _GPU, "cudnn": _GPU}
+# Chosen by the platform: the kernel that caps scores, where there is one.
+AUTO = "auto"
+_AUTO = {"tpu": "splash", "gpu": "fused", "cuda": "fused"}
+# Name of what splash keeps for its backward pass; JAX's names of the forward passes of cuDNN and of
+# functions that give their own rules of differentiation and of rematerialisation, as fused does.
 _RESIDUALS = "attention"
-_CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
+_FORWARD = ("dot_product_attention_fwd_wrapper", "remat_opt")
 _SPLASH_MULTIPLE = 128
 _CUDNN_MAX_HEAD = 128
+_FUSED_MAX_HEAD = 128  # the sizes of which its tiles are known to fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +38,13 @@ class AttentionPlan:
     """How attention is computed, and over which devices.
 
     Attributes:
-      kind: "xla" (einsums, any platform), "splash" (Pallas, TPU), "cudnn" (GPU).
-      mesh: devices; needed by splash alone, whose kernel the compiler cannot partition.
+      kind: "xla" (einsums, any platform), "splash" (Pallas, TPU), "fused" (Pallas, GPU), "cudnn"
+        (GPU).
+      mesh: devices; needed by splash and fused, whose kernels the compiler cannot partition.
       batch_axes: mesh axes over which rows lie; used where they divide the batch.
       head_axis: mesh axis over which heads lie, if any.
-      interpret: runs the splash kernel in Pallas' interpreter, on any platform; for tests.
+      interpret: runs the splash kernel in Pallas' interpreter, and tokamax's einsums in place of
+        the fused kernel, on any platform; for tests.
     """
 
     kind: str = "xla"
@@ -43,20 +54,52 @@ class AttentionPlan:
     interpret: bool = False
 
     @property
+    def device(self) -> jax.Device:
+        """One of the mesh's devices, which need not be attached; else the default one."""
+        return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
+
+    @property
     def platform(self) -> str:
-        """Platform of the mesh's devices, which need not be attached; else the default one."""
-        return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+        return self.device.platform
 
 
 def keep_kernels(primitive, *args, **params) -> bool:
     """Rematerialisation policy: keeps what attention kernels give to their backward pass."""
     named = jax.checkpoint_policies.save_only_these_names(_RESIDUALS)
-    return primitive.name == _CUDNN_FORWARD or named(primitive, *args, **params)
+    return primitive.name in _FORWARD or named(primitive, *args, **params)
 
 
 def available(kind: str, platform: str) -> bool:
-    """Whether `platform` runs attention of this kind."""
-    return KINDS[kind] is None or platform in KINDS[kind]
+    """Whether `platform` runs attention of this kind, with what is installed."""
+    if kind == "fused" and fused_attention.why_missing():
+        return False
+    return kind == AUTO or KINDS[kind] is None or platform in KINDS[kind]
+
+
+def resolved(plan: AttentionPlan, reverse_only: bool = False, **sizes) -> AttentionPlan:
+    """The plan with "auto" replaced: splash on TPUs, fused on GPUs, xla elsewhere.
+
+    Where that kernel cannot compute what is wanted it is xla, and a line says why.
+
+    Args:
+      plan: any.
+      reverse_only: whether derivatives are taken by reverse mode alone; no kernel has others.
+      sizes: see `check_attention`.
+    """
+    if plan.kind != AUTO:
+        return plan
+    kind = _AUTO.get(plan.platform, "xla") if reverse_only else "xla"
+    try:
+        check_attention(found := dataclasses.replace(plan, kind=kind), **sizes)
+    except UserError as error:
+        _say_once(f"attention is computed by XLA instead: {error}")
+        return dataclasses.replace(plan, kind="xla")
+    return found
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def check_attention(
@@ -77,7 +120,7 @@ def check_attention(
     kind = plan.kind
     one_of("attention", kind, KINDS)
     require(
-        plan.interpret or available(kind, plan.platform),
+        plan.interpret or KINDS[kind] is None or plan.platform in KINDS[kind],
         f"attention {kind!r} runs on {KINDS[kind] and KINDS[kind][0]}, these devices are "
         f"{plan.platform}; set config.model.attention = 'xla'.",
     )
@@ -87,12 +130,15 @@ def check_attention(
             f"attention 'splash' takes lengths that are multiples of {_SPLASH_MULTIPLE}, got "
             f"{length}; change config.model.length, or set config.model.attention = 'xla'.",
         )
+    if kind in ("splash", "fused"):
         ways = plan.mesh.shape[plan.head_axis] if plan.mesh and plan.head_axis else 1
         require(
             heads % ways == 0,
             f"{heads} attention heads do not divide over the {ways} devices of mesh axis "
             f"{plan.head_axis!r}; use a multiple of {ways} heads, or a smaller axis.",
         )
+    if kind == "fused":
+        _check_fused(plan, head_dim, dtype)
     if kind == "cudnn":
         require(
             block == 0,
@@ -114,6 +160,26 @@ def check_attention(
             f"attention 'cudnn' takes head sizes in multiples of 8 up to {_CUDNN_MAX_HEAD}, got "
             f"{head_dim}; change config.model.heads, or set config.model.attention = 'xla'.",
         )
+
+
+def _check_fused(plan: AttentionPlan, head_dim: int, dtype) -> None:
+    xla = "set config.model.attention = 'xla'."
+    missing = fused_attention.why_missing()
+    require(not missing, f"attention 'fused': {missing}; or {xla}")
+    if plan.interpret:
+        return
+    unable = fused_attention.why_not_on(getattr(plan.device, "compute_capability", None))
+    require(not unable, f"attention 'fused' cannot run here: {unable}; {xla}")
+    require(
+        jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16),
+        f"attention 'fused' computes in bfloat16, got {jnp.dtype(dtype).name}; set "
+        f"config.model.dtype = 'bfloat16', or {xla}",
+    )
+    require(
+        head_dim <= _FUSED_MAX_HEAD,
+        f"attention 'fused' takes head sizes up to {_FUSED_MAX_HEAD}, got {head_dim}; change "
+        f"config.model.heads, or {xla}",
+    )
 
 
 def rotary_angles(
@@ -166,6 +232,11 @@ def attention(
     )
     if plan.kind == "splash":
         return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan, causal, block)
+    if plan.kind == "fused":
+        mask = jnp.asarray(_blockwise(length, block)) if block and not causal else None
+        how = {"softcap": softcap, "causal": causal, "interpret": plan.interpret}
+        fused = lambda *qkv: fused_attention.fused_attention(*qkv, mask, **how)
+        return _on_own_rows(fused, plan, q_BLHK, k_BLHK, v_BLHK)
     if not softcap and (causal or not block):
         return jax.nn.dot_product_attention(
             q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation=plan.kind
@@ -260,13 +331,17 @@ def _splash(
     # The kernel scales nothing itself; in float32, since K^-1/2 need not be exact in bfloat16.
     scale = q_BLHK.shape[-1] ** -0.5
     q_BLHK = (q_BLHK.astype(jnp.float32) * scale).astype(q_BLHK.dtype)
+    return _on_own_rows(local, plan, q_BLHK, k_BLHK, v_BLHK)
+
+
+def _on_own_rows(local: Callable, plan: AttentionPlan, *qkv_BLHK: jax.Array) -> jax.Array:
+    """A kernel that the compiler cannot partition, on each device's own rows and heads."""
     if plan.mesh is None or plan.mesh.size == 1:
-        return local(q_BLHK, k_BLHK, v_BLHK)
+        return local(*qkv_BLHK)
     ways = functools.reduce(lambda n, axis: n * plan.mesh.shape[axis], plan.batch_axes, 1)
     # A few rows that do not divide (samples shown during training) are computed everywhere.
-    rows = plan.batch_axes if q_BLHK.shape[0] % ways == 0 else None
+    rows = plan.batch_axes if qkv_BLHK[0].shape[0] % ways == 0 else None
     spec = PartitionSpec(rows, None, plan.head_axis)
     # check_vma: Pallas calls do not declare over which axes their results vary.
-    return jax.shard_map(
-        local, mesh=plan.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-    )(q_BLHK, k_BLHK, v_BLHK)
+    fn = jax.shard_map(local, mesh=plan.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    return fn(*qkv_BLHK)

@@ -25,6 +25,7 @@ from flm_jax.models.layers import (
     layer_norm,
     modulate,
     modulation,
+    recomputed,
     time_features,
 )
 from flm_jax.models.transformer import (
@@ -96,7 +97,12 @@ class _Block(nnx.Module):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         k_attn, k_mlp = (None, None) if key is None else jax.random.split(key)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(cond), 6, axis=-1)
-        h_BLD = modulate(self.norm1(x_BLD).astype(dtype), shift1, scale1)
+        # The norms' float32 results, and two arrays of the MLP's width, would be kept for every
+        # block: more bytes than all the rest.
+        first = recomputed(lambda x, *by: modulate(self.norm1(x).astype(dtype), *by))
+        second = recomputed(lambda x, *by: modulate(self.norm2(x).astype(dtype), *by))
+        mlp_end = recomputed(lambda h: self.mlp_out(gelu(h)))
+        h_BLD = first(x_BLD, shift1, scale1)
         qkv = self.qkv(h_BLD).reshape(*h_BLD.shape[:2], 3, cfg.heads, cfg.head_dim)
         q_BLHK, k_BLHK, v_BLHK = (qkv[:, :, i] for i in range(3))
         h_BLHK = attention(
@@ -108,8 +114,7 @@ class _Block(nnx.Module):
         )
         h_BLD = self.attn_out(h_BLHK.reshape(h_BLD.shape))
         x_BLD = x_BLD + gate1 * dropout(h_BLD, cfg.dropout, k_attn)
-        h_BLD = modulate(self.norm2(x_BLD).astype(dtype), shift2, scale2)
-        h_BLD = self.mlp_out(gelu(self.mlp_in(h_BLD)))
+        h_BLD = mlp_end(self.mlp_in(second(x_BLD, shift2, scale2)))
         return x_BLD + gate2 * dropout(h_BLD, cfg.dropout, k_mlp)
 
 

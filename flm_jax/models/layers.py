@@ -1,5 +1,7 @@
 """What the transformers share: norm, dropout, activation, and what the backward pass may keep."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -92,6 +94,14 @@ def modulation(cond_dim: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear
     """The map from the time embedding to shifts and scales; zero at first."""
     zeros = nnx.initializers.zeros
     return nnx.Linear(cond_dim, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+
+def recomputed(fn: Callable) -> Callable:
+    """`fn`, of which differentiation keeps the arguments alone: for what is cheap to do again.
+
+    Matrix products at its end are not done again, as their derivatives do not need the result.
+    """
+    return jax.checkpoint(fn, prevent_cse=False)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -238,11 +238,11 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
     require(
         cfg.heads % cfg.groups == 0,
         f"{cfg.heads} heads do not share {cfg.groups} heads of keys and values evenly; set "
-        "config.model.llama.kv_heads to a divisor.",
+        "config.model.kv_heads to a divisor.",
     )
     require(
         -1 <= cfg.mask_id < cfg.vocab_size,
-        f"config.model.llama.mask_id is {cfg.mask_id}; expected -1 (a row of its own) or a token "
+        f"config.model.mask_id is {cfg.mask_id}; expected -1 (a row of its own) or a token "
         f"of the {cfg.vocab_size}.",
     )
     require(
@@ -252,12 +252,12 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
     )
     require(
         0.0 < cfg.rotary_share <= 1.0 and cfg.rotated >= 2 and cfg.rotated % 2 == 0,
-        f"config.model.llama.rotary_share is {cfg.rotary_share}, {cfg.rotated} of "
+        f"config.model.rotary_share is {cfg.rotary_share}, {cfg.rotated} of "
         f"{cfg.head_dim} features of a head; expected an even number of them, at least 2.",
     )
     require(
         cfg.block_length >= 0 and cfg.mlp_hidden >= 0 and cfg.norm_eps > 0.0,
-        f"config.model.llama has block_length {cfg.block_length}, mlp_hidden {cfg.mlp_hidden}, "
+        f"config.model has block_length {cfg.block_length}, mlp_hidden {cfg.mlp_hidden}, "
         f"norm_eps {cfg.norm_eps}; expected none below 0, and norm_eps above it.",
     )
     if cfg.experts:

@@ -11,7 +11,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import check_values, setting
 from flm_jax.core.types import Key, Params
-from flm_jax.models.attention import KINDS, AttentionPlan, check_attention
+from flm_jax.models.attention import AUTO, KINDS, AttentionPlan, check_attention
 from flm_jax.models.layers import REMAT
 
 DTYPES = ("float32", "bfloat16")
@@ -51,8 +51,9 @@ class TransformerConfig:
     )
     attention: str = setting(
         "xla",
-        "attention kernel; splash runs on TPUs, cudnn on GPUs without a soft cap",
-        choices=KINDS,
+        "attention kernel: xla; splash on TPUs; fused on GPUs; cudnn on GPUs, without a soft cap; "
+        "auto for splash, fused or xla",
+        choices=(AUTO, *KINDS),
     )
 
     def __post_init__(self):

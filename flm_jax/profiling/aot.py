@@ -1,5 +1,6 @@
 """Compiles ahead of time: memory of one device, and the largest batch that fits into it."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -88,10 +89,19 @@ class Compiled(NamedTuple):
     refusal: str
 
 
+def tracing_for(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Where programs for this mesh are traced: kernels for GPUs ask the default device's kind."""
+    device = mesh.devices.flat[0]
+    if device.platform not in ("gpu", "cuda") or device.platform == jax.default_backend():
+        return contextlib.nullcontext()
+    return jax.default_device(device)
+
+
 def compile_job(job: Job, limit: int) -> Compiled:
     """Compiles for the devices of the arguments' shardings; running out of memory is a result."""
     began = time.perf_counter()
-    lowered = job.program.lower(*job.args)
+    with tracing_for(job.mesh):
+        lowered = job.program.lower(*job.args)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

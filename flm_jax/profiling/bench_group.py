@@ -3,8 +3,12 @@
 python -m flm_jax.profiling.bench_group SUITE CASE/VARIANT...
 
 Speaks JSON lines: {"begin": CASE/VARIANT}, then {"figures": ...} or {"failed": LINE} for it.
+
+Some are compiled at once, each in a thread of its own, and timed when that is over: compilation
+takes longer than the measurement, and each uses few of a machine's cores.
 """
 
+import concurrent.futures
 import gc
 import json
 import statistics
@@ -18,10 +22,13 @@ import jax
 from flm_jax.core.errors import UserError, device_memory_error
 from flm_jax.profiling.bench_cases import Case, find
 from flm_jax.profiling.bench_results import figures
-from flm_jax.profiling.bench_worker import peak_mib, prepare
+from flm_jax.profiling.bench_worker import Prepared, matmul_ceiling, peak_mib, prepare
 
 _RUNS = (3, 20)  # fewest and most that are timed
-_SECONDS = 3.0  # of timed runs, in between
+_SECONDS = 2.0  # of timed runs, in between
+_AT_ONCE = 5  # compiled together
+# Seconds after which those that are ready are timed beside the compilation of the others.
+_PATIENCE = 80.0
 
 
 def one_line(error: Exception) -> str:
@@ -31,21 +38,17 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split())[:400]
 
 
-def measure(case: Case, variant: str) -> dict[str, Any]:
-    """Figures of one variant, which leaves nothing of it in the device's memory.
+def measure(case: Case, prepared: Prepared) -> dict[str, Any]:
+    """Figures of one compiled variant, which leaves nothing of it in the device's memory.
 
     The peak of a process only rises, and JAX cannot reset it. Where this variant raised it, it is
     its own ("peak_is": "measured"); else an earlier one took more, and the figure is what the
     compiler planned for this one ("planned"), or the earlier peak ("at most") where it did not say.
     """
+    ceiling = matmul_ceiling(prepared.dtype)
     before = peak_mib()
-    began = time.perf_counter()
-    prepared = prepare(case, case.variants[variant])
-    said, run, state = prepared.said, prepared.run, prepared.state
-    ready = time.perf_counter() - began
-    planned = prepared.planned / 2**20
-    del prepared
-    state = run(state)
+    run, planned = prepared.run, prepared.planned / 2**20
+    state = run(prepared.first())
     seconds: list[float] = []
     fewest, most = _RUNS
     while len(seconds) < fewest or (len(seconds) < most and sum(seconds) < _SECONDS):
@@ -56,28 +59,41 @@ def measure(case: Case, variant: str) -> dict[str, Any]:
     known = "planned" if planned else "at most"
     peak_is = "measured" if peak > before else known
     more = {
+        "ceiling": ceiling,
         "peak_is": peak_is,
         "planned_mib": planned,
-        "ready_seconds": ready,
         "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
     }
     result = {"seconds": seconds, "peak_mib": planned if peak_is == "planned" else peak}
-    return figures(case, [result], said | more)
+    return figures(case, [result], prepared.said | more)
+
+
+def _measured(case: Case, waiting: concurrent.futures.Future) -> dict[str, Any]:
+    try:
+        return {"figures": measure(case, waiting.result())}
+    except Exception as error:  # the other cases go on
+        traceback.print_exc()
+        return {"failed": one_line(error)}
+
+
+def _batch(suite: str, names: list[str], pool: concurrent.futures.Executor) -> None:
+    """Compiles some variants together, then measures one after another."""
+    pairs = [name.split("/") for name in names]
+    cases = [find(suite, case) for case, _ in pairs]
+    waiting = [pool.submit(prepare, c, c.variants[v]) for c, (_, v) in zip(cases, pairs)]
+    concurrent.futures.wait(waiting, timeout=_PATIENCE)
+    for name, case in zip(names, cases):
+        print(json.dumps({"begin": name}), flush=True)
+        print(json.dumps(_measured(case, waiting.pop(0))), flush=True)
+        gc.collect()
+    jax.clear_caches()
 
 
 def main() -> None:
     suite, *names = sys.argv[1:]
-    for name in names:
-        print(json.dumps({"begin": name}), flush=True)
-        case_name, variant = name.split("/")
-        try:
-            told = {"figures": measure(find(suite, case_name), variant)}
-        except Exception as error:  # the other cases go on
-            traceback.print_exc()
-            told = {"failed": one_line(error)}
-        print(json.dumps(told), flush=True)
-        gc.collect()
-        jax.clear_caches()
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(names), _AT_ONCE):
+            _batch(suite, names[start : start + _AT_ONCE], pool)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,7 @@ def _train_program(case: Case, program, mesh):
     tokens = jax.random.randint(jax.random.key(1), shape, 0, case.sizes["vocab_size"])
     batch = {"tokens": tokens, "mask": jnp.ones(shape, bool)}
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    state = program.initial_state({})
-    traced = program.train_step.trace(state, {}, batch)
+    traced = program.train_step.trace(program.state, {}, batch)
     compiled = traced.lower().compile()
 
     def run(state):
@@ -91,13 +90,13 @@ def _train_program(case: Case, program, mesh):
         jax.block_until_ready(metrics)
         return state
 
-    return traced, compiled, run, state
+    return traced, compiled, run, lambda: program.initial_state({})
 
 
 def _sample_program(case: Case, program, mesh, onehot: bool):
     del mesh
     net, clock, steps = program.net, program.clock, case.sizes["steps"]
-    params = jax.jit(net.init)(jax.random.key(0))
+    first = jax.jit(net.init)
     given = nothing_given(case.sizes["batch"], case.sizes["length"])
 
     @jax.jit
@@ -107,14 +106,14 @@ def _sample_program(case: Case, program, mesh, onehot: bool):
             return onehot_euler(key, net, params, clock, steps, given)
         return sample_euler(key, net, params, clock=clock, steps=steps, given=given).tokens
 
-    traced = draw.trace(params)
+    traced = draw.trace(jax.eval_shape(first, jax.random.key(0)))
     compiled = traced.lower().compile()
 
     def run(params):
         jax.block_until_ready(compiled(params))
         return params
 
-    return traced, compiled, run, params
+    return traced, compiled, run, lambda: first(jax.random.key(0))
 
 
 @functools.cache
@@ -141,32 +140,36 @@ class Prepared(NamedTuple):
     """A compiled variant of a case.
 
     Attributes:
-      said: what is known of it before it has run: device, operations, temporaries, collectives.
+      said: what is known of it before it has run: device, operations, temporaries, collectives,
+        and the seconds of its compilation.
       planned: bytes that the compiler counts: arguments, outputs and temporaries; 0 for unknown.
+      dtype: in which it computes.
       run: does one step on the state that the last one returned, and waits for it.
-      state: the first of these.
+      first: makes the first of these; until then nothing lies in the device's memory.
     """
 
     said: dict[str, Any]
     planned: int
+    dtype: str
     run: Callable
-    state: Any
+    first: Callable[[], Any]
 
 
 def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
-    """Compiles a variant for the devices that are here and makes its first state.
+    """Compiles a variant for the devices that are here; several threads may do so at once.
 
     Raises:
       UserError: a configuration that these devices cannot run.
     """
+    began = time.perf_counter()
     config = _config(case, settings)
     mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
     program = assemble(config, mesh)
     if case.kind == "train":
-        traced, compiled, run, state = _train_program(case, program, mesh)
+        traced, compiled, run, first = _train_program(case, program, mesh)
     else:
         onehot = config["objective"]["noise"] == "onehot"
-        traced, compiled, run, state = _sample_program(case, program, mesh, onehot)
+        traced, compiled, run, first = _sample_program(case, program, mesh, onehot)
     kinds = hlo.collectives(compiled.as_text()).kinds
     known = compiled.memory_analysis() is not None  # a program from the cache may not say
     memory = aot.used(compiled, jax.default_backend(), 0) if known else aot.Memory(0)
@@ -175,17 +178,18 @@ def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
         "devices": mesh.size,
         "temporaries_mib": memory.temporaries / 2**20,
         "flops": flops.total_flops(traced.jaxpr),
-        "ceiling": matmul_ceiling(config["model"]["dtype"]),
         "collectives": {kind: found._asdict() for kind, found in kinds.items()},
+        "ready_seconds": time.perf_counter() - began,
     }
-    return Prepared(said, memory.peak, run, state)
+    return Prepared(said, memory.peak, config["model"]["dtype"], run, first)
 
 
 def main() -> None:
     case = find(*sys.argv[1:3])
     prepared = prepare(case, case.variants[sys.argv[3]])
-    state = prepared.run(prepared.state)
-    print(json.dumps(prepared.said), flush=True)
+    state = prepared.run(prepared.first())
+    said = prepared.said | {"ceiling": matmul_ceiling(prepared.dtype)}
+    print(json.dumps(said), flush=True)
     for _ in sys.stdin:
         seconds = []
         for _ in range(_PER_TURN):

@@ -22,8 +22,8 @@ def count_flops(program: ClosedJaxpr | Jaxpr) -> Counts:
 
     Returns:
       Counter over "dot" (products the compiler makes), "kernel" (products inside Pallas kernels),
-      "attention" (cuDNN's), "factor" (Cholesky, triangular solves); also "unknown_loops": loops
-      whose length only the run decides, their bodies counted once.
+      "attention" (cuDNN's and tokamax's), "factor" (Cholesky, triangular solves); also
+      "unknown_loops": loops whose length only the run decides, their bodies counted once.
     """
     jaxpr = program.jaxpr if hasattr(program, "jaxpr") else program
     total = Counts()
@@ -56,6 +56,8 @@ def _equation(eqn) -> Counts:
     if name in _LEAVES:
         kind, count = _LEAVES[name]
         return Counts({kind: count(eqn)})
+    if name == _GPU_KERNEL and (found := _fused_attention(eqn)):
+        return Counts(attention=found)
     bodies = [count_flops(body) for body in jaxprs_in_params(params)]
     if name == "cond":
         return max(bodies, key=lambda c: sum(c.values()))
@@ -97,6 +99,25 @@ def _attention(products: int) -> Callable:
         return 2 * products * batch * heads * head_dim * length * eqn.invars[1].aval.shape[1]
 
     return count
+
+
+# JAX's name of what Pallas makes of a kernel for GPUs; its products are no primitives of JAX.
+_GPU_KERNEL = "mpmd_map"
+
+
+def _fused_attention(eqn) -> int:
+    """Operations of a kernel of tokamax's attention, as `_attention` counts them; else 0.
+
+    The forward kernel gives the output, alone or with two numbers a query. Of the backward ones
+    one gives the queries' gradient, and one those of keys and values.
+    """
+    shapes = [v.aval.shape for v in eqn.outvars]
+    if not shapes or any(len(shape) != 4 for shape in shapes[:1]):
+        return 0
+    forward = "flash_attention" in str(eqn.params.get("name"))
+    products = 2 if forward else {1: 2, 2: 3}.get(len(shapes), 0)
+    batch, length, heads, head_dim = shapes[0]
+    return 2 * products * batch * heads * head_dim * length * length
 
 
 _LEAVES = {

@@ -200,7 +200,8 @@ def _rows(batch: int, ways: int, unit: int) -> int:
 
 
 def _describe(job: aot.Job, rows: int) -> dict[str, Any]:
-    counts = flops.count_flops(flops.trace(job.program, *job.args))
+    with aot.tracing_for(job.mesh):
+        counts = flops.count_flops(flops.trace(job.program, *job.args))
     total = sum(n for kind, n in counts.items() if kind != "unknown_loops")
     whole = sharding.large_replicated(job.args)
     return {

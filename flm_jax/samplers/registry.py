@@ -14,7 +14,7 @@ from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
 
 FLOWS = ("denoising",)
-FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint")
+FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint", "distribution_matching")
 MASKED = ("masked_diffusion", "alignment")
 
 

@@ -8,6 +8,7 @@ import collections
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from etils import epath
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.training import LoopConfig
-from flm_jax.core.errors import Stopped, UserError
+from flm_jax.core.errors import Stopped, UserError, require
 from flm_jax.core.types import Metrics, Params
 from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
 from flm_jax.training.logs import MetricsLog, Speed, duration
@@ -41,6 +42,9 @@ class Run(NamedTuple):
       evaluate: ema_params -> (values, texts); None for no evaluation.
       eval_every: steps between evaluations; 0 = at the end only.
       meta: saved with every checkpoint.
+      spent: seconds of training before `state`.
+      rate: share of the run that is over, by its steps or its seconds -> what scales the learning
+        rate, given to train_step after the batch; None where that is told nothing.
       note: (step, state) -> None, after each evaluation.
       shown: name of a metric -> whether progress lines show it.
       rows: sequences of a step, over all devices.
@@ -57,6 +61,8 @@ class Run(NamedTuple):
     note: Callable[[int, TrainState], None] = lambda step, state: None
     shown: Callable[[str], bool] = lambda name: name.endswith("_token")
     rows: int = 1
+    spent: float = 0.0
+    rate: Callable[[float], float] | None = None
 
 
 class StopSignal:
@@ -122,6 +128,12 @@ class Loop:
         self._workdir = epath.Path(workdir)
         self._checkpoints = checkpoints
         self._first = int(run.state.step)
+        self._began = time.monotonic() - run.spent
+        require(
+            not cfg.seconds or jax.process_count() == 1,
+            f"config.train.seconds is {cfg.seconds:g} in a run of {jax.process_count()} processes, "
+            "whose clocks differ; set it to 0 and config.train.steps to the end.",
+        )
         self._log = MetricsLog(workdir, self._first) if jax.process_index() == 0 else None
         self._speed = Speed(self._first, cfg.steps, run.rows * run.meta["length"])
         self._under_way: collections.deque[_Step] = collections.deque()
@@ -145,7 +157,7 @@ class Loop:
                 self._log.close()
 
     def train(self) -> None:
-        """Trains to cfg.steps.
+        """Trains to cfg.steps, or for cfg.seconds.
 
         Raises:
           Stopped: a signal came; its step was saved.
@@ -155,16 +167,20 @@ class Loop:
         run, cfg, state = self._run, self._cfg, self.state
         if self._missing_evaluation():
             self._evaluate(self._first, state)
+        if self._first and self._time_is_over():  # a new run has one step at least, to be saved
+            return
         for step in range(self._first + 1, cfg.steps + 1):
             self._watchdog.waits_for("data")
             batch = next(run.batches)
             self._watchdog.waits_for("device")
-            state, metrics = run.train_step(state, run.frozen, run.to_global(batch))
+            rate = [np.float32(run.rate(self._progress(step)))] if run.rate else []
+            state, metrics = run.train_step(state, run.frozen, run.to_global(batch), *rate)
             self.state = state
             self._start(step, batch, metrics)
             stop = self._agreed if self._vote else bool(self._signal.name)
-            last = stop or step == cfg.steps
-            look = self._evaluation_due(step)
+            end = step == cfg.steps or self._time_is_over()
+            last = stop or end
+            look = self._evaluation_due(step, end)
             save = last or step % cfg.checkpoint_every == 0
             self._land(0 if look or save else _AHEAD)
             # First: whatever becomes of the evaluation, the step is not lost.
@@ -172,14 +188,24 @@ class Loop:
                 self._save(state)
             if look:
                 self._evaluate(step, state)
-            if stop and step < cfg.steps:
+            if end:
+                return
+            if stop:
                 line = stopped(self._signal.name or "a signal to another process", step)
                 _say(line)
                 raise Stopped(line)
 
-    def _evaluation_due(self, step: int) -> bool:
+    def _time_is_over(self) -> bool:
+        return 0 < self._cfg.seconds <= time.monotonic() - self._began
+
+    def _progress(self, step: int) -> float:
+        """Share of the run that is over, by steps or by seconds."""
+        limit, over = self._cfg.seconds, time.monotonic() - self._began
+        return max(step / self._cfg.steps, over / limit if limit else 0.0)
+
+    def _evaluation_due(self, step: int, end: bool) -> bool:
         every = self._run.eval_every
-        due = step == self._cfg.steps or bool(every and step % every == 0)
+        due = end or bool(every and step % every == 0)
         return self._run.evaluate is not None and due
 
     def _missing_evaluation(self) -> bool:
@@ -187,14 +213,18 @@ class Loop:
 
         All processes evaluate together, and the metrics may lie where process 0 alone reads them.
         """
-        if self._first == 0 or not self._evaluation_due(self._first):
+        end = self._first == self._cfg.steps or self._time_is_over()
+        if self._first == 0 or not self._evaluation_due(self._first, end):
             return False
         missing = bool(self._log) and not self._log.evaluated(self._first)
         return bool(from_first([1] if missing else [], 1))
 
     def _save(self, state: TrainState) -> None:
         self._watchdog.waits_for("checkpoint")
-        self._checkpoints.save(state, self._run.meta | {"iterator": self._run.batches.get_state()})
+        more = {"iterator": self._run.batches.get_state()}
+        if self._cfg.seconds:
+            more["seconds"] = time.monotonic() - self._began
+        self._checkpoints.save(state, self._run.meta | more)
 
     def _start(self, step: int, batch, metrics: Metrics) -> None:
         """Notes a step that was handed to the devices."""
@@ -223,6 +253,8 @@ class Loop:
     def _report(self, step: _Step) -> None:
         values = {f"train/{k}": float(v) for k, v in jax.device_get(step.metrics).items()}
         seconds, rate, left = self._speed.lap(step.number)
+        if self._cfg.seconds:
+            left = min(left, max(self._began + self._cfg.seconds - time.monotonic(), 0.0))
         shown = "  ".join(f"{k[6:]} {v:.4g}" for k, v in values.items() if self._run.shown(k))
         if step.number == self._first + 1:
             pace = f"{seconds:.1f} s with compilation"

@@ -5,6 +5,8 @@ the transformer blocks; embeddings, heads, biases, norms, routers and conditioni
 steps are scaled to the size of AdamW's, so that both take the same learning rates.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,6 +28,11 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
         return optax.join_schedules([rise, optax.constant_schedule(cfg.lr)], [warmup])
     fall = optax.cosine_decay_schedule(cfg.lr, max(steps - warmup, 1), alpha=0.1)
     return optax.join_schedules([rise, fall], [warmup])
+
+
+def fallen(progress: float) -> float:
+    """Share of the peak learning rate that a cosine to 10% leaves, where so much of it is over."""
+    return 0.55 + 0.45 * math.cos(math.pi * min(max(progress, 0.0), 1.0))
 
 
 def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> str:

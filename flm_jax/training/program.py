@@ -1,5 +1,6 @@
 """From a configuration and a mesh to the compiled program: what training and planning share."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,16 +12,16 @@ from flm_jax.build.adapters import trained_params
 from flm_jax.build.families.registry import family, make_objective
 from flm_jax.build.flow import make_clock
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.state import TrainState, new_state
+from flm_jax.checkpoints.state import AuxiliaryState, TrainState, new_state
 from flm_jax.config.schema import settings
-from flm_jax.config.training import TrainConfig
+from flm_jax.config.training import OptimConfig, TrainConfig
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import Clock
-from flm_jax.training.optim import make_optimizer
-from flm_jax.training.step import make_train_step
+from flm_jax.training.optim import fallen, make_optimizer
+from flm_jax.training.step import Companion, make_train_step
 
 
 class Assembly(NamedTuple):
@@ -31,17 +32,19 @@ class Assembly(NamedTuple):
       clock: tau(t) of its vocabulary.
       cfg: steps, batch and so on.
       state: shapes of the train state with their shardings.
-      initial_state: parameters of a teacher or of the base of adapters, or {}, -> state at step 0,
-        created already sharded.
+      initial_state: (parameters of a teacher or of the base of adapters, or {}; those that the
+        model starts from instead, if any) -> state at step 0, created already sharded.
       train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
+      rate: see `Run`.
     """
 
     net: Network
     clock: Clock
     cfg: TrainConfig
     state: TrainState
-    initial_state: Callable[[Params], TrainState]
+    initial_state: Callable[..., TrainState]
     train_step: Callable
+    rate: Callable[[float], float] | None = None
 
 
 def assemble(
@@ -60,17 +63,26 @@ def assemble(
     """
     cfg, optim = settings(config, "train"), settings(config, "optim")
     net = make_network(config, mesh)
-    _check_batch(cfg, mesh)
     clock = make_clock(config, net.vocab_size)
     objective = make_objective(config, net, clock, teacher and teacher[0])
-    optimizer = make_optimizer(optim, cfg.steps)
+    # The end of a run in seconds is not known when its step is compiled.
+    timed = cfg.seconds > 0 and optim.schedule == "cosine"
+    optim = dataclasses.replace(optim, schedule="constant") if timed else optim
     tracker = family(config).tracker(config)
+    companion = _companion(config, optim, net, clock, teacher and teacher[0])
+    _check_batch(cfg, mesh, companion)
+    lead = companion.auxiliary.lead if companion else 0
+    optimizer = make_optimizer(optim, cfg.steps - lead)
 
-    def fresh(teacher_params):
+    def fresh(teacher_params, start_params=None):
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
         taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
-        params = student_params(trained_params(config, params), taken)
-        return new_state(params, optimizer, tracker)
+        own = student_params(trained_params(config, params), start_params or taken)
+        if companion is None:
+            return new_state(own, optimizer, tracker)
+        other = student_params(params, teacher_params)
+        beside = AuxiliaryState(other, companion.optimizer.init(other))
+        return new_state(own, optimizer, tracker, beside)
 
     shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})
     shardings = sharding.tree_shardings(shapes, mesh)
@@ -81,6 +93,7 @@ def assemble(
         microbatches=cfg.microbatches,
         ema_decay=optim.ema_decay,
         tracker=tracker,
+        companion=companion,
     )
     return Assembly(
         net=net,
@@ -89,6 +102,7 @@ def assemble(
         state=with_shardings(shapes, shardings),
         initial_state=jax.jit(fresh, out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        rate=fallen if timed else None,
     )
 
 
@@ -99,12 +113,26 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _check_batch(cfg: TrainConfig, mesh: Mesh) -> None:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.microbatches
+def _companion(
+    config: dict[str, Any], optim: OptimConfig, net: Network, clock: Clock, teacher: Network | None
+) -> Companion | None:
+    """The network that is trained beside the model, with an optimizer like the model's."""
+    auxiliary = family(config).auxiliary(config, net, clock, teacher)
+    if auxiliary is None:
+        return None
+    own = dataclasses.replace(optim, lr=auxiliary.lr or optim.lr)
+    steps = auxiliary.updates * config["train"]["steps"]
+    return Companion(auxiliary, make_optimizer(own, steps))
+
+
+def _check_batch(cfg: TrainConfig, mesh: Mesh, companion: Companion | None) -> None:
+    updates = companion.auxiliary.updates + 1 if companion else 1
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.microbatches * updates
+    more = f" times {updates} updates" if companion else ""
     require(
         cfg.batch % ways == 0,
         f"config.train.batch {cfg.batch} does not split over {ways} (devices of the data and fsdp "
-        "axes times microbatches); use a multiple.",
+        f"axes times microbatches{more}); use a multiple.",
     )
 
 

@@ -1,16 +1,17 @@
-"""Train state and the pure train step: accumulate, clip, update, average."""
+"""The pure train step: accumulate, clip, update, average; a network beside the model in turn."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flm_jax.checkpoints.state import TrainState
-from flm_jax.core.types import Key, Metrics, Tracker
+from flm_jax.checkpoints.state import AuxiliaryState, TrainState
+from flm_jax.core.types import Key, Metrics, Params, Tracker
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Frozen, Objective
+from flm_jax.losses.base import Auxiliary, Frozen, Objective
 from flm_jax.training.optim import update_ema
 
 
@@ -19,23 +20,44 @@ def step_key(seed: int, step: jax.Array) -> Key:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, key, parts: int):
-    """Gradients, metrics and observed sums over `parts` interleaved parts of the batch.
+class Companion(NamedTuple):
+    """An `Auxiliary` with what updates it."""
 
-    Part m takes rows m, m + M, ...: on every device as many rows of each part. A part counts by
-    its number of positions ("counted" in its metrics), so that the result is the mean over the
-    positions of the whole batch.
+    auxiliary: Auxiliary
+    optimizer: optax.GradientTransformation
+
+
+def interleaved(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """Arrays [B, ...] as [parts, B / parts, ...].
+
+    Part m takes rows m, m + M, ...: on every device as many rows of each part.
     """
-    rows = batch["tokens"].shape[0]
-    size = rows // parts
-    split = jax.tree.map(lambda x: x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    size = batch["tokens"].shape[0] // parts
+    return jax.tree.map(lambda x: x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _gradients(objective: Objective, parts: int) -> Callable:
+    """`jax.value_and_grad` of an objective, or the same over parts of its batch in turn."""
+    gradients = jax.value_and_grad(objective, has_aux=True)
+    return gradients if parts == 1 else functools.partial(_accumulated, gradients, parts)
+
+
+def _accumulated(
+    gradients: Callable, parts: int, params: Params, frozen: Frozen, batch, key: Key, whole: Rows
+):
+    """((None, metrics), gradients) of a whole batch, over `parts` interleaved parts of it.
+
+    A part counts by its number of positions ("counted" in its metrics), so that the result is the
+    mean over the positions of the whole batch.
+    """
+    rows, split = whole.total, interleaved(batch, parts)
 
     def one(start, part):
-        (_, metrics), grads = gradients(state.params, frozen, part, key, Rows(start, rows))
+        (_, metrics), grads = gradients(params, frozen, part, key, Rows(start, rows))
         metrics, number, observed = _read(metrics)
         return jax.tree.map(lambda x: x * number, (grads, metrics)), number, observed
 
-    starts = jnp.arange(parts) * size
+    starts = jnp.arange(parts) * (rows // parts)
     shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -45,7 +67,7 @@ def _accumulated(gradients: Callable, state: TrainState, frozen: Frozen, batch, 
     (sums, number, observed), _ = jax.lax.scan(accumulate, zeros, (starts, split))
     # A batch in which nothing counts has no gradient.
     grads, metrics = jax.tree.map(lambda x: x / jnp.maximum(number, 1.0), sums)
-    return grads, metrics, observed
+    return (None, metrics | {"observed": observed}), grads
 
 
 def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
@@ -53,6 +75,41 @@ def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
     proper = dict(metrics)
     number = proper.pop("counted", jnp.ones(()))
     return proper, number, proper.pop("observed", None)
+
+
+def _scaled(updates: Params, rate: jax.Array | None) -> Params:
+    return updates if rate is None else jax.tree.map(lambda x: x * rate, updates)
+
+
+def _companion_updates(companion: Companion, microbatches: int) -> Callable:
+    """(state, teacher, batch, key, rate) -> (auxiliary, its metrics, the model's part of batch).
+
+    The updates are one compiled body, run as often as there are. Metrics are their means.
+    """
+    auxiliary, optimizer = companion
+    gradients = _gradients(auxiliary.objective, microbatches)
+
+    def updated(state: TrainState, teacher, batch, key: Key, rate: jax.Array | None):
+        def one(own: AuxiliaryState, item):
+            number, part = item
+            frozen = Frozen(teacher, state.ema_params, other=state.params)
+            own_key = jax.random.fold_in(key, number)
+            rows = Rows(0, part["tokens"].shape[0])
+            (_, metrics), grads = gradients(own.params, frozen, part, own_key, rows)
+            metrics, *_ = _read(metrics)
+            updates, opt_state = optimizer.update(grads, own.opt_state, own.params)
+            metrics |= {"auxiliary_grad_norm": optax.tree.norm(grads)}
+            new = optax.apply_updates(own.params, _scaled(updates, rate))
+            return AuxiliaryState(new, opt_state), metrics
+
+        parts = interleaved(batch, auxiliary.updates + 1)
+        own_parts = jax.tree.map(lambda x: x[1:], parts)
+        numbers = 1 + jnp.arange(auxiliary.updates)
+        own, metrics = jax.lax.scan(one, state.auxiliary, (numbers, own_parts))
+        means = jax.tree.map(jnp.mean, metrics)
+        return own, means, jax.tree.map(lambda x: x[0], parts)
+
+    return updated
 
 
 def make_train_step(
@@ -63,44 +120,53 @@ def make_train_step(
     microbatches: int,
     ema_decay: float,
     tracker: Tracker | None = None,
+    companion: Companion | None = None,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """train_step(state, teacher, batch) -> (state, metrics), to be jitted with `state` donated.
 
-    `teacher` holds its parameters, or is {}.
+    `teacher` holds its parameters, or is {}. With a companion the batch falls into equal parts:
+    one for each update of the auxiliary, and the first for that of the model, which comes last.
+    Every part is taken in as many microbatches. A fourth argument scales what optimizers add to
+    parameters, and so the learning rates: one that is known at run time alone.
 
-    A non-finite loss or gradient leaves parameters, moments, average and statistics as they were;
-    the step still counts, and `skipped` counts such steps in a row.
+    A non-finite loss or gradient, of any update, leaves parameters, moments, average, statistics
+    and auxiliary as they were; the step still counts, and `skipped` counts such steps in a row.
     """
+    gradients = _gradients(objective, microbatches)
+    beside = companion and _companion_updates(companion, microbatches)
+    lead = companion.auxiliary.lead if companion else 0
 
-    gradients = jax.value_and_grad(objective, has_aux=True)
-
-    def train_step(state: TrainState, teacher, batch):
-        key = step_key(seed, state.step)
-        frozen = Frozen(teacher, state.ema_params, state.tracked)
-        if microbatches == 1:
-            rows = Rows(0, batch["tokens"].shape[0])
-            (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
-            metrics, _, observed = _read(metrics)
-        else:
-            found = _accumulated(gradients, state, frozen, batch, key, microbatches)
-            grads, metrics, observed = found
+    def train_step(state: TrainState, teacher, batch, rate: jax.Array | None = None):
+        key, own, before = step_key(seed, state.step), state.auxiliary, {}
+        if beside:
+            own, before, batch = beside(state, teacher, batch, key, rate)
+        frozen = Frozen(teacher, state.ema_params, state.tracked, own.params if own else {})
+        rows = Rows(0, batch["tokens"].shape[0])
+        (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
+        metrics, _, observed = _read(metrics)
         tracked = state.tracked
         if tracker:
             tracked = tracker.update(tracked, observed, state.step)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.all(
-            jnp.stack([jnp.isfinite(m) for m in metrics.values()])
-        )
+        metrics |= before | {"grad_norm": optax.tree.norm(grads)}
+        finite = jnp.all(jnp.stack([jnp.isfinite(m) for m in metrics.values()]))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, ema_decay, state.step)
-        new = (params, ema_params, opt_state, tracked)
-        old = (state.params, state.ema_params, state.opt_state, state.tracked)
-        *kept, tracked = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        params = optax.apply_updates(state.params, _scaled(updates, rate))
+        updated = jnp.maximum(state.step - lead, 0)  # times that the average was
+        ema_params = update_ema(state.ema_params, params, ema_decay, updated)
+        learns = finite & (state.step >= lead) if lead else finite
+        new = (params, ema_params, opt_state)
+        old = (state.params, state.ema_params, state.opt_state)
+        kept = _chosen(learns, new, old)
+        aside = _chosen(finite, (tracked, own), (state.tracked, state.auxiliary))
         skipped = jnp.where(finite, 0, state.skipped + 1)
         return (
-            TrainState(state.step + 1, *kept, skipped, tracked),
-            metrics | {"grad_norm": norm, "skipped_in_a_row": skipped},
+            TrainState(state.step + 1, *kept, skipped, *aside),
+            metrics | {"skipped_in_a_row": skipped},
         )
 
     return train_step
+
+
+def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:
+    """One tree or the other."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

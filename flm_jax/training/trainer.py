@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from flm_jax.build.load import (
     check_teacher,
     load_model,
     resolve_adapted,
+    starting_params,
 )
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints, write_config
@@ -48,6 +50,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
       Stopped: SIGTERM or SIGINT (in a notebook, an interrupt) came; its step was saved.
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
+    began = time.monotonic()
     check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
@@ -68,6 +71,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
             check_teacher(config, data.tokenizer, teacher)
     frozen = {} if teacher is None else teacher.params
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
+    start = starting_params(config, data.tokenizer, mesh)
     net, clock, cfg = program.net, program.clock, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
     rows = sharding.local_rows(mesh, cfg.batch)
@@ -80,16 +84,18 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         rows=rows,
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
-    state = program.initial_state(frozen)
-    found = checkpoints.restore(state)
+    state = program.initial_state(frozen, start)
+    found, spent = checkpoints.restore(state), 0.0
     if found is None:
         state = _started(config, state)
     else:
         state, meta = found
         batches.set_state(meta["iterator"])
+        spent = meta.get("seconds", 0.0)
         if jax.process_index() == 0:
             print(f"continuing {workdir} from step {int(state.step)}", flush=True)
-            if moved := rate_change(saved or config, config, int(state.step)):
+            moved = rate_change(saved or config, config, int(state.step))
+            if moved and not program.rate:
                 print(moved, file=sys.stderr, flush=True)
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
@@ -106,10 +112,12 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         frozen=frozen,
         batches=batches,
         to_global=to_global,
-        evaluate=lambda params: evaluate(whole_params(config, params, frozen)),
+        evaluate=evaluate and (lambda params: evaluate(whole_params(config, params, frozen))),
         eval_every=config["eval"]["every"],
         rows=cfg.batch,
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
+        spent=spent + time.monotonic() - began,
+        rate=program.rate,
     )
     if state.tracked is not None:
         run = run._replace(note=schedule_recorder(workdir, config, int(state.step)))

@@ -57,7 +57,7 @@ def test_config_builds(path):
     batch = {"tokens": shape, "mask": shape}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, metrics = jax.eval_shape(
-        lambda p, b, k: objective(p, Frozen(p, p, tracked), b, k, Rows(0, rows)),
+        lambda p, b, k: objective(p, Frozen(p, p, tracked, p), b, k, Rows(0, rows)),
         params,
         batch,
         key,

@@ -42,8 +42,9 @@ STEERED = {
     "policy": "--workdir=aligned --steps=3 --sampler=x_prediction --policy=policy",
     "reward": "--workdir=flow --steps=4 --reward=reward --reward_scale=20",
 }
+COND = " --config.model.cond_dim=2 "  # of a DiT
 SMALL = """
-    --config.model.dim=8 --config.model.depth=1 --config.model.heads=2 --config.model.cond_dim=2
+    --config.model.dim=8 --config.model.depth=1 --config.model.heads=2
     --config.model.mlp_ratio=2 --config.train.batch=16 --config.train.log_every=2
     --config.eval.every=0 --config.eval.batches=1 --config.eval.sample_steps=4
     --config.optim.warmup_steps=2 --config.optim.lr=0.01 --config.train.keep_checkpoints=1
@@ -52,10 +53,10 @@ SMALL = """
 SUM_TASK = SMALL + "--config.data.task_size=512 --config.model.length=6"
 # Workdir: the configuration and flags it was trained with, for 4 steps.
 CONTINUED = {
-    "flow": ("phrases/flm.py:arithmetic1", SUM_TASK),
+    "flow": ("phrases/flm.py:arithmetic1", SUM_TASK + COND),
     "aligned": (
         "phrases/mdlm.py:arithmetic1",
-        SUM_TASK + " --config.objective.name=alignment --config.objective.teacher=masked"
+        SUM_TASK + COND + " --config.objective.name=alignment --config.objective.teacher=masked"
         " --config.data.generated=own",
     ),
     "autoregressive": (

@@ -38,6 +38,7 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config = json.loads(json.dumps(loaded.config))
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
+    config["objective"]["start"] = "/secret/start"
     save_folder(tmp_path / "out", config, loaded.params, loaded.tokenizer, 3)
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
     assert "secret" not in (tmp_path / "out/config.json").read_text()

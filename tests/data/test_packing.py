@@ -107,3 +107,14 @@ def test_errors(stream):
         PackedSource(stream, TOKENIZER, 2, "wrap")
     with pytest.raises(UserError, match="needs a BOS token"):
         PackedSource(stream, WordTokenizer(["a"]), 8, "wrap")
+
+
+@pytest.mark.parametrize("packing", ["wrap", "stream", "pad"])
+def test_a_batch_is_its_examples(stream, packing):
+    source = PackedSource(stream, TOKENIZER, 5, packing)
+    places = [*range(len(source)), 0, 2]
+    batch = source.batch(places)
+    for name in ("tokens", "mask"):
+        expected = np.stack([source[place][name] for place in places])
+        np.testing.assert_array_equal(batch[name], expected)
+        assert batch[name].dtype == expected.dtype

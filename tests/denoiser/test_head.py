@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network, Parallel
+from flm_jax.denoiser import tiled
 from flm_jax.denoiser.head import (
     Readout,
     cross_entropy,
@@ -114,6 +115,17 @@ def test_bfloat16_features():
     gradient = found["tokens"][1][1][0]
     assert gradient.features.dtype == jnp.bfloat16
     assert gradient.kernel.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("softcap", [CAP, 0.0])
+def test_added_columns_have_no_probability(monkeypatch, softcap):
+    """Heads of 16-bit networks get columns up to a multiple of 128: the same to rounding."""
+    net = head_network(loss_tile=5, logit_softcap=softcap)
+    wanted = results(net, jnp.bfloat16)
+    monkeypatch.setattr(tiled, "_LARGE", 1)
+    fn, args = problems(net, jnp.bfloat16)["tokens"]
+    assert f"bf16[{D},128]" in str(jax.make_jaxpr(fn)(*args))
+    assert_close(results(net, jnp.bfloat16), wanted, 4e-3)
 
 
 def test_targets_receive_no_gradient():

@@ -60,6 +60,7 @@ def small_run(
     to_global=lambda batch: batch,
     evaluate=lambda params: ({}, []),
     eval_every=0,
+    rate=None,
     **changed,
 ):
     """The real loop around a step of microseconds, from the newest checkpoint if there is one."""
@@ -87,6 +88,8 @@ def small_run(
         evaluate=evaluate,
         eval_every=eval_every,
         meta={"length": 2},
+        spent=found[1].get("seconds", 0.0) if found else 0.0,
+        rate=rate,
     )
     cfg = TrainConfig(**cfg | changed)
     with Loop(run, cfg, workdir, checkpoints) as loop:

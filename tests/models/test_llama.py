@@ -169,7 +169,7 @@ def test_bfloat16_is_kept(tmp_path):
     [
         ({"kv_heads": 3}, "do not share 3 heads of keys and values"),
         ({"mask_id": VOCAB}, "mask_id is 23; expected -1"),
-        ({"rope_condense": 0.0}, "rope_condense is 0.0"),
+        ({"rope_condense": 0.0}, "rope_condense 0.0"),
         ({"remat": "some"}, "unknown config.model.remat"),
     ],
 )

@@ -20,7 +20,8 @@ BUILT = [
     (case.name, variant)
     for case in SUITES["gpu"]
     for variant in case.variants
-    if variant != "cudnn" and not case.name.endswith(("_64", "256"))  # of others' shapes
+    if variant not in ("cudnn", "fused")
+    and not case.name.endswith(("_64", "256"))  # of others' shapes
 ]
 # Says what bench_group would, of cases that end in different ways.
 CHILD = """
@@ -50,7 +51,8 @@ def test_suites_of_groups():
 @pytest.mark.parametrize(("name", "variant"), BUILT)
 def test_programs_of_the_gpu_suite_build(name, variant):
     case = find("gpu", name)
-    config = bench_worker._config(case, case.variants[variant])
+    # Traced with XLA's attention: a kernel's are the same shapes.
+    config = bench_worker._config(case, case.variants[variant] | {"attention": "xla"})
     mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]), jax.devices()[:1])
     program = assemble(config, mesh)
     shape = (case.sizes["batch"], case.sizes["length"])
@@ -76,12 +78,14 @@ def test_programs_of_the_gpu_suite_build(name, variant):
         assert jax.eval_shape(draw, params).shape == shape
 
 
-def test_cudnn_takes_the_sizes_of_its_variants(monkeypatch):
-    monkeypatch.setitem(attention.KINDS, "cudnn", None)  # as if its GPU were here
+@pytest.mark.parametrize(("kind", "softcap"), [("cudnn", 0.0), ("fused", 50.0)])
+def test_kernels_take_the_sizes_of_their_variants(monkeypatch, kind, softcap):
+    monkeypatch.setitem(attention.KINDS, kind, None)  # as if its GPU were here
+    monkeypatch.setattr(attention.fused_attention, "why_missing", lambda: "")
     for suite in ("gpu", "gpu_quick"):
         for case in SUITES[suite]:
-            model = bench_worker._config(case, case.variants.get("cudnn", {}))["model"]
-            assert model["attention_softcap"] == (0.0 if "cudnn" in case.variants else 50.0)
+            model = bench_worker._config(case, case.variants.get(kind, {}))["model"]
+            assert model["attention_softcap"] == (softcap if kind in case.variants else 50.0)
             attention.check_attention(
                 attention.AttentionPlan(model["attention"]),
                 length=model["length"],
@@ -130,12 +134,12 @@ def test_what_has_no_time_is_named(monkeypatch, tmp_path):
 
 def test_a_tiny_case_is_measured_and_one_for_a_gpu_refused(monkeypatch, capsys):
     monkeypatch.setattr(bench_worker, "matmul_ceiling", lambda dtype: 1e12)
-    names = ["flm_train_owt_16/cudnn", "fmlm_sample_owt_1/cudnn"]
+    names = ["flm_train_owt_16/fused", "flm_sample_owt_4/fused"]
     monkeypatch.setattr(sys, "argv", ["bench_group", "gpu_smoke", *names])
     bench_group.main()
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [s["begin"] for s in said[::2]] == names
-    assert "attention 'cudnn' runs on gpu" in said[1]["failed"]
+    assert "attention 'fused' runs on gpu" in said[1]["failed"]
     found = said[3]["figures"]
     assert found["runs"] >= 3 and found["planned_mib"] > 0
     assert found["peak_is"] in ("measured", "planned")

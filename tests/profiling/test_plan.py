@@ -12,7 +12,7 @@ import pytest
 
 from flm_jax import compile
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.distributed.sharding import MeshConfig, make_mesh
 from flm_jax.profiling import aot, topologies
@@ -29,8 +29,9 @@ def tiny_config(vocab_size=20, **objective):
     config.model.heads = 2
     config.model.cond_dim = 12
     config.model.scan_blocks = True
+    choose(config, objective=objective.pop("name", "denoising"))
     config.objective.update(objective)
-    config.model.two_time = config.objective.name == "semigroup"
+    config.model.two_time = config.objective.name != "denoising"
     config.train.batch = 16
     config.mesh.data, config.mesh.fsdp = 2, 4
     return profiling_plan.resolve(check(config))
@@ -62,16 +63,27 @@ def test_least_operations_of_distillation_and_sampling():
     assert profiling_plan.train_minimum(alone) == 4 * forward + product // 2
 
 
+def test_least_operations_of_two_networks_in_turn():
+    """Of 16 rows 4 are the student's: 3 for both gradients; 12 answers, and 2 calls on the 4."""
+    matching = {"name": "distribution_matching", "teacher": "somewhere", "auxiliary_updates": 3}
+    config = tiny_config(**matching)
+    forward, product = profiling_plan.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
+    assert profiling_plan.train_minimum(config) == 4.25 * forward + 1.5 * product
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(MeshConfig(data=2, fsdp=4))
 
 
-@pytest.mark.parametrize(
-    "objective", [{}, {"name": "semigroup", "teacher": "not there"}], ids=["flm", "fmlm"]
-)
+MATCHING = {"name": "distribution_matching", "auxiliary_updates": 1}
+OBJECTIVES = ({}, {"name": "semigroup", "teacher": "none"}, MATCHING | {"teacher": "none"})
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["flm", "fmlm", "matching"])
 def test_a_train_step_is_planned(mesh, objective):
-    """Arguments are those of the real state: parameters, average, two moments, teacher."""
+    """Arguments are those of the real state: parameters, average, two moments, teacher; and of the
+    network that is trained beside the model, parameters and moments."""
     config = tiny_config(vocab_size=40, **objective)
     texts = []
     result = profiling_plan.plan(config, mesh, 0, keep=texts.append)

@@ -10,7 +10,11 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What each prints, among other things.
 EXPECTED = {
-    "one_step_text": ["fmlm    1 network calls", "LanguageModel(flow map, 2 tokens, step 20)"],
+    "one_step_text": [
+        "4 network calls: ['Once upon a time",
+        "fmlm    1 network calls",
+        "LanguageModel(flow map, 2 tokens, step 20)",
+    ],
     "train_your_own": ["flow (Euler) 32 network calls", "flow map 4 network calls"],
     "distillation_explained": ["same phrase from the same noise: 0.", "flow map, 1 call  valid"],
 }

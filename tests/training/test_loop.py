@@ -11,8 +11,10 @@ import pytest
 
 from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import check
+from flm_jax.config.training import OptimConfig
+from flm_jax.training.optim import fallen, learning_rate
 from flm_jax.training.trainer import train_run
-from helpers.loop import Batches, restored, small_run
+from helpers.loop import SMALL_STEP, Batches, restored, small_run, small_state
 from helpers.runs import tiny_config
 
 
@@ -79,3 +81,46 @@ def test_an_interrupt_in_python_is_one_after_the_step_is_saved(tmp_path, number)
     assert latest_step(tmp_path) == 7
     small_run(tmp_path, Batches())
     assert latest_step(tmp_path) == 12
+
+
+def test_a_run_of_so_many_seconds_ends_saves_and_is_finished(tmp_path):
+    """It counts the time before an interrupt too, and tells the step how much is over."""
+    slow = lambda: Batches(slow=3, seconds=0.6)
+    told = []
+    settings = {"steps": 10**9, "seconds": 0.5, "rate": lambda over: told.append(over) or over}
+    small_run(tmp_path, slow(), **settings)
+    step = latest_step(tmp_path)
+    assert step >= 1 and told == sorted(told) and 1 < told[-1] < 10
+    again = Batches()
+    small_run(tmp_path, again, **settings)
+    assert latest_step(tmp_path) == step and again.taken == step
+    small_run(tmp_path, again, **settings | {"seconds": 0.9, "checkpoint_every": 10**9})
+    assert latest_step(tmp_path) > step
+
+
+def test_the_rate_scales_what_is_added_to_the_parameters():
+    half, whole, plain = (
+        SMALL_STEP(small_state(), {}, batch, *rate)[0].params["w"] - small_state().params["w"]
+        for batch in [next(Batches())]
+        for rate in ([np.float32(0.5)], [np.float32(1.0)], [])
+    )
+    np.testing.assert_allclose(2 * half, whole, rtol=1e-3)
+    np.testing.assert_array_equal(whole, plain)
+
+
+def test_cosine_of_seconds_is_that_of_steps():
+    cfg = OptimConfig(1e-2, 0, "cosine", 0.9, 0.99, 1e-8, 0.0, 1.0, 0.9)
+    rate = learning_rate(cfg, 100)
+    for step in (0, 30, 50, 100):
+        np.testing.assert_allclose(rate(step), 1e-2 * fallen(step / 100), rtol=1e-5)
+
+
+def test_a_timed_run_trains_with_its_cosine_and_without_an_evaluation(tmp_path):
+    config = tiny_config()
+    config.train.steps, config.train.seconds = 10**6, 1.5
+    config.optim.schedule = "cosine"
+    config.eval.batches, config.eval.samples = 0, 0
+    assert train_run(check(config), str(tmp_path)) == 0
+    found = records(tmp_path)
+    assert latest_step(tmp_path) >= found[-1]["step"] > 0
+    assert not any(key.startswith("eval/") for record in found for key in record)

@@ -8,7 +8,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.clocks import Clock
-from flm_jax.losses.base import Objective
+from flm_jax.losses.base import Auxiliary, Objective
 
 
 class Work(NamedTuple):
@@ -57,6 +57,8 @@ class Family:
       tracker: config -> statistics that the objective gathers; None for none.
       row_group: config -> rows of a microbatch that must stay together.
       work: config -> operations of a train step besides the trained network's.
+      auxiliary: (config, net, clock, teacher network or None) -> the network that is trained beside
+        the model; None for none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Family:
     tracker: Callable[[Config], Tracker | None] = lambda config: None
     row_group: Callable[[Config], int] = lambda config: 1
     work: Callable[[Config], Work] = lambda config: Work()
+    auxiliary: Callable[..., Auxiliary | None] = lambda config, net, clock, teacher: None
 
 
 def no_teacher(config: Config, teacher: Network | None) -> None:

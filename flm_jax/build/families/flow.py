@@ -78,29 +78,31 @@ def _flow_losses(make: Callable[[Network, Clock], Callable]) -> Callable[..., Ca
     return made
 
 
-def check_flow_teacher(config: Config, teacher: Config, net: Network) -> None:
+def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str = "teacher") -> None:
     """Refuses to learn a flow from a model whose probabilities along the same clock it lacks.
 
     Args:
       config: of the student.
       teacher: of the teacher.
       net: the teacher's network.
+      key: of config.objective that names it.
     """
     aim = settings(config, "objective")
     require(
         net.any_order or not (aim.context or aim.prompt),
-        "config.objective.context and prompt need a teacher that was trained with clean context; "
+        f"config.objective.context and prompt need a {key} that was trained with clean context; "
         "got one without: train it with config.objective.context > 0, or set both to 0.",
     )
     require(
         prediction(teacher) == "probabilities",
-        f"config.objective.teacher predicts a {prediction(teacher)}; expected a model of "
+        f"config.objective.{key} predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
     clocks = [flow_settings(c).clock for c in (teacher, config)]
     require(
         clocks[0] == clocks[1],
-        f"config.objective.clock is {clocks[1]!r}, the teacher's {clocks[0]!r}; set it to that.",
+        f"config.objective.clock is {clocks[1]!r}, that of the {key} {clocks[0]!r}; set it to "
+        "that.",
     )
 
 

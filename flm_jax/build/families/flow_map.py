@@ -86,6 +86,10 @@ ROUTES: dict[str, Callable[[Any], Route]] = {
 }
 
 
+# Routes that take derivatives forward, which no attention kernel has a rule for.
+FORWARD_MODE = frozenset(ROUTES) - {"semigroup"}
+
+
 def flow_map_objective(
     config: Config, net: Network, clock: Clock, teacher: Network | None
 ) -> Objective:
@@ -101,9 +105,9 @@ def flow_map_objective(
     )
     kernel = config["model"]["attention"]
     require(
-        name == "semigroup" or kernel == "xla",
+        name not in FORWARD_MODE or kernel in ("xla", "auto"),
         f"objective {name} differentiates forward, which config.model.attention {kernel!r} "
-        "cannot; set it to 'xla'.",
+        "cannot; set it to 'xla' or 'auto'.",
     )
     if teacher is not None and teacher.self_conditioned:
         teacher = fixed_point(teacher, cfg.iterations)

@@ -2,6 +2,7 @@
 
 from flm_jax.build.families.autoregressive import AUTOREGRESSIVE
 from flm_jax.build.families.base import Family
+from flm_jax.build.families.distribution_matching import DISTRIBUTION_MATCHING
 from flm_jax.build.families.flow import FLOW
 from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
@@ -17,6 +18,7 @@ from flm_jax.losses.base import Objective
 OBJECTIVES: dict[str, Family] = {
     "denoising": FLOW,
     **dict.fromkeys(ROUTES, FLOW_MAP),
+    "distribution_matching": DISTRIBUTION_MATCHING,
     "masked_diffusion": MASKED_DIFFUSION,
     "masked_flow": MASKED_FLOW,
     "alignment": X_PREDICTION,

@@ -1,10 +1,11 @@
 """A local file of numbers, read piece by piece."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
-from flm_jax.core.errors import require
+from flm_jax.core.errors import UserError
 
 
 class ShardFile:
@@ -32,19 +33,30 @@ class ShardFile:
         if not isinstance(place, slice):
             return self[place : place + 1][0]
         start, stop, _ = place.indices(self._length)
-        size, offset = max(stop - start, 0) * self._dtype.itemsize, start * self._dtype.itemsize
-        got, problem = b"", "it ends before that"
+        return self.pieces([start], max(stop - start, 0))[0]
+
+    def pieces(self, starts: Sequence[int], length: int) -> np.ndarray:
+        """Numbers from several places on, [len(starts), length]; the file is opened once.
+
+        Raises:
+          UserError: the file is gone, cut short or unreadable.
+        """
+        size, width = length * self._dtype.itemsize, self._dtype.itemsize
+        offset = 0
         try:
             file = os.open(self._path, os.O_RDONLY)
             try:
-                got = os.pread(file, size, offset)
+                found = []
+                for start in starts:
+                    offset = int(start) * width
+                    found.append(os.pread(file, size, offset))
+                    if len(found[-1]) != size:
+                        raise OSError("it ends before that")
             finally:
                 os.close(file)
         except OSError as error:
-            problem = str(error)
-        require(
-            len(got) == size,
-            f"{self._path} cannot be read any more ({problem}); expected {size} bytes at {offset}: "
-            "put the file back as it was, then run the same command to continue.",
-        )
-        return np.frombuffer(got, self._dtype)
+            raise UserError(
+                f"{self._path} cannot be read any more ({error}); expected {size} bytes at "
+                f"{offset}: put the file back as it was, then run the same command to continue."
+            ) from error
+        return np.frombuffer(b"".join(found), self._dtype).reshape(len(found), length)

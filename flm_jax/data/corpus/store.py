@@ -223,6 +223,19 @@ class TokenStream:
             place = end
         return out
 
+    def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Tokens from several places on, int32 [len(starts), length]; reads no other."""
+        first = np.searchsorted(self._token_starts, starts, side="right") - 1
+        last = np.searchsorted(self._token_starts, starts + length, side="left") - 1
+        out = np.empty((len(starts), length), np.int32)
+        for shard in np.unique(first):
+            rows = np.flatnonzero((first == shard) & (last == shard))
+            places = starts[rows] - self._token_starts[shard]
+            out[rows] = _pieces(self._tokens[shard], places, length)
+        for row in np.flatnonzero(first != last):
+            out[row] = self.read(int(starts[row]), int(starts[row]) + length)
+        return out
+
     def document(self, index: int) -> np.ndarray:
         """Tokens of a document, int32, without the EOS after it."""
         shard = int(np.searchsorted(self._document_starts, index, side="right")) - 1
@@ -230,6 +243,13 @@ class TokenStream:
         offsets, tokens = self._offsets[shard], self._tokens[shard]
         stop = int(offsets[place + 1]) if place + 1 < len(offsets) else len(tokens)
         return tokens[int(offsets[place]) : stop - 1].astype(np.int32)
+
+
+def _pieces(tokens: Numbers, places: np.ndarray, length: int) -> np.ndarray:
+    """Tokens of one shard from several places on, [len(places), length]."""
+    if isinstance(tokens, ShardFile):
+        return tokens.pieces(places.tolist(), length)
+    return tokens[places[:, None] + np.arange(length)]
 
 
 @dataclasses.dataclass(frozen=True)

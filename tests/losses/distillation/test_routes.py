@@ -161,7 +161,7 @@ def largest(jaxpr):
     size = 0
     for eqn in jaxpr.eqns:
         size = max([size, *(v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))])
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in jax.extend.core.jaxprs_in_params(eqn.params):
             size = max(size, largest(sub))
     return size
 

@@ -1,0 +1,45 @@
+"""The recipe that the models of the tales share: data, sizes, optimizer, steps.
+
+launch/tales.sh prepares the data and trains all of them. A model has at most 7.4 million
+parameters, so that its weights in bfloat16 take less than 15 MB. The batches are those of a GPU;
+the launcher sets smaller ones, and float32, where there is none.
+"""
+
+from flm_jax.config import base_config
+
+
+def recipe(folder: str = ""):
+    """`folder` is that of the runs, runs/tales by default; the prepared data lie in its `data`."""
+    config = base_config()
+    config.data.path = f"{folder or 'runs/tales'}/data"
+    config.data.packing = "stream"
+    config.data.prefetch = 8
+    config.model.length = 64
+    config.model.dim = 256
+    config.model.depth = 5
+    config.model.heads = 4
+    config.model.dtype = "bfloat16"
+    config.optim.name = "muon"
+    config.optim.lr = 3e-3
+    config.optim.warmup_steps = 50
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.998
+    config.train.steps = 12_000
+    config.train.batch = 512
+    config.train.log_every = 100
+    config.train.checkpoint_every = 1000
+    config.train.keep_checkpoints = 1
+    # All is measured afterwards, by launch/tales_measure.sh.
+    config.eval.every = 0
+    config.eval.batches = 0
+    config.eval.samples = 0
+    config.eval.sample_steps = 32
+    return config
+
+
+def flow(folder: str = ""):
+    """What the flow and its maps share: posterior input, and clean context in half of the rows."""
+    config = recipe(folder)
+    config.model.posterior_input = True
+    config.objective.context = 0.5
+    return config

@@ -1,0 +1,99 @@
+"""Distribution matching: flow maps trained beside an auxiliary denoiser."""
+
+import dataclasses
+import functools
+
+from flm_jax.build.families.base import Work
+from flm_jax.build.families.flow import check_flow_teacher
+from flm_jax.build.families.flow_map import FLOW_MAP
+from flm_jax.config.schema import settings
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.types import Config
+from flm_jax.denoiser.self_conditioning import fixed_point
+from flm_jax.flows.clocks import Clock
+from flm_jax.losses.base import Auxiliary, Objective
+from flm_jax.losses.distillation.distribution_matching import (
+    auxiliary_loss,
+    matching_loss,
+)
+
+
+def _bound(config: Config, net: Network, clock: Clock, teacher: Network) -> dict:
+    """What both losses are bound to; a self-conditioned teacher is asked for its fixed point."""
+    cfg = settings(config, "objective")
+    if teacher.self_conditioned:
+        teacher = fixed_point(teacher, cfg.iterations)
+    return {"net": net, "clock": clock, "cfg": cfg, "teacher": teacher}
+
+
+def matching_objective(
+    config: Config, net: Network, clock: Clock, teacher: Network | None
+) -> Objective:
+    """The student's objective, checked."""
+    parts = matching_rows(config)
+    require(
+        net.two_time,
+        "objective distribution_matching trains a flow map; set config.model.two_time = True.",
+    )
+    require(
+        teacher is not None,
+        "objective distribution_matching needs a frozen flow; set config.objective.teacher to the "
+        "workdir of one (objective denoising).",
+    )
+    rows, micro = config["train"]["batch"], config["train"]["microbatches"]
+    require(
+        rows % (parts * micro) == 0,
+        f"config.train.batch {rows} does not split into {parts} updates (auxiliary_updates + 1) of "
+        f"{micro} microbatches; use a multiple of {parts * micro}.",
+    )
+    return functools.partial(matching_loss, **_bound(config, net, clock, teacher))
+
+
+def matching_auxiliary(config: Config, net: Network, clock: Clock, teacher: Network) -> Auxiliary:
+    """The auxiliary denoiser and how it is trained, checked; call `matching_objective` first."""
+    cfg = settings(config, "objective")
+    lead, steps = cfg.auxiliary_lead, config["train"]["steps"]
+    require(
+        lead < steps,
+        f"config.objective.auxiliary_lead is {lead}; expected 0 to {steps - 1}, fewer than "
+        f"config.train.steps = {steps}.",
+    )
+    objective = functools.partial(auxiliary_loss, **_bound(config, net, clock, teacher))
+    return Auxiliary(objective, cfg.auxiliary_updates, lead, cfg.auxiliary_lr)
+
+
+def check_matching_teacher(config: Config, teacher: Config, net: Network) -> None:
+    """As for every flow map; and the auxiliary, which starts from it, needs one time to be new."""
+    check_flow_teacher(config, teacher, net)
+    require(
+        not net.two_time,
+        "config.objective.teacher is a flow map; expected the flow that it was distilled from "
+        "(objective denoising); a flow map belongs in config.objective.start.",
+    )
+
+
+def matching_rows(config: Config) -> int:
+    """Parts of the batch: one for each update of the auxiliary, and one for the student's."""
+    return settings(config, "objective").auxiliary_updates + 1
+
+
+def matching_work(config: Config) -> Work:
+    """Least work besides the two networks' own calls, which together are those of the batch.
+
+    The student answers on the auxiliary's parts, auxiliary and teacher on the student's part. One
+    product probabilities @ E for each answer, and on the student's part two more.
+    """
+    rows, parts = config["train"]["batch"], matching_rows(config)
+    own = rows // parts
+    return Work(forward_rows=rows + own, embedded_rows=rows + 2 * own)
+
+
+DISTRIBUTION_MATCHING = dataclasses.replace(
+    FLOW_MAP,
+    objective=matching_objective,
+    check_teacher=check_matching_teacher,
+    row_group=matching_rows,
+    work=matching_work,
+    auxiliary=matching_auxiliary,
+)

@@ -1,0 +1,313 @@
+"""Distribution matching: a map whose outputs, noised again, have the law of the data (Simplex-DMD,
+arXiv 2609.40235).
+
+The student reads a noisy state y_s and answers with probabilities P at the end of the flow, told
+(s, 1). Its answer is embedded by the table E of a frozen flow and noised to a later time t,
+
+    z = t P E + (1-t) xi,  xi ~ N(0, Sigma), Sigma = E^T E.
+
+Let q_t be the law of z and p_t that of the data at t. With m(z) the mean of the clean embedding
+given z, a score is -(1-t)^-2 Sigma^-1 (z - t m(z)), so that the gradient of KL(q_t || p_t) by P E
+is
+
+    (t / (1-t))^2 Sigma^-1 (m_auxiliary(z) - m_teacher(z)),
+
+without any derivative of a network that is asked for m. The frozen flow gives m_teacher = D_t(z) E;
+an auxiliary denoiser, trained on the student's answers by cross entropy to P, gives m_auxiliary.
+All of it are arrays [B, L, D].
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
+from flm_jax.core.types import Key, Metrics, Params, States, Times
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout, expected_embedding, mixture_cross_entropy
+from flm_jax.denoiser.posterior_input import posterior_embedding
+from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.gaussian_noise import embedded_noise
+from flm_jax.flows.interpolants import interpolate, linear, over_positions
+from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.posterior import whitening
+from flm_jax.flows.time_sampling import Rows, kronecker_uniform, stratified_uniform
+from flm_jax.losses.base import Frozen, number_of, token_weights
+from flm_jax.losses.clean_context import at_clean, clean_context, counted
+from flm_jax.losses.distillation.base import Teacher
+from flm_jax.losses.flow_settings import ClockedConfig
+
+ROW_WEIGHTINGS = ("kl", "distance")
+_LATEST = 0.995  # of the clock: nearer to 1 the weight 1/(1-t)^2 grows without bound
+_TINY = 1e-30
+_LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gradient either
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingConfig(ClockedConfig):
+    """Choices of distribution matching.
+
+    Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary -
+    m_teacher) of each row over the mean whitened distance of the student's answers from m_teacher,
+    so that late and early rows count alike.
+    """
+
+    teacher: str = setting("", "workdir of the frozen flow; it must be given")
+    start: str = setting(
+        "",
+        "workdir of the flow, or of the flow map, that the student starts from; empty for the "
+        "teacher. The auxiliary denoiser starts from the teacher",
+    )
+    auxiliary_updates: int = setting(
+        4,
+        "updates of the auxiliary before each one of the student; every update, the student's too, "
+        "has its own equal part of train.batch",
+        range="[1, inf)",
+    )
+    auxiliary_lr: float = setting(
+        0.0, "peak learning rate of the auxiliary; 0 for optim.lr", range="[0, inf)"
+    )
+    auxiliary_lead: int = setting(
+        0, "first steps, in which the auxiliary alone is trained", range="[0, inf)"
+    )
+    from_noise: float = setting(
+        0.0,
+        "fraction of rows whose student reads pure noise, s = 0; the others' s is uniform in the "
+        "clock",
+        range="[0, 1]",
+    )
+    row_weighting: str = setting(
+        "kl",
+        "weight of each row: kl (the gradient of its divergence) or distance (over the mean "
+        "distance between student and teacher, so that all count alike)",
+        choices=ROW_WEIGHTINGS,
+    )
+    iterations: int = setting(
+        2,
+        "calls of a self-conditioned teacher at a state, each with the estimate of the last one",
+        range="[1, inf)",
+    )
+
+
+class Answers(NamedTuple):
+    """What the student answers on a batch, noised again.
+
+    Attributes:
+      out: the student's read-out, told (s, 1).
+      mean: P E [B, L, D], float32, with the teacher's table; E[x] where clean.
+      z: mean noised to time t, [B, L, D], without gradient.
+      tau_s, tau_t: clock times [B], or [B, L] with 1 at clean positions.
+      t: tau_t as interpolant time.
+      mask: positions that count, [B, L].
+    """
+
+    out: Readout
+    mean: States
+    z: States
+    tau_s: Times
+    tau_t: Times
+    t: Times
+    mask: Array
+
+
+def start_and_end(key: Key, num: int, rows: Rows, from_noise: float) -> tuple[Times, Times]:
+    """Clock times tau_s of the student's states and tau_t of its noised answers, float32 [B].
+
+    A share `from_noise` has tau_s = 0, the others U(0, .995); tau_t ~ U(tau_s, .995). Both are
+    low-discrepancy over the global batch.
+    """
+    s_key, t_key = jax.random.split(key)
+    u = stratified_uniform(s_key, num, rows)
+    later = jnp.maximum(u - from_noise, 0.0) / max(1.0 - from_noise, 1e-6)
+    tau_s = _LATEST * jnp.minimum(later, 1.0)
+    return tau_s, tau_s + (_LATEST - tau_s) * kronecker_uniform(t_key, num, rows)
+
+
+def noised_again(key: Key, mean: States, t: Times, table: Float[Array, "v d"]) -> States:
+    """z = t mean + (1-t) E^T eps at times t [B] or [B, L]; no gradient flows into it."""
+    mean, table = jax.lax.stop_gradient((mean, table))
+    return interpolate(linear, t, mean, embedded_noise(key, table, mean.shape[:2]))
+
+
+def answers(
+    params: Params,
+    teacher: Teacher,
+    batch: dict[str, jax.Array],
+    key: Key,
+    rows: Rows,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: MatchingConfig,
+) -> Answers:
+    """Draws times, contexts and states, asks the student, and noises what it answers.
+
+    Args:
+      params: the student's; `out` and `mean` are differentiable in them.
+      teacher: the frozen flow, whose table embeds the answers.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
+      key: for times, contexts and noise.
+      rows: which rows of their part of the batch these are.
+      net, clock: the student and tau(t) of its vocabulary.
+    """
+    time_key, state_key, noise_key = jax.random.split(key, 3)
+    tokens, table = batch["tokens"], teacher[0].table(teacher[1])
+    clean = clean_context(key, batch, cfg.clean, rows)
+    taus = start_and_end(time_key, tokens.shape[0], rows, cfg.from_noise)
+    times = at_clean(clean, *taus, *(tau_to_t(clock, tau) for tau in taus))
+    tau_s, tau_t, s, t = times
+    y_s, _ = noisy_states(rows.fold(state_key), s, tokens, net.table(params))
+    # Without dropout: the law to be matched is that of what the student writes.
+    out = forward(net, params, y_s, tau_s, jnp.ones_like(tau_s))
+    mean = expected_embedding(out, jax.lax.stop_gradient(table), net)
+    mean = _held(clean, table[tokens], mean)
+    z = noised_again(rows.fold(noise_key), mean, t, table)
+    return Answers(out, mean, z, tau_s, tau_t, t, counted(batch["mask"], clean))
+
+
+def _held(clean: Bool[Array, "b l"] | None, given: States, mean: States) -> States:
+    return mean if clean is None else jnp.where(clean[..., None], given, mean)
+
+
+def _read(net: Network, params: Params, x: States, t: Times, other: Times, key=None) -> Readout:
+    """A call on what the blocks read, told the times (t, other)."""
+    return Readout(net.features(params, x, t, other, key=key), *net.readout(params))
+
+
+def _input(teacher: Teacher, z: States, tau_t: Times) -> States:
+    """What the blocks of auxiliary and teacher read of z: the posterior, where they read one.
+
+    It is the teacher's, in whose embeddings z lies, and at the time of z.
+    """
+    net, params = teacher
+    return z if net.interpolant_time is None else posterior_embedding(net, params, z, tau_t)
+
+
+def matching_loss_at(
+    found: Answers,
+    auxiliary: Params,
+    teacher: Teacher,
+    *,
+    net: Network,
+    row_weighting: str,
+) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
+    """A scalar whose gradient by the student is that of the mean KL(q_t || p_t) of a position.
+
+    Args:
+      found: the student's answers, differentiable in its parameters.
+      auxiliary: parameters of the auxiliary denoiser, a network like the student, told (t, s).
+      teacher: the frozen flow.
+      net: the student.
+      row_weighting: see MatchingConfig.
+
+    Returns:
+      sum(stop-gradient(g) * mean) over the positions that count, divided by their number; and
+      whitened distances [B, L], in standard deviations of the noise: of m_auxiliary and of the
+      student's answers from m_teacher.
+    """
+    teacher_net, teacher_params = teacher
+    table = teacher_net.table(teacher_params)
+    x = _input(teacher, found.z, found.tau_t)
+    beside = _read(net, auxiliary, x, found.tau_t, found.tau_s)
+    right = _read(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
+    m_auxiliary = expected_embedding(beside, table, net)
+    m_teacher = expected_embedding(right, table, teacher_net)
+    whiten, _ = whitening(table)
+    across = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    fixed = jax.lax.stop_gradient(found.mean)
+    gap = across(m_auxiliary - m_teacher, whiten)
+    distance = jnp.linalg.norm(across(fixed - m_teacher, whiten), axis=-1)
+    weights = token_weights(found.mask)
+    if row_weighting == "kl":
+        # Clean positions, at t = 1, weigh nothing.
+        late = jnp.minimum(over_positions(found.t, weights.shape), 1.0 - 2.0**-12)
+        factor = jnp.square(late / (1.0 - late))
+    else:
+        in_row = jnp.sum(weights * distance, axis=1, keepdims=True)
+        in_row = in_row / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), _TINY)
+        factor = 1.0 / (in_row + _LEAST_DISTANCE)
+    g = jax.lax.stop_gradient((weights * factor)[..., None] * across(gap, whiten.T))
+    return jnp.sum(g * found.mean), jax.lax.stop_gradient((jnp.linalg.norm(gap, axis=-1), distance))
+
+
+def matching_loss(
+    params: Params,
+    frozen: Frozen,
+    batch: dict[str, jax.Array],
+    key: Key,
+    rows: Rows,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: MatchingConfig,
+    teacher: Network,
+) -> tuple[jax.Array, Metrics]:
+    """The student's loss: see `matching_loss_at`.
+
+    Args:
+      params: the student's (a two-time network).
+      frozen: parameters of the teacher, and under `other` of the auxiliary.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
+      key: for times, contexts and noise.
+      rows: which rows of their part of the batch these are.
+      net, clock: the student and tau(t) of its vocabulary.
+      teacher: the frozen flow.
+
+    Returns:
+      The scalar; its value means nothing. Metrics, means over the positions that count, in standard
+      deviations of the noise: "gap_deviations_per_token" between auxiliary and teacher, which goes
+      to 0 as the laws agree, and "student_deviations_per_token" between student and teacher; and
+      "counted".
+    """
+    guide = (teacher, frozen.teacher)
+    found = answers(params, guide, batch, key, rows, net=net, clock=clock, cfg=cfg)
+    loss, (gap, distance) = matching_loss_at(
+        found, frozen.other, guide, net=net, row_weighting=cfg.row_weighting
+    )
+    weights = token_weights(found.mask)
+    metrics = {
+        "gap_deviations_per_token": jnp.sum(weights * gap),
+        "student_deviations_per_token": jnp.sum(weights * distance),
+        "counted": number_of(found.mask),
+    }
+    return loss, metrics
+
+
+def auxiliary_loss(
+    params: Params,
+    frozen: Frozen,
+    batch: dict[str, jax.Array],
+    key: Key,
+    rows: Rows,
+    *,
+    net: Network,
+    clock: Clock,
+    cfg: MatchingConfig,
+    teacher: Network,
+) -> tuple[jax.Array, Metrics]:
+    """The auxiliary's loss: cross entropy to the student's probabilities P, seen through z.
+
+    Its minimum is the mean of P given z, from which m_auxiliary follows as probabilities @ E.
+
+    Args:
+      params: the auxiliary's, a network like the student; told the time of z and the student's s.
+      frozen: parameters of the teacher, and under `other` of the student, without gradient.
+      batch, key, rows, net, clock, teacher: as in `matching_loss`; the key is for dropout too.
+
+    Returns:
+      Mean over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"}, the
+      same, and "counted".
+    """
+    guide, (draw_key, drop_key) = (teacher, frozen.teacher), jax.random.split(key)
+    found = answers(frozen.other, guide, batch, draw_key, rows, net=net, clock=clock, cfg=cfg)
+    x = _input(guide, found.z, found.tau_t)
+    out = _read(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))
+    targets = [(jnp.ones_like(found.tau_t), found.out)]
+    loss, _ = mixture_cross_entropy(out, targets, token_weights(found.mask), net)
+    metrics = {"auxiliary_nats_per_token": loss, "counted": number_of(found.mask)}
+    return loss, metrics

@@ -1,0 +1,99 @@
+"""Attention on NVIDIA GPUs by the kernels of tokamax, which cap scores and go backward."""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+
+import jax
+
+# Hopper and the data-centre Blackwell: the backward kernels exist for these alone.
+_CAPABILITIES = (9.0, 11.0)
+_NEEDS = 'Python 3.12 or newer and pip install "flm-jax[cuda]"'
+_PROFILER = "xprof.cli.tools.get_kernel_stats_tool"
+
+
+def _leave_out_profiler() -> None:
+    """Puts an empty module where tokamax imports XProf.
+
+    It needs XProf to benchmark itself alone; the package is large and no machine that trains
+    has to have it.
+    """
+    if importlib.util.find_spec("xprof") is not None:
+        return
+    parts = _PROFILER.split(".")
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        module = sys.modules.setdefault(name, types.ModuleType(name))
+        module.__path__ = []
+        if end > 1:
+            setattr(sys.modules[".".join(parts[: end - 1])], parts[end - 1], module)
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """False for what tokamax says whenever it takes its usual tile sizes."""
+    return not str(record.msg).startswith("Autotuning cache miss")
+
+
+@functools.cache
+def _tokamax():
+    if "xprof" not in sys.modules:
+        _leave_out_profiler()
+    module = importlib.import_module("tokamax")
+    logging.getLogger("absl").addFilter(_expected)
+    return module
+
+
+@functools.cache
+def why_missing() -> str:
+    """Why the kernels cannot be used here, as half a sentence; "" where they can."""
+    if importlib.util.find_spec("tokamax") is None:
+        return f"tokamax is not installed; it takes {_NEEDS}"
+    try:
+        _tokamax()
+    except Exception as error:  # whatever breaks a package of another version
+        return f"tokamax cannot be imported ({type(error).__name__}: {error}); it takes {_NEEDS}"
+    return ""
+
+
+def why_not_on(capability: str | None) -> str:
+    """Why a GPU of this compute capability cannot run the kernels; "" if it can, or for None."""
+    low, high = _CAPABILITIES
+    if capability is None or low <= float(capability) < high:
+        return ""
+    return f"it needs an NVIDIA GPU of compute capability 9 or 10, this one has {capability}"
+
+
+def fused_attention(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    visible_LM: jax.Array | None,
+    *,
+    softcap: float,
+    causal: bool,
+    interpret: bool,
+) -> jax.Array:
+    """Attention with scores scaled by K^-1/2 and capped, by a kernel that never holds them all.
+
+    Args:
+      q_BLHK, k_BLHK, v_BLHK: queries, keys, values, bfloat16 or float16.
+      visible_LM: which keys each query sees, or None.
+      softcap: cap of the scores; 0 for none.
+      causal: each position sees itself and those before.
+      interpret: takes tokamax's einsums in place of its kernels, on any platform and type.
+
+    Returns:
+      [B, L, H, K]. Differentiable by reverse mode alone: the kernel has no forward rule.
+    """
+    return _tokamax().dot_product_attention(
+        q_BLHK,
+        k_BLHK,
+        v_BLHK,
+        mask=None if visible_LM is None else visible_LM[None, None],
+        is_causal=causal,
+        logits_soft_cap=softcap or None,
+        implementation="xla" if interpret else "mosaic",
+    )
