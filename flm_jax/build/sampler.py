@@ -83,5 +83,4 @@ def make_sampler(
     objective = settings(config, "objective")
     SAMPLERS[name].check(cfg, net, steps, objective)
     how = {"net": net, "clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
-    sample = functools.partial(SAMPLERS[name].sample, objective=objective, **how)
-    return lambda key, params, given, extra=None: sample(key, params, given, extra)
+    return functools.partial(SAMPLERS[name].sample, objective=objective, **how)
