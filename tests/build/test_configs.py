@@ -31,6 +31,7 @@ VOCABULARY = {
     "phrases": 4,
     "masked_flow": 32000,
     "x_prediction": 12,
+    "tales": 4096,
 }
 
 

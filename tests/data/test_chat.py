@@ -120,7 +120,7 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     config.eval.samples, config.eval.batches, config.mesh.data = 1, 1, 8
     assert train_run(check(config), str(tmp_path / "sft")) == 0
     model = load_model(tmp_path / "sft")
-    assert model.config["bridge"]["eos_id"] == BYTES.eos_id
+    assert model.config["objective"]["eos_id"] == BYTES.eos_id
 
 
 def test_questions_are_read_as_an_editor_reads_them(tmp_path):
