@@ -33,14 +33,10 @@ def choose_sampler(config: Config, name: str = "", **changes: Any) -> SamplerCon
       UserError: a sampler that the model's objective does not have, a setting that the sampler does
         not have (the message says which one has it), or a value that it refuses.
     """
-    own, goal = config["sampler"], objective_name(config)
+    own = config["sampler"]
     name = name or own["name"]
     one_of("sampler", name, SAMPLERS)
-    valid = samplers_of(goal)
-    require(
-        name in valid,
-        f"got sampler {name!r} for a model of objective {goal}; expected {' or '.join(valid)}.",
-    )
+    _check_samples(config, name)
     values = dict(own) if name == own["name"] else defaults("sampler", name)
     values.pop("name")
     check_owned("sampler", name, changes, "sampler")
@@ -74,13 +70,18 @@ def make_sampler(
       UserError: settings that do not fit the model or the steps.
     """
     cfg = model_sampler(config) if cfg is None else cfg
-    name, goal = name_of(cfg), objective_name(config)
+    name = name_of(cfg)
+    _check_samples(config, name)
+    objective = settings(config, "objective")
+    SAMPLERS[name].check(cfg, net, steps, objective)
+    how = {"net": net, "clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
+    return functools.partial(SAMPLERS[name].sample, objective=objective, **how)
+
+
+def _check_samples(config: Config, name: str) -> None:
+    goal = objective_name(config)
     valid = samplers_of(goal)
     require(
         name in valid,
         f"got sampler {name!r} for a model of objective {goal}; expected {' or '.join(valid)}.",
     )
-    objective = settings(config, "objective")
-    SAMPLERS[name].check(cfg, net, steps, objective)
-    how = {"net": net, "clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
-    return functools.partial(SAMPLERS[name].sample, objective=objective, **how)
