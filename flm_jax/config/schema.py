@@ -181,10 +181,10 @@ def check_owned(
       UserError: such a key; the message says whose it is.
     """
     own = plain(NAMED[group][name]())
-    for key in keys:
+    for key in (key for key in keys if key not in own):
         owners = [other for other, cls in NAMED[group].items() if key in plain(cls())]
         require(
-            key in own or not owners,
+            not owners,
             f"{where or f'config.{group}'} {name} has no {key!r}: that is a key of "
             f"{' and '.join(owners)}; drop it, or give the name {owners[0] if owners else ''}.",
         )
