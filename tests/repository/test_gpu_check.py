@@ -1,12 +1,11 @@
 """The check of a GPU: what it would run, what it refuses, and how it judges losses."""
 
-import importlib.util
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from helpers.launching import launch, load
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
@@ -21,22 +20,9 @@ PARTS = (
 )
 
 
-def launch(script, *flags, **more):
-    return subprocess.run(
-        ["bash", str(ROOT / "launch" / script), *flags],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | more,
-    )
-
-
 @pytest.fixture(scope="module")
 def helper():
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "launch/gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("gpu_check")
 
 
 def parts(output):

@@ -1,37 +1,20 @@
 """The launcher of the tales: what it would run, what it refuses, what it packs, and the card."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.launching import launch, load
+
 ROOT = Path(__file__).parents[2]
 CHAIN = ("ar", "flm", "fmlm", "dmd", "mdlm")
 
 
-def launch(script, *flags, **more):
-    return subprocess.run(
-        ["bash", str(ROOT / "launch" / script), *flags],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | more,
-    )
-
-
 @pytest.fixture(scope="module")
 def helper():
-    sys.path.insert(0, str(ROOT / "launch"))
-    spec = importlib.util.spec_from_file_location("tales", ROOT / "launch/tales.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.pop(0)
-    return module
+    return load("tales")
 
 
 def trained(output):

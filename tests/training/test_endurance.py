@@ -1,6 +1,5 @@
 """What goes wrong in long runs: each fault is named, and nothing that was saved is lost."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
+from helpers.launching import load
 from helpers.loop import DAMAGES, Batches, restored, small_run
 from helpers.runs import run, tiny_config
 
@@ -136,11 +136,8 @@ def test_host_overhead_per_step_is_under_two_milliseconds(tmp_path):
 
 
 def test_a_handful_of_kills(tmp_path):
-    spec = importlib.util.spec_from_file_location("kill_test", ROOT / "launch/kill_test.py")
-    kill_test = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kill_test)
     lines = []
-    figures = kill_test.kill_test(
+    figures = load("kill_test").kill_test(
         tmp_path, ROOT / ".jax_cache", kills=3, seed=1, steps=100, say=lines.append
     )
     assert figures["kills"] == 3 and figures["runs"] >= 1, lines
