@@ -28,10 +28,10 @@ from flm_jax.config import choose
 # model -> what differs from an FLM.
 ABLATIONS = {
     "CE": {},
-    "MSE": {"prediction": "denoiser"},
-    "velocity": {"prediction": "velocity", "noise": "onehot"},
-    "CE_no_clock": {"clock": "identity"},
-    "CE_embedded": {"clock": "embedded"},
+    "MSE": {"objective.prediction": "denoiser"},
+    "velocity": {"objective.prediction": "velocity", "flow.noise": "onehot"},
+    "CE_no_clock": {"flow.clock": "identity"},
+    "CE_embedded": {"flow.clock": "embedded"},
 }
 # data -> sizes, learning rate, decay of the averaged parameters, rows, steps, calls to compare at.
 TASKS = {
@@ -82,7 +82,7 @@ def get_config(arg: str = ""):
     for name, changes in ABLATIONS.items():
         if text or name != "CE_embedded":
             model = _model(task)
-            model.objective.update(changes)
+            model.update_from_flattened_dict(changes)
             entry = {"config": model, "steps": TASKS[task]["calls"], "teacher": ""}
             config.models[name] = ConfigDict(entry)
     return config

@@ -28,7 +28,8 @@ TASKS = {
 }
 
 
-def _model(task: str, steps: int):
+def small_model(task: str, steps: int):
+    """The FLM of a task; other models differ from it."""
     sizes = TASKS[task]
     config = recipe.model(sizes, steps, sizes.get("lr", 1e-3))
     config.data.task = task
@@ -39,14 +40,14 @@ def get_config(arg: str = ""):
     """`arg` names the task: phrases4 (default), phrases2, arithmetic1, arithmetic, grammar."""
     task = arg or "phrases4"
     flow, distil = TASKS[task]["flow"], TASKS[task]["distil"]
-    flm = _model(task, flow)
-    fmlm = _model(task, distil)
+    flm = small_model(task, flow)
+    fmlm = small_model(task, distil)
     fmlm.optim.lr = 2e-3
     fmlm.model.two_time = True
     choose(fmlm, objective="semigroup")
-    mdlm = _model(task, flow + distil)
+    mdlm = small_model(task, flow + distil)
     choose(mdlm, objective="masked_diffusion")
-    ar = _model(task, flow + distil)
+    ar = small_model(task, flow + distil)
     choose(ar, model="causal", objective="autoregressive")
     ar.model.dim = TASKS[task]["ar_dim"]
     length = TASKS[task]["length"]

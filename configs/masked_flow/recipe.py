@@ -33,6 +33,6 @@ def adapt(config, base: str):
 def fine_tune(config, start: str):
     """Changes `config`, an adaptation, into fine-tuning of the adapters of the workdir `start`."""
     config.adapters.start = start
-    config.objective.gamma.learnt = "empirical"
-    config.objective.gamma.normal = 0.0
+    config.flow.law.learnt = "empirical"
+    config.flow.law.normal = 0.0
     config.objective.whole = 0.5

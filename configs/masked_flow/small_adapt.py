@@ -21,8 +21,8 @@ def get_config(arg: str = ""):
     config.train.steps = 400
     config.train.log_every = 100
     config.train.checkpoint_every = 200
-    config.objective.gamma.decay = 0.98
-    config.objective.gamma.refit_every = 100
+    config.flow.law.decay = 0.98
+    config.flow.law.refit_every = 100
     config.eval.every = 100
     config.eval.sample_steps = 16
     return config

@@ -1,24 +1,39 @@
-"""The clock and the clean context of a flow, from its configuration."""
+"""config.flow becomes a flow; and which positions a flow has clean, from its configuration."""
 
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import CLOCKS, Clock, identity_clock
-from flm_jax.losses.flow_settings import ClockedConfig
+from flm_jax.flows.clocks import CLOCKS
+from flm_jax.flows.flow import ClockTold, Flow, GammaTold, Uniform
+from flm_jax.flows.noise import NoNoise, OneHotNoise, UnitNoise
+from flm_jax.flows.noise_schedule import LearntTimes
+from flm_jax.flows.registry import FLOWS
+from flm_jax.flows.settings import LEARNT, GaussianConfig
+from flm_jax.losses.flow_settings import ContextSettings
+
+NOISES = {
+    "projected": OneHotNoise(),
+    "onehot": OneHotNoise(in_vocabulary=True),
+    "unit": UnitNoise(),
+    "none": NoNoise(),
+}
 
 
-def flow_settings(config: Config) -> ClockedConfig | None:
-    """The settings of an objective of a flow over one-hot tokens; None for any other objective."""
-    cfg = settings(config, "objective")
-    return cfg if isinstance(cfg, ClockedConfig) else None
+def make_flow(config: Config, vocab_size: int) -> Flow:
+    """The flow of a configuration; what is learnt of its times is not known yet."""
+    cfg = settings(config, "flow")
+    path = FLOWS[config["flow"]["name"]].path(cfg)
+    if cfg.clock == LEARNT:
+        told = GammaTold(path, cfg.law.low, cfg.law.high)
+        return Flow(path, NOISES[cfg.noise], LearntTimes(cfg.law, told), told)
+    clock = CLOCKS[cfg.clock](vocab_size, config["model"]["dim"])
+    return Flow(path, NOISES[cfg.noise], Uniform(), ClockTold(clock))
 
 
-def make_clock(config: Config, vocab_size: int) -> Clock:
-    """The clock of a configuration; that of an objective without one is the identity."""
-    cfg = flow_settings(config)
-    if cfg is None:
-        return identity_clock()
-    return CLOCKS[cfg.clock](vocab_size, config["model"]["dim"])
+def gaussian_flow(config: Config) -> GaussianConfig | None:
+    """The settings of a flow from Gaussian noise; None of any other."""
+    cfg = settings(config, "flow")
+    return cfg if isinstance(cfg, GaussianConfig) else None
 
 
 def prediction(config: Config) -> str:
@@ -28,8 +43,8 @@ def prediction(config: Config) -> str:
 
 def any_order(config: Config) -> bool:
     """Whether positions are held clean in training."""
-    cfg = flow_settings(config)
-    return cfg is not None and (cfg.context > 0.0 or cfg.prompt > 0)
+    cfg = settings(config, "objective")
+    return isinstance(cfg, ContextSettings) and (cfg.context > 0.0 or cfg.prompt > 0)
 
 
 def check_prompt(config: Config) -> None:

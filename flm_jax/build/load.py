@@ -2,36 +2,43 @@
 
 from typing import NamedTuple
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
 from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network, network_kind
 from flm_jax.checkpoints.portable import WEIGHTS, located, read_folder
-from flm_jax.checkpoints.workdir import load_ema
+from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer
-from flm_jax.distributed.sharding import attention_plan
-from flm_jax.flows.clocks import Clock
+from flm_jax.distributed.sharding import attention_plan, replicated
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise_schedule import GammaState, fresh_state
 from flm_jax.models.attention import available
 
 
 class Model(NamedTuple):
-    """A trained model as read from a workdir."""
+    """A trained model as read from a workdir.
+
+    Attributes:
+      flow: settled at `times`, what is learnt of the law of its times; None where nothing is.
+    """
 
     config: Config
     net: Network
     params: Params
-    clock: Clock
+    flow: Flow
     tokenizer: Tokenizer
     step: int
+    times: GammaState | None = None
 
 
 def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
@@ -71,14 +78,25 @@ def load_model(
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
         "restore the tokenizer folder of the run.",
     )
+    law = family(config).law(config)
+    learnt = law and _whole_everywhere(jax.eval_shape(lambda: fresh_state(law)), mesh)
     if (folder / WEIGHTS).exists():
-        params, step = read_folder(folder, abstract_params(net, mesh))
+        params, step, times = read_folder(folder, abstract_params(net, mesh), learnt)
     else:
-        params, step = load_ema(folder, trained_params(config, abstract_params(net, mesh)))
+        abstract = trained_params(config, abstract_params(net, mesh))
+        params, step, times = load_averages(folder, abstract, learnt)
         if adapter_config(config):
             base = load_model(config["adapters"]["base"], mesh, attention)
             params = whole_params(config, params, base.params)
-    return Model(config, net, params, make_clock(config, net.vocab_size), tokenizer, step)
+    times = jax.device_get(times)
+    flow = make_flow(config, net.vocab_size).settled(times)
+    return Model(config, net, params, flow, tokenizer, step, times)
+
+
+def _whole_everywhere(shapes: GammaState, mesh: Mesh | None) -> GammaState:
+    """Shapes of statistics, which every device of a mesh holds as a whole."""
+    place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 _STUDENT_MAY_DIFFER = (
@@ -114,7 +132,7 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
         )
     else:
         require(
-            other.one_hot,
+            other.from_noise,
             f"config.objective.teacher is a model of objective {goal}; expected a flow (objective "
             "denoising).",
         )
@@ -132,14 +150,14 @@ def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> 
       mesh: devices to spread them over.
 
     Raises:
-      UserError: no flow and no flow map, or one of other sizes, tokenizer, clock or context.
+      UserError: no flow and no flow map, or one of other sizes, tokenizer, flow or context.
     """
     where = config["objective"].get("start", "")
     if not where:
         return {}
     model = load_model(where, mesh, config["model"]["attention"])
     require(
-        family(model.config).one_hot,
+        family(model.config).from_noise,
         f"config.objective.start {where} is a model of objective {objective_name(model.config)}; "
         "expected a flow (objective denoising) or a flow map.",
     )

@@ -1,7 +1,6 @@
 """config.model becomes a network: the table of networks, and how each is made."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ from jax.sharding import Mesh
 from flm_jax.build.adapters import adapter_config, exported_tensors
 from flm_jax.build.families.flow_map import FORWARD_MODE
 from flm_jax.build.families.registry import check_network, family, objective_name
-from flm_jax.build.flow import any_order, flow_settings, make_clock
+from flm_jax.build.flow import any_order, make_flow
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Params
+from flm_jax.denoiser.posterior_input import with_posterior
 from flm_jax.distributed.sharding import attention_plan, loss_parallel, tree_shardings
-from flm_jax.flows.clocks import tau_to_t
 from flm_jax.interop import flm
 from flm_jax.models import llama as llamas
 from flm_jax.models.attention import AttentionPlan, resolved
@@ -46,14 +45,9 @@ class _Kind(NamedTuple):
 
 
 def _dit(cfg: DiTConfig, plan: AttentionPlan, config: Config) -> Network:
-    flow = flow_settings(config)
-    learned = getattr(flow, "weighting", "equal") == "learned"
+    learned = getattr(settings(config, "objective"), "weighting", "equal") == "learned"
     cfg = dataclasses.replace(cfg, anchor=family(config).anchored, weighting=learned)
-    net = dit(cfg, plan)
-    if cfg.posterior_input:
-        times = functools.partial(tau_to_t, make_clock(config, net.vocab_size))
-        net = dataclasses.replace(net, interpolant_time=times)
-    return dataclasses.replace(net, any_order=any_order(config))
+    return dataclasses.replace(dit(cfg, plan), any_order=any_order(config))
 
 
 def _causal(cfg: TransformerConfig, plan: AttentionPlan, config: Config) -> Network:
@@ -65,11 +59,14 @@ def _llama(cfg: LlamaConfig, plan: AttentionPlan, config: Config) -> Network:
     return llama(dataclasses.replace(cfg, adapters=adapter_config(config)), plan)
 
 
+_NOT_THE_REFERENCE = ("posterior_input", "posterior_skip", "normalised_table")
+
+
 def _dit_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
     require(
-        not getattr(settings(config, "model"), "posterior_input", False),
-        "got a model with config.model.posterior_input, which the reference's network does not "
-        "know; expected one without, or an --export to a folder.",
+        not any(config["model"].get(key) for key in _NOT_THE_REFERENCE),
+        f"got a model with config.model.{' or '.join(_NOT_THE_REFERENCE)}, which the reference's "
+        "network does not know; expected one without, or an --export to a folder.",
     )
     return flm.state_dict_from_params(params, config["model"]["heads"])
 
@@ -110,9 +107,12 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
     check_network(config, adapted)
     plan = _attention(config, cfg, mesh)
     net = kind.make(dataclasses.replace(cfg, attention=plan.kind), plan, config)
-    if mesh is None or not net.loss_tile:
+    if mesh is not None and net.loss_tile:
+        net = dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
+    read, skip = (getattr(cfg, f"posterior_{use}", False) for use in ("input", "skip"))
+    if not (read or skip):
         return net
-    return dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
+    return with_posterior(net, make_flow(config, net.vocab_size), read=read, skip=skip)
 
 
 def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> AttentionPlan:

@@ -10,7 +10,7 @@ from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import plain, read_settings
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import SamplerConfig
 from flm_jax.samplers.guides import NO_GUIDES, Guides
 from flm_jax.samplers.registry import SAMPLERS, name_of, samplers_of
@@ -53,7 +53,7 @@ def sampler_record(cfg: SamplerConfig) -> dict[str, Any]:
 def make_sampler(
     config: Config,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     cfg: SamplerConfig | None = None,
     guides: Guides = NO_GUIDES,
@@ -61,7 +61,7 @@ def make_sampler(
     """The sampler of a model: (key, params, given, extra) -> Samples, to be jitted.
 
     Args:
-      config, net, clock: of the model.
+      config, net, flow: of the model.
       steps: steps of the sampler, most often network calls; static.
       cfg: settings; None for those of config.sampler.
       guides: networks that `cfg` names.
@@ -74,7 +74,7 @@ def make_sampler(
     _check_samples(config, name)
     objective = settings(config, "objective")
     SAMPLERS[name].check(cfg, net, steps, objective)
-    how = {"net": net, "clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
+    how = {"net": net, "flow": flow, "steps": steps, "cfg": cfg, "guides": guides}
     return functools.partial(SAMPLERS[name].sample, objective=objective, **how)
 
 

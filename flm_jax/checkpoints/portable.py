@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
@@ -25,8 +26,7 @@ from flm_jax.data.tokenizers.base import Tokenizer
 WEIGHTS = "model.safetensors"
 HUB = "hf:"
 PRETRAINED = epath.Path(__file__).parent.parent / "pretrained"
-# What config.json says of adapters whose base lies in the same file.
-_INCLUDED = "included"
+_TIMES = "times."  # before the names of what is learnt of the law of times
 
 
 def located(workdir: str | epath.Path) -> epath.Path:
@@ -73,16 +73,22 @@ def _hub(failed: str, advice: str = "") -> Iterator[Any]:
 
 def save_folder(
     folder: str | epath.Path,
-    config: dict[str, Any],
+    record: dict[str, Any],
+    card: str,
     params: Params,
     tokenizer: Tokenizer,
+    *,
     step: int,
+    times: Any,
 ) -> None:
     """Writes a model as a folder; config.json comes last, so its presence means a complete one.
 
     Args:
+      record: what config.json says, as JSON values.
+      card: what README.md says.
       params: all of them, those of a frozen base included; their dtypes are kept.
       step: of training, which the file remembers.
+      times: tree of what is learnt of the law of times; None where nothing is.
 
     Raises:
       UserError: the folder holds a model already.
@@ -95,17 +101,20 @@ def save_folder(
     )
     root.mkdir(parents=True, exist_ok=True)
     flat = named(params)
-    save_file(jax.device_get(flat), str(root / WEIGHTS), metadata={"step": str(step)})
+    learnt = {_TIMES + name: jnp.asarray(x) for name, x in named(times).items()}
+    save_file(jax.device_get(flat | learnt), str(root / WEIGHTS), metadata={"step": str(step)})
     tokenizer.save(root / "tokenizer")
-    write_whole(root / "README.md", _card(config, flat, tokenizer, step))
-    write_config(root, _portable(config))
+    write_whole(root / "README.md", card)
+    write_config(root, record)
 
 
-def read_folder(folder: epath.Path, abstract: Params) -> tuple[Params, int]:
-    """Parameters and step of a folder that `save` wrote.
+def read_folder(folder: epath.Path, abstract: Params, times: Any) -> tuple[Params, int, Any]:
+    """Parameters, step and learnt times of a folder that `save_folder` wrote.
 
     Args:
       abstract: tree of ShapeDtypeStruct (with shardings, if any) that the parameters must fit.
+      times: likewise of what is learnt of the law of times; None where nothing is. Folders may lack
+        it, and None is returned then.
 
     Raises:
       UserError: a damaged file, or one of another model.
@@ -116,16 +125,21 @@ def read_folder(folder: epath.Path, abstract: Params) -> tuple[Params, int]:
         with safe_open(str(path), framework="flax") as file:
             step = int((file.metadata() or {}).get("step", 0))
             names = set(file.keys())
-            wrong = sorted(names ^ set(expected))
+            known = names - {name for name in names if name.startswith(_TIMES)}
+            wrong = sorted(known ^ set(expected))
             require(
                 not wrong,
                 f"{path} and its config.json differ in {len(wrong)} tensors, first {wrong[:3]}; "
                 "restore both from one source.",
             )
             tensors = [_placed(path, name, file.get_tensor(name), expected) for name in expected]
+            learnt = [_TIMES + name for name in named(times)]
+            whole = bool(learnt) and set(learnt) <= names
+            saved = [file.get_tensor(name) for name in learnt] if whole else None
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); restore it.") from error
-    return jax.tree.unflatten(jax.tree.structure(abstract), tensors), step
+    found = None if saved is None else jax.tree.unflatten(jax.tree.structure(times), saved)
+    return jax.tree.unflatten(jax.tree.structure(abstract), tensors), step, found
 
 
 def named(params: Params) -> dict[str, Any]:
@@ -142,43 +156,3 @@ def _placed(path: epath.Path, name: str, tensor: jax.Array, expected: dict[str, 
         "both from one source.",
     )
     return jax.device_put(tensor.astype(aim.dtype), aim.sharding)
-
-
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the paths of data and of other models."""
-    data = config["data"] | {
-        "path": "",
-        "mixture": (),
-        "chat": (),
-        "generated": "",
-        "tokenizer": "",
-    }
-    places = {key: "" for key in ("teacher", "start") if key in config["objective"]}
-    out = config | {"data": data, "objective": config["objective"] | places}
-    if config.get("adapters", {}).get("base"):
-        out["adapters"] = config["adapters"] | {"base": _INCLUDED, "start": ""}
-    return out
-
-
-def _card(config: dict[str, Any], flat: dict[str, Any], tokenizer: Tokenizer, step: int) -> str:
-    model, count = config["model"], sum(x.size for x in flat.values())
-    return f"""---
-library_name: flm-jax
-pipeline_tag: text-generation
-tags: [flow-language-model, jax]
----
-# A {model["name"]} of objective {config["objective"]["name"]}
-
-{count / 1e6:.2f} M parameters: width {model["dim"]}, {model["depth"]} blocks, {model["heads"]}
-heads, sequences of up to {model["length"]} tokens of a {tokenizer.kind} tokenizer with
-{tokenizer.vocab_size} tokens; the average of step {step} of its training.
-
-```python
-import flm_jax
-
-model = flm_jax.load("FOLDER")  # or hf:OWNER/NAME
-print(model.sample(4, steps={config["eval"]["sample_steps"]}).texts)
-```
-
-Training data, intended use and limits: to be told by who publishes it.
-"""

@@ -1,7 +1,8 @@
 """Workdirs: config.json, tokenizer/, checkpoints/STEP/{ema, train, meta}, metrics.
 
-`ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else;
-an imported model has only that. `train` holds parameters, optimizer state, counters, statistics
+`ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else
+but `times`, what is learnt of the law of times, where a run has one; an imported model has only
+`ema`. `train` holds parameters, optimizer state, counters, statistics
 and a network trained beside the model; `meta` (JSON) the data iterator and the data's fingerprint.
 
 A checkpoint is complete once its folder has its number for a name. One that cannot be read is
@@ -156,11 +157,14 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return
-        items = ocp.args.Composite(
-            ema=ocp.args.StandardSave(state.ema_params),
-            train=ocp.args.StandardSave(_without_ema(state)),
-            meta=ocp.args.JsonSave(meta),
-        )
+        items = {
+            "ema": ocp.args.StandardSave(state.ema_params),
+            "train": ocp.args.StandardSave(_without_ema(state)),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        if state.tracked is not None:
+            items["times"] = ocp.args.StandardSave(state.tracked)
+        items = ocp.args.Composite(**items)
         with self._named_errors():
             self._manager.wait_until_finished()
             mirror = self._place.mirror
@@ -343,16 +347,27 @@ def latest_step(workdir: str | epath.Path) -> int | None:
 
 
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
-    """Averaged parameters of the newest checkpoint that can be read.
+    """Averaged parameters of the newest checkpoint that can be read, and its step."""
+    params, step, _ = load_averages(workdir, abstract, None)
+    return params, step
+
+
+def load_averages(
+    workdir: str | epath.Path, abstract: Params, times: Any
+) -> tuple[Params, int, Any]:
+    """What a model is made of in the newest checkpoint that can be read.
 
     Damaged ones are passed over with a line on stderr.
 
     Args:
       workdir: of `train` or `convert`.
-      abstract: tree of ShapeDtypeStruct (with shardings, if any) to restore into.
+      abstract: tree of ShapeDtypeStruct (with shardings, if any) to restore the averaged parameters
+        into.
+      times: likewise of what is learnt of the law of times; None where nothing is.
 
     Returns:
-      Parameters and the step they are from.
+      Parameters, the step they are from, and what is learnt of the times; None where the checkpoint
+      has no record of it.
 
     Raises:
       UserError: no checkpoint, none that can be read, or one of another model.
@@ -364,7 +379,9 @@ def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
     )
     require(bool(place.steps()), f"workdir {workdir} has no complete checkpoint; train it first.")
     found, step = _read_newest(place, {"ema": abstract}, _pass_over)
-    return found["ema"], step
+    path = place.folder / str(step) / "times"
+    learnt = _read_item(path, times) if times is not None and path.exists() else None
+    return found["ema"], step, learnt
 
 
 def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from flm_jax.core.files import as_json
 from flm_jax.core.paths import expanded
 from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config
+from flm_jax.flows.registry import flows_of
 from flm_jax.samplers.registry import samplers_of
 
 # What may change when a run is continued in its workdir; all else decides what is learnt.
@@ -51,13 +52,14 @@ def check(config: ConfigDict | Config) -> Config:
         value = plain[group]
         require(isinstance(value, dict), f"config.{group} must hold keys, got {value!r}.")
         settings(plain, group)
-    objective, sampler = (plain[group]["name"] for group in ("objective", "sampler"))
-    valid = samplers_of(objective)
-    require(
-        sampler in valid,
-        f"config.sampler.name is {sampler!r}, which does not sample models of this objective; "
-        f"expected {' or '.join(valid)}.",
-    )
+    goal = plain["objective"]["name"]
+    for group, valid in (("flow", flows_of(goal)), ("sampler", samplers_of(goal))):
+        name = plain[group]["name"]
+        require(
+            name in valid,
+            f"config.{group}.name is {name!r}, which models of objective {goal} do not have; "
+            f"expected {' or '.join(valid)}.",
+        )
     check_seed(plain["seed"], "config.seed")
     return at_home(plain)
 

@@ -15,6 +15,7 @@ from flm_jax.core.files import as_json
 from flm_jax.core.settings import plain, read_settings
 from flm_jax.data.loading import DataConfig
 from flm_jax.distributed.sharding import MeshConfig
+from flm_jax.flows.registry import FLOWS, flows_of
 from flm_jax.losses.alignment import AlignmentConfig
 from flm_jax.losses.autoregressive import AutoregressiveConfig
 from flm_jax.losses.denoising import DenoisingConfig
@@ -47,6 +48,7 @@ OBJECTIVES: dict[str, type] = {
 }
 NAMED = {
     "model": MODELS,
+    "flow": {name: one.settings for name, one in FLOWS.items()},
     "objective": OBJECTIVES,
     "sampler": {name: one.settings for name, one in SAMPLERS.items()},
 }
@@ -70,12 +72,13 @@ def defaults(group: str, name: str = "") -> dict[str, Any]:
 
 
 def base_config(
-    *, model: str = "dit", objective: str = "denoising", sampler: str = ""
+    *, model: str = "dit", flow: str = "", objective: str = "denoising", sampler: str = ""
 ) -> ConfigDict:
     """A complete configuration with the default of every key; sizes of a tiny model.
 
     Args:
       model: name of the network, of `MODELS`.
+      flow: name of the path, of `flows.registry.FLOWS`; "" for the objective's first.
       objective: name of the objective, of `OBJECTIVES`.
       sampler: name of the sampler, of `samplers.registry.SAMPLERS`; "" for the objective's first.
 
@@ -84,6 +87,7 @@ def base_config(
     """
     config = {"seed": 0, "model": defaults("model", model), "adapters": defaults("adapters")}
     config["data"] = defaults("data")
+    config["flow"] = defaults("flow", flow or flows_of(objective)[0])
     config["objective"] = defaults("objective", objective)
     config["sampler"] = defaults("sampler", sampler or samplers_of(objective)[0])
     config |= {group: defaults(group) for group in ("optim", "train", "eval", "mesh")}
@@ -108,8 +112,8 @@ def _tuples(config: ConfigDict) -> ConfigDict:
 def choose(config: ConfigDict, **names: str) -> ConfigDict:
     """Gives groups of a configuration other names, and with them the settings of these names.
 
-    A key that both names have keeps its value where that is not the old name's default. A sampler
-    that the new objective does not have gives way to that objective's first.
+    A key that both names have keeps its value where that is not the old name's default. A flow or
+    a sampler that the new objective does not have gives way to that objective's first.
 
     Args:
       config: changed in place.
@@ -134,9 +138,15 @@ def choose(config: ConfigDict, **names: str) -> ConfigDict:
         }
         with config.unlocked():
             config[group] = _tuples(ConfigDict(new | kept))
-        if group == "objective" and config.sampler.name not in samplers_of(name):
-            choose(config, sampler=samplers_of(name)[0])
+        if group == "objective":
+            _follow(config, name)
     return config
+
+
+def _follow(config: ConfigDict, objective: str) -> None:
+    for group, allowed in (("flow", flows_of(objective)), ("sampler", samplers_of(objective))):
+        if config[group].name not in allowed:
+            choose(config, **{group: allowed[0]})
 
 
 def _changed(value: Any, default: Any) -> bool:

@@ -2,6 +2,7 @@
 
 The one place that knows them. Before names had settings of their own, `objective` held the keys of
 all objectives, `bridge` and `alignment` those of two of them, and `model.llama` those of a llama.
+Before flows had a group, objectives held the keys of theirs.
 """
 
 from etils import epath
@@ -11,6 +12,7 @@ from flm_jax.config.schema import GROUPS, MODELS, NAMED, OBJECTIVES, defaults
 from flm_jax.core.files import as_json
 from flm_jax.core.settings import Setting, settings_of
 from flm_jax.core.types import Config
+from flm_jax.flows.registry import flows_of
 from flm_jax.samplers.registry import samplers_of
 
 _OBJECTIVES = {"masked": "masked_diffusion", "masked_bridge": "masked_flow"}
@@ -34,25 +36,34 @@ def upgrade(config: Config) -> Config:
     objective = dict(config["objective"])
     name = _OBJECTIVES.get(objective["name"], objective["name"])
     if name == "masked_flow" and (bridge := config.get("bridge")):
-        gamma = settings_of(type(OBJECTIVES[name]().gamma))
-        law = {key: value for key, value in bridge.items() if key in gamma}
-        objective = bridge | {"gamma": law} | {"name": name}
+        objective = bridge | {"gamma": bridge} | {"name": name}
     if name == "alignment":
         objective |= config.get("alignment", {})
     now = {"seed": config.get("seed", 0)}
     now["model"] = {"name": model["name"]} | _completed(
         model, defaults("model", model["name"]), settings_of(MODELS[model["name"]])
     )
+    flow = config.get("flow") or {"name": flows_of(name)[0]} | _flow_of(objective)
+    now["flow"] = _named("flow", flow)
     now["objective"] = {"name": name} | _completed(
         objective, defaults("objective", name), settings_of(OBJECTIVES[name])
     )
-    sampler = config.get("sampler", {"name": samplers_of(name)[0]})
-    known = settings_of(NAMED["sampler"][sampler["name"]])
-    own = _completed(sampler, defaults("sampler", sampler["name"]), known)
-    now["sampler"] = {"name": sampler["name"]} | own
+    now["sampler"] = _named("sampler", config.get("sampler", {"name": samplers_of(name)[0]}))
     for group, cls in GROUPS.items():
         now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))
     return as_json(now)
+
+
+def _flow_of(objective: Config) -> Config:
+    """The keys of a flow among those of an older objective."""
+    found = {key: objective[key] for key in ("clock", "noise", "sigma") if key in objective}
+    return found | ({"law": objective["gamma"]} if "gamma" in objective else {})
+
+
+def _named(group: str, values: Config) -> Config:
+    name = values["name"]
+    known = settings_of(NAMED[group][name])
+    return {"name": name} | _completed(values, defaults(group, name), known)
 
 
 def _completed(values: Config, default: Config, known: dict[str, Setting]) -> Config:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh
 
 from flm_jax.core.errors import one_of, require
-from flm_jax.core.types import Key, Params, Times
+from flm_jax.core.types import Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,18 @@ class Parallel:
         )
 
 
+class Evidence(NamedTuple):
+    """What a state says of its own token: features times kernel has the posterior as its softmax.
+
+    Attributes:
+      features: (table [V, D], states [B, L, D], network times [B] or [B, L]) -> [B, L, k].
+      kernel: table -> [k, V].
+    """
+
+    features: Callable[..., jax.Array]
+    kernel: Callable[[jax.Array], jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A denoiser as pure functions; the only form in which a model reaches losses and samplers.
@@ -61,9 +74,11 @@ class Network:
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
       any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
       self_conditioned: whether it is shown an estimate of the clean text besides the state.
-      interpolant_time: network time -> t of the flow, of networks whose features take the
-        posterior of each token given its own state (see `flows.posterior`) for x_s; None for those
-        that take the state. `denoiser.forward` makes the one of the other.
+      evidence: the posterior of each token given its own state alone (see `flows.posterior`);
+        None where neither input nor output uses it.
+      posterior_input: whether features take E^T p of that posterior for x_s; `denoiser.forward`
+        makes the one of the other.
+      posterior_skip: whether its logits are added to those of the head.
       any_length: whether rows may be shorter than max_length, though it was trained on those.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.time_weighting`); None for equal weights.
@@ -89,7 +104,9 @@ class Network:
     any_order: bool = False
     self_conditioned: bool = False
     any_length: bool = False
-    interpolant_time: Callable[[Times], Times] | None = None
+    evidence: Evidence | None = None
+    posterior_input: bool = False
+    posterior_skip: bool = False
     log_loss: Callable[..., jax.Array] | None = None
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None

@@ -59,7 +59,7 @@ class Data(NamedTuple):
     task: Task | None
 
 
-def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str = "") -> Data:
+def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Data:
     """Opens data.
 
     Args:

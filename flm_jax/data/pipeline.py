@@ -166,8 +166,8 @@ def make_iterator(
     rows: Sequence[int] | None = None,
     shuffle: bool = True,
     repeat: bool = True,
-    threads: int = 1,
-    prefetch: int = 4,
+    threads: int,
+    prefetch: int,
 ) -> BatchIterator:
     """Batches of a source, or of a mixture given as (source, weight) pairs.
 

@@ -1,11 +1,22 @@
 """Runs a network up to its vocabulary head: the one way in which losses and samplers call it."""
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params, States, Times
 from flm_jax.denoiser.head import Readout, logits
 from flm_jax.denoiser.posterior_input import posterior_embedding
+
+
+def vocabulary_head(net: Network, params: Params) -> tuple[jax.Array, jax.Array]:
+    """(kernel [k, V], bias [V]) that the features of `forward` are read by."""
+    kernel, bias = net.readout(params)
+    if net.posterior_skip:
+        evidence = net.evidence.kernel(net.table(params))
+        kernel = jnp.concatenate([kernel, evidence.astype(kernel.dtype)])
+    return kernel, bias
 
 
 def forward(
@@ -25,12 +36,15 @@ def forward(
       The last hidden states [B, L, k] with the head that reads them.
     """
     more = {} if estimate is None else {"estimate": estimate}
-    if net.interpolant_time is not None:
-        # A flow map reads a state as one of the middle of its jump: on the diagonal as its teacher
-        # does, and from the start, where the posterior would be the same of all noise, as evidence.
-        middle = 0.5 * (s + t) if net.two_time else s
-        x_s = posterior_embedding(net, params, x_s, middle)
-    return Readout(net.features(params, x_s, s, t, key=key, **more), *net.readout(params))
+    # A flow map reads a state as one of the middle of its jump: on the diagonal as its teacher
+    # does, and from the start, where the posterior would be the same of all noise, as evidence.
+    middle = 0.5 * (s + t) if net.two_time else s
+    read = posterior_embedding(net, params, x_s, middle) if net.posterior_input else x_s
+    features = net.features(params, read, s, t, key=key, **more)
+    if net.posterior_skip:
+        own = net.evidence.features(net.table(params), x_s, middle)
+        features = jnp.concatenate([features, own.astype(features.dtype)], axis=-1)
+    return Readout(features, *vocabulary_head(net, params))
 
 
 def denoise(

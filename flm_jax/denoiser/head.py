@@ -16,7 +16,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import States, Times
 from flm_jax.denoiser import tiled
-from flm_jax.flows.interpolants import over_features, over_positions
+from flm_jax.flows.shapes import over_features, over_positions
 
 
 class Readout(NamedTuple):

@@ -1,19 +1,40 @@
-"""Networks that read the posterior of each token in place of its noisy state."""
+"""Networks that use the posterior of each token given its own noisy state: as input, or as output.
+
+As input it takes the place of the state; as output its logits are added to those of the head, the
+closed-form skip connection of arXiv 2604.11748.
+"""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from flm_jax.core.network import Network
+from flm_jax.core.network import Evidence, Network
 from flm_jax.core.types import Params, States, Times
 from flm_jax.denoiser.head import Readout, expected_embedding
-from flm_jax.flows.posterior import token_posterior
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.posterior import posterior_features, posterior_kernel
+
+
+def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool) -> Network:
+    """The network with the posterior of a flow as its input (`read`), in its output, or both."""
+    if not (read or skip):
+        return net
+    evidence = Evidence(
+        features=lambda table, y, tau: posterior_features(flow, y, flow.t(tau), table),
+        kernel=lambda table: posterior_kernel(flow, table),
+    )
+    parallel = net.parallel
+    if skip and parallel:
+        # A kernel of more than D rows lies over the vocabulary's devices alone.
+        parallel = dataclasses.replace(parallel, embed_axis=None)
+    more = {"posterior_input": read, "posterior_skip": skip, "parallel": parallel}
+    return dataclasses.replace(net, evidence=evidence, **more)
 
 
 def posterior_embedding(net: Network, params: Params, y_s: States, tau: Times) -> States:
     """E^T p(. | y_s), float32: what each state says of its own token, read at network time tau."""
     table = net.table(params)
-    found, kernel = token_posterior(y_s, net.interpolant_time(tau), table)
+    found, kernel = net.evidence.features(table, y_s, tau), net.evidence.kernel(table)
     # A kernel of D + 1 rows lies over the vocabulary's devices alone.
     parallel = net.parallel and dataclasses.replace(net.parallel, embed_axis=None)
     plain = dataclasses.replace(net, logit_softcap=0.0, parallel=parallel)

@@ -41,7 +41,7 @@ def fixed_point(net: Network, iterations: int) -> Network:
         "trained with config.model.self_conditioning = True.",
     )
 
-    inner = dataclasses.replace(net, interpolant_time=None)  # x_s is what its blocks read
+    inner = dataclasses.replace(net, posterior_input=False)  # x_s is what its blocks read
 
     def features(params: Params, x_s, s: Times, t: Times, *, key=None):
         def again(estimate, _):

@@ -47,7 +47,7 @@ def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_s
     )
     kind = family(model.config)
     require(
-        kind.row_likelihood(model.config, model.net, model.clock) is not None,
+        kind.row_likelihood(model.config, model.net, model.flow) is not None,
         f"{workdir} has no likelihood: its output is no distribution.",
     )
     stream, packing = prepared.split(split), framing(model.config)

@@ -39,7 +39,7 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
       denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
       is no likelihood.
     """
-    kind, parts = family(model.config), (model.config, model.net, model.clock)
+    kind, parts = family(model.config), (model.config, model.net, model.flow)
     most = max(1, _LIKELIHOOD_ROWS // batch_size)
     batches = lambda: eval_batches(data.valid, batch_size, max_batches=most)
     row = {}
@@ -55,7 +55,7 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
 def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:
     """Negative log-likelihood, or a bound, of batches of `eval_batches`."""
     kind = family(model.config)
-    row = kind.row_likelihood(model.config, model.net, model.clock)
+    row = kind.row_likelihood(model.config, model.net, model.flow)
     return likelihood(jax.jit(row), model.params, batches, draws=kind.draws)
 
 

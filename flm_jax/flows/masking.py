@@ -22,7 +22,7 @@ def after(prompt: int, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
     return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= prompt, mask.shape)
 
 
-def free_positions(batch: dict[str, jax.Array], prompt: int = 0) -> Bool[Array, "b l"]:
+def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l"]:
     """Positions that may be hidden: valid ones outside of the prompt.
 
     Args:

@@ -75,7 +75,7 @@ def _program(model: Model, steps: int, sampler: SamplerConfig | None) -> tuple[A
     """Jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`."""
     cfg = model_sampler(model.config) if sampler is None else sampler
     guides, extra = load_guides(model, cfg)
-    made = make_sampler(model.config, model.net, model.clock, steps, cfg, guides)
+    made = make_sampler(model.config, model.net, model.flow, steps, cfg, guides)
     return jax.jit(made), extra
 
 

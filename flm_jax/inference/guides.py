@@ -8,6 +8,8 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
+from flm_jax.flows.flow import ClockTold
+from flm_jax.flows.noise import UnitNoise
 from flm_jax.inference.step_policy import load_step_policy, stepper
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.base import SamplerConfig
@@ -26,7 +28,7 @@ def _weak(model: Model, workdir: str) -> Model:
         "trained with the same tokenizer.",
     )
     require(
-        family(weak.config).one_hot
+        family(weak.config).from_noise
         and (weak.net.two_time, weak.net.any_order) == (model.net.two_time, model.net.any_order),
         f"weak={workdir} is a model of objective {objective_name(weak.config)}; expected a "
         f"{'flow map' if model.net.two_time else 'flow (objective denoising)'}, as the model that "
@@ -38,11 +40,27 @@ def _weak(model: Model, workdir: str) -> Model:
         f"{model.net.max_length}.",
     )
     require(
-        np.array_equal(weak.clock.t, model.clock.t),
-        f"weak={workdir} was trained with another clock; expected one of the same "
-        "config.objective.clock, and if that is 'embedded' of the same config.model.dim.",
+        _same_flow(weak, model),
+        f"weak={workdir} was trained with another flow; expected one of the same config.flow, and "
+        "if its clock is 'embedded' of the same config.model.dim.",
+    )
+    require(
+        not isinstance(model.flow.noise, UnitNoise)
+        or np.array_equal(weak.net.table(weak.params), model.net.table(model.params)),
+        f"weak={workdir} has other embeddings; with config.flow.noise 'unit' two models see the "
+        "same state only with the same: give weak_dropout=RATE.",
     )
     return weak
+
+
+def _same_flow(weak: Model, model: Model) -> bool:
+    """Whether both have the same path, and are told the same of it."""
+    told, other = (x.flow.told for x in (weak, model))
+    if isinstance(told, ClockTold) and isinstance(other, ClockTold):
+        same = np.array_equal(told.clock.t, other.clock.t)
+    else:
+        same = told == other
+    return same and weak.config["flow"]["name"] == model.config["flow"]["name"]
 
 
 def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:

@@ -17,10 +17,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.data import framing
+from flm_jax.build.export import save_model
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import choose_sampler, model_sampler
-from flm_jax.checkpoints.portable import save_folder, upload_folder
+from flm_jax.checkpoints.portable import upload_folder
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_output
 from flm_jax.core.settings import plain
@@ -231,7 +232,7 @@ class LanguageModel:
         """
         model, kind = self._model, family(self.config)
         if self._nll is None:
-            row = kind.row_likelihood(self.config, model.net, model.clock)
+            row = kind.row_likelihood(self.config, model.net, model.flow)
             if row is None:
                 raise UserError(f"this {self.kind} has no likelihood of texts.")
             self._nll = jax.jit(row)
@@ -275,8 +276,7 @@ class LanguageModel:
         Raises:
           UserError: the folder holds a model already.
         """
-        model = self._model
-        save_folder(os.fspath(folder), model.config, model.params, model.tokenizer, model.step)
+        save_model(folder, self._model)
 
     def push_to_hub(
         self, name: str, *, folder: str | os.PathLike[str], private: bool = False

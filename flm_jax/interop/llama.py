@@ -318,7 +318,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def state_dict_from_params(params: Params, heads: int, kv_heads: int = 0) -> dict[str, np.ndarray]:
+def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:
     """Parameters of `models.llama` (no adapters) under SMDM's names, or LLaDA's without an anchor.
 
     Args:

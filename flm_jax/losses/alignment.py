@@ -19,7 +19,7 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, summary
-from flm_jax.flows.interpolants import interpolate, mask_anchored
+from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
 from flm_jax.flows.masking import free_positions, hide_independently
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import number_of, token_weights
@@ -90,7 +90,7 @@ def _read(
     """The network at states t E[shown] + (1-t) m."""
     clean, anchor = net.table(params)[shown], net.anchor(params)
     anchor = jnp.broadcast_to(anchor[None, : shown.shape[1]], clean.shape)
-    states = interpolate(mask_anchored, t, clean, anchor=anchor)
+    states = MaskAnchored().at(t, clean, anchor=anchor)
     told = jnp.mean(t, axis=1) if cfg.time_conditioning else jnp.zeros(t.shape[0])
     return forward(net, params, states, told, told, key=key)
 
@@ -164,7 +164,7 @@ def alignment_loss(
       that are hidden and that are not. Squared lengths of embeddings.
     """
     share_key, hide_key, t_key, dropout_key = jax.random.split(key, 4)
-    tokens, counted = batch["tokens"], free_positions(batch)
+    tokens, counted = batch["tokens"], free_positions(batch, 0)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
     hidden = hide_independently(rows.fold(hide_key), share, counted)
     shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows)

@@ -22,6 +22,16 @@ def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
     return mask / jnp.maximum(jnp.sum(mask), 1.0)
 
 
+def row_means(
+    values: Float[Array, "b l"], mask: Shaped[Array, "b l"]
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """Mean of each row over the positions that count, and 1 for rows that have one, else 0."""
+    mask = mask.astype(jnp.float32)
+    number = jnp.sum(mask, axis=1)
+    means = jnp.sum(mask * values, axis=1) / jnp.maximum(number, 1.0)
+    return means, (number > 0).astype(jnp.float32)
+
+
 class Frozen(NamedTuple):
     """Parameters that an objective uses without training them.
 

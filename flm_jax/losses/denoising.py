@@ -12,19 +12,18 @@ from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.denoiser.self_conditioning import estimated
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import noisy_states
-from flm_jax.flows.time_sampling import Rows, stratified_uniform
-from flm_jax.losses.base import Frozen, number_of, token_weights
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.base import Frozen, number_of, row_means, token_weights
 from flm_jax.losses.clean_context import at_clean, clean_context, counted
-from flm_jax.losses.flow_settings import FlowConfig
+from flm_jax.losses.flow_settings import WeightedSettings
 from flm_jax.losses.time_weighting import time_weights
 
 PREDICTIONS = ("probabilities", "denoiser", "velocity")
 
 
 @dataclasses.dataclass(frozen=True)
-class DenoisingConfig(FlowConfig):
+class DenoisingConfig(WeightedSettings):
     """Choices of denoising; predictions and squared errors are those of `losses.regression`."""
 
     prediction: str = setting(
@@ -51,7 +50,7 @@ def denoising_loss_at(
     key: Key | None = None,
     estimate: States | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
-    """CE(x, delta_tt(y_t)) at given states and clock times.
+    """CE(x, delta_tt(y_t)) at given states and network times.
 
     Args:
       estimate: what a self-conditioned network is shown besides.
@@ -78,40 +77,42 @@ def denoising_loss(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: DenoisingConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """CE(x, delta_tt(y_t)) with tau low-discrepancy U(0, 1) over the global batch.
+    """CE(x, delta_tt(y_t)) with tau low-discrepancy over the global batch, by the law of times.
 
     The noisy positions of a row share one time; those of a clean context stand at 1. A
     self-conditioned network is shown its own estimate in every second row, and none in the others.
 
     Args:
       params: network parameters; gradients reach the embedding through clean data and noise.
-      frozen: not used.
+      frozen: what is learnt of the law of times.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
       key: for times, noise and dropout.
       rows: which rows of the global batch these are.
-      net, clock: the denoiser and tau(t) of its vocabulary.
+      net, flow: the denoiser and the flow that it is of.
 
     Returns:
       Mean over valid tokens that are not clean, nats/token, weighted over times where the network
       says how; and metrics {"nll_nats_per_token"}, the mean itself, and "counted".
     """
-    del frozen
+    flow = flow if frozen is None else flow.settled(frozen.tracked)
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
-    tau = stratified_uniform(time_key, tokens.shape[0], rows)
+    tau = flow.draw_times(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
     clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
     weights = token_weights(mask)
     scaled, penalty = time_weights(net, params, weights, tau, tau)
-    tau, t = at_clean(clean, tau, tau_to_t(clock, tau))
-    y_t, _ = noisy_states(noise_key, t, tokens, net.table(params), noise=cfg.noise)
+    drawn = tau
+    tau, t = at_clean(clean, tau, flow.t(tau))
+    y_t, _ = flow.states(noise_key, t, tokens, net.table(params))
     estimate = _half_estimated(net, params, y_t, tau) if net.self_conditioned else None
     loss, nll = denoising_loss_at(
         params, y_t, tau, tokens, scaled, net=net, key=dropout_key, estimate=estimate
     )
     metrics = {"nll_nats_per_token": jnp.sum(weights * nll), "counted": number_of(mask)}
-    return loss + penalty, metrics
+    observed = flow.times.observe(drawn, *row_means(nll, mask))
+    return loss + penalty, metrics if observed is None else metrics | {"observed": observed}

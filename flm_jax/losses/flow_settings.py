@@ -1,25 +1,17 @@
-"""Settings that every objective of a flow over one-hot tokens shares."""
+"""Settings that every objective of a flow from Gaussian noise shares."""
 
 import dataclasses
 
 from flm_jax.core.settings import setting
-from flm_jax.flows.clocks import CLOCKS
-from flm_jax.flows.noising import NOISE_KINDS
 from flm_jax.losses.clean_context import ContextConfig
 
 WEIGHTINGS = ("equal", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
-class ClockedConfig:
-    """How times of training are drawn, and which positions are clean."""
+class ContextSettings:
+    """Which positions are clean in training."""
 
-    clock: str = setting(
-        "decoding",
-        "clock tau(t) that times are drawn in: decoding (error of x_t), embedded (error of "
-        "E^T x_t), or identity",
-        choices=CLOCKS,
-    )
     context: float = setting(
         0.0,
         "fraction of rows in which a random subset of positions is held clean, which makes the "
@@ -40,14 +32,9 @@ class ClockedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowConfig(ClockedConfig):
-    """How states of training are drawn, and how their times are weighted."""
+class WeightedSettings(ContextSettings):
+    """Which positions are clean, and how times are weighted."""
 
-    noise: str = setting(
-        "projected",
-        "where noise is drawn: projected, as E^T eps in R^D; onehot, in R^V as the reference does",
-        choices=NOISE_KINDS,
-    )
     weighting: str = setting(
         "equal", "weights of the times in the loss, equal or learned", choices=WEIGHTINGS
     )

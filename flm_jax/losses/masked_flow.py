@@ -16,11 +16,11 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, expected_embedding
-from flm_jax.flows.masked_bridge import SIGMA, bridge_states, progress, t_from_gamma
+from flm_jax.flows.flow import Flow
 from flm_jax.flows.masking import free_positions, hide_share
-from flm_jax.flows.noise_schedule import GammaConfig, GammaState, draw_gamma, observe
+from flm_jax.flows.noising import hidden_states
 from flm_jax.flows.time_sampling import Rows, kronecker_uniform
-from flm_jax.losses.base import number_of, token_weights
+from flm_jax.losses.base import number_of, row_means, token_weights
 
 _NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a whole answer
 
@@ -29,8 +29,6 @@ _NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a
 class BridgeConfig:
     """Choices of the masked bridge."""
 
-    gamma: GammaConfig = setting(GammaConfig(), "law of gamma, log noise over signal")
-    sigma: float = setting(SIGMA, "scale of the bridge's noise", range="(0, inf)")
     embedding_weight: float = setting(
         10.0, "weight of the squared distance of embeddings", range="[0, inf)"
     )
@@ -61,7 +59,7 @@ def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
 def bridge_loss_at(
     params: Params,
     z_t: States,
-    gamma: Times,
+    tau: Times,
     tokens: Int[Array, "b l"],
     weights: Float[Array, "b l"],
     *,
@@ -72,15 +70,14 @@ def bridge_loss_at(
     """The loss at given states.
 
     Args:
-      z_t: states of `bridge_states`; gamma: their times [B].
+      z_t: states of `hidden_states`; tau: what the network is told of their times [B].
       weights: of each position in the sums; 0 where visible.
 
     Returns:
       Weighted sum of both terms; cross entropy of each token [B, L] (nats, no gradient); weighted
       sum of squared distances.
     """
-    times = progress(gamma)
-    out = forward(net, params, z_t, times, times, key=key)
+    out = forward(net, params, z_t, tau, tau, key=key)
     loss, nll = cross_entropy(out, tokens, weights, net)
     if not cfg.embedding_weight:
         return loss, nll, jnp.zeros(())
@@ -96,8 +93,8 @@ def bridge_loss(
     key: Key,
     *,
     net: Network,
+    flow: Flow,
     cfg: BridgeConfig,
-    state: GammaState,
     rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
     """The loss with gamma and the share of hidden positions low-discrepancy over the global batch.
@@ -107,7 +104,7 @@ def bridge_loss(
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1
         where tokens stay visible.
       key: for times, masks, noise and dropout.
-      state: what is learnt of gamma.
+      flow: the masked bridge, settled at what is learnt of its times.
       rows: which rows of the global batch these are.
 
     Returns:
@@ -118,36 +115,29 @@ def bridge_loss(
     tokens = batch["tokens"]
     num = tokens.shape[0]
     free = free_positions(batch, cfg.prompt)
-    gamma = draw_gamma(gamma_key, num, rows, cfg.gamma, state)
+    tau = flow.draw_times(gamma_key, num, rows)
     share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
     hidden = hide_share(rows.fold(hide_key), share, free)
-    z_t = bridge_states(
+    z_t = hidden_states(
         rows.fold(noise_key),
-        t_from_gamma(gamma, cfg.sigma),
+        flow,
+        flow.t(tau),
         tokens,
         hidden,
         net.table(params),
         net.anchor(params),
-        cfg.sigma,
     )
     weights = token_weights(hidden)
     loss, nll, distance = bridge_loss_at(
-        params, z_t, gamma, tokens, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
+        params, z_t, tau, tokens, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
+    observed = hidden
+    if flow.times.cfg.learnt == "empirical":
+        observed = hidden & (tokens != cfg.eos_id) & (share >= _NEARLY_ALL)[:, None]
     metrics = {
         "nll_nats_per_token": jnp.sum(weights * nll),
         "squared_distance_per_token": distance,
         "counted": number_of(hidden),
-        "observed": _observed(nll, gamma, share, hidden, tokens, cfg),
+        "observed": flow.times.observe(tau, *row_means(nll, observed)),
     }
     return loss, metrics
-
-
-def _observed(nll, gamma, share, hidden, tokens, cfg: BridgeConfig):
-    """Mean cross entropy of each row in the bins of gamma."""
-    counted = hidden
-    if cfg.gamma.learnt == "empirical":
-        counted = hidden & (tokens != cfg.eos_id) & (share >= _NEARLY_ALL)[:, None]
-    number = jnp.sum(counted, axis=1)
-    mean = jnp.sum(jnp.where(counted, nll, 0.0), axis=1) / jnp.maximum(number, 1)
-    return observe(gamma, mean, (number > 0).astype(jnp.float32), cfg.gamma)

@@ -19,9 +19,9 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import noisy_states, states_from_onehot
-from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise import states_from_onehot
+from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.denoising import DenoisingConfig
 from flm_jax.losses.distillation.moving_target import squared
@@ -53,7 +53,7 @@ def regression_loss(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: DenoisingConfig,
 ) -> tuple[jax.Array, Metrics]:
     """Squared distance, summed over the vocabulary, with tau low-discrepancy U(0, 1).
@@ -61,22 +61,22 @@ def regression_loss(
     The target is onehot(x), or for a velocity onehot(x) - eps.
 
     Args:
-      params, frozen, batch, key, rows, net, clock, cfg: as of `denoising_loss`.
+      params, frozen, batch, key, rows, net, flow, cfg: as of `denoising_loss`.
 
     Returns:
       Mean over valid tokens, and metrics {"squared_per_token"}, the same, and "counted".
     """
-    del frozen
+    flow = flow if frozen is None else flow.settled(frozen.tracked)
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens, table = batch["tokens"], net.table(params)
-    tau = stratified_uniform(time_key, tokens.shape[0], rows)
-    t, noise_key = tau_to_t(clock, tau), rows.fold(noise_key)
+    tau = flow.draw_times(time_key, tokens.shape[0], rows)
+    t, noise_key = flow.t(tau), rows.fold(noise_key)
     clean = jax.nn.one_hot(tokens, net.vocab_size, dtype=jnp.float32)
     if cfg.prediction == "velocity":
         eps = jax.random.normal(noise_key, clean.shape)
-        (y_t,), target = states_from_onehot(eps, t, tokens, table), clean - eps
+        (y_t,), target = states_from_onehot(flow.path, eps, t, tokens, table), clean - eps
     else:
-        (y_t, _), target = noisy_states(noise_key, t, tokens, table, noise=cfg.noise), clean
+        (y_t, _), target = flow.states(noise_key, t, tokens, table), clean
     out = forward(net, params, y_t, tau, tau, key=rows.fold(dropout_key))
     weights = token_weights(batch["mask"])
     if cfg.prediction == "probabilities":

@@ -20,7 +20,7 @@ def time_weights(
 
     Args:
       weights: weight of each position in the sum.
-      tau_s, tau_t: clock times [B] of the rows' noisy positions.
+      tau_s, tau_t: network times [B] of the rows' noisy positions.
 
     Returns:
       The weights unchanged and 0 where `net` has no such function.

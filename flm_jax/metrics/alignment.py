@@ -25,7 +25,7 @@ def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
     """
 
     def figures(params: Params, batch: dict[str, jax.Array], key: Key):
-        tokens, counted = batch["tokens"], free_positions(batch)
+        tokens, counted = batch["tokens"], free_positions(batch, 0)
         share = (jnp.arange(tokens.shape[0]) + 0.5) / tokens.shape[0]
         masked = hide_independently(key, share, counted)
         t = jnp.where(masked, 0.0, 1.0)

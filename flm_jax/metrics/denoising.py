@@ -1,4 +1,4 @@
-"""Denoising cross entropy over the clock, on held-out data."""
+"""Denoising cross entropy over the times, on held-out data."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,19 +8,18 @@ import numpy as np
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.denoising import denoising_loss_at
 
 
-def make_row_nll(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def make_row_nll(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), to be jitted.
 
     nll is the mean of a row in nats/token; valid is False for rows without a valid token.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
-        y_t, _ = noisy_states(key, tau_to_t(clock, tau), batch["tokens"], net.table(params))
+        y_t, _ = flow.states(key, flow.t(tau), batch["tokens"], net.table(params))
         mask = batch["mask"].astype(jnp.float32)
         _, nll = denoising_loss_at(params, y_t, tau, batch["tokens"], mask, net=net)
         count = jnp.sum(mask, axis=1)
@@ -36,7 +35,7 @@ def tau_profile(
     bins: int,
     key: Key,
 ) -> dict[str, float]:
-    """Mean cross entropy, over all of the clock and in equal bins of tau.
+    """Mean cross entropy, over all times and in equal bins of tau.
 
     The times are the midpoints of a grid over the rows of each batch, and the noise is fixed by
     `key`: two calls compare like with like. Rows without a valid token do not count.

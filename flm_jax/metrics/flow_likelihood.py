@@ -1,8 +1,8 @@
-"""An upper bound on the negative log-likelihood of one-hot flows, from their denoiser alone.
+"""An upper bound on the negative log-likelihood of flows from noise, from their denoiser alone.
 
-y_t = t E[x] + (1-t) E^T eps, as the network sees it, is a Gaussian channel: with r = t / (1-t) and
-C C^T = E^T E, C^-1 y_t / (1-t) is r C^-1 E[x] in white noise. The continuous-time bound of Gaussian
-diffusion (Kingma et al., arXiv 2107.00630) for it is
+y_t = a E[x] + c xi, as the network sees it, is a Gaussian channel: with r = a/c and C C^T = Sigma,
+C^-1 y_t / c is r C^-1 E[x] in white noise. The continuous-time bound of Gaussian diffusion (Kingma
+et al., arXiv 2107.00630) for it is
 
     -log p(x) <= int_0^R r E|C^-1 (E[x] - E^T D(y_t))|^2 dr  +  E[-log D(y_{t(R)})[x]],
 
@@ -20,6 +20,7 @@ by the clock, where this weighs its squared error by the growth of information.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,50 +28,79 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import Readout, cross_entropy, expected_embedding
-from flm_jax.flows.clocks import Clock, decoding_clock, t_to_tau, tau_to_t
-from flm_jax.flows.gaussian_noise import whitened
-from flm_jax.flows.noising import noisy_states
+from flm_jax.denoiser.head import cross_entropy, expected_embedding
+from flm_jax.flows.clocks import decoding_clock, tau_to_t
+from flm_jax.flows.flow import ClockTold, Flow, GammaTold
 
 _END = 0.999  # of the clock: what is left after it is in the second term
+_TINY = 1e-12
 
 
-def make_flow_bound(net: Network, clock: Clock) -> Callable[..., tuple[jax.Array, jax.Array]]:
+class Signal(NamedTuple):
+    """Draws of r = a/c for u ~ U(0, 1): r, and r dr/du, by which a squared distance counts."""
+
+    at: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    first: float
+    last: jax.Array
+
+
+def _by_clock(net: Network, told: ClockTold) -> Signal:
+    """r = u R: in nats per unit of r the integrand is largest where tokens become readable.
+
+    R is where the clock ends, as the network knows no later times, or where the states can be read,
+    if that is sooner.
+    """
+    clocks = (told.clock, decoding_clock(net.vocab_size, net.dim))
+    t_end = jnp.minimum(*(tau_to_t(c, jnp.float32(_END)) for c in clocks))
+    r_end = t_end / (1.0 - t_end)
+    return Signal(lambda u: (u * r_end, r_end * (u * r_end)), 0.0, r_end)
+
+
+def _by_gamma(told: GammaTold) -> Signal:
+    """gamma = -2 log r uniform from the highest that the network is told to the lowest."""
+    half = 0.5 * (told.high - told.low)
+
+    def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        r = jnp.exp(-0.5 * told.gamma(u))
+        return r, half * jnp.square(r)
+
+    first, last = (jnp.exp(-0.5 * gamma) for gamma in (told.high, told.low))
+    return Signal(at, first, last)
+
+
+def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """row_nll(params, batch, tau, key): unbiased estimate of the bound, given tau ~ U(0, 1).
 
-    r = tau R: in nats per unit of r the integrand is largest where tokens become readable, and
-    small at both ends. Standard errors of `likelihood` hold; there is no bias but that of the
-    bound itself. Two network calls a row.
+    tau chooses r, see `Signal`. Standard errors of `likelihood` hold; there is no bias but that of
+    the bound itself. Two network calls a row.
 
     Args:
       net: a flow whose read-out is a softmax.
-      clock: what its network is told. R is where it ends, as the network knows no later times, or
-        where the states can be read, if that is sooner.
+      flow: the path, its noise, and what the network is told.
     """
-    clocks = (clock, decoding_clock(net.vocab_size, net.dim))
-    t_end = jnp.minimum(*(tau_to_t(c, jnp.float32(_END)) for c in clocks))
-    r_end = t_end / (1.0 - t_end)
+    told = flow.told
+    signal = _by_gamma(told) if isinstance(told, GammaTold) else _by_clock(net, told)
 
     def at(params: Params, batch: dict[str, jax.Array], r: jax.Array, key: Key):
-        t = r / (1.0 + r)
-        y_t, _ = noisy_states(key, t, batch["tokens"], net.table(params))
-        tau = t_to_tau(clock, t)
+        t = flow.path.time_at(-2.0 * jnp.log(jnp.maximum(r, _TINY)))
+        y_t, _ = flow.states(key, t, batch["tokens"], net.table(params))
+        tau = flow.tau(t)
         return forward(net, params, y_t, tau, tau)
 
-    def missed(params: Params, out: Readout, tokens: jax.Array):
-        table = net.table(params)
-        gap = table[tokens] - expected_embedding(out, table, net)
-        flat = whitened(gap.reshape(-1, net.dim), table)
-        return jnp.sum(jnp.square(flat), axis=1).reshape(tokens.shape)
+    def white(vectors: jax.Array, table: jax.Array) -> jax.Array:
+        flat = flow.noise.whitened(vectors.reshape(-1, net.dim), table)
+        return jnp.sum(jnp.square(flat), axis=1).reshape(vectors.shape[:2])
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         path_key, end_key = jax.random.split(key)
-        mask = batch["mask"].astype(jnp.float32)
-        r = tau * r_end
-        gap = missed(params, at(params, batch, r, path_key), batch["tokens"])
-        end = at(params, batch, jnp.full_like(r, r_end), end_key)
+        mask, table = batch["mask"].astype(jnp.float32), net.table(params)
+        clean, (r, weight) = table[batch["tokens"]], signal.at(tau)
+        out = at(params, batch, r, path_key)
+        gap = white(clean - expected_embedding(out, table, net), table)
+        end = at(params, batch, jnp.full_like(r, signal.last), end_key)
         _, rest = cross_entropy(end, batch["tokens"], mask, net)
-        nats = (r_end * r)[:, None] * gap + rest
+        # Up to the first r the denoiser 0 bounds the integral.
+        nats = weight[:, None] * gap + 0.5 * signal.first**2 * white(clean, table) + rest
         count = jnp.sum(mask, axis=1)
         return jnp.sum(nats * mask, axis=1) / jnp.maximum(count, 1.0), count > 0
 

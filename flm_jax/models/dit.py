@@ -58,7 +58,14 @@ class DiTConfig(TransformerConfig):
     posterior_input: bool = setting(
         False,
         "whether the posterior of each token given its own state, in closed form, enters in place "
-        "of the state; for flows over one-hot tokens",
+        "of the state; for flows from noise",
+    )
+    posterior_skip: bool = setting(
+        False,
+        "whether the logits of that posterior are added to the output, and the head starts at zero",
+    )
+    normalised_table: bool = setting(
+        False, "whether embeddings have length sqrt(dim), which keeps them from shrinking together"
     )
     self_conditioning: bool = setting(
         False, "whether the network's own estimate of the clean text is added to the state"
@@ -174,8 +181,10 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         blocks = jax.vmap(init_block)(jax.random.split(blocks_key, cfg.depth))
         trunk = init_trunk(trunk_key)
         # The residual stream starts as the state itself: reading it through E^T lets the first
-        # gradients already see which token it is near, where a zero head has to find that out.
-        trunk["head"]["kernel"] = trunk["table"].T
+        # gradients already see which token it is near, where a zero head has to find that out; the
+        # posterior says it from the start.
+        if not cfg.posterior_skip:
+            trunk["head"]["kernel"] = trunk["table"].T
         return trunk | {"blocks": blocks}
 
     def trunk_of(params: Params):
@@ -199,10 +208,17 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
         shift, scale = jnp.split(trunk.modulation(cond), 2, axis=-1)
         return modulate(trunk.norm(x_BLD), shift, scale).astype(dtype)
 
+    def table(params: Params):
+        rows = params["table"].astype(jnp.float32)
+        if not cfg.normalised_table:
+            return rows
+        return rows * (cfg.dim**0.5 / jnp.linalg.norm(rows, axis=1, keepdims=True))
+
     return as_network(
         cfg,
         init,
         features,
+        table=table,
         two_time=cfg.two_time,
         self_conditioned=cfg.self_conditioning,
         log_loss=(lambda params, s, t: trunk_of(params).weighting(s, t)) if cfg.weighting else None,

@@ -28,10 +28,8 @@ from flm_jax.config.check import check  # noqa: E402
 from flm_jax.config.schema import base_config  # noqa: E402
 from flm_jax.denoiser.forward import denoise  # noqa: E402
 from flm_jax.distributed import sharding  # noqa: E402
-from flm_jax.flows.clocks import tau_to_t  # noqa: E402
-from flm_jax.flows.flow_map import flow_map_weights  # noqa: E402
 from flm_jax.profiling import aot, flops, hlo  # noqa: E402
-from flm_jax.samplers.base import clock_grid, nothing_given  # noqa: E402
+from flm_jax.samplers.base import nothing_given  # noqa: E402
 from flm_jax.samplers.euler import sample_euler  # noqa: E402
 from flm_jax.training.program import assemble  # noqa: E402
 
@@ -51,17 +49,17 @@ def _config(case: Case, settings: dict) -> dict:
     config = base_config(objective=settings.get("route", case.objective))
     config.model.two_time = OBJECTIVES[case.objective].two_time
     config.train.batch = case.sizes["batch"]
-    for key, value in ({"noise": "projected"} | case.sizes | settings).items():
-        for group in (config.model, config.mesh, config.objective):
+    for key, value in (case.sizes | settings).items():
+        for group in (config.model, config.mesh, config.flow, config.objective):
             if key in group:
                 group[key] = value
     return check(config)
 
 
-def onehot_euler(key, net, params, clock, steps: int, given):
+def onehot_euler(key, net, params, flow, steps: int, given):
     """Euler or flow-map steps carried in R^V, as the reference does: x_t @ E before every call."""
-    taus = clock_grid(steps)
-    times = tau_to_t(clock, taus)
+    taus = flow.grid(steps)
+    times = flow.t(taus)
     table = net.table(params)
     x_t = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
 
@@ -70,8 +68,8 @@ def onehot_euler(key, net, params, clock, steps: int, given):
         row = jnp.ones(x_s.shape[0])
         target = tau_t if net.two_time else tau_s
         logits = denoise(net, params, x_s @ table, tau_s * row, target * row)
-        w_x, w_delta = flow_map_weights(s, t)
-        return w_x * x_s + w_delta * jax.nn.softmax(logits, axis=-1), None
+        delta = jax.nn.softmax(logits, axis=-1)
+        return flow.path.step(x_s, delta, s * row, t * row), None
 
     x_1, _ = jax.lax.scan(step, x_t, (taus[:-1], taus[1:], times[:-1], times[1:]))
     return jnp.argmax(x_1, axis=-1)
@@ -95,7 +93,7 @@ def _train_program(case: Case, program, mesh):
 
 def _sample_program(case: Case, program, mesh, onehot: bool):
     del mesh
-    net, clock, steps = program.net, program.clock, case.sizes["steps"]
+    net, flow, steps = program.net, program.flow, case.sizes["steps"]
     first = jax.jit(net.init)
     given = nothing_given(case.sizes["batch"], case.sizes["length"])
 
@@ -103,8 +101,8 @@ def _sample_program(case: Case, program, mesh, onehot: bool):
     def draw(params):
         key = jax.random.key(0)
         if onehot:
-            return onehot_euler(key, net, params, clock, steps, given)
-        return sample_euler(key, net, params, clock=clock, steps=steps, given=given).tokens
+            return onehot_euler(key, net, params, flow, steps, given)
+        return sample_euler(key, net, params, flow=flow, steps=steps, given=given).tokens
 
     traced = draw.trace(jax.eval_shape(first, jax.random.key(0)))
     compiled = traced.lower().compile()
@@ -168,7 +166,7 @@ def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
     if case.kind == "train":
         traced, compiled, run, first = _train_program(case, program, mesh)
     else:
-        onehot = config["objective"]["noise"] == "onehot"
+        onehot = config["flow"]["noise"] == "onehot"
         traced, compiled, run, first = _sample_program(case, program, mesh, onehot)
     kinds = hlo.collectives(compiled.as_text()).kinds
     known = compiled.memory_analysis() is not None  # a program from the cache may not say

@@ -96,7 +96,7 @@ def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    run = jax.jit(make_sampler(config, made.net, made.clock, steps))
+    run = jax.jit(make_sampler(config, made.net, made.flow, steps))
     args = (key, params, given)
     return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
 

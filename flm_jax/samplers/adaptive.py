@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, States, Times
-from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
-from flm_jax.flows.flow_map import flow_map, flow_map_weights
-from flm_jax.flows.interpolants import over_features
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.interpolants.base import Interpolant
+from flm_jax.flows.shapes import over_features
 from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
@@ -39,7 +39,13 @@ class AdaptiveConfig(IteratedConfig):
 
 
 def bogacki_shampine_step(
-    denoise: Denoised, first: States, y_s: States, s: Times, t: Times
+    path: Interpolant,
+    denoise: Denoised,
+    first: States,
+    y_s: States,
+    s: Times,
+    t: Times,
+    anchor: jax.Array | float = 0.0,
 ) -> tuple[States, States, States]:
     """y_t of third order, with an embedded estimate of its error (second order).
 
@@ -47,21 +53,22 @@ def bogacki_shampine_step(
     the next step.
 
     Args:
+      path: its steps; anchor: m, for anchored ones.
       denoise: called three times.
       first: D_s(y_s).
 
     Returns:
       y_t, D_t(y_t) and the estimate of the error of y_t.
     """
-    w_s, w_t = s / (1.0 - s), t / (1.0 - t)
-    between = lambda share: (w_s + share * (w_t - w_s)) / (1.0 + w_s + share * (w_t - w_s))
-    half, later = between(0.5), between(0.75)
-    second = denoise(flow_map(y_s, first, s, half), half)
-    third = denoise(flow_map(y_s, second, s, later), later)
-    y_t = flow_map(y_s, (2.0 * first + 3.0 * second + 4.0 * third) / 9.0, s, t)
+    u_s, u_t = path.odds(s), path.odds(t)
+    half, later = (path.time_of(u_s + share * (u_t - u_s)) for share in (0.5, 0.75))
+    step = lambda denoised, end: path.step(y_s, denoised, s, end, anchor=anchor)
+    second = denoise(step(first, half), half)
+    third = denoise(step(second, later), later)
+    y_t = step((2.0 * first + 3.0 * second + 4.0 * third) / 9.0, t)
     last = denoise(y_t, t)
     gap = -5.0 / 72.0 * first + second / 12.0 + third / 9.0 - last / 8.0
-    return y_t, last, over_features(flow_map_weights(s, t)[1]) * gap
+    return y_t, last, over_features(path.weights(s, t).clean) * gap
 
 
 class Progress(NamedTuple):
@@ -79,7 +86,7 @@ def advance(
     y_0: States,
     denoiser: Denoiser,
     *,
-    clock: Clock,
+    flow: Flow,
     most: int,
     given: Given,
     tolerance: float,
@@ -99,13 +106,15 @@ def advance(
     unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(denoiser.table), axis=-1)))
 
     def denoise(y, t):
-        tau = t_to_tau(clock, t)
+        tau = flow.tau(t)
         return denoiser.ask(y_0, y, t, (tau, tau), key)[1]
 
     def body(now: Progress) -> Progress:
         tau_t = jnp.minimum(now.tau + now.step, _END)
-        s, t = tau_to_t(clock, now.tau), tau_to_t(clock, tau_t)
-        y_t, last, gap = bogacki_shampine_step(denoise, now.first, now.y, s, t)
+        s, t = flow.t(now.tau), flow.t(tau_t)
+        y_t, last, gap = bogacki_shampine_step(
+            flow.path, denoise, now.first, now.y, s, t, denoiser.anchor
+        )
         norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
         error = jnp.max(norms, axis=1) / unit
         good = error <= tolerance
@@ -123,7 +132,7 @@ def advance(
         return jnp.any(now.tau < _END) & (now.calls + 3 <= most)
 
     zeros = jnp.zeros(y_0.shape[0])
-    start = Progress(y_0, zeros, zeros + _FIRST, denoise(y_0, zeros), jnp.int32(1))
+    start = Progress(y_0, zeros, zeros + _FIRST, denoise(y_0, flow.t(zeros)), jnp.int32(1))
     return jax.lax.while_loop(unfinished, body, start)
 
 
@@ -132,7 +141,7 @@ def adaptive(
     y_0: States,
     denoiser: Denoiser,
     *,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     given: Given,
     tolerance: float,
@@ -153,9 +162,9 @@ def adaptive(
         f"got steps={steps}; the adaptive solver needs at least {MIN_ADAPTIVE_CALLS} network "
         "calls: give its most calls, for example --steps=256.",
     )
-    more = {"clock": clock, "most": steps - 1, "given": given, "tolerance": tolerance}
+    more = {"flow": flow, "most": steps - 1, "given": given, "tolerance": tolerance}
     end = advance(step_key(key, 0), y_0, denoiser, **more)
-    t = tau_to_t(clock, end.tau)
+    t = flow.t(end.tau)
     _, _, seen = denoiser.ask(y_0, end.y, t, (end.tau, end.tau), step_key(key, 1), choice)
     calls = (end.calls + 1) * denoiser.calls
     return Samples(seen[0], seen[0][None], seen[1][None], calls)

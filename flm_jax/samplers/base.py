@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -94,8 +93,3 @@ def held_times(net: Network, given: Given, time: Times | float) -> Times:
     """
     time = jnp.broadcast_to(time, given.mask.shape[:1])
     return jnp.where(given.mask, 1.0, time[:, None]) if net.any_order else time
-
-
-def clock_grid(steps: int) -> jax.Array:
-    """K + 1 network times from 0 to 1, uniform in tau."""
-    return jnp.linspace(0.0, 1.0, steps + 1)

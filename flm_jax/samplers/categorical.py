@@ -25,7 +25,7 @@ class Choice:
     """
 
     temperature: float
-    top_p: float = 1.0
+    top_p: float
 
     def __post_init__(self):
         require(

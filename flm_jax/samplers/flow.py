@@ -8,7 +8,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.self_conditioning import fixed_point
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.samplers import adaptive, euler
 from flm_jax.samplers.adaptive import AdaptiveConfig
 from flm_jax.samplers.base import Given, Samples
@@ -42,13 +42,19 @@ def check_flow(cfg: GuidedConfig, net: Network, steps: int, objective: Any) -> N
 
 
 def make_denoiser(
-    net: Network, params: Params, given: Given, cfg: GuidedConfig, guides: Guides, extra: dict
+    net: Network,
+    params: Params,
+    flow: Flow,
+    given: Given,
+    cfg: GuidedConfig,
+    guides: Guides,
+    extra: dict,
 ) -> Denoiser:
     """Plain where guidance is 1."""
     if cfg.guidance == 1.0:
-        return plain(net, params, given)
+        return plain(net, params, flow, given)
     weak = Weak(guides.weak, extra.get("weak"))
-    return autoguided(net, params, weak, cfg.guidance, given)
+    return autoguided(net, params, weak, cfg.guidance, flow, given)
 
 
 def sample_flow(
@@ -58,7 +64,7 @@ def sample_flow(
     extra: dict | None = None,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     cfg: GuidedConfig,
     guides: Guides = NO_GUIDES,
@@ -70,8 +76,9 @@ def sample_flow(
       key: of noise, dropout and drawn tokens.
       params: of `net`.
       given: prescribed tokens [B, L], which stay exactly as they are.
-      extra: parameters of the networks in `guides`.
-      net, clock: the denoiser and tau(t) of its vocabulary.
+      extra: parameters of the networks in `guides`, and under "times" what is learnt of the law of
+        times since the flow was made.
+      net, flow: the denoiser and the flow that it is of.
       steps: evaluations of the denoiser ("adaptive": at most); static. Each is one network call,
         or `cfg.iterations`; guidance adds one to each, a reward as many with their gradient.
       cfg: `EulerConfig`, `HeunConfig`, `AdaptiveConfig` or `FlowMapConfig`.
@@ -81,28 +88,30 @@ def sample_flow(
     Returns:
       Samples; given positions are exactly as given.
     """
+    extra = extra or {}
+    flow = flow.settled(extra.get("times"))
     prediction = getattr(objective, "prediction", "probabilities")
     if prediction != "probabilities":
-        how = {"clock": clock, "steps": steps, "given": given, "prediction": prediction}
+        how = {"flow": flow, "steps": steps, "given": given, "prediction": prediction}
         return sample_onehot(key, net, params, **how)
-    extra, iterations = extra or {}, getattr(cfg, "iterations", 0)
+    iterations = getattr(cfg, "iterations", 0)
     each = max(iterations, 1)
     net = fixed_point(net, each) if iterations else net
-    denoiser = make_denoiser(net, params, given, cfg, guides, extra)
+    denoiser = make_denoiser(net, params, flow, given, cfg, guides, extra)
     denoiser = denoiser._replace(calls=denoiser.calls + each - 1)
-    y_0 = denoiser.noise(key)
-    common = {"clock": clock, "steps": steps, "choice": cfg.choice}
+    y_0 = denoiser.start(key)
+    common = {"flow": flow, "steps": steps, "choice": cfg.choice}
     if isinstance(cfg, AdaptiveConfig):
         more = {"given": given, "tolerance": cfg.tolerance}
         return adaptive.adaptive(key, y_0, denoiser, **common, **more)
     nudge, calls = None, denoiser.calls
     if scale := getattr(cfg, "reward_scale", 0.0):
         table = denoiser.table
-        nudge = make_nudge(net, params, guides.reward, extra["reward"], scale, table, given)
+        nudge = make_nudge(net, params, flow, guides.reward, extra["reward"], scale, table, given)
         calls += each
     if isinstance(cfg, HeunConfig):
         found = heun(key, y_0, denoiser, **common)
     else:
         gamma = getattr(cfg, "gamma", 0.0)
-        found = euler.carry(key, y_0, denoiser, gamma=gamma, nudge=nudge, **common)
+        found = euler.carry(key, y_0, denoiser, stochasticity=gamma, nudge=nudge, **common)
     return found if calls == 1 else found._replace(calls=jnp.asarray(calls * steps, jnp.int32))

@@ -12,12 +12,11 @@ from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import summary
 from flm_jax.denoiser.mixture import Part, Pick, mixture
-from flm_jax.flows.gaussian_noise import embedded_noise, joint_embedded_noise
-from flm_jax.flows.noising import hold_given
+from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, held_times
 from flm_jax.samplers.categorical import Choice, choose
 
-GREEDY = Choice(temperature=0.0)
+GREEDY = Choice(temperature=0.0, top_p=1.0)
 
 
 class Weak(NamedTuple):
@@ -37,7 +36,9 @@ class Denoiser(NamedTuple):
 
     Attributes:
       table: clean embeddings [V, W]; two networks have theirs side by side.
-      noise: key -> embedded noise [B, L, W], the same eps seen through both tables.
+      anchor: m of anchored paths [1, L, W], else 0.
+      noise: key -> xi [B, L, W], of one draw as states of both tables carry it.
+      start: key -> states [B, L, W] at the first time of the flow.
       ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
         table, (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order
         networks, else on their interpolant from y_0. Times are scalars or [B]; the key is for
@@ -48,7 +49,9 @@ class Denoiser(NamedTuple):
     """
 
     table: Float[Array, "v w"]
+    anchor: jax.Array | float
     noise: Callable[[Key], States]
+    start: Callable[[Key], States]
     ask: Callable[..., tuple[States, States, tuple[jax.Array, jax.Array]]]
     calls: int
     two_time: bool
@@ -64,10 +67,32 @@ def _picker(key: Key, choice: Choice) -> Pick:
     return jax.vmap(one, in_axes=(0, 1), out_axes=1)
 
 
-def _held(net: Network, given: Given, y_0, y_t, t, table):
-    """States with given positions clean, by an any-order network, else on their interpolant."""
+def _held(net: Network, flow: Flow, given: Given, y_0, y_t, t, table, anchor):
+    """States with given positions clean, by an any-order network, else on their interpolant.
+
+    There xi is what makes y_0 the state at the first time.
+    """
     t = held_times(net, given, t)
-    return hold_given(y_t, t, given.tokens, given.mask, y_0, table)
+    return flow.held(y_t, t, given.tokens, given.mask, _noise_of(flow, y_0, anchor), table, anchor)
+
+
+def _first(flow: Flow) -> tuple[jax.Array, jax.Array]:
+    """Weights (b, c) of anchor and noise at the first time of a flow."""
+    _, b, c = flow.path.coefficients(flow.t(jnp.zeros(())))
+    return b, c
+
+
+def _started(flow: Flow, xi: States, anchor) -> States:
+    """The state at the first time, where nothing is known of the data: pure noise at t = 0."""
+    b, c = _first(flow)
+    return b * anchor + c * xi if flow.path.anchored else c * xi
+
+
+def _noise_of(flow: Flow, y_0: States, anchor) -> States:
+    """The xi that `_started` made y_0 of."""
+    b, c = _first(flow)
+    xi = y_0 - b * anchor if flow.path.anchored else y_0
+    return jnp.where(c > 0.0, xi / jnp.where(c > 0.0, c, 1.0), 0.0)
 
 
 def _settled(given: Given, seen):
@@ -75,12 +100,16 @@ def _settled(given: Given, seen):
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
 
-def plain(net: Network, params: Params, given: Given) -> Denoiser:
+def _anchor(net: Network, params: Params, flow: Flow, given: Given) -> jax.Array | float:
+    return net.anchor(params)[None, : given.mask.shape[1]] if flow.path.anchored else 0.0
+
+
+def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
     """The network as it is."""
-    table = net.table(params)
+    table, anchor = net.table(params), _anchor(net, params, flow, given)
 
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
-        y_t = _held(net, given, y_0, y_t, t, table)
+        y_t = _held(net, flow, given, y_0, y_t, t, table, anchor)
         s, t = (held_times(net, given, tau) for tau in taus)
         out = forward(net, params, y_t, s, t, estimate=estimate)
         if choice.temperature == 0.0:
@@ -89,11 +118,14 @@ def plain(net: Network, params: Params, given: Given) -> Denoiser:
             delta, seen = mixture([Part(1.0, out, net)], table, _picker(key, choice))
         return y_t, delta, _settled(given, seen)
 
-    noise = lambda key: embedded_noise(key, table, given.tokens.shape)
-    return Denoiser(table, noise, ask, 1, net.two_time, net.self_conditioned)
+    noise = lambda key: flow.noise.draw(key, table, given.tokens.shape)
+    start = lambda key: _started(flow, noise(key), anchor)
+    return Denoiser(table, anchor, noise, start, ask, 1, net.two_time, net.self_conditioned)
 
 
-def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Given) -> Denoiser:
+def autoguided(
+    net: Network, params: Params, weak: Weak, eta: float, flow: Flow, given: Given
+) -> Denoiser:
     """delta_weak + eta (delta - delta_weak): autoguidance (arXiv 2406.02507, 2602.16813v3).
 
     Velocities b = (delta - x)/(1-t) of one state are combined so too. With eta > 1 the sum leaves
@@ -110,7 +142,7 @@ def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Give
     width = table.shape[1]
 
     def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
-        y_t = _held(net, given, y_0, y_t, t, joint)
+        y_t = _held(net, flow, given, y_0, y_t, t, joint, 0.0)
         draw_key, dropout_key = jax.random.split(key)
         now = [held_times(net, given, tau) for tau in taus]
         out = forward(net, params, y_t[..., :width], *now)
@@ -124,11 +156,12 @@ def autoguided(net: Network, params: Params, weak: Weak, eta: float, given: Give
 
     def noise(key):
         if other is None:
-            return embedded_noise(key, table, given.tokens.shape)
-        views = joint_embedded_noise(key, table, other, given.tokens.shape)
+            return flow.noise.draw(key, table, given.tokens.shape)
+        views = flow.noise.draw_joint(key, table, other, given.tokens.shape)
         return jnp.concatenate(views, axis=-1)
 
-    return Denoiser(joint, noise, ask, 2, net.two_time)
+    start = lambda key: _started(flow, noise(key), 0.0)
+    return Denoiser(joint, 0.0, noise, start, ask, 2, net.two_time)
 
 
 def target_time(denoiser: Denoiser, tau_now: Times, tau_target: Times) -> Times:

@@ -1,4 +1,4 @@
-"""Heun's method on the clock grid, and the Euler step it starts from."""
+"""Heun's method in the odds of a path, and the Euler step it starts from."""
 
 import dataclasses
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.core.types import Key, States, Times
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.flow_map import flow_map
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.interpolants.base import Interpolant
 from flm_jax.samplers.adaptive import Denoised
-from flm_jax.samplers.base import Samples, clock_grid
+from flm_jax.samplers.base import Samples
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
 from flm_jax.samplers.guidance import GREEDY, Denoiser
@@ -18,25 +18,27 @@ from flm_jax.samplers.steering import IteratedConfig
 
 @dataclasses.dataclass(frozen=True)
 class HeunConfig(IteratedConfig):
-    """Heun's method on a grid uniform in the clock, two network calls an interval but the last."""
-
-
-def euler_step(denoised: States, y_s: States, s: Times, t: Times) -> States:
-    """y_t of first order from D_s(y_s)."""
-    return flow_map(y_s, denoised, s, t)
+    """Heun's method on a grid uniform in the law of times, two calls an interval but the last."""
 
 
 def heun_step(
-    denoise: Denoised, denoised: States, y_s: States, s: Times, t: Times
+    path: Interpolant,
+    denoise: Denoised,
+    denoised: States,
+    y_s: States,
+    s: Times,
+    t: Times,
+    anchor: jax.Array | float = 0.0,
 ) -> tuple[States, States]:
     """y_t of second order by the trapezoid rule, and D_t at Euler's prediction of it.
 
     Args:
+      path: its steps; anchor: m, for anchored ones.
       denoise: called once, at time t.
       denoised: D_s(y_s).
     """
-    end = denoise(euler_step(denoised, y_s, s, t), t)
-    return flow_map(y_s, 0.5 * (denoised + end), s, t), end
+    end = denoise(path.step(y_s, denoised, s, t, anchor=anchor), t)
+    return path.step(y_s, 0.5 * (denoised + end), s, t, anchor=anchor), end
 
 
 def heun(
@@ -44,11 +46,11 @@ def heun(
     y_0: States,
     denoiser: Denoiser,
     *,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     choice: Choice = GREEDY,
 ) -> Samples:
-    """Heun's method on a grid uniform in tau, `steps` evaluations of the denoiser in all.
+    """Heun's method on the grid of the flow's times, `steps` evaluations of the denoiser in all.
 
     The last interval takes one evaluation, whose delta is the result; each other one takes two,
     except the first where `steps` is even: that is Euler's, which leaves the order at 2.
@@ -57,9 +59,9 @@ def heun(
       Samples, of every evaluation.
     """
     intervals = steps // 2 + 1
-    taus = clock_grid(intervals)
-    times = tau_to_t(clock, taus)
-    rows = y_0.shape[0]
+    taus = flow.grid(intervals)
+    times = flow.t(taus)
+    rows, anchor = y_0.shape[0], denoiser.anchor
 
     def asked(y, t, tau, index, choice=GREEDY):
         return denoiser.ask(y_0, y, t, (tau, tau), step_key(key, index), choice)
@@ -67,7 +69,8 @@ def heun(
     def euler(y_s, now):
         k, tau_s, _, s, t = now
         y_s, denoised, seen = asked(y_s, s, tau_s, 2 * k)
-        return euler_step(denoised, y_s, jnp.full(rows, s), jnp.full(rows, t)), seen
+        ends = (jnp.full(rows, s), jnp.full(rows, t))
+        return flow.path.step(y_s, denoised, *ends, anchor=anchor), seen
 
     def step(y_s, now):
         k, tau_s, tau_t, s, t = now
@@ -79,7 +82,8 @@ def heun(
             seen.append(tokens)
             return found
 
-        y_t, _ = heun_step(denoise, denoised, y_s, jnp.full(rows, s), jnp.full(rows, t))
+        ends = (jnp.full(rows, s), jnp.full(rows, t))
+        y_t, _ = heun_step(flow.path, denoise, denoised, y_s, *ends, anchor)
         return y_t, jax.tree.map(lambda a, b: jnp.stack([a, b]), *seen)
 
     grid = (jnp.arange(intervals), taus[:-1], taus[1:], times[:-1], times[1:])

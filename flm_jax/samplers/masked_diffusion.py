@@ -83,7 +83,7 @@ def sample_ancestral(
     steps: int,
     given: Given,
     choice: Choice,
-    time_conditioning: bool = False,
+    time_conditioning: bool,
 ) -> Samples:
     """Ancestral sampling of MDLM (arXiv 2406.07524v2) on a uniform grid of `steps` times.
 
@@ -122,8 +122,8 @@ def sample_confident(
     steps: int,
     given: Given,
     choice: Choice,
-    block_length: int = 0,
-    time_conditioning: bool = False,
+    block_length: int,
+    time_conditioning: bool,
 ) -> Samples:
     """Low-confidence remasking, block after block (arXiv 2502.09992v3, section 2.4).
 

@@ -1,7 +1,7 @@
 """Sampler of masked language flows: DDPM steps on the masked bridge, guided, with promotion.
 
 Source: arXiv 2606.27617. Each step asks the network for the expected ends of the bridges and moves
-along (see `flows.masked_bridge.step_moments`), on a grid uniform in gamma.
+along by one step of the path, on a grid uniform in gamma.
 
 - Corrupted-context guidance: v_w = v(z) + w (v(z) - v(z_corr)), where z_corr has its context, given
   tokens and promoted ones, drawn again from the bridge at time t. On hidden positions both start
@@ -22,14 +22,8 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import summary
-from flm_jax.flows.masked_bridge import (
-    SIGMA,
-    bridge_states,
-    gamma_grid,
-    progress,
-    step_moments,
-    t_from_gamma,
-)
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noising import hidden_states
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
 
 EOS_POLICIES = ("free", "ordered", "never")
@@ -97,20 +91,20 @@ def sample_masked_flow(
     net: Network,
     params: Params,
     *,
+    flow: Flow,
     steps: int,
     given: Given,
     how: MaskedFlowConfig,
-    sigma: float = SIGMA,
 ) -> Samples:
     """Draws texts in at most `steps` steps.
 
     Args:
       key: of the noise.
       net: a network that reads the progress of the bridge, with an anchor.
+      flow: the masked bridge, with noise redrawn in each step or not.
       steps: K, static; the last one takes the most probable tokens of what is still hidden.
       given: prescribed tokens, context from the start and never changed.
       how: guidance and promotion.
-      sigma: as the network was trained.
 
     Returns:
       Samples; calls counts the network calls that were made, two a step with guidance. The read-out
@@ -118,12 +112,13 @@ def sample_masked_flow(
     """
     rows, length = given.tokens.shape
     table, anchor = net.table(params), net.anchor(params)
-    gammas = gamma_grid(steps)
-    # Ends exactly: z starts as the masks and lands on the expected ends.
-    times = t_from_gamma(gammas, sigma).at[0].set(0.0).at[-1].set(1.0)
+    taus = jnp.linspace(0.0, 1.0, steps + 1)
+    times = flow.t(taus).at[-1].set(1.0)  # lands on the expected ends
+    if flow.path.redraws:
+        times = times.at[0].set(0.0)  # starts as the masks
 
     def ends(z, k):
-        told = jnp.full(rows, progress(gammas[k]))
+        told = jnp.full(rows, taus[k])
         out = forward(net, params, z, told, told)
         return summary(out, table, net)
 
@@ -137,15 +132,15 @@ def sample_masked_flow(
         confidence = jnp.where(state.hidden, confidence, 1.0)
         if how.context_guidance:
             context = ~state.hidden
-            again = bridge_states(context_key, t, state.tokens, context, table, anchor, sigma)
+            again = hidden_states(context_key, flow, t, state.tokens, context, table, anchor)
             blurred, _ = ends(jnp.where(context[..., None], again, state.z), k)
             clean = clean + how.context_guidance * (clean - blurred)
         now = promoted(best, confidence, state.hidden, how)
         now = jnp.where(k == steps - 1, state.hidden, now)
         tokens, hidden = jnp.where(now, best, state.tokens), state.hidden & ~now
-        mean, variance = step_moments(state.z, clean, t, t_next, sigma)
-        noise = jax.random.normal(walk_key, mean.shape)
-        z = jnp.where(hidden[..., None], mean + jnp.sqrt(variance) * noise, table[tokens])
+        noise = flow.noise.draw(walk_key, table, tokens.shape)
+        z = flow.path.step(state.z, clean, t, t_next, anchor=start, noise=noise)
+        z = jnp.where(hidden[..., None], z, table[tokens])
         later = jnp.arange(steps)[:, None, None] >= k
         return _State(
             k + 1,
@@ -159,9 +154,11 @@ def sample_masked_flow(
 
     shape = (steps, rows, length)
     start = jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim))
+    _, b, c = flow.path.coefficients(times[0])
+    z = b * start + c * flow.noise.draw(jax.random.fold_in(key, steps), table, (rows, length))
     first = _State(
         jnp.int32(0),
-        jnp.where(given.mask[..., None], table[given.tokens], start),
+        jnp.where(given.mask[..., None], table[given.tokens], z),
         given.tokens,
         ~given.mask,
         jnp.broadcast_to(given.tokens, shape),
@@ -180,6 +177,7 @@ def sample(
     extra: dict | None = None,
     *,
     net: Network,
+    flow: Flow,
     steps: int,
     cfg: MaskedFlowConfig,
     objective: Any,
@@ -188,5 +186,4 @@ def sample(
     """`sample_masked_flow` as `samplers.registry.Sampler` has it."""
     del extra, unused
     how = dataclasses.replace(cfg, eos_id=objective.eos_id)
-    more = {"how": how, "sigma": objective.sigma}
-    return sample_masked_flow(key, net, params, steps=steps, given=given, **more)
+    return sample_masked_flow(key, net, params, flow=flow, steps=steps, given=given, how=how)

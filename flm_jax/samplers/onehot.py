@@ -16,9 +16,8 @@ from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import probabilities
 from flm_jax.denoiser.tiled import head_logits
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.flow_map import denoiser_from_velocity, flow_map
-from flm_jax.samplers.base import Given, SamplerConfig, Samples, clock_grid
+from flm_jax.flows.flow import Flow
+from flm_jax.samplers.base import Given, SamplerConfig, Samples
 
 
 def check_onehot(cfg: SamplerConfig, prediction: str) -> None:
@@ -36,14 +35,14 @@ def sample_onehot(
     net: Network,
     params: Params,
     *,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     given: Given,
     prediction: str,
 ) -> Samples:
     """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau."""
     x_0 = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
-    settings = dict(clock=clock, steps=steps, given=given, prediction=prediction)
+    settings = dict(flow=flow, steps=steps, given=given, prediction=prediction)
     return sample_onehot_from(x_0, net, params, **settings)
 
 
@@ -52,7 +51,7 @@ def sample_onehot_from(
     net: Network,
     params: Params,
     *,
-    clock: Clock,
+    flow: Flow,
     steps: int,
     given: Given,
     prediction: str,
@@ -62,14 +61,14 @@ def sample_onehot_from(
     Args:
       x_0: noise in R^V.
       net: a one-time network.
-      clock, steps, given: as of `euler.sample_euler_from`; given tokens are held on their paths.
+      flow, steps, given: as of `euler.sample_euler_from`; given tokens are held on their paths.
       prediction: what the network's output means, one of `losses.denoising.PREDICTIONS`.
 
     Returns:
       Samples; the confidence is the largest entry of the denoiser, which need not be in [0, 1].
     """
-    taus = clock_grid(steps)
-    times = tau_to_t(clock, taus)
+    taus = flow.grid(steps)
+    times = flow.t(taus)
     table, rows = net.table(params), x_0.shape[0]
     clean = jax.nn.one_hot(given.tokens, net.vocab_size, dtype=jnp.float32)
 
@@ -77,17 +76,17 @@ def sample_onehot_from(
         if prediction == "probabilities":
             return probabilities(out, net)
         raw = head_logits(out.features, (out.kernel, out.bias), 0.0)
-        return denoiser_from_velocity(x_s, raw, s) if prediction == "velocity" else raw
+        return flow.path.denoiser_from_velocity(x_s, raw, s) if prediction == "velocity" else raw
 
     def step(x_s, now):
         tau_s, s, t = (jnp.full(rows, time) for time in now)
-        held = s[:, None, None] * clean + (1.0 - s)[:, None, None] * x_0
+        held = flow.path.at(s, clean, x_0)
         x_s = jnp.where(given.mask[..., None], held, x_s)
         y_s = jnp.matmul(x_s, table, precision=jax.lax.Precision.HIGH)
         delta = denoised(x_s, forward(net, params, y_s, tau_s, tau_s), s)
         tokens = jnp.where(given.mask, given.tokens, jnp.argmax(delta, -1).astype(jnp.int32))
         seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(delta, axis=-1)))
-        return flow_map(x_s, delta, s, t), seen
+        return flow.path.step(x_s, delta, s, t), seen
 
     grid = jnp.stack([taus[:-1], times[:-1], times[1:]], axis=1)
     _, (tokens, confidence) = jax.lax.scan(step, x_0, grid)

@@ -16,6 +16,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
+from flm_jax.flows.flow import Flow
 from flm_jax.flows.masking import highest
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
 from flm_jax.samplers.guidance import plain
@@ -62,6 +63,7 @@ def sample(
     extra: dict | None = None,
     *,
     net: Network,
+    flow: Flow,
     steps: int,
     cfg: PosteriorRefinementConfig,
     **unused: Any,
@@ -69,7 +71,7 @@ def sample(
     """`sample_refined` as `samplers.registry.Sampler` has it."""
     del extra, unused
     how = {"budget": cfg.budget, "threshold": cfg.threshold, "until": cfg.until}
-    return sample_refined(key, net, params, steps=steps, given=given, **how)
+    return sample_refined(key, net, params, flow=flow, steps=steps, given=given, **how)
 
 
 def sample_refined(
@@ -77,6 +79,7 @@ def sample_refined(
     net: Network,
     params: Params,
     *,
+    flow: Flow,
     steps: int,
     given: Given,
     budget: str,
@@ -89,6 +92,7 @@ def sample_refined(
       key: the first call's noise is that of `sample_euler` with this key; with steps = 1 so are
         the samples of its one step.
       net: an any-order flow map (two times).
+      flow: the flow that it maps.
       steps: K >= 1, static. With K at least the number of free positions each call writes one.
       given: prescribed tokens, clean context from the start and never changed.
       budget: which positions a call writes: "topk", those with the largest probability of their
@@ -107,9 +111,9 @@ def sample_refined(
     def predict(partial: Partial, k):
         # The first noise is that of the plain sampler: one call of either gives the same tokens.
         now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
-        denoiser = plain(net, params, Given(partial.tokens, ~partial.masked))
-        y_0, zero = denoiser.noise(now), jnp.zeros(())
-        return denoiser.ask(y_0, y_0, zero, (zero, zero + until))[2]
+        denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
+        y_0, zero = denoiser.start(now), jnp.zeros(())
+        return denoiser.ask(y_0, y_0, flow.t(zero), (zero, zero + until))[2]
 
     def plan(partial: Partial, k):
         count = even_share(total, steps, k)

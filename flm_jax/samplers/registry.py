@@ -27,9 +27,10 @@ class Sampler(NamedTuple):
 
     Attributes:
       settings: its settings, a frozen dataclass.
-      sample: (key, params, given, extra, *, net, clock, steps, cfg, guides, objective) -> Samples.
+      sample: (key, params, given, extra, *, net, flow, steps, cfg, guides, objective) -> Samples.
         `cfg` are its settings, `objective` those of the model's objective, `extra` the parameters
-        of the networks in `guides` (see `samplers.guides`).
+        of the networks in `guides` (see `samplers.guides`), and in training "times", what is
+        learnt of the law of times.
       objectives: names of the objectives whose models it samples; the first sampler of an
         objective in `SAMPLERS` is its default.
       check: (cfg, net, steps, objective) -> None; raises UserError for what does not fit, before

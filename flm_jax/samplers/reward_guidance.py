@@ -11,7 +11,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding
-from flm_jax.flows.noising import hold_given
+from flm_jax.flows.flow import Flow
 from flm_jax.samplers import euler
 from flm_jax.samplers.base import Given, held_times
 
@@ -33,6 +33,7 @@ class Reward(NamedTuple):
 def make_nudge(
     net: Network,
     params: Params,
+    flow: Flow,
     reward: Reward,
     reward_params: Params,
     scale: float,
@@ -41,17 +42,17 @@ def make_nudge(
 ) -> euler.Nudge:
     """Moves states up the gradient of the reward of where they lead.
 
-    In the one-hot space, x <- x + c grad_x r(X_{s,1}(x)), where X_{s,1} is one call of a flow map,
-    D_s(x) of a plain flow; embedded, y <- y + c E^T E grad_y r. The law tilted by exp(scale r) has,
-    to first order in its denoised state, the denoiser D + scale (1-s)^2/s grad_x r; over a step
-    from s to t that is c = scale (t-s)(1-s)/s. Near noise, where this explodes and the gradient of
-    a plain flow vanishes, s in the denominator is kept at t-s at least.
+    y <- y + q Sigma grad_y r(X_{s,1}(y)), where X_{s,1} is one call of a flow map, D_s(y) of a
+    plain flow, and Sigma the covariance of the noise. The law tilted by exp(scale r) has, to first
+    order in its denoised state, the denoiser D + scale c_s^2/a_s Sigma grad_y r; over a step from
+    s to t that is q = scale w_x(s, t) c_s^2/a_s, of the linear path scale (t-s)(1-s)/s. Near noise,
+    where this explodes and the gradient of a plain flow vanishes, a_s is kept at a_t - a_s at
+    least.
 
     Args:
       joint: table that the states are seen through, E in its first D columns.
     """
     table, wishes = net.table(params), reward.table(reward_params)
-    spread = jnp.matmul(table.T, joint, precision=jax.lax.Precision.HIGHEST)
     width = table.shape[1]
 
     def nudge(y_s, y_0, tau_s, s, t):
@@ -61,14 +62,16 @@ def make_nudge(
         )
 
         def value(y):
-            held = hold_given(y, t_held, given.tokens, given.mask, y_0[..., :width], table)
+            held = flow.held(y, t_held, given.tokens, given.mask, y_0[..., :width], table)
             out = forward(net, params, held, *taus)
             ahead = expected_embedding(out, wishes, net)
             ahead = jnp.where(given.mask[..., None], wishes[given.tokens], ahead)
             return jnp.sum(reward.score(reward_params, ahead))
 
         gradient = jax.grad(value)(y_s[..., :width])
-        c = scale * (t - s) * (1.0 - s) / jnp.maximum(s, t - s)
-        return y_s + c * jnp.matmul(gradient, spread, precision=jax.lax.Precision.HIGH)
+        (a_s, _, c_s), (a_t, _, _) = flow.path.coefficients(s), flow.path.coefficients(t)
+        early = jnp.maximum(a_s, a_t - a_s)
+        q = scale * flow.path.weights(s, t).clean * jnp.square(c_s) / early
+        return y_s + q * flow.noise.spread(gradient, table, joint)
 
     return nudge

@@ -28,7 +28,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows.interpolants import interpolate, mask_anchored
+from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.base import Given, SamplerConfig, Samples, in_blocks
 
@@ -37,6 +37,7 @@ RE_EDIT = -0.1  # confidence - progress below which a token is edited again
 LEAST_STEP = 1 / 256
 FEATURES = 8
 _TOP = 4  # probabilities among the features
+_PATH = MaskAnchored()
 
 # features [B, L, 8] of `Look` -> step sizes [B, L] in [0, 1].
 Stepper = Callable[[jax.Array], jax.Array]
@@ -159,12 +160,12 @@ def _moved(walk: Walk, look: Look, a: jax.Array, table, anchor, how: XPrediction
     clean, confidence = table[look.tokens], look.confidence
     changed = look.moves(walk)
     a = jnp.where(changed, a, 0.0)
-    # Not y + a (clean - y): with a = 1 the embedding itself, bit for bit.
-    y = (1.0 - a)[..., None] * walk.y + a[..., None] * clean
-    t = jnp.clip(walk.t + a * (1.0 - walk.t), 0.0, 1.0)
+    # With a = 1 the embedding itself, bit for bit.
+    t = jnp.where(a == 1.0, 1.0, jnp.clip(walk.t + a * (1.0 - walk.t), 0.0, 1.0))
+    y = _PATH.step(walk.y, clean, walk.t, t, anchor=anchor)
     if how.re_edit:
         again = look.active & (confidence - t < RE_EDIT)
-        edited = interpolate(mask_anchored, confidence, clean, anchor=anchor)
+        edited = _PATH.at(confidence, clean, anchor=anchor)
         y, t = jnp.where(again[..., None], edited, y), jnp.where(again, confidence, t)
         changed |= again
     if how.hard_commit:
@@ -183,7 +184,7 @@ def decoder(
     steps: int,
     given: Given,
     how: XPredictionConfig,
-    time_conditioning: bool = False,
+    time_conditioning: bool,
 ) -> Decoder:
     """The parts of a decoding; arguments as of `sample`.
 
@@ -283,7 +284,7 @@ def sample_x_prediction(
     steps: int,
     given: Given,
     how: XPredictionConfig,
-    time_conditioning: bool = False,
+    time_conditioning: bool,
     stepper: Stepper | None = None,
 ) -> Samples:
     """Decodes in at most `steps` network calls, without any draw.

@@ -13,7 +13,7 @@ from flm_jax.core.types import Params
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.distributed import sharding
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.inference.guides import load_guides
 from flm_jax.metrics.alignment import compare_with_base
 from flm_jax.metrics.denoising import tau_profile
@@ -24,24 +24,25 @@ from flm_jax.samplers.base import nothing_given
 def make_evaluator(
     config,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     data: loading.Data,
     to_global,
     rows,
     mesh,
     base_params: Params | None = None,
 ):
-    """evaluate(params) -> (values, texts): loss by tau, samples with their statistics.
+    """evaluate(params, times) -> (values, texts): loss by tau, samples with their statistics.
 
     With config.eval.batches = 0 no loss is among the values; without samples too it is None.
 
-    `base_params` are what an aligned model is compared with, None of other families.
+    `times` are what is learnt of the law of times. `base_params` are what an aligned model is
+    compared with, None of other families.
     """
     cfg, batch = config["eval"], config["train"]["batch"]
     if cfg["batches"] == 0 and cfg["samples"] == 0:
         return None
     everywhere, kind = sharding.replicated(mesh), family(config)
-    row_nll = kind.row_nll(config, net, clock)
+    row_nll = kind.row_nll(config, net, flow)
     row_nll = row_nll and jax.jit(row_nll, out_shardings=everywhere)
     figures = kind.aligned and kind.aligned(config, net)
     figures = figures and jax.jit(figures, out_shardings=everywhere)
@@ -49,15 +50,15 @@ def make_evaluator(
     count = 2048 if data.task else max(cfg["samples"], 1)
     whole = dataclasses.replace(net, parallel=None)  # so few rows need not divide over devices
     sampler = model_sampler(config)
-    guides, extra = load_guides(Model(config, whole, {}, clock, data.tokenizer, 0), sampler)
-    sample = make_sampler(config, whole, clock, cfg["sample_steps"], sampler, guides)
+    guides, extra = load_guides(Model(config, whole, {}, flow, data.tokenizer, 0), sampler)
+    sample = make_sampler(config, whole, flow, cfg["sample_steps"], sampler, guides)
     given = nothing_given(count, net.max_length)
     draw = jax.jit(
         lambda key, params, extra: sample(key, params, given, extra).tokens,
         out_shardings=everywhere,
     )
 
-    def evaluate(params):
+    def evaluate(params, times=None):
         values = {}
         looked_at = cfg["batches"] > 0
         if row_nll and looked_at:
@@ -67,7 +68,8 @@ def make_evaluator(
             held_out = eval_batches(data.valid, batch, max_batches=cfg["batches"], rows=rows)
             trees, key = (params, base_params), jax.random.key(3)
             values |= compare_with_base(figures, *trees, map(to_global, held_out), key)
-        tokens = np.asarray(jax.device_get(draw(jax.random.key(2), params, extra)))
+        drawn = draw(jax.random.key(2), params, extra | {"times": times})
+        tokens = np.asarray(jax.device_get(drawn))
         values["sample_entropy_nats"] = unigram_entropy(tokens)
         if data.task:
             values |= {f"task_{k}": v for k, v in data.task.report(tokens).items()}

@@ -39,7 +39,7 @@ class Run(NamedTuple):
       frozen: teacher parameters, or {}.
       batches: iterator with get_state; yields local NumPy batches.
       to_global: local batch -> global arrays.
-      evaluate: ema_params -> (values, texts); None for no evaluation.
+      evaluate: (ema_params, tracked) -> (values, texts); None for no evaluation.
       eval_every: steps between evaluations; 0 = at the end only.
       meta: saved with every checkpoint.
       spent: seconds of training before `state`.
@@ -55,7 +55,7 @@ class Run(NamedTuple):
     frozen: Any
     batches: Any
     to_global: Callable
-    evaluate: Callable[[Params], tuple[dict[str, float], list[str]]] | None
+    evaluate: Callable[[Params, Any], tuple[dict[str, float], list[str]]] | None
     eval_every: int
     meta: dict[str, Any]
     note: Callable[[int, TrainState], None] = lambda step, state: None
@@ -282,7 +282,7 @@ class Loop:
     def _evaluate(self, number: int, state: TrainState) -> None:
         self._watchdog.waits_for("evaluation")
         try:
-            values, texts = self._run.evaluate(state.ema_params)
+            values, texts = self._run.evaluate(state.ema_params, state.tracked)
         except Exception:
             if jax.process_count() == 1:  # of several, the others may not have come this far
                 self._save(state)  # unless it was saved before

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import trained_params
 from flm_jax.build.families.registry import family, make_objective
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import AuxiliaryState, TrainState, new_state
 from flm_jax.config.schema import settings
@@ -19,7 +20,8 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise import UnitNoise
 from flm_jax.training.optim import fallen, make_optimizer
 from flm_jax.training.step import Companion, make_train_step
 
@@ -29,7 +31,7 @@ class Assembly(NamedTuple):
 
     Attributes:
       net: the denoiser over the mesh.
-      clock: tau(t) of its vocabulary.
+      flow: the flow that it is of.
       cfg: steps, batch and so on.
       state: shapes of the train state with their shardings.
       initial_state: (parameters of a teacher or of the base of adapters, or {}; those that the
@@ -39,7 +41,7 @@ class Assembly(NamedTuple):
     """
 
     net: Network
-    clock: Clock
+    flow: Flow
     cfg: TrainConfig
     state: TrainState
     initial_state: Callable[..., TrainState]
@@ -63,16 +65,18 @@ def assemble(
     """
     cfg, optim = settings(config, "train"), settings(config, "optim")
     net = make_network(config, mesh)
-    clock = make_clock(config, net.vocab_size)
-    objective = make_objective(config, net, clock, teacher and teacher[0])
+    flow = make_flow(config, net.vocab_size)
+    objective = make_objective(config, net, flow, teacher and teacher[0])
     # The end of a run in seconds is not known when its step is compiled.
     timed = cfg.seconds > 0 and optim.schedule == "cosine"
     optim = dataclasses.replace(optim, schedule="constant") if timed else optim
     tracker = family(config).tracker(config)
-    companion = _companion(config, optim, net, clock, teacher and teacher[0])
+    companion = _companion(config, optim, net, flow, teacher and teacher[0])
     _check_batch(cfg, mesh, companion)
     lead = companion.auxiliary.lead if companion else 0
     optimizer = make_optimizer(optim, cfg.steps - lead)
+    if teacher and family(config).from_noise and isinstance(flow.noise, UnitNoise):
+        optimizer = without_table(optimizer)
 
     def fresh(teacher_params, start_params=None):
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
@@ -97,13 +101,27 @@ def assemble(
     )
     return Assembly(
         net=net,
-        clock=clock,
+        flow=flow,
         cfg=cfg,
         state=with_shardings(shapes, shardings),
         initial_state=jax.jit(fresh, out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         rate=fallen if timed else None,
     )
+
+
+def without_table(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer that leaves the embedding table as it is.
+
+    With noise of the embedding space a student and its teacher see the same state only through the
+    same table.
+    """
+
+    def fixed(params: Params) -> Params:
+        of = lambda path, _: path[0].key == "table"
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), fixed))
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -114,10 +132,10 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def _companion(
-    config: dict[str, Any], optim: OptimConfig, net: Network, clock: Clock, teacher: Network | None
+    config: dict[str, Any], optim: OptimConfig, net: Network, flow: Flow, teacher: Network | None
 ) -> Companion | None:
     """The network that is trained beside the model, with an optimizer like the model's."""
-    auxiliary = family(config).auxiliary(config, net, clock, teacher)
+    auxiliary = family(config).auxiliary(config, net, flow, teacher)
     if auxiliary is None:
         return None
     own = dataclasses.replace(optim, lr=auxiliary.lr or optim.lr)

@@ -171,7 +171,9 @@ def _run(
         classifier_objective(made), optimizer, seed=seed, microbatches=1, ema_decay=0.0
     )
     rows = sharding.local_rows(mesh, batch)
-    batches = make_iterator(data.train, global_batch=batch, seed=seed, rows=rows)
+    batches = make_iterator(
+        data.train, global_batch=batch, seed=seed, rows=rows, threads=1, prefetch=4
+    )
     if found := checkpoints.restore(state):
         state = found[0]
         batches.set_state(found[1]["iterator"])

@@ -1,6 +1,6 @@
-"""The learnt schedule of gamma of masked language flows: recorded while it is trained, drawn later.
+"""The learnt law of the times of a flow: recorded while it is trained, drawn later.
 
-A workdir's schedule.jsonl holds a record for each evaluation; see `flows.gamma_schedule`.
+A workdir's schedule.jsonl holds a record for each evaluation; see `flows.noise_schedule`.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax.build.families.masked_flow import bridge_config
+from flm_jax.build.families.registry import family
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.files import StepLines, nulls_as_nan, read_json_lines
-from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, logistic_quantile
+from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, learnt_quantile
 
 FILE = "schedule.jsonl"
 
@@ -32,16 +32,13 @@ def schedule_record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
     state = jax.device_get(state)
     seen = state.count > 0.0
     u = np.linspace(0.01, 0.99, 99)
-    if cfg.learnt == "logistic":
-        quantiles = np.asarray(logistic_quantile(jnp.asarray(state.shape), jnp.asarray(u)))
-    else:
-        quantiles = np.interp(u, np.linspace(0.0, 1.0, len(state.knots)), state.knots)
+    quantiles = learnt_quantile(jax.tree.map(jnp.asarray, state), jnp.asarray(u), cfg)
     return {
         "step": step,
         "gamma": np.asarray(bin_centers(cfg))[seen].tolist(),
         "nats": (state.total[seen] / state.count[seen]).tolist(),
         "u": u.tolist(),
-        "quantiles": quantiles.tolist(),
+        "quantiles": np.asarray(quantiles).tolist(),
         "r2": float(state.r2),
         "ready": bool(state.ready > 0.0),
     }
@@ -55,7 +52,7 @@ def schedule_recorder(
     Args:
       start_step: of this run; see `StepLines`.
     """
-    cfg = bridge_config(config).gamma
+    cfg = family(config).law(config)
     lines = StepLines(epath.Path(workdir) / FILE, start_step) if jax.process_index() == 0 else None
 
     def note(step: int, state: TrainState) -> None:

@@ -14,6 +14,7 @@ from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families import x_prediction
 from flm_jax.build.families.registry import family, teacher_folder
 from flm_jax.build.load import (
+    Model,
     check_adapted_tokenizer,
     check_teacher,
     load_model,
@@ -72,7 +73,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     frozen = {} if teacher is None else teacher.params
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
     start = starting_params(config, data.tokenizer, mesh)
-    net, clock, cfg = program.net, program.clock, program.cfg
+    net, cfg = program.net, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
     rows = sharding.local_rows(mesh, cfg.batch)
     batches = make_iterator(
@@ -87,7 +88,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     state = program.initial_state(frozen, start)
     found, spent = checkpoints.restore(state), 0.0
     if found is None:
-        state = _started(config, state)
+        state = _started(config, state, teacher)
     else:
         state, meta = found
         batches.set_state(meta["iterator"])
@@ -105,14 +106,15 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     base_params = None
     if family(config).aligned:
         base_params = x_prediction.base_params(config, state.params, frozen)
-    evaluate = make_evaluator(config, net, clock, data, to_global, rows, mesh, base_params)
+    evaluate = make_evaluator(config, net, program.flow, data, to_global, rows, mesh, base_params)
     run = Run(
         state=state,
         train_step=program.train_step,
         frozen=frozen,
         batches=batches,
         to_global=to_global,
-        evaluate=evaluate and (lambda params: evaluate(whole_params(config, params, frozen))),
+        evaluate=evaluate
+        and (lambda params, times: evaluate(whole_params(config, params, frozen), times)),
         eval_every=config["eval"]["every"],
         rows=cfg.batch,
         meta={"length": net.max_length, "tokenizer": data.tokenizer.fingerprint},
@@ -126,8 +128,14 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     return 0
 
 
-def _started(config: dict[str, Any], state: TrainState) -> TrainState:
-    """The state of step 0, with the adapters of config.adapters.start where it is set."""
+def _started(config: dict[str, Any], state: TrainState, teacher: Model | None) -> TrainState:
+    """The state of step 0, with what else it starts from than parameters.
+
+    That is the teacher's law of times, and the adapters of config.adapters.start where it is set.
+    """
+    if teacher is not None and teacher.times is not None and state.tracked is not None:
+        place = lambda x, like: jax.device_put(x, like.sharding)
+        state = state._replace(tracked=jax.tree.map(place, teacher.times, state.tracked))
     adapters = starting_adapters(config, state.params)
     if adapters is None:
         return state

@@ -33,7 +33,7 @@ def tiny(**values):
     config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
     config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
     if values.get("objective.name") == "masked_flow":
-        values = {"objective.gamma.refit_every": 8} | values
+        values = {"flow.law.refit_every": 8} | values
     return changed(config, values)
 
 
@@ -100,7 +100,7 @@ def test_adapters_may_start_from_others(base, adapted):
     folder, model = adapted
     config = check(adapt(base[0], **{"adapters.start": str(folder)}))
     mine = split(model.params)[1]
-    state = trainer._started(config, TrainState(0, mine, mine, (), 0))
+    state = trainer._started(config, TrainState(0, mine, mine, (), 0), None)
     for a, b, c in zip(leaves(state.params), leaves(state.ema_params), leaves(mine)):
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, c)
@@ -122,8 +122,8 @@ def test_plans_count_what_runs(steps):
     [
         ({"adapters.base": ""}, "by masked_flow with config.adapters.base set"),
         ({"model.length": 3}, "phrases2 has sequences of 2 tokens"),
-        ({"objective.gamma.learnt": "logistics"}, "did you mean 'logistic'"),
-        ({"objective.gamma.uniform": 0.9}, "more than 1 together"),
+        ({"flow.law.learnt": "logistics"}, "did you mean 'logistic'"),
+        ({"flow.law.uniform": 0.9}, "more than 1 together"),
         ({"adapters.rank": 0}, "config.adapters.rank is 0"),
         ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
     ],

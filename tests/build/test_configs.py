@@ -9,11 +9,11 @@ import pytest
 
 from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families.registry import family, make_objective, teacher_folder
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.config.check import check, check_policy
 from flm_jax.config.schema import settings
 from flm_jax.evaluation.compare import entries
-from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.models.lora import split
@@ -48,10 +48,10 @@ def test_config_builds(path):
     experiment = path.parent.name
     config["model"]["vocab_size"] = VOCABULARY[experiment]
     rows = settings(config, "train").batch
-    net, clock = make_network(config), decoding_clock(VOCABULARY[experiment])
+    net, flow = make_network(config), make_flow(config, VOCABULARY[experiment])
     params = abstract_params(net)
     frozen = teacher_folder(config) or config["adapters"]["base"]
-    objective = make_objective(config, net, clock, net if frozen else None)
+    objective = make_objective(config, net, flow, net if frozen else None)
     tracker = family(config).tracker(config)
     tracked = tracker and tracker.fresh()
     shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
@@ -111,6 +111,9 @@ def test_comparison_builds(path, tmp_path):
         elif cost := module.get("COST"):
             spent = [tokens[n] * cost[n.removesuffix("_alone")] for n in tokens if n != "FLM"]
             assert len(spent) == 2 * len(cost) and max(spent) / min(spent) < 1.01
+        elif maps := {tokens[name] for name in tokens if name.endswith("_map")}:
+            flows = {tokens[name] for name in tokens if name.endswith("_flow")}
+            assert len(maps) == len(flows) == 1
         else:
             assert len(set(tokens.values())) == 1
 

@@ -9,7 +9,7 @@ import pytest
 
 from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families.registry import family, make_objective
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.load import check_teacher, load_model
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.build.sampler import choose_sampler, make_sampler
@@ -20,7 +20,7 @@ from flm_jax.inference import engine
 from flm_jax.metrics.likelihood import likelihood
 from flm_jax.samplers.base import nothing_given
 from flm_jax.training.trainer import train_run
-from helpers.linear import CLOCK, KEY
+from helpers.linear import FLOW, KEY
 from helpers.runs import baseline_config, tiny_config
 
 
@@ -100,7 +100,7 @@ def test_trained_likelihood_is_the_entropy_of_the_task(trained):
     """ln 2 in 2 tokens, within 2%."""
     model, _ = trained
     kind, data = family(model.config), open_data(model.config)
-    row_nll = jax.jit(kind.row_nll(model.config, model.net, model.clock))
+    row_nll = jax.jit(kind.row_nll(model.config, model.net, model.flow))
     tokens = np.stack([data.valid[i]["tokens"] for i in range(1024)])
     batch = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
     found = likelihood(row_nll, model.params, [batch], draws=kind.draws)
@@ -152,11 +152,13 @@ def test_neither_is_a_teacher(trained):
         check_teacher(model.config, model.tokenizer, model)
 
 
-def ablation(**objective):
+def ablation(**choices):
+    """A flow with choices of its objective and of its config.flow."""
     config = tiny_config()
     config.model.vocab_size = 4
-    for key, value in objective.items():
-        config.objective[key] = value
+    for key, value in choices.items():
+        group = config.flow if key in config.flow else config.objective
+        group[key] = value
     return check(config)
 
 
@@ -171,17 +173,17 @@ def ablation(**objective):
 )
 def test_configurations_make_their_objective_and_sampler(settings, metric):
     config = ablation(**settings)
-    net, clock = make_network(config), make_clock(config, 4)
-    objective = make_objective(config, net, clock)
+    net, flow = make_network(config), make_flow(config, 4)
+    objective = make_objective(config, net, flow)
     params = abstract_params(net)
     batch = {k: jax.ShapeDtypeStruct((8, 2), jnp.int32) for k in ("tokens", "mask")}
     shape = lambda p, b: objective(p, None, b, KEY, Rows(0, 8))
     assert list(jax.eval_shape(shape, params, batch)[1]) == ["counted", metric]
-    sampler = make_sampler(config, net, clock, 3)
+    sampler = make_sampler(config, net, flow, 3)
     assert jax.eval_shape(sampler, KEY, params, nothing_given(2, 2)).tokens.shape == (2, 2)
     has_probabilities = settings.get("prediction", "probabilities") == "probabilities"
-    assert (family(config).row_nll(config, net, clock) is not None) == has_probabilities
-    assert (len(clock.t) == 2) == (settings.get("clock") == "identity")
+    assert (family(config).row_nll(config, net, flow) is not None) == has_probabilities
+    assert (len(flow.told.clock.t) == 2) == (settings.get("clock") == "identity")
 
 
 @pytest.mark.parametrize(
@@ -189,12 +191,12 @@ def test_configurations_make_their_objective_and_sampler(settings, metric):
     [
         ({"prediction": "noise"}, "unknown config.objective.prediction 'noise'"),
         ({"prediction": "denoiser", "form": "ce"}, "no distribution, so that there is no cross"),
-        ({"prediction": "velocity"}, "set config.objective.noise = 'onehot'"),
+        ({"prediction": "velocity"}, "set config.flow.noise = 'onehot'"),
     ],
 )
 def test_impossible_ablations_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         config = ablation(**settings)
-        make_objective(config, make_network(config), CLOCK)
-    with pytest.raises(UserError, match="unknown config.objective.clock"):
+        make_objective(config, make_network(config), FLOW)
+    with pytest.raises(UserError, match="unknown config.flow.clock"):
         ablation(clock="t")

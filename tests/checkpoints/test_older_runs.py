@@ -68,7 +68,7 @@ CONTINUED = {
         "masked_flow/small_adapt.py:bridge",
         SUM_TASK + " --config.data.task=arithmetic1 --config.adapters.rank=2"
         " --config.adapters.head_rank=2 --config.adapters.cond_dim=2"
-        " --config.objective.gamma.refit_every=2 --config.optim.lr=0.002",
+        " --config.flow.law.refit_every=2 --config.optim.lr=0.002",
     ),
 }
 
@@ -102,9 +102,13 @@ def command(module, *flags):
 
 
 def parameters(model, folder):
-    """Their number and sums, by way of the folder that a model is saved to."""
+    """Their number and sums, by way of the folder that a model is saved to.
+
+    What is learnt of the law of times lies beside them, and did not before.
+    """
     model.save_pretrained(folder)
-    arrays = load_file(folder / "model.safetensors").values()
+    tensors = load_file(folder / "model.safetensors")
+    arrays = [x for name, x in tensors.items() if not name.startswith("times.")]
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in arrays])
     return {
         "step": model.step,

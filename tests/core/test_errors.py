@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
         ("model.length", 3, "set it to 2"),
         ("model.vocab_size", 3, "the data's tokenizer has 4 tokens"),
         ("objective.name", "semigrup", "did you mean 'semigroup'"),
-        ("objective.noise", "one", "valid: onehot, projected"),
+        ("flow.noise", "one", "valid: onehot, projected, unit"),
         ("objective.teacher", "nowhere", "has no 'teacher': that is a key of semigroup"),
         ("data.task", "phrases3", "did you mean 'phrases"),
         ("data.path", "x", "got config.data.path and config.data.task; set exactly one"),

@@ -115,7 +115,7 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     config.data.chat, config.adapters.base = ((path, 1.0),), str(tmp_path / "base")
     config.adapters.rank = config.adapters.head_rank = 2
     choose(config, objective="masked_flow")
-    config.objective.gamma.learnt = "empirical"
+    config.flow.law.learnt = "empirical"
     config.train.steps, config.train.batch, config.eval.sample_steps = 2, 8, 1
     config.eval.samples, config.eval.batches, config.mesh.data = 1, 1, 8
     assert train_run(check(config), str(tmp_path / "sft")) == 0

@@ -19,7 +19,7 @@ def test_read_outs_are_summed_and_drawn_by_tiles():
     head = net.readout(params)
     first, second = (Readout(x, *head) for x in jax.random.normal(KEY, (2, 3, 6, 8)))
     pick = jax.vmap(
-        lambda at, x: choose(jax.random.fold_in(KEY, at), x, Choice(1.0)),
+        lambda at, x: choose(jax.random.fold_in(KEY, at), x, Choice(1.0, 1.0)),
         in_axes=(0, 1),
         out_axes=1,
     )

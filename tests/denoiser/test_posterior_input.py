@@ -13,19 +13,19 @@ from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import logits
+from flm_jax.denoiser.posterior_input import with_posterior
 from flm_jax.denoiser.self_conditioning import estimated, fixed_point
 from flm_jax.distributed.sharding import MeshConfig, loss_parallel, make_mesh
-from flm_jax.flows.clocks import tau_to_t
+from flm_jax.flows.posterior import posterior_features
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.distillation.eulerian import derivative_along_flow
 from flm_jax.losses.distillation.lagrangian import derivative_in_t
-from flm_jax.losses.distillation.moving_target import clock_slope
 from flm_jax.models.dit import dit
 from flm_jax.samplers.euler import sample_euler
 from flm_jax.training.program import student_params
 from helpers.networks import (
-    CLOCK,
     EIGHT_ROWS,
+    FLOW,
     FREE,
     KEY,
     LENGTH,
@@ -35,6 +35,7 @@ from helpers.networks import (
     random_batch,
     random_params,
     start,
+    table_of,
     tiny_states,
 )
 from helpers.routes import random_pairs
@@ -44,8 +45,7 @@ from helpers.runs import changed, tiny_config
 @functools.lru_cache
 def network(**more):
     net = dit(dataclasses.replace(TINY, **({"dropout": 0.0} | more)))
-    times = functools.partial(tau_to_t, CLOCK)
-    return dataclasses.replace(net, interpolant_time=times), random_params(net)
+    return with_posterior(net, FLOW, read=True, skip=False), random_params(net)
 
 
 @pytest.mark.parametrize("two_time", [False, True])
@@ -53,7 +53,7 @@ def test_networks_read_it_and_flow_maps_that_of_the_middle_of_their_jump(two_tim
     net, params = network(two_time=two_time)
     s, t = jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray([0.5, 0.6, 1.0])
     table, read_at = net.table(params), (s + t) / 2 if two_time else s
-    shown = posterior_probs(tiny_states(), tau_to_t(CLOCK, read_at), table) @ table
+    shown = posterior_probs(tiny_states(), FLOW.t(read_at), table) @ table
     got = forward(net, params, tiny_states(), s, t).features
     np.testing.assert_allclose(got, net.features(params, shown, s, t), rtol=0, atol=1e-4)
     # From pure noise a denoiser answers alike, a flow map does not.
@@ -77,12 +77,12 @@ def test_a_fresh_student_is_its_teacher_on_the_diagonal():
 @pytest.mark.parametrize("over", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_tiles_change_nothing_nor_does_a_mesh(over):
     config = dataclasses.replace(TINY, vocab_size=12, two_time=False, dropout=0.0)
-    net = dataclasses.replace(dit(config), interpolant_time=network()[0].interpolant_time)
+    net = with_posterior(dit(config), FLOW, read=True, skip=False)
     params, batch = random_params(net), random_batch()
     mesh = over and make_mesh(MeshConfig(**over))
     parallel = loss_parallel(mesh, 12, TINY.dim) if over else None
     cut = dataclasses.replace(net, loss_tile=4, parallel=parallel)
-    more = {"clock": CLOCK, "cfg": DenoisingConfig(), "rows": EIGHT_ROWS}
+    more = {"flow": FLOW, "cfg": DenoisingConfig(), "rows": EIGHT_ROWS}
     loss = lambda p, net: denoising_loss(p, None, batch, KEY, net=net, **more)[0]
     whole, tiled = (
         jax.jit(jax.value_and_grad(functools.partial(loss, net=n)))(params) for n in (net, cut)
@@ -93,20 +93,20 @@ def test_tiles_change_nothing_nor_does_a_mesh(over):
 def test_derivatives_go_through_it():
     """Float32 differences along the flow and in t, to 1%."""
     net, params = network()
-    pairs = random_pairs(CLOCK, rows=3, length=LENGTH, dim=TINY.dim)
+    pairs = random_pairs(FLOW, rows=3, length=LENGTH, dim=TINY.dim)
     pairs = pairs._replace(views=(tiny_states(), None))
     # Away from the ends, where the clock is steep.
     taus = jnp.asarray([0.2, 0.3, 0.4]), jnp.asarray([0.6, 0.7, 0.5])
-    s, t = (tau_to_t(CLOCK, tau) for tau in taus)
+    s, t = (FLOW.t(tau) for tau in taus)
     pairs = pairs._replace(tau_s=taus[0], tau_t=taus[1], s=s, t=t)
     y, towards, h = pairs.views[0], tiny_states(5), 3e-3
-    speed = (1 - s) * clock_slope(CLOCK, s)
+    speed = (1 - s) * FLOW.slope(s)
     run = lambda y, tau_s, tau_t: forward(net, params, y, tau_s, tau_t).features
-    in_t = lambda h: run(y, taus[0], taus[1] + h * clock_slope(CLOCK, t))
+    in_t = lambda h: run(y, taus[0], taus[1] + h * FLOW.slope(t))
     along = lambda h: run(y + h * (towards - y), taus[0] + h * speed, taus[1])
     for tangent, moved in (
-        (derivative_in_t(params, pairs, net=net, clock=CLOCK)[1], in_t),
-        (derivative_along_flow(params, pairs, towards, net=net, clock=CLOCK)[1], along),
+        (derivative_in_t(params, pairs, net=net, flow=FLOW)[1], in_t),
+        (derivative_along_flow(params, pairs, towards, net=net, flow=FLOW)[1], along),
     ):
         want = (moved(h) - moved(-h)) / (2 * h)
         np.testing.assert_allclose(tangent, want, rtol=0, atol=0.01 * np.abs(want).max())
@@ -124,7 +124,7 @@ def test_self_conditioning_reads_it_once():
 def test_samplers_run_on_it():
     """The last read-out is that of the state the sampler holds, here by its one step from noise."""
     net, params = network()
-    got = sample_euler(KEY, net, params, clock=CLOCK, steps=1, given=FREE)
+    got = sample_euler(KEY, net, params, flow=FLOW, steps=1, given=FREE)
     zero, one = jnp.zeros(3), jnp.ones(3)
     out = logits(forward(net, params, start(KEY, net, params, FREE), zero, one), net)
     np.testing.assert_array_equal(got.tokens, out.argmax(-1))
@@ -139,11 +139,12 @@ def configured(**changes):
 
 
 def test_a_configuration_chooses_it():
-    net = configured()
-    half = jnp.asarray([0.5])
-    np.testing.assert_allclose(net.interpolant_time(half), tau_to_t(CLOCK, half), rtol=1e-6)
-    identity = configured(objective__clock="identity")
-    assert identity.interpolant_time(half)[0] == 0.5
+    half, table = jnp.asarray([0.5]), table_of(VOCAB, 16)
+    y = table_of(LENGTH, 16, seed=1)[None]
+    for net, t in ((configured(), FLOW.t(half)), (configured(flow__clock="identity"), half)):
+        assert net.posterior_input and not net.posterior_skip
+        want = posterior_features(FLOW, y, t, table)
+        np.testing.assert_allclose(net.evidence.features(table, y, half), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_configuration_chooses_it():
     [
         (
             {"objective__name": "masked_diffusion"},
-            "flows over one-hot tokens, got objective masked_diffusion",
+            "for flows from noise, got objective masked_diffusion",
         ),
     ],
 )

@@ -18,8 +18,6 @@ from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, logits, mixture_cross_entropy
 from flm_jax.denoiser.self_conditioning import estimated, fixed_point
-from flm_jax.flows.clocks import tau_to_t
-from flm_jax.flows.flow_map import flow_map
 from flm_jax.interop.flm import state_dict_from_params
 from flm_jax.losses.base import Frozen
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss, denoising_loss_at
@@ -29,8 +27,8 @@ from flm_jax.samplers.euler import EulerConfig, sample_euler
 from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
 from helpers.networks import (
-    CLOCK,
     EIGHT_ROWS,
+    FLOW,
     FREE,
     KEY,
     LENGTH,
@@ -111,7 +109,7 @@ def test_every_second_row_learns_from_its_own_estimate():
     """Rows 0, 2, ... are shown the first call's estimate, the others none."""
     net, params = network()
     batch = random_batch()
-    more = {"net": net, "clock": CLOCK, "cfg": DenoisingConfig(), "rows": EIGHT_ROWS}
+    more = {"net": net, "flow": FLOW, "cfg": DenoisingConfig(), "rows": EIGHT_ROWS}
     seen = {}
 
     def features(params, y, s, t, *, key=None, estimate=None):
@@ -143,8 +141,8 @@ def test_no_gradient_goes_through_an_estimate():
 def test_each_euler_step_is_shown_the_answer_of_the_step_before():
     net, params = network()
     y, steps = start(KEY, net, params, FREE), 4
-    times = tau_to_t(CLOCK, jnp.linspace(0.0, 1.0, steps + 1))
-    got = jax.jit(lambda: sample_euler(KEY, net, params, clock=CLOCK, steps=steps, given=FREE))()
+    times = FLOW.t(jnp.linspace(0.0, 1.0, steps + 1))
+    got = jax.jit(lambda: sample_euler(KEY, net, params, flow=FLOW, steps=steps, given=FREE))()
     estimate, differs = None, False
     for k in range(steps):
         tau = jnp.full(NUM, k / steps)
@@ -155,7 +153,7 @@ def test_each_euler_step_is_shown_the_answer_of_the_step_before():
         np.testing.assert_array_equal(got.steps_tokens[k], probs.argmax(-1))
         differs |= k > 0 and not np.allclose(jax.nn.softmax(alone), probs, atol=1e-3)
         estimate = expected_embedding(out, net.table(params), net)
-        y = flow_map(y, estimate, jnp.full(NUM, times[k]), jnp.full(NUM, times[k + 1]))
+        y = FLOW.path.step(y, estimate, jnp.full(NUM, times[k]), jnp.full(NUM, times[k + 1]))
     assert differs
 
 
@@ -163,7 +161,7 @@ def test_each_euler_step_is_shown_the_answer_of_the_step_before():
 def test_iterations_make_an_ordinary_denoiser(solver):
     """With iterations=K: the samples of the wrapped network, K calls a step."""
     net, params = network()
-    run = lambda net, cfg: sample_flow(KEY, params, FREE, net=net, clock=CLOCK, steps=3, cfg=cfg)
+    run = lambda net, cfg: sample_flow(KEY, params, FREE, net=net, flow=FLOW, steps=3, cfg=cfg)
     got = run(net, flow_settings(False, solver, iterations=2))
     want = run(fixed_point(net, 2), flow_settings(False, solver))
     np.testing.assert_array_equal(got.steps_tokens, want.steps_tokens)
@@ -218,7 +216,7 @@ def test_the_objective_asks_the_teacher_as_often_as_it_is_told():
         config.objective.iterations = iterations
         checked = check(config)
         net = make_network(checked)
-        loss = make_objective(checked, net, CLOCK, teacher_net)
+        loss = make_objective(checked, net, FLOW, teacher_net)
         params = random_params(net)
         frozen = Frozen(teacher=teacher, average=None)
         losses.append(float(loss(params, frozen, random_batch(), KEY, EIGHT_ROWS)[0]))
@@ -242,7 +240,7 @@ def test_what_cannot_be_is_refused_in_one_line(changes, says):
     config.model.vocab_size, config.model.self_conditioning = VOCAB, True
     with pytest.raises(UserError, match=says):
         config = check(changed(config, changes))
-        make_objective(config, make_network(config), CLOCK)
+        make_objective(config, make_network(config), FLOW)
 
 
 def test_a_reference_file_cannot_hold_it():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flm_jax.build import load as build_load
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
@@ -32,9 +32,9 @@ def untrained(task_name, **settings):
     choose(config, model="causal" if config.objective.name == "autoregressive" else "dit")
     config = check(config)
     net = make_network(config)
-    clock = make_clock(config, net.vocab_size)
+    flow = make_flow(config, net.vocab_size)
     model = build_load.Model(
-        config, net, jax.jit(net.init)(jax.random.key(0)), clock, task.tokenizer, 0
+        config, net, jax.jit(net.init)(jax.random.key(0)), flow, task.tokenizer, 0
     )
     data = loading.Data([], None, task.tokenizer, task)
     return measure.Subject(model, data, None, None)

@@ -7,9 +7,8 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.flows.clocks import decoding_clock, identity_clock, t_to_tau, tau_to_t
-from flm_jax.flows.gaussian_noise import whitened
-from flm_jax.flows.interpolants import interpolate, linear
-from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.flow import onehot_flow
+from flm_jax.flows.interpolants.linear import Linear
 from helpers.networks import exact_tau
 
 
@@ -79,7 +78,7 @@ def test_clock_is_the_decoding_error():
     t = tau_to_t(decoding_clock(vocab_size), jnp.asarray([0.5]))
     eps = jax.random.normal(jax.random.key(0), (1, num, vocab_size))
     tokens = jax.random.randint(jax.random.key(1), (1, num), 0, vocab_size)
-    x_t = interpolate(linear, t, jax.nn.one_hot(tokens, vocab_size), eps)
+    x_t = Linear().at(t, jax.nn.one_hot(tokens, vocab_size), eps)
     error = jnp.mean(jnp.argmax(x_t, axis=-1) != tokens)
     np.testing.assert_allclose(1 - vocab_size / (vocab_size - 1) * error, 0.5, rtol=0, atol=0.01)
 
@@ -93,10 +92,11 @@ def test_clock_of_embedded_states_is_their_decoding_error():
     vocab_size, dim, num = 1024, 256, 20_000
     table = jax.random.normal(jax.random.key(0), (vocab_size, dim))
     tokens = jax.random.randint(jax.random.key(1), (1, num), 0, vocab_size)
-    clock = decoding_clock(vocab_size, dim)
-    t = tau_to_t(clock, jnp.asarray([0.5]))
-    y_t, _ = noisy_states(jax.random.key(2), t, tokens, table)
-    seen, clean = whitened(y_t[0], table), t[0] * whitened(table, table)
+    flow = onehot_flow(decoding_clock(vocab_size, dim))
+    t = flow.t(jnp.asarray([0.5]))
+    y_t, _ = flow.states(jax.random.key(2), t, tokens, table)
+    whitened = lambda vectors: flow.noise.whitened(vectors, table)
+    seen, clean = whitened(y_t[0]), t[0] * whitened(table)
     distance = jnp.sum(jnp.square(clean), axis=1)[None] - 2 * seen @ clean.T
     error = jnp.mean(jnp.argmin(distance, axis=1) != tokens[0])
     np.testing.assert_allclose(1 - vocab_size / (vocab_size - 1) * error, 0.5, rtol=0, atol=0.03)

@@ -1,5 +1,7 @@
 """Distributions of gamma: mixtures, quantiles, known curves recovered, refits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,11 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from flm_jax.flows import noise_schedule
-from flm_jax.flows.masked_bridge import HIGH, LOW
 from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.flows.time_sampling import Rows
 from helpers.masked_flow import KEY
+
+LOW, HIGH = GammaConfig().low, GammaConfig().high
 
 
 def test_the_three_parts_of_the_mixture():
@@ -50,9 +53,8 @@ def test_a_known_curve_is_recovered(shape):
     gamma = noise_schedule.bin_centers(GammaConfig())
     f = noise_schedule.logistic_cdf(jnp.array(shape), gamma)
     noise = 0.02 * jax.random.normal(KEY, f.shape)
-    found, r2, scale = jax.jit(noise_schedule.fit_logistic)(
-        gamma, 3.0 * f + 0.2 + noise, jnp.ones(64)
-    )
+    fit = jax.jit(functools.partial(noise_schedule.fit_law, cfg=GammaConfig()))
+    found, r2, scale = fit(gamma, 3.0 * f + 0.2 + noise, jnp.ones(64))
     assert r2 > 0.995
     fitted = scale * noise_schedule.logistic_cdf(
         found, gamma

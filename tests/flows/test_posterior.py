@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from flm_jax.flows.posterior import whitening
+from flm_jax.flows.noise import OneHotNoise
 from helpers.networks import TINY, VOCAB, posterior_probs, tiny_states
 
 
@@ -35,7 +35,7 @@ def test_it_is_bayes_rule(vocab_size, dim, t):
 def test_what_it_multiplies_is_white(vocab_size, dim):
     """And the product is the pseudo-inverse of E."""
     table = jax.random.normal(jax.random.key(0), (vocab_size, dim))
-    whiten, kernel = whitening(table)
+    whiten, kernel = OneHotNoise().whitening(table)
     seen = table @ whiten
     np.testing.assert_allclose(seen.T @ seen, jnp.eye(min(vocab_size, dim)), atol=1e-4)
     np.testing.assert_allclose(whiten @ kernel, jnp.linalg.pinv(table), atol=1e-4)

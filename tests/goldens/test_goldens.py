@@ -7,6 +7,7 @@ import pytest
 
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.clocks import decoding_clock, t_to_tau, tau_to_t
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.losses.denoising import denoising_loss_at
 from flm_jax.losses.distillation.base import diagonal_loss_at
 from flm_jax.losses.distillation.semigroup import semigroup_loss_at
@@ -29,8 +30,8 @@ DIAGONAL, OFF_DIAGONAL = slice(0, 3), slice(3, 8)
 
 
 @pytest.fixture(scope="module")
-def clock():
-    return decoding_clock(97)
+def flow():
+    return onehot_flow(decoding_clock(97))
 
 
 @pytest.mark.parametrize("vocab_size", [27, 1024, 30522, 50257])
@@ -39,10 +40,10 @@ def test_clock_is_the_integral(vocab_size):
         grid, tau, t = (
             file[k] for k in ("grid", f"g2a_exact_{vocab_size}", f"a2g_exact_{vocab_size}")
         )
-    table = decoding_clock(vocab_size)
+    clock = decoding_clock(vocab_size)
     grid = jnp.asarray(grid, jnp.float32)
-    assert_close(t_to_tau(table, grid), tau, 2e-6)
-    assert_close(tau_to_t(table, grid), t, 2e-6)
+    assert_close(t_to_tau(clock, grid), tau, 2e-6)
+    assert_close(tau_to_t(clock, grid), t, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_time_embedding():
     assert_close(embed_time(params["time"], golden["sigma"]), golden["single_cont_act_sigma_emb"])
 
 
-def denoising_losses(params, net, golden, path):
-    y_t = golden_states(golden["noise"], golden["gamma"], golden["x0"], params["table"], path)
+def denoising_losses(params, net, golden, kind):
+    y_t = golden_states(golden["noise"], golden["gamma"], golden["x0"], params["table"], kind)
     weights = jnp.full(golden["x0"].shape, 1 / golden["x0"].size)
     return denoising_loss_at(params, y_t, golden["tau"], golden["x0"], weights, net=net)
 
@@ -95,26 +96,26 @@ def test_denoising_loss_projected():
     assert_close(mean, golden["loss_mean_f32"])
 
 
-def test_clock_at_golden_times(clock):
+def test_clock_at_golden_times(flow):
     golden = arrays("flm")
-    assert_close(tau_to_t(clock, golden["tau"]), golden["gamma"], 2e-6)
+    assert_close(flow.t(golden["tau"]), golden["gamma"], 2e-6)
 
 
-def test_euler_tokens(clock):
+def test_euler_tokens(flow):
     golden = arrays("flm")
     net, params = golden_network("dit_single")
     y_0 = golden["z0"] @ params["table"]
-    samples = sample_euler_from(y_0, net, params, clock=clock, steps=8, given=nothing_given(4, 16))
+    samples = sample_euler_from(y_0, net, params, flow=flow, steps=8, given=nothing_given(4, 16))
     assert (samples.tokens == golden["tokens_8_f32"]).all()
     confidence = jnp.exp(golden["logp_last_8_f32"].max(axis=-1))
     assert_close(samples.steps_confidence[-1], confidence)
 
 
-def semigroup_losses(params, net, golden, taus, times, path):
+def semigroup_losses(params, net, flow, golden, taus, times, kind):
     """Diagonal rows and the others, as the objective joins them."""
     tokens = golden["x1"]
     weights = jnp.full(tokens.shape, 1 / tokens.size)
-    y_s = golden_states(golden["noise"], times[0], tokens, params["table"], path)
+    y_s = golden_states(golden["noise"], times[0], tokens, params["table"], kind)
     diagonal, first = diagonal_loss_at(
         params,
         (y_s[DIAGONAL], None),
@@ -132,16 +133,17 @@ def semigroup_losses(params, net, golden, taus, times, path):
         tuple(t[OFF_DIAGONAL] for t in times),
         weights[OFF_DIAGONAL],
         net=net,
+        flow=flow,
     )
     return diagonal + semigroup, jnp.concatenate([first, second])
 
 
-def test_semigroup_loss_and_gradient():
+def test_semigroup_loss_and_gradient(flow):
     golden = arrays("fmlm")
     net, params = golden_network("dit_double")
 
-    def losses(params, taus, times, path):
-        return semigroup_losses(params, net, golden, taus, times, path)
+    def losses(params, taus, times, kind):
+        return semigroup_losses(params, net, flow, golden, taus, times, kind)
 
     step = jax.jit(jax.value_and_grad(losses, has_aux=True), static_argnums=3)
     projected = jax.jit(losses, static_argnums=3)
@@ -164,8 +166,8 @@ def test_golden_rows_are_as_the_tests_split_them():
     ]
 
 
-@pytest.mark.parametrize("path", ["onehot", "projected"])
-def test_teacher_on_the_diagonal(path):
+@pytest.mark.parametrize("kind", ["onehot", "projected"])
+def test_teacher_on_the_diagonal(kind):
     golden = arrays("fmlm")
     net, params = golden_network("dit_double")
     teacher = golden_network("dit_single")
@@ -176,7 +178,7 @@ def test_teacher_on_the_diagonal(path):
         noise, tables = golden["noise"][DIAGONAL], (params["table"], teacher_params["table"])
         return diagonal_loss_at(
             params,
-            tuple(golden_states(noise, t, tokens, table, path) for table in tables),
+            tuple(golden_states(noise, t, tokens, table, kind) for table in tables),
             golden["tau_s"][DIAGONAL],
             tokens,
             jnp.full(tokens.shape, 1 / tokens.size),
@@ -188,19 +190,19 @@ def test_teacher_on_the_diagonal(path):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_flow_map_tokens(clock, steps):
+def test_flow_map_tokens(flow, steps):
     golden = arrays("fmlm")
     net, params = golden_network("dit_double")
     y_0 = golden["z0"] @ params["table"]
     samples = sample_euler_from(
-        y_0, net, params, clock=clock, steps=steps, given=nothing_given(4, 16)
+        y_0, net, params, flow=flow, steps=steps, given=nothing_given(4, 16)
     )
     assert (samples.tokens == golden[f"samp_g0.0_n{steps}_f32_tokens"]).all()
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
 @pytest.mark.parametrize("steps", [2, 4])
-def test_stochastic_flow_map_tokens(clock, steps, gamma):
+def test_stochastic_flow_map_tokens(flow, steps, gamma):
     """With the fresh noise of the published code, found by the key of its step."""
     golden, fresh = arrays("fmlm"), arrays("gamma")
     net, params = golden_network("dit_double")
@@ -211,7 +213,7 @@ def test_stochastic_flow_map_tokens(clock, steps, gamma):
         place = jnp.argmax(jnp.all(keys == jax.random.key_data(key)[None], axis=1))
         return fresh["fresh"][place] @ params["table"]
 
-    denoiser = plain(net, params, nothing_given(4, 16))._replace(noise=noise)
-    y_0, how = golden["z0"] @ params["table"], {"clock": clock, "steps": steps, "gamma": gamma}
+    denoiser = plain(net, params, flow, nothing_given(4, 16))._replace(noise=noise)
+    y_0, how = golden["z0"] @ params["table"], {"flow": flow, "steps": steps, "gamma": gamma}
     samples = jax.jit(lambda y: carry(KEY, y, denoiser, **how))(y_0)
     assert (samples.tokens == fresh[f"samp_g{gamma}_n{steps}_f32_tokens"]).all()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from flm_jax.flows.interpolants import interpolate, linear
-from flm_jax.flows.noising import states_from_onehot
+from flm_jax.flows.interpolants.linear import Linear
+from flm_jax.flows.noise import states_from_onehot
 from flm_jax.interop.flm import params_from_state_dict
 from flm_jax.models.dit import DiTConfig, dit
 
@@ -68,9 +68,9 @@ def assert_trees_close(got, want):
         assert np.abs(leaf).max() > 20 * TOLERANCE, f"{path}: too small to be tested"
 
 
-def golden_states(noise, t, tokens, table, path):
-    """The noisy state by either path, from one and the same eps."""
-    if path == "onehot":
-        return states_from_onehot(noise, t, tokens, table)[0]
+def golden_states(noise, t, tokens, table, kind):
+    """The noisy state by either noise, from one and the same eps."""
+    if kind == "onehot":
+        return states_from_onehot(Linear(), noise, t, tokens, table)[0]
     xi = jnp.matmul(noise, table, precision=jax.lax.Precision.HIGHEST)
-    return interpolate(linear, t, table[tokens], xi)
+    return Linear().at(t, table[tokens], xi)

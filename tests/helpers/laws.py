@@ -15,7 +15,7 @@ from flm_jax.flows.noise_schedule import (
 from flm_jax.samplers.categorical import Choice
 
 KEY = jax.random.key(7)
-PLAIN = Choice(1.0)
+PLAIN = Choice(1.0, 1.0)
 
 # A law over sequences of 4 tokens out of 3, with repeated words so that order of revealing matters.
 SEQUENCES = np.array(

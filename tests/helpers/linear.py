@@ -5,11 +5,12 @@ import jax.numpy as jnp
 
 from flm_jax.core.network import Network
 from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
 
 V, L, D, B = 7, 4, 5, 6
 KEY = jax.random.key(3)
 TOKENS = jax.random.randint(jax.random.key(1), (B, L), 0, V)
-CLOCK = decoding_clock(V)
+FLOW = onehot_flow(decoding_clock(V))
 
 
 def linear_net(tile=0):

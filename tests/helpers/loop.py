@@ -58,7 +58,7 @@ def small_run(
     batches,
     size=10,
     to_global=lambda batch: batch,
-    evaluate=lambda params: ({}, []),
+    evaluate=lambda params, tracked: ({}, []),
     eval_every=0,
     rate=None,
     **changed,

@@ -1,4 +1,4 @@
-"""Tiny and exact networks, with the batches, clocks and states that go with them."""
+"""Tiny and exact networks, with the batches, flows and states that go with them."""
 
 import dataclasses
 import functools
@@ -10,14 +10,16 @@ from scipy import integrate, stats
 
 from flm_jax.build.families.flow_map import ROUTES
 from flm_jax.build.families.registry import make_objective
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.flows.gaussian_noise import embedded_noise
-from flm_jax.flows.posterior import token_posterior
+from flm_jax.flows.posterior import posterior_features, posterior_kernel
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.metrics.generative_perplexity import Judge
 from flm_jax.models.dit import DiTConfig, dit
@@ -39,7 +41,7 @@ def objective_of(**changes):
     config.model.two_time = config.objective.name in ROUTES
     config = check(config)
     net = make_network(config)
-    return net, make_objective(config, net, decoding_clock(VOCAB))
+    return net, make_objective(config, net, make_flow(config, VOCAB))
 
 
 def random_params(net, seed=1):
@@ -99,8 +101,8 @@ def tiny_states(seed=1, rows=3):
 
 
 def posterior_probs(y_t, t, table):
-    found, kernel = token_posterior(y_t, t, table)
-    return jax.nn.softmax(found @ kernel, axis=-1)
+    found = posterior_features(FLOW, y_t, t, table)
+    return jax.nn.softmax(found @ posterior_kernel(FLOW, table), axis=-1)
 
 
 VOCAB, LENGTH, ROWS = 11, 6, 3
@@ -120,7 +122,7 @@ TINY = DiTConfig(
     remat="none",
     scan_blocks=True,
 )
-CLOCK = decoding_clock(VOCAB)
+FLOW = onehot_flow(decoding_clock(VOCAB))
 FREE = nothing_given(ROWS, LENGTH)
 KEY = jax.random.key(4)
 
@@ -139,7 +141,7 @@ def tiny_network(two_time):
 
 @functools.lru_cache
 def sampler(net, steps):
-    return jax.jit(lambda k, p, g: sample_euler(k, net, p, clock=CLOCK, steps=steps, given=g))
+    return jax.jit(lambda k, p, g: sample_euler(k, net, p, flow=FLOW, steps=steps, given=g))
 
 
 @functools.lru_cache
@@ -165,12 +167,12 @@ def exact_network():
     Its features are the logarithms of the exact probabilities.
     """
     vocab_size = 5
-    clock = decoding_clock(vocab_size)
+    flow = onehot_flow(decoding_clock(vocab_size))
     sequences = jax.nn.one_hot(jnp.asarray(SEQUENCES), vocab_size)
 
     def features(params, x_s, s, t, *, key=None):
         del params, t, key
-        time = jnp.minimum(tau_to_t(clock, s), 0.999)
+        time = jnp.minimum(flow.t(s), 0.999)
         scores = jnp.einsum("blv,klv->bk", x_s, sequences) * (time / (1 - time) ** 2)[:, None]
         probs = jnp.einsum("bk,klv->blv", jax.nn.softmax(scores, axis=-1), sequences)
         return jnp.log(probs + 1e-30)
@@ -185,7 +187,7 @@ def exact_network():
         dim=vocab_size,
         max_length=3,
     )
-    return net, clock
+    return net, flow
 
 
 def matches(tokens):

@@ -2,7 +2,7 @@
 
 import jax
 
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.load import Model
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
@@ -28,5 +28,5 @@ def byte_model(chat=False, name="llama", objective="masked_diffusion", **data):
     config.data.update(data)
     config = check(config)
     net = make_network(config)
-    clock = make_clock(config, net.vocab_size)
-    return Model(config, net, net.init(jax.random.key(0)), clock, BYTES, 0)
+    flow = make_flow(config, net.vocab_size)
+    return Model(config, net, net.init(jax.random.key(0)), flow, BYTES, 0)

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.core.network import Network
-from flm_jax.flows.clocks import tau_to_t
 from flm_jax.losses.distillation.base import Pairs
 
 FIRST = jnp.asarray([0, 1, 1])  # the other sequence is 1 - FIRST
@@ -41,10 +40,10 @@ def smooth_network(vocab=V, dim=D, cap=3.0):
     return net, params
 
 
-def random_pairs(clock, rows=B, length=L, dim=D, dtype=jnp.float32):
+def random_pairs(flow, rows=B, length=L, dim=D, dtype=jnp.float32):
     rng = np.random.default_rng(2)
     tau = np.sort(rng.random((2, rows)), axis=0).astype(np.float32)
-    s, t = (tau_to_t(clock, jnp.asarray(x)) for x in tau)
+    s, t = (flow.t(jnp.asarray(x)) for x in tau)
     y = jnp.asarray(rng.standard_normal((rows, length, dim)), dtype)
     weights = jnp.full((rows, length), 1 / (rows * length))
     return Pairs((y, y), jnp.asarray(tau[0]), jnp.asarray(tau[1]), s, t, weights)

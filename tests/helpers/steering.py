@@ -12,7 +12,7 @@ from flm_jax.samplers.flow import sample_flow
 from flm_jax.samplers.guides import Guides
 from flm_jax.samplers.heun import HeunConfig
 from flm_jax.samplers.reward_guidance import Reward
-from helpers.networks import CLOCK, FREE, KEY, exact_network, tiny_network
+from helpers.networks import FLOW, FREE, KEY, exact_network, tiny_network
 
 # A reward of the share of token 1 in a text, in the one-hot space.
 ONES = Reward(lambda params: jnp.eye(params["size"].shape[0]), lambda params, x: x[..., 1].sum(1))
@@ -29,8 +29,8 @@ def flow_settings(two_time, solver="euler", **fields):
 
 @functools.lru_cache
 def steered_program(net, steps, cfg, guides, exact=False):
-    clock = exact_network()[1] if exact else CLOCK
-    how = {"clock": clock, "steps": steps, "cfg": cfg, "guides": guides}
+    flow = exact_network()[1] if exact else FLOW
+    how = {"flow": flow, "steps": steps, "cfg": cfg, "guides": guides}
     return jax.jit(functools.partial(sample_flow, net=net, **how))
 
 

@@ -13,6 +13,7 @@ from flm_jax.build.sampler import choose_sampler
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
 from flm_jax.flows.clocks import identity_clock
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.inference import engine, guides, text_reward
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.base import nothing_given
@@ -55,7 +56,7 @@ def untrained(models, monkeypatch):
         config["model"] = flow.config["model"] | change
         net = make_network(config)
         made = flow._replace(config=config, net=net, params=net.init(jax.random.key(1)))
-        return made._replace(clock=identity_clock()) if name == "later" else made
+        return made._replace(flow=onehot_flow(identity_clock())) if name == "later" else made
 
     monkeypatch.setattr(guides, "load_model", load_model)
 
@@ -108,7 +109,7 @@ def test_a_trained_reward_is_read_back(models):
         ),
         ("flow", {"weak": "map", "guidance": 2.0}, "objective semigroup; expected a flow"),
         ("map", {"weak": "flow", "guidance": 2.0}, "objective denoising; expected a flow map"),
-        ("flow", {"weak": "later", "guidance": 2.0}, "trained with another clock"),
+        ("flow", {"weak": "later", "guidance": 2.0}, "trained with another flow"),
         ("flow", {"weak": "nothing", "guidance": 2.0}, "nothing is no workdir"),
         ("flow", {"reward": "flow", "reward_scale": 1.0}, "flow has no reward.json"),
     ],

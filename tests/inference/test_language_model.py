@@ -73,7 +73,7 @@ def test_scores_add_up_to_the_likelihood(model):
     kind = family(model.config)
     tokens = np.stack([model.tokenizer.encode(text) for text in texts])
     batches = [{"tokens": row[None], "mask": np.ones((1, 2), bool)} for row in tokens]
-    row = jax.jit(kind.row_likelihood(model.config, loaded.net, loaded.clock))
+    row = jax.jit(kind.row_likelihood(model.config, loaded.net, loaded.flow))
     each = [likelihood(row, loaded.params, [b], draws=kind.draws) for b in batches]
     np.testing.assert_allclose(found.nats, [2 * one.nats_per_token for one in each], rtol=1e-6)
     assert found.kind == kind.likelihood and found.tokens.tolist() == [2, 2, 2]

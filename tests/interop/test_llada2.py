@@ -235,7 +235,7 @@ def test_sampling_in_blocks(imported, method):
     def run(tokens, known):
         how = dict(steps=4, given=Given(tokens, known))
         if method == "confidence":
-            how |= {"choice": Choice(temperature=0.0), "block_length": BLOCK}
+            how |= {"choice": Choice(0.0, 1.0), "block_length": BLOCK}
             return sample_confident(jax.random.key(0), net, params, **how).tokens
         cfg = x_prediction.XPredictionConfig(block_length=BLOCK)
         return sample_x_prediction(net, params, how=cfg, **how).tokens

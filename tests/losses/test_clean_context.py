@@ -16,8 +16,8 @@ from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.losses.clean_context import ContextConfig, at_clean, clean_context
@@ -29,6 +29,7 @@ from flm_jax.losses.distillation.semigroup import split_times
 from flm_jax.models.dit import dit
 from helpers.networks import (
     EIGHT_ROWS,
+    FLOW,
     LENGTH,
     TINY,
     VOCAB,
@@ -87,8 +88,8 @@ def test_clean_positions_are_their_tokens_at_time_one():
     clean = jax.random.bernoulli(jax.random.key(1), 0.5, tokens.shape)
     table = jax.random.normal(jax.random.key(2), (VOCAB, 5))
     tau = jnp.linspace(0.1, 0.8, 8)
-    tau, t = at_clean(clean, tau, tau_to_t(decoding_clock(VOCAB), tau))
-    y, _ = noisy_states(jax.random.key(3), t, tokens, table)
+    tau, t = at_clean(clean, tau, FLOW.t(tau))
+    y, _ = FLOW.states(jax.random.key(3), t, tokens, table)
     np.testing.assert_array_equal(np.asarray(tau)[clean], 1.0)
     np.testing.assert_array_equal(np.asarray(y)[clean], np.asarray(table[tokens])[clean])
     assert (np.asarray(y)[~clean] != np.asarray(table[tokens])[~clean]).all()
@@ -107,15 +108,15 @@ def test_clean_positions_do_not_count(name):
 
 def test_clean_positions_do_not_move():
     """Along the flow, and when the end time moves, the tangents of the clean positions are 0."""
-    clock, net = decoding_clock(VOCAB), mirror_network()
+    net = mirror_network()
     clean = jnp.tile(jnp.arange(LENGTH) % 2 == 0, (3, 1))
     tau_s, tau_t = jnp.asarray([0.1, 0.2, 0.3]), jnp.asarray([0.5, 0.9, 1.0])
-    times = at_clean(clean, tau_s, tau_t, tau_to_t(clock, tau_s), tau_to_t(clock, tau_t))
+    times = at_clean(clean, tau_s, tau_t, FLOW.t(tau_s), FLOW.t(tau_t))
     y = jax.random.normal(jax.random.key(0), (3, LENGTH, VOCAB))
     pairs = Pairs((y, None), *times, jnp.ones((3, LENGTH)))
     denoised = jax.nn.softmax(y)
-    along = derivative_along_flow({}, pairs, denoised, net=net, clock=clock)[1]
-    in_t = derivative_in_t({}, pairs, net=net, clock=clock)[1]
+    along = derivative_along_flow({}, pairs, denoised, net=net, flow=FLOW)[1]
+    in_t = derivative_in_t({}, pairs, net=net, flow=FLOW)[1]
     for tangent in (along, in_t):
         np.testing.assert_array_equal(np.asarray(tangent)[clean], 0.0)
         assert (np.abs(np.asarray(tangent)[~clean]).max(axis=-1) > 0.0).all()
@@ -124,10 +125,10 @@ def test_clean_positions_do_not_move():
 
 def test_all_positions_of_a_row_split_at_one_share():
     s, t = jnp.full((4, 3), 0.2), jnp.full((4, 3), 0.6)
-    u = np.asarray(split_times(jax.random.key(0), s, t, "uniform"))
+    u = np.asarray(split_times(jax.random.key(0), FLOW, s, t, "uniform"))
     np.testing.assert_array_equal(u, np.tile(u[:, :1], (1, 3)))
     assert len(np.unique(u)) == 4
-    rows = split_times(jax.random.key(0), s[:, 0], t[:, 0], "uniform")
+    rows = split_times(jax.random.key(0), FLOW, s[:, 0], t[:, 0], "uniform")
     np.testing.assert_array_equal(u[:, 0], rows)
 
 
@@ -137,7 +138,8 @@ def test_given_clean_context_the_exact_conditional_is_reached():
     The law of each word alone, which a network blind to the context would give, is .3 away.
     """
     task = make_task("phrases_shared")
-    vocab, clock = task.tokenizer.vocab_size, decoding_clock(task.tokenizer.vocab_size)
+    vocab = task.tokenizer.vocab_size
+    flow = onehot_flow(decoding_clock(vocab))
     cfg = dataclasses.replace(
         TINY, vocab_size=vocab, length=2, dim=32, depth=2, dropout=0.0, two_time=False
     )
@@ -149,7 +151,7 @@ def test_given_clean_context_the_exact_conditional_is_reached():
         def step(carry, given):
             (params, state), (tokens, key) = carry, given
             batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
-            settings = {"net": net, "clock": clock, "cfg": aim, "rows": Rows(0, rows)}
+            settings = {"net": net, "flow": flow, "cfg": aim, "rows": Rows(0, rows)}
             grad = jax.grad(lambda p: denoising_loss(p, None, batch, key, **settings)[0])(params)
             updates, state = optimizer.update(grad, state)
             return (optax.apply_updates(params, updates), state), None

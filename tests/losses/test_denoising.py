@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax.flows.interpolants import interpolate, linear
-from flm_jax.flows.noising import noisy_states
+from flm_jax.flows.interpolants.linear import Linear
+from flm_jax.flows.noise import OneHotNoise
 from flm_jax.losses.denoising import denoising_loss_at
 from flm_jax.models.dit import DiTConfig, dit
 
@@ -87,20 +87,20 @@ def test_projected_loss_has_the_expected_gradient_of_the_onehot_loss():
     """
 
     def onehot(key, t, tokens, table):
-        return noisy_states(key, t, tokens, table, noise="onehot")[0]
+        return OneHotNoise(in_vocabulary=True).states(key, Linear(), t, tokens, table, None)[0]
 
-    def projected(key, t, tokens, table, scale, flow):
-        """Covariance times `scale`; gradient through the noise times `flow`."""
-        e = flow * table + (1 - flow) * jax.lax.stop_gradient(table)
-        y_t = noisy_states(key, t, tokens, e, noise="projected")[0]
-        right = interpolate(linear, t, e[tokens])
-        return interpolate(linear, t, table[tokens]) + jnp.sqrt(scale) * (y_t - right)
+    def projected(key, t, tokens, table, scale, through):
+        """Covariance times `scale`; gradient through the noise times `through`."""
+        e = through * table + (1 - through) * jax.lax.stop_gradient(table)
+        y_t = OneHotNoise().states(key, Linear(), t, tokens, e, None)[0]
+        right = Linear().at(t, e[tokens])
+        return Linear().at(t, table[tokens]) + jnp.sqrt(scale) * (y_t - right)
 
     mean, variance = make_loss_statistics(onehot)(11)
     statistics = make_loss_statistics(projected)
 
-    def deviation(scale, flow):
-        other_mean, other_variance = statistics(12, scale, flow)
+    def deviation(scale, through):
+        other_mean, other_variance = statistics(12, scale, through)
         return np.abs(other_mean - mean) / np.sqrt(variance + other_variance)
 
     assert deviation(1.0, 1.0).max() < 4

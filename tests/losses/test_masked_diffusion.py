@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flm_jax.build.families.registry import make_objective
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
@@ -65,7 +65,7 @@ def test_the_prompt_leaves_something_to_learn(prompt, fits):
     choose(config, objective="masked_diffusion")
     config.objective.prompt, config.model.length = prompt, 12
     config.model.vocab_size = 12
-    make = lambda config: make_objective(config, make_network(config), make_clock(config, 12))
+    make = lambda config: make_objective(config, make_network(config), make_flow(config, 12))
     if fits:
         make(check(config))
         return

@@ -9,25 +9,25 @@ import pytest
 
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows import noise_schedule
-from flm_jax.flows.masked_bridge import HIGH, bridge_states, gamma_from_t, progress
 from flm_jax.flows.masking import hide_share, masked_states
 from flm_jax.flows.noise_schedule import GammaConfig
+from flm_jax.flows.noising import hidden_states
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
 from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss, bridge_loss_at, hidden_share
-from helpers.masked_flow import BASE, BASE_PARAMS, KEY, NET, PARAMS, TOKENS
+from helpers.masked_flow import BASE, BASE_PARAMS, FLOW, KEY, NET, PARAMS, TOKENS, bridge_flow
 
 HIDDEN = jax.random.bernoulli(jax.random.key(4), 0.6, (4, 6)).at[:, 0].set(True)
 
 
 def test_at_time_zero_states_and_loss_are_those_of_masked_diffusion():
     t = jnp.zeros(4)
-    z = bridge_states(KEY, t, TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS))
+    z = hidden_states(KEY, FLOW, t, TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS))
     want = masked_states(TOKENS, HIDDEN, BASE.table(BASE_PARAMS), BASE.anchor(BASE_PARAMS))
     np.testing.assert_array_equal(z, want)
     weights = HIDDEN / jnp.sum(HIDDEN)
     cfg = BridgeConfig(embedding_weight=0.0)
-    loss, nll, _ = bridge_loss_at(PARAMS, z, jnp.full(4, HIGH), TOKENS, weights, net=NET, cfg=cfg)
+    loss, nll, _ = bridge_loss_at(PARAMS, z, t, TOKENS, weights, net=NET, cfg=cfg)
     base, base_nll = masked_loss_at(
         BASE_PARAMS, TOKENS, HIDDEN, t, weights, net=BASE, cfg=MaskedConfig()
     )
@@ -38,14 +38,15 @@ def test_at_time_zero_states_and_loss_are_those_of_masked_diffusion():
 @pytest.mark.parametrize("tile", [0, 3])
 def test_the_embedding_term(tile):
     net = dataclasses.replace(NET, loss_tile=tile)
-    z = bridge_states(KEY, jnp.full(4, 0.5), TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS))
-    weights = HIDDEN / jnp.sum(HIDDEN)
-    gamma = gamma_from_t(jnp.full(4, 0.5))
-    run = lambda w: bridge_loss_at(
-        PARAMS, z, gamma, TOKENS, weights, net=net, cfg=BridgeConfig(embedding_weight=w)
+    z = hidden_states(
+        KEY, FLOW, jnp.full(4, 0.5), TOKENS, HIDDEN, NET.table(PARAMS), NET.anchor(PARAMS)
     )
-    times = progress(gamma)
-    probs = jax.nn.softmax(denoise(NET, PARAMS, z, times, times))
+    weights = HIDDEN / jnp.sum(HIDDEN)
+    tau = FLOW.tau(jnp.full(4, 0.5))
+    run = lambda w: bridge_loss_at(
+        PARAMS, z, tau, TOKENS, weights, net=net, cfg=BridgeConfig(embedding_weight=w)
+    )
+    probs = jax.nn.softmax(denoise(NET, PARAMS, z, tau, tau))
     table = NET.table(PARAMS)
     want = np.sum(weights * np.sum((np.asarray(probs @ table) - table[TOKENS]) ** 2, -1))
     (without, _, _), (loss, _, distance) = run(0.0), run(10.0)
@@ -72,16 +73,13 @@ def test_shares_of_hidden_positions():
 
 
 def test_the_loss_observes_rows_by_gamma_and_keeps_prompts():
-    cfg = BridgeConfig(embedding_weight=0.0, whole=1.0, gamma=GammaConfig(learnt="empirical"))
+    cfg, law = BridgeConfig(embedding_weight=0.0, whole=1.0), GammaConfig(learnt="empirical")
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6)), "prompt": jnp.arange(6)[None] < 2}
     batch["prompt"] = jnp.broadcast_to(batch["prompt"], (4, 6))
-    state = noise_schedule.fresh_state(cfg.gamma)
+    flow = bridge_flow(law).settled(noise_schedule.fresh_state(law))
 
     def run(params, batch):
-        loss, metrics = bridge_loss(
-            params, batch, KEY, net=NET, cfg=cfg, state=state, rows=Rows(0, 4)
-        )
-        return loss, metrics
+        return bridge_loss(params, batch, KEY, net=NET, flow=flow, cfg=cfg, rows=Rows(0, 4))
 
     loss, metrics = jax.jit(run)(PARAMS, batch)
     total, count = metrics["observed"]

@@ -7,12 +7,10 @@ import optax
 import pytest
 
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.noising import noisy_states
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.training.program import student_params
-from helpers.networks import EIGHT_ROWS, VOCAB, objective_of, random_batch
+from helpers.networks import EIGHT_ROWS, FLOW, objective_of, random_batch
 
 
 @pytest.mark.parametrize("name", ["denoising", "semigroup"])
@@ -58,13 +56,10 @@ def test_learned_weights_find_the_loss_of_each_time():
         return jax.lax.scan(step, (own, optimizer.init(own)), keys)[0][0]
 
     own = train(params["weighting"])
-    clock = decoding_clock(VOCAB)
     found = []
     for tau in (0.1, 0.5, 0.9):
         times = jnp.full(512, tau)
-        y, _ = noisy_states(
-            jax.random.key(9), tau_to_t(clock, times), batch["tokens"], params["table"]
-        )
+        y, _ = FLOW.states(jax.random.key(9), FLOW.t(times), batch["tokens"], params["table"])
         log_probs = jax.nn.log_softmax(denoise(net, params, y, times, times))
         want = -float(jnp.take_along_axis(log_probs, batch["tokens"][..., None], -1).mean())
         u = net.log_loss(params | {"weighting": own}, times[:1], times[:1])

@@ -99,7 +99,7 @@ def test_a_prompt_is_held_and_read():
     params = random_params(net)
     mask = jnp.broadcast_to(jnp.arange(6)[None] < 3, (3, 6))
     given = Given(jnp.where(mask, TOKENS, 0), mask)
-    run = lambda: sample_autoregressive(KEY, net, params, given=given, choice=Choice(0.0))
+    run = lambda: sample_autoregressive(KEY, net, params, given=given, choice=Choice(0.0, 1.0))
     out = jax.jit(run)()
     np.testing.assert_array_equal(out.tokens[:, :3], TOKENS[:, :3])
     best = jnp.argmax(whole(net, params, out.tokens), axis=-1)

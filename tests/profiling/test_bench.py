@@ -52,7 +52,7 @@ def test_every_case_is_a_valid_configuration():
             for variant, settings in case.variants.items():
                 config = bench_worker._config(case, settings)
                 assert check(config) == config
-                flat = config["model"] | config["mesh"] | config["objective"]
+                flat = config["model"] | config["mesh"] | config["flow"] | config["objective"]
                 flat["route"] = flat["name"]
                 for key, value in (case.sizes | settings).items():
                     if key not in ("batch", "steps"):

@@ -69,7 +69,7 @@ def test_programs_of_the_gpu_suite_build(name, variant):
                 jax.random.key(0),
                 net,
                 params,
-                clock=program.clock,
+                flow=program.flow,
                 steps=steps,
                 given=nothing_given(*shape),
             ).tokens

@@ -60,7 +60,7 @@ def commands(section):
 _SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("A network", "A loss")]
 
 
-@pytest.mark.parametrize("section", ["A sampler", *_SLOW])
+@pytest.mark.parametrize("section", ["A path", "A sampler", *_SLOW])
 def test_what_the_guide_adds_trains_samples_and_is_distilled(copy, section):
     for line in commands(section):
         words = line.split()
@@ -84,10 +84,10 @@ import jax, numpy as np
 from flm_jax.samplers.midpoint import MidpointConfig, sample_midpoint
 from flm_jax.samplers.base import nothing_given
 from helpers.networks import exact_network
-net, clock = exact_network()
+net, flow = exact_network()
 given = nothing_given(64, 3)
 run = lambda steps: np.asarray(jax.jit(lambda key: sample_midpoint(
-    key, {}, given, net=net, clock=clock, steps=steps, cfg=MidpointConfig()
+    key, {}, given, net=net, flow=flow, steps=steps, cfg=MidpointConfig()
 ).steps_confidence[-1])(jax.random.key(0)))
 fine = run(256)
 errors = [np.abs(run(steps) - fine).mean() for steps in (16, 32, 64)]

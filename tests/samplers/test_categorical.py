@@ -25,16 +25,16 @@ def test_temperature_and_top_p_shape_the_draws():
     many = jnp.broadcast_to(jnp.log(probs), (50_000, 4))
     share = lambda choice: np.bincount(choose(KEY, many, choice)[0], minlength=4) / 50_000
     np.testing.assert_allclose(share(PLAIN), probs, atol=0.01)
-    np.testing.assert_allclose(share(Choice(0.5)), probs**2 / jnp.sum(probs**2), atol=0.01)
+    np.testing.assert_allclose(share(Choice(0.5, 1.0)), probs**2 / jnp.sum(probs**2), atol=0.01)
     np.testing.assert_allclose(share(Choice(1.0, 0.6)), [0, 4 / 7, 0, 3 / 7], atol=0.01)
-    tokens, confidence = choose(KEY, many, Choice(0.5))
+    tokens, confidence = choose(KEY, many, Choice(0.5, 1.0))
     np.testing.assert_allclose(confidence, probs[tokens], rtol=1e-5)
 
 
 def test_temperature_to_zero_is_greedy():
     values = jax.random.normal(KEY, (64, 11))
     for temperature in (0.0, 1e-300, 1e-40, 1e-36, 1e-20, 1e-4):
-        tokens = choose(KEY, values, Choice(temperature))[0]
+        tokens = choose(KEY, values, Choice(temperature, 1.0))[0]
         np.testing.assert_array_equal(tokens, jnp.argmax(values, axis=-1))
     assert (choose(KEY, values, PLAIN)[0] != jnp.argmax(values, axis=-1)).any()
 
@@ -67,4 +67,4 @@ def test_the_noise_is_fine_where_it_is_large():
 )
 def test_bad_choices_are_refused(choice, message):
     with pytest.raises(UserError, match=message):
-        Choice(**({"temperature": 1.0} | choice))
+        Choice(**({"temperature": 1.0, "top_p": 1.0} | choice))

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.samplers.base import Given, clock_grid, nothing_given
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
+from flm_jax.flows.interpolants.linear import Linear
+from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.euler import (
     carry,
-    overshoot,
-    renoised,
     sample_euler,
     sample_euler_from,
     step_key,
 )
 from flm_jax.samplers.guidance import plain
 from helpers.networks import (
-    CLOCK,
+    FLOW,
     FREE,
     KEY,
     LENGTH,
@@ -53,7 +53,7 @@ def test_sample_is_sample_from_embedded_noise():
     net, params = tiny_network(True)
     y_0 = start(KEY, net, params, FREE)
     assert y_0.shape == (ROWS, LENGTH, 8)
-    again = jax.jit(lambda y: sample_euler_from(y, net, params, clock=CLOCK, steps=3, given=FREE))(
+    again = jax.jit(lambda y: sample_euler_from(y, net, params, flow=FLOW, steps=3, given=FREE))(
         y_0
     )
     np.testing.assert_array_equal(again.tokens, draw(net, params).tokens)
@@ -75,7 +75,7 @@ def test_three_steps_written_out(two_time):
     net, params = tiny_network(two_time)
     y = start(KEY, net, params, FREE)
     taus = np.array([0.0, 1 / 3, 2 / 3, 1.0], np.float32)
-    times = np.asarray(tau_to_t(CLOCK, jnp.asarray(taus)))
+    times = np.asarray(FLOW.t(jnp.asarray(taus)))
     got = draw(net, params, steps=3)
     for k in range(3):
         now, target = (jnp.full(ROWS, taus[k + i]) for i in (0, 1))
@@ -88,7 +88,7 @@ def test_three_steps_written_out(two_time):
 
 
 def test_grid():
-    np.testing.assert_allclose(clock_grid(4), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(FLOW.grid(4), [0, 0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize("two_time", [True, False])
@@ -119,16 +119,16 @@ def test_everything_given():
     np.testing.assert_array_equal(draw(net, params, given=given).tokens, given.tokens)
 
 
-def sample_exact(net, clock, steps, given):
+def sample_exact(net, flow, steps, given):
     return jax.jit(
-        lambda key: sample_euler(key, net, {}, clock=clock, steps=steps, given=given).tokens
+        lambda key: sample_euler(key, net, {}, flow=flow, steps=steps, given=given).tokens
     )(KEY)
 
 
 def test_exact_flow_samples_its_data():
     """64 Euler steps: all of 4000 samples are data, half each (within 4 standard errors, 3.2%)."""
-    net, clock = exact_network()
-    first, second = matches(sample_exact(net, clock, 64, nothing_given(4000, 3)))
+    net, flow = exact_network()
+    first, second = matches(sample_exact(net, flow, 64, nothing_given(4000, 3)))
     assert (first | second).all()
     assert abs(first.mean() - 0.5) < 0.032
 
@@ -139,10 +139,10 @@ def test_exact_flow_is_steered_by_what_is_given():
     Not in all (82%): the third position can settle on the other sequence while the given one, held
     at the noise level of its time, is still unreadable.
     """
-    net, clock = exact_network()
+    net, flow = exact_network()
     mask = jnp.zeros((1000, 3), bool).at[:, 0].set(True)
     given = Given(jnp.full((1000, 3), 3, jnp.int32), mask)
-    tokens = sample_exact(net, clock, 64, given)
+    tokens = sample_exact(net, flow, 64, given)
     assert 0.7 < matches(tokens)[1].mean() < 0.95
 
 
@@ -160,7 +160,7 @@ def test_given_tokens_stand_at_time_one(any_order):
     mask = jnp.tile(jnp.arange(LENGTH) < 2, (3, 1))
     given = Given(jnp.full((3, LENGTH), 4), mask)
     out = sample_euler(
-        jax.random.key(0), net, {}, clock=decoding_clock(VOCAB), steps=3, given=given
+        jax.random.key(0), net, {}, flow=onehot_flow(decoding_clock(VOCAB)), steps=3, given=given
     )
     jax.block_until_ready(out)
     assert len(seen) == 3
@@ -175,17 +175,25 @@ def test_given_tokens_stand_at_time_one(any_order):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 def test_noise_between_jumps(gamma):
-    """Clean data x at t' and delta = x: the state at t has the law of t x + (1-t) eps."""
-    rng, t, clean = np.random.default_rng(0), jnp.float32(0.3), 2.0
-    end = float(overshoot(t, gamma))
-    y = end * clean + (1 - end) * jnp.asarray(rng.standard_normal((1, 200_000, 1)), jnp.float32)
-    eps = jnp.asarray(rng.standard_normal(y.shape), jnp.float32)
-    got = renoised(y, jnp.full(y.shape, clean), t, gamma, eps)
+    """Clean data x at s and delta = x: the state at t has the law of t x + (1-t) eps.
+
+    It is the jump to t' beyond t, and noise of scale gamma (1-t) that takes it back.
+    """
+    path, rng, clean = Linear(), np.random.default_rng(0), 2.0
+    s, t = jnp.full(1, 0.1, jnp.float32), jnp.full(1, 0.3, jnp.float32)
+    xi, eps = jnp.asarray(rng.standard_normal((2, 1, 200_000, 1)), jnp.float32)
+    delta = jnp.full(xi.shape, clean)
+    y = path.at(s, delta, xi)
+    got = path.step(y, delta, s, t, noise=eps, stochasticity=gamma)
+    end, t = path.overshoot(t, gamma), float(t[0])
     assert abs(got.mean() - t * clean) < 0.01 and abs(got.std() - (1 - t)) < 0.01
+    landed = path.step(y, delta, s, end)
+    back = landed + (t - end)[:, None, None] * delta + gamma * (1 - t) * eps
+    np.testing.assert_allclose(got, back, rtol=0, atol=1e-6)
     if gamma == 0.0:
-        assert end == t and (got == y).all()
+        assert end[0] == t and (got == landed).all()
     if gamma == 1.0:
-        assert end == 1.0
+        assert end[0] == 1.0
         np.testing.assert_allclose(got, t * clean + (1 - t) * eps, rtol=0, atol=1e-6)
 
 
@@ -199,10 +207,10 @@ def test_steps_take_keys_of_their_own():
 def test_stochastic_jumps_written_out(gamma):
     """Two jumps of a flow map, the second from t delta + (1-t) eps or from where it landed."""
     net, params = tiny_network(True)
-    den = plain(net, params, FREE)
+    den = plain(net, params, FLOW, FREE)
     y_0, taus = den.noise(KEY), jnp.asarray([0.0, 0.5, 1.0])
-    t = tau_to_t(CLOCK, taus)[1]
-    got = jax.jit(lambda y: carry(KEY, y, den, clock=CLOCK, steps=2, gamma=gamma))(y_0)
+    t = FLOW.t(taus)[1]
+    got = jax.jit(lambda y: carry(KEY, y, den, flow=FLOW, steps=2, gamma=gamma))(y_0)
     ask = lambda y, a, b: jax.nn.softmax(
         denoiser(net)(params, y, jnp.full(3, a), jnp.full(3, b)), axis=-1
     )

@@ -11,6 +11,7 @@ from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.guidance import Weak, autoguided, plain
 from flm_jax.samplers.guides import Guides
 from helpers.networks import (
+    FLOW,
     FREE,
     KEY,
     SEQUENCES,
@@ -67,8 +68,8 @@ def test_guidance_undoes_what_the_weak_network_does_worse():
 def test_guidance_written_out():
     """One step of a dropout network: weak + eta (strong - weak), its argmax and its embedding."""
     net, params = tiny_network(False)
-    y_0, tau = plain(net, params, FREE).noise(KEY), jnp.full(3, 0.25)
-    guided = autoguided(net, params, Weak(net), 3.0, FREE)
+    y_0, tau = plain(net, params, FLOW, FREE).noise(KEY), jnp.full(3, 0.25)
+    guided = autoguided(net, params, Weak(net), 3.0, FLOW, FREE)
     ask = jax.jit(lambda key: guided.ask(y_0, y_0, 0.4, (tau, tau), key))
     _, delta, (tokens, _) = ask(KEY)
     _, dropout_key = jax.random.split(KEY)

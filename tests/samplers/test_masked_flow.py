@@ -7,11 +7,10 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
-from flm_jax.flows.masked_bridge import gamma_at, t_from_gamma
 from flm_jax.samplers import masked_flow
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.masked_flow import MaskedFlowConfig, sample_masked_flow
-from helpers.masked_flow import KEY, NET, PARAMS, TOKENS
+from helpers.masked_flow import FLOW, KEY, NET, PARAMS, TOKENS
 
 
 # Sampling, by a network of known answers: at position l token l, of given confidence.
@@ -41,7 +40,7 @@ def oracle(confidence, seen=None):
 def draw(net, given=None, steps=8, key=KEY, **how):
     given = nothing_given(2, net.max_length) if given is None else given
     run = lambda key: sample_masked_flow(
-        key, net, {}, steps=steps, given=given, how=MaskedFlowConfig(**how)
+        key, net, {}, flow=FLOW, steps=steps, given=given, how=MaskedFlowConfig(**how)
     )
     return jax.jit(run)(key)
 
@@ -101,7 +100,13 @@ def test_no_guidance_is_bit_for_bit_the_plain_sampler_and_guidance_is_not():
     given = Given(TOKENS[:2], jnp.arange(6)[None] < jnp.array([[2], [3]]))
     run = lambda w: jax.jit(
         lambda key: masked_flow.sample_masked_flow(
-            key, NET, PARAMS, steps=5, given=given, how=MaskedFlowConfig(context_guidance=w)
+            key,
+            NET,
+            PARAMS,
+            flow=FLOW,
+            steps=5,
+            given=given,
+            how=MaskedFlowConfig(context_guidance=w),
         )
     )(KEY)
     plain, none, some = run(0.0), run(-0.0), run(2.0)
@@ -127,7 +132,7 @@ def exact():
     table, anchor = jnp.eye(4), jnp.full((2, 4), 0.25)
 
     def features(params, x_s, s, t, *, key=None):
-        now = t_from_gamma(gamma_at(s))[:, None, None]
+        now = FLOW.t(s)[:, None, None]
         clean = table[PAIRS]  # [pairs, 2, 4]
         mean = now[..., None] * clean[None] + (1 - now[..., None]) * anchor[None, None]
         gap = jnp.sum((x_s[:, None] - mean) ** 2, axis=-1) / (2 * 0.04 * now * (1 - now))

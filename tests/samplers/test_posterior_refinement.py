@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flm_jax.build.data import open_data, resolve_vocabulary
+from flm_jax.build.flow import make_flow
 from flm_jax.build.load import Model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import choose_sampler
@@ -17,7 +18,6 @@ from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows.clocks import decoding_clock
 from flm_jax.inference import engine
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.euler import sample_euler
@@ -26,7 +26,7 @@ from flm_jax.samplers.posterior_refinement import (
     PosteriorRefinementConfig,
     sample_refined,
 )
-from helpers.networks import CLOCK, LENGTH, ROWS, VOCAB, start, tiny_network
+from helpers.networks import FLOW, LENGTH, ROWS, VOCAB, start, tiny_network
 from helpers.routes import FIRST, SIGN
 from helpers.runs import tiny_config
 
@@ -43,11 +43,11 @@ def any_order():
 def refined(steps, budget, threshold=1.0):
     net, _ = any_order()
     how = {"steps": steps, "budget": budget, "threshold": threshold}
-    how |= {"until": 1.0}
+    how |= {"until": 1.0, "flow": FLOW}
     return jax.jit(lambda key, params, given: sample_refined(key, net, params, given=given, **how))
 
 
-TOPK = {"budget": "topk", "threshold": 1.0, "until": 1.0}
+TOPK = {"budget": "topk", "threshold": 1.0, "until": 1.0, "flow": FLOW}
 
 
 def infill(mask):
@@ -66,9 +66,7 @@ def test_one_call_is_the_plain_one_step(mask):
     """
     net, params = any_order()
     given = infill(mask)
-    want = jax.jit(lambda key: sample_euler(key, net, params, clock=CLOCK, steps=1, given=given))(
-        KEY
-    )
+    want = jax.jit(lambda key: sample_euler(key, net, params, flow=FLOW, steps=1, given=given))(KEY)
     for budget in BUDGETS:
         got = refined(1, budget)(KEY, params, given)
         np.testing.assert_array_equal(got.tokens, want.tokens)
@@ -195,8 +193,8 @@ def untrained(share):
     tokenizer = open_data(config).tokenizer
     config = resolve_vocabulary(config, tokenizer)
     net = make_network(config)
-    clock = decoding_clock(net.vocab_size)
-    return Model(config, net, net.init(jax.random.key(0)), clock, tokenizer, 0)
+    flow = make_flow(config, net.vocab_size)
+    return Model(config, net, net.init(jax.random.key(0)), flow, tokenizer, 0)
 
 
 @pytest.mark.parametrize("until", [0.0, 0.6])

@@ -8,7 +8,7 @@ from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.euler import EulerConfig
 from flm_jax.samplers.guides import Guides
 from flm_jax.samplers.reward_guidance import Reward, make_nudge
-from helpers.networks import KEY, denoiser, exact_network, matches, some_given, tiny_network
+from helpers.networks import FLOW, KEY, denoiser, exact_network, matches, some_given, tiny_network
 from helpers.steering import ONES, REWARD, steered_program
 
 
@@ -37,7 +37,7 @@ def test_nudge_is_the_gradient_in_the_one_hot_space():
     net, params = tiny_network(False)
     given = Given(jnp.zeros((3, 6), jnp.int32), jnp.zeros((3, 6), bool).at[:, 0].set(True))
     table = params["table"]
-    nudge = make_nudge(net, params, ONES, REWARD["reward"], 2.0, table, given)
+    nudge = make_nudge(net, params, FLOW, ONES, REWARD["reward"], 2.0, table, given)
     y, s, t, tau = 0.3 * table[some_given().tokens], 0.3, 0.4, jnp.float32(0.2)
     moved = jax.jit(nudge)(y, y, tau, s, t) - y
     c = 2.0 * (t - s) * (1 - s) / s

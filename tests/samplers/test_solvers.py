@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from flm_jax.flows.clocks import tau_to_t
+from flm_jax.flows.interpolants.linear import Linear
 from flm_jax.samplers import adaptive, euler
 from flm_jax.samplers.base import nothing_given
 from flm_jax.samplers.guidance import plain
-from flm_jax.samplers.heun import euler_step, heun, heun_step
+from flm_jax.samplers.heun import heun, heun_step
 from helpers.networks import SEQUENCES, exact_network
 
 KEY = jax.random.key(4)
@@ -46,10 +46,10 @@ def carried(method, y, end, steps):
         y, first = carry
         s, t = (jnp.full(len(y), end * (k + i) / steps) for i in (0, 1))
         if method == "euler":
-            return euler_step(denoised(y, s), y, s, t), first
+            return Linear().step(y, denoised(y, s), s, t), first
         if method == "heun":
-            return heun_step(denoised, denoised(y, s), y, s, t)
-        return adaptive.bogacki_shampine_step(denoised, first, y, s, t)[:2]
+            return heun_step(Linear(), denoised, denoised(y, s), y, s, t)
+        return adaptive.bogacki_shampine_step(Linear(), denoised, first, y, s, t)[:2]
 
     return jax.lax.fori_loop(0, steps, step, (y, denoised(y, jnp.zeros(len(y)))))[0]
 
@@ -80,11 +80,11 @@ def counting(net):
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_heun_makes_as_many_calls_as_asked_for(steps):
     """Each is read out; with one or two calls it is Euler's method."""
-    net, clock = exact_network()
+    net, flow = exact_network()
     net, calls = counting(net)
-    denoiser = plain(net, {}, nothing_given(8, 3))
+    denoiser = plain(net, {}, flow, nothing_given(8, 3))
     y_0 = denoiser.noise(KEY)
-    how = {"clock": clock, "steps": steps}
+    how = {"flow": flow, "steps": steps}
     got = jax.jit(lambda y: heun(KEY, y, denoiser, **how))(y_0)
     jax.effects_barrier()
     assert len(calls) == steps == len(got.steps_tokens) and got.calls is None
@@ -95,11 +95,11 @@ def test_heun_makes_as_many_calls_as_asked_for(steps):
 
 def test_heun_written_out():
     """Five calls: two intervals of two, and a last one; confidences within 1e-5."""
-    net, clock = exact_network()
-    denoiser = plain(net, {}, nothing_given(8, 3))
+    net, flow = exact_network()
+    denoiser = plain(net, {}, flow, nothing_given(8, 3))
     y_0 = denoiser.noise(KEY)
-    got = jax.jit(lambda y: heun(KEY, y, denoiser, clock=clock, steps=5))(y_0)
-    t = np.asarray(tau_to_t(clock, jnp.asarray([0.0, 1 / 3, 2 / 3])))
+    got = jax.jit(lambda y: heun(KEY, y, denoiser, flow=flow, steps=5))(y_0)
+    t = np.asarray(flow.t(jnp.asarray([0.0, 1 / 3, 2 / 3])))
     w, z, want = t / (1 - t), y_0, []
     ask = lambda z, i: denoised(z * (1 - t[i]), jnp.full(8, t[i]))
     for k in range(2):
@@ -113,13 +113,13 @@ def test_heun_written_out():
 @functools.lru_cache
 def adaptive_end(tolerance, most):
     """States and times where the adaptive solver ends, its calls, and the true states there."""
-    net, clock = exact_network()
+    net, flow = exact_network()
     given = nothing_given(6, 3)
-    denoiser = plain(net, {}, given)
+    denoiser = plain(net, {}, flow, given)
     y_0 = denoiser.noise(KEY)
-    how = {"clock": clock, "given": given, "tolerance": tolerance, "most": most}
+    how = {"flow": flow, "given": given, "tolerance": tolerance, "most": most}
     end = jax.jit(lambda y: adaptive.advance(KEY, y, denoiser, **how))(y_0)
-    t = np.asarray(tau_to_t(clock, end.tau))
+    t = np.asarray(flow.t(end.tau))
     want = [solved(np.asarray(y)[None], float(time))[0] for y, time in zip(y_0, t)]
     error = np.sqrt(np.sum((np.asarray(end.y) - want) ** 2, axis=-1)).max()
     return end, error
@@ -148,11 +148,11 @@ def test_adaptive_steps_end_with_the_calls():
 
 @pytest.mark.parametrize("steps, bound", [(500, 100), (11, 11)])
 def test_adaptive_calls_are_those_made(steps, bound):
-    net, clock = exact_network()
+    net, flow = exact_network()
     net, calls = counting(net)
     given = nothing_given(2000, 3)
-    denoiser = plain(net, {}, given)
-    how = {"clock": clock, "steps": steps, "given": given, "tolerance": 1e-2}
+    denoiser = plain(net, {}, flow, given)
+    how = {"flow": flow, "steps": steps, "given": given, "tolerance": 1e-2}
     got = jax.jit(lambda key: adaptive.adaptive(key, denoiser.noise(key), denoiser, **how))(KEY)
     jax.effects_barrier()
     assert int(got.calls) == len(calls) <= bound

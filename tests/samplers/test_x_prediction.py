@@ -113,7 +113,7 @@ def test_the_hard_commit_alone_is_low_confidence_remasking(name, block_length):
         PARAMS[name],
         steps=LENGTH,
         given=given,
-        choice=Choice(0.0),
+        choice=Choice(0.0, 1.0),
         block_length=block_length,
     )
     want = jax.device_get(jax.jit(run)())

@@ -196,7 +196,7 @@ REFUSED = [
     ({"model.self_conditioning": True}, "model.self_conditioning is for objective denoising"),
     ({"model.dim": 32}, "the student must have the teacher's sizes"),
     ({"data.task": "phrases4"}, "vocab_size: teacher 4, student 8"),
-    ({"objective.clock": "identity"}, "the teacher 'decoding'"),
+    ({"flow.clock": "identity"}, "the teacher 'decoding'"),
     ({"objective.name": "semigroup", "objective.start": "x"}, "semigroup has no 'start'"),
     ({"objective.start": "nothing"}, "nothing"),
 ]

@@ -23,7 +23,7 @@ def records(workdir):
     return [json.loads(line) for line in lines]
 
 
-def broken(params):
+def broken(params, tracked):
     raise IndexError("an id without a piece")
 
 
@@ -36,7 +36,7 @@ def test_an_evaluation_that_raises_loses_no_step(tmp_path, every):
 
 def test_what_was_not_evaluated_is_when_the_run_goes_on(tmp_path):
     """Once, with the parameters of its step; the run is bit for bit an unstopped one."""
-    norms = lambda params: ({"norm": float(np.sum(params["w"]))}, ["text"])
+    norms = lambda params, tracked: ({"norm": float(np.sum(params["w"]))}, ["text"])
     settings = {"eval_every": 6, "log_every": 1}
     with pytest.raises(IndexError):
         small_run(tmp_path / "a", Batches(), evaluate=broken, **settings)

@@ -8,7 +8,7 @@ import pytest
 
 from flm_jax.build.adapters import trained_params
 from flm_jax.build.families.registry import OBJECTIVES, family, make_objective
-from flm_jax.build.flow import make_clock
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import AuxiliaryState, new_state
 from flm_jax.config.check import check
@@ -81,7 +81,7 @@ def small_objective(name):
     if kind.adapts != "never" or name == "distribution_matching":
         teacher = split(params)[0] if kind.adapts == "always" else params
     learns = bool(teacher)
-    objective = make_objective(config, net, make_clock(config, 11), net if learns else None)
+    objective = make_objective(config, net, make_flow(config, 11), net if learns else None)
     return objective, trained_params(config, params), teacher, family(config).tracker(config)
 
 

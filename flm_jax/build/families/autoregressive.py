@@ -6,24 +6,24 @@ from collections.abc import Callable
 from flm_jax.build.families.base import Family, no_teacher
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.autoregressive import autoregressive_loss
 from flm_jax.losses.base import Objective
 from flm_jax.metrics.likelihood import make_autoregressive_nll
 
 
 def autoregressive_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
     """Cross entropy of each next token."""
-    del clock
+    del flow
     no_teacher(config, teacher)
     return functools.partial(autoregressive_loss, net=net)
 
 
-def autoregressive_nll(config: Config, net: Network, clock: Clock) -> Callable:
+def autoregressive_nll(config: Config, net: Network, flow: Flow) -> Callable:
     """The exact negative log-likelihood of rows."""
-    del config, clock
+    del config, flow
     return make_autoregressive_nll(net)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Tracker
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.losses.base import Auxiliary, Objective
 
 
@@ -29,11 +30,11 @@ class Family:
 
     Attributes:
       name: flow, flow_map, masked_diffusion, masked_flow, x_prediction or autoregressive.
-      objective: (config, net, clock, teacher network or None) -> Objective; refuses a teacher it
+      objective: (config, net, flow, teacher network or None) -> Objective; refuses a teacher it
         cannot use, and the lack of one it needs.
       networks: names of config.model.name that it trains.
       kind: network -> its name in tables.
-      row_nll: (config, net, clock) -> row_nll, see `metrics.denoising`; None where the output is no
+      row_nll: (config, net, flow) -> row_nll, see `metrics.denoising`; None where the output is no
         distribution.
       row_likelihood: likewise, of which `metrics.likelihood` makes the negative log-likelihood or a
         bound on it; the same as row_nll but for flows. None where there is none.
@@ -43,7 +44,8 @@ class Family:
       check_teacher: (config, teacher's config, teacher's network) -> None; raises UserError for a
         model of config.objective.teacher that this family cannot learn from. None for families
         that learn from data alone.
-      one_hot: whether it is a flow over one-hot tokens; such flows steer, teach and are distilled.
+      from_noise: whether it is a flow from Gaussian noise; such flows steer, teach and are
+        distilled.
       two_time: whether its network takes two times (a flow map).
       anchored: whether its network has embeddings of masked positions besides the table.
       adapts: whether it trains adapters of config.adapters.base, "always", "never" or "either".
@@ -54,15 +56,17 @@ class Family:
       sees_ahead: whether sampling takes account of given tokens that stand after a position.
       aligned: (config, net) -> figures of `metrics.alignment` for training to report beside its
         base's; None where there are none.
-      tracker: config -> statistics that the objective gathers; None for none.
+      law: config -> the law of times that is learnt, whose state belongs to the model; None for
+        none.
+      tracker: config -> that state, of which the objective gathers statistics; None for none.
       row_group: config -> rows of a microbatch that must stay together.
       work: config -> operations of a train step besides the trained network's.
-      auxiliary: (config, net, clock, teacher network or None) -> the network that is trained beside
+      auxiliary: (config, net, flow, teacher network or None) -> the network that is trained beside
         the model; None for none.
     """
 
     name: str
-    objective: Callable[[Config, Network, Clock, Network | None], Objective]
+    objective: Callable[[Config, Network, Flow, Network | None], Objective]
     networks: tuple[str, ...]
     kind: Callable[[Network], str]
     row_nll: Callable[..., Callable | None]
@@ -71,7 +75,7 @@ class Family:
     draws: int
     self_conditioned: bool = False
     check_teacher: Callable[[Config, Config, Network], None] | None = None
-    one_hot: bool = False
+    from_noise: bool = False
     two_time: bool = False
     anchored: bool = False
     adapts: str = "never"
@@ -81,10 +85,11 @@ class Family:
     timed: bool = True
     sees_ahead: bool = True
     aligned: Callable[..., Callable] | None = None
+    law: Callable[[Config], GammaConfig | None] = lambda config: None
     tracker: Callable[[Config], Tracker | None] = lambda config: None
     row_group: Callable[[Config], int] = lambda config: 1
     work: Callable[[Config], Work] = lambda config: Work()
-    auxiliary: Callable[..., Auxiliary | None] = lambda config, net, clock, teacher: None
+    auxiliary: Callable[..., Auxiliary | None] = lambda config, net, flow, teacher: None
 
 
 def no_teacher(config: Config, teacher: Network | None) -> None:

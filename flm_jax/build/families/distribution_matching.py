@@ -11,7 +11,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.denoiser.self_conditioning import fixed_point
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.base import Auxiliary, Objective
 from flm_jax.losses.distillation.distribution_matching import (
     auxiliary_loss,
@@ -19,16 +19,16 @@ from flm_jax.losses.distillation.distribution_matching import (
 )
 
 
-def _bound(config: Config, net: Network, clock: Clock, teacher: Network) -> dict:
+def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
     """What both losses are bound to; a self-conditioned teacher is asked for its fixed point."""
     cfg = settings(config, "objective")
     if teacher.self_conditioned:
         teacher = fixed_point(teacher, cfg.iterations)
-    return {"net": net, "clock": clock, "cfg": cfg, "teacher": teacher}
+    return {"net": net, "flow": flow, "cfg": cfg, "teacher": teacher}
 
 
 def matching_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
     """The student's objective, checked."""
     parts = matching_rows(config)
@@ -41,16 +41,21 @@ def matching_objective(
         "objective distribution_matching needs a frozen flow; set config.objective.teacher to the "
         "workdir of one (objective denoising).",
     )
+    require(
+        not net.posterior_skip,
+        "objective distribution_matching has no networks with config.model.posterior_skip; distil "
+        "by objective semigroup, or train a flow without it.",
+    )
     rows, micro = config["train"]["batch"], config["train"]["microbatches"]
     require(
         rows % (parts * micro) == 0,
         f"config.train.batch {rows} does not split into {parts} updates (auxiliary_updates + 1) of "
         f"{micro} microbatches; use a multiple of {parts * micro}.",
     )
-    return functools.partial(matching_loss, **_bound(config, net, clock, teacher))
+    return functools.partial(matching_loss, **_bound(config, net, flow, teacher))
 
 
-def matching_auxiliary(config: Config, net: Network, clock: Clock, teacher: Network) -> Auxiliary:
+def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Network) -> Auxiliary:
     """The auxiliary denoiser and how it is trained, checked; call `matching_objective` first."""
     cfg = settings(config, "objective")
     lead, steps = cfg.auxiliary_lead, config["train"]["steps"]
@@ -59,7 +64,7 @@ def matching_auxiliary(config: Config, net: Network, clock: Clock, teacher: Netw
         f"config.objective.auxiliary_lead is {lead}; expected 0 to {steps - 1}, fewer than "
         f"config.train.steps = {steps}.",
     )
-    objective = functools.partial(auxiliary_loss, **_bound(config, net, clock, teacher))
+    objective = functools.partial(auxiliary_loss, **_bound(config, net, flow, teacher))
     return Auxiliary(objective, cfg.auxiliary_updates, lead, cfg.auxiliary_lr)
 
 

@@ -1,16 +1,18 @@
-"""Flows over one-hot tokens (FLM): objective, sampler and likelihood bound."""
+"""Flows from noise (FLM and embedding flows): objective, learnt times and likelihood bound."""
 
 import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
-from flm_jax.build.flow import flow_settings, prediction
+from flm_jax.build.flow import gaussian_flow, prediction
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config
+from flm_jax.core.types import Config, Tracker
 from flm_jax.denoiser.self_conditioning import fixed_point
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
+from flm_jax.flows.settings import LEARNT, GaussianConfig
 from flm_jax.losses.base import Objective
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.regression import regression_loss
@@ -18,14 +20,12 @@ from flm_jax.metrics.denoising import make_row_nll
 from flm_jax.metrics.flow_likelihood import make_flow_bound
 
 
-def flow_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
-) -> Objective:
+def flow_objective(config: Config, net: Network, flow: Flow, teacher: Network | None) -> Objective:
     """The objective of a plain flow: cross entropy, or a squared error of any prediction."""
     del teacher
     cfg = settings(config, "objective")
     squared = cfg.form == "mse" or cfg.prediction != "probabilities"
-    _check_prediction(cfg, net)
+    _check_prediction(cfg, config, net)
     part = config["train"]["batch"] // config["train"]["microbatches"]
     require(
         not net.self_conditioned or part % 2 == 0,
@@ -37,11 +37,16 @@ def flow_objective(
         "squared errors know no clean context and no weights over time; set "
         "config.objective.context = 0.0, prompt = 0 and weighting = 'equal'.",
     )
+    require(
+        not squared or learnt_law(config) is None,
+        "config.flow.clock 'learnt' follows the cross entropy, which squared errors do not have; "
+        "set config.objective.form = 'ce', or clock = 'identity'.",
+    )
     loss = regression_loss if squared else denoising_loss
-    return functools.partial(loss, net=net, clock=clock, cfg=cfg)
+    return functools.partial(loss, net=net, flow=flow, cfg=cfg)
 
 
-def _check_prediction(cfg: DenoisingConfig, net: Network) -> None:
+def _check_prediction(cfg: DenoisingConfig, config: Config, net: Network) -> None:
     """Refuses predictions that the loss, the noise or the network cannot have."""
     kind = cfg.prediction
     require(
@@ -54,9 +59,14 @@ def _check_prediction(cfg: DenoisingConfig, net: Network) -> None:
         f"config.objective.prediction {kind} has one time; set config.model.two_time = False.",
     )
     require(
-        kind != "velocity" or cfg.noise == "onehot",
-        "config.objective.prediction velocity needs the noise in R^V; set "
-        "config.objective.noise = 'onehot'.",
+        kind == "probabilities" or config["flow"]["name"] == "linear",
+        f"config.objective.prediction {kind} is for config.flow.name 'linear'; got "
+        f"{config['flow']['name']!r}.",
+    )
+    noise = config["flow"]["noise"]
+    require(
+        kind == "probabilities" or noise == "onehot" or (kind == "denoiser" and noise != "unit"),
+        f"config.objective.prediction {kind} lives in R^V; set config.flow.noise = 'onehot'.",
     )
     require(
         not net.self_conditioned or (kind == "probabilities" and cfg.form != "mse"),
@@ -65,15 +75,15 @@ def _check_prediction(cfg: DenoisingConfig, net: Network) -> None:
     )
 
 
-def _flow_losses(make: Callable[[Network, Clock], Callable]) -> Callable[..., Callable | None]:
-    """(config, net, clock) -> make(net, clock), or None where the output is no distribution.
+def _flow_losses(make: Callable[[Network, Flow], Callable]) -> Callable[..., Callable | None]:
+    """(config, net, flow) -> make(net, flow), or None where the output is no distribution.
 
     Of a self-conditioned network it is the second call at each state, with the first's estimate.
     """
 
-    def made(config: Config, net: Network, clock: Clock) -> Callable | None:
+    def made(config: Config, net: Network, flow: Flow) -> Callable | None:
         net = fixed_point(net, 2) if net.self_conditioned else net
-        return make(net, clock) if prediction(config) == "probabilities" else None
+        return make(net, flow) if prediction(config) == "probabilities" else None
 
     return made
 
@@ -98,12 +108,37 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
         f"config.objective.{key} predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
-    clocks = [flow_settings(c).clock for c in (teacher, config)]
-    require(
-        clocks[0] == clocks[1],
-        f"config.objective.clock is {clocks[1]!r}, that of the {key} {clocks[0]!r}; set it to "
-        "that.",
-    )
+    theirs, own = (_learnt_from(c) for c in (teacher, config))
+    for name, value in theirs.items():
+        require(
+            own.get(name) == value,
+            f"config.flow.{name} is {own.get(name)!r}, that of the {key} {value!r}; set it to "
+            "that.",
+        )
+
+
+def _learnt_from(config: Config) -> dict[str, object]:
+    """What two flows must share for one to learn from the other; both draws of one-hot noise do."""
+    cfg = gaussian_flow(config)
+    found = {"name": config["flow"]["name"], "clock": cfg.clock}
+    found["noise"] = "unit" if cfg.noise == "unit" else "projected or onehot"
+    if cfg.clock == LEARNT:
+        found |= {"law.low": cfg.law.low, "law.high": cfg.law.high, "law.learnt": cfg.law.learnt}
+    return found
+
+
+def learnt_law(config: Config) -> GammaConfig | None:
+    """The law of times that a flow from noise learns; None where its times are fixed."""
+    cfg = gaussian_flow(config)
+    return cfg.law if isinstance(cfg, GaussianConfig) and cfg.clock == LEARNT else None
+
+
+def times_tracker(config: Config) -> Tracker | None:
+    """The learnt law of times, of which the objective gathers statistics."""
+    law = learnt_law(config)
+    if law is None:
+        return None
+    return Tracker(functools.partial(fresh_state, law), functools.partial(update_state, cfg=law))
 
 
 FLOW = Family(
@@ -117,5 +152,7 @@ FLOW = Family(
     draws=16,
     self_conditioned=True,
     check_teacher=check_flow_teacher,
-    one_hot=True,
+    from_noise=True,
+    law=learnt_law,
+    tracker=times_tracker,
 )

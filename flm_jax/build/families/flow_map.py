@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flm_jax.build.families.base import Work
-from flm_jax.build.families.flow import FLOW
+from flm_jax.build.families.flow import FLOW, learnt_law, times_tracker
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config
+from flm_jax.core.types import Config, Tracker
 from flm_jax.denoiser.self_conditioning import fixed_point
-from flm_jax.flows.clocks import Clock, tau_to_t
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.base import Objective
 from flm_jax.losses.distillation.base import Route, distillation_loss, row_groups
 from flm_jax.losses.distillation.endpoint import EndpointConfig, endpoint_loss_at
@@ -28,17 +28,18 @@ _METRIC = {"ce": "{}_nats_per_token", "mse": "{}_squared_per_token"}
 
 
 def _semigroup_route(cfg: SemigroupConfig) -> Route:
-    def loss_at(params, target_params, pairs, *, net, clock, teacher, split_key, key):
+    def loss_at(params, target_params, pairs, *, net, flow, teacher, split_key, key):
         del teacher
-        tau_u = split_times(split_key, pairs.tau_s, pairs.tau_t, cfg.split)
+        tau_u = split_times(split_key, flow, pairs.tau_s, pairs.tau_t, cfg.split)
         loss, values = semigroup_loss_at(
             params,
             target_params,
             pairs.views[0],
             (pairs.tau_s, tau_u, pairs.tau_t),
-            (pairs.s, tau_to_t(clock, tau_u), pairs.t),
+            (pairs.s, flow.t(tau_u), pairs.t),
             pairs.weights,
             net=net,
+            flow=flow,
             form=cfg.form,
             key=key,
         )
@@ -91,7 +92,7 @@ FORWARD_MODE = frozenset(ROUTES) - {"semigroup"}
 
 
 def flow_map_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
     """The objective of a route, checked; the diagonal and the rows are the same for all."""
     cfg, name = settings(config, "objective"), config["objective"]["name"]
@@ -103,6 +104,7 @@ def flow_map_objective(
         f"config.objective.diagonal {cfg.diagonal} needs train.batch / train.microbatches "
         f"divisible by {group}, got {part}.",
     )
+    check_law(config, name)
     kernel = config["model"]["attention"]
     require(
         name not in FORWARD_MODE or kernel in ("xla", "auto"),
@@ -111,8 +113,23 @@ def flow_map_objective(
     )
     if teacher is not None and teacher.self_conditioned:
         teacher = fixed_point(teacher, cfg.iterations)
-    how = {"net": net, "clock": clock, "cfg": cfg, "route": ROUTES[name](cfg), "teacher": teacher}
+    how = {"net": net, "flow": flow, "cfg": cfg, "route": ROUTES[name](cfg), "teacher": teacher}
     return functools.partial(distillation_loss, **how)
+
+
+def check_law(config: Config, name: str) -> None:
+    """Refuses to learn a map without a teacher where the law of times is the teacher's."""
+    require(
+        learnt_law(config) is None or bool(config["objective"]["teacher"]),
+        f"config.flow.clock 'learnt' with objective {name}: the law of times is the teacher's; set "
+        "config.objective.teacher to the workdir of a flow (objective denoising).",
+    )
+
+
+def kept_times(config: Config) -> Tracker | None:
+    """The teacher's law of times, which stays as it is."""
+    learns = times_tracker(config)
+    return learns and learns._replace(update=lambda state, observed, step: state)
 
 
 def flow_map_rows(config: Config) -> int:
@@ -140,6 +157,7 @@ FLOW_MAP = dataclasses.replace(
     objective=flow_map_objective,
     self_conditioned=False,
     two_time=True,
+    tracker=kept_times,
     row_group=flow_map_rows,
     work=flow_map_work,
 )

@@ -8,7 +8,7 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.base import Objective
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss
 from flm_jax.metrics.likelihood import make_masked_nll
@@ -23,9 +23,9 @@ def masked_config(config: Config) -> MaskedConfig:
 
 
 def masked_diffusion_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    del clock
+    del flow
     no_teacher(config, teacher)
     require(
         not net.two_time,
@@ -39,8 +39,8 @@ def masked_diffusion_objective(
     return functools.partial(masked_loss, net=net, cfg=cfg)
 
 
-def masked_nll(config: Config, net: Network, clock: Clock) -> Callable:
-    del clock
+def masked_nll(config: Config, net: Network, flow: Flow) -> Callable:
+    del flow
     return make_masked_nll(net, masked_config(config))
 
 

@@ -8,8 +8,8 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Tracker
-from flm_jax.flows.clocks import Clock
-from flm_jax.flows.noise_schedule import fresh_state, update_state
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
 from flm_jax.losses.base import Objective
 from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss
 from flm_jax.metrics.masked_flow import make_bridge_nll
@@ -22,10 +22,9 @@ def bridge_config(config: Config) -> BridgeConfig:
 
 
 def masked_flow_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
     """The objective of adapters, whose base stands in the place of a teacher."""
-    del clock
     require(
         teacher is not None and adapter_config(config) is not None,
         "objective masked_flow trains adapters; set config.adapters.base to the workdir of a "
@@ -35,14 +34,20 @@ def masked_flow_objective(
 
     def objective(params, frozen, batch, key, rows):
         whole = join(frozen.teacher, params)
-        return bridge_loss(whole, batch, key, net=net, cfg=cfg, state=frozen.tracked, rows=rows)
+        now = flow.settled(frozen.tracked)
+        return bridge_loss(whole, batch, key, net=net, flow=now, cfg=cfg, rows=rows)
 
     return objective
 
 
+def bridge_law(config: Config) -> GammaConfig:
+    """The law of gamma that is learnt."""
+    return settings(config, "flow").law
+
+
 def schedule_tracker(config: Config) -> Tracker:
     """The learnt noise schedule, of which the objective gathers statistics."""
-    cfg = bridge_config(config).gamma
+    cfg = bridge_law(config)
     return Tracker(functools.partial(fresh_state, cfg), functools.partial(update_state, cfg=cfg))
 
 
@@ -51,11 +56,12 @@ MASKED_FLOW = Family(
     objective=masked_flow_objective,
     networks=("llama",),
     kind=lambda net: "masked flow",
-    row_nll=lambda config, net, clock: make_bridge_nll(net, bridge_config(config)),
-    row_likelihood=lambda config, net, clock: None,
+    row_nll=lambda config, net, flow: make_bridge_nll(net, flow, bridge_config(config)),
+    row_likelihood=lambda config, net, flow: None,
     likelihood="",
     draws=0,
     adapts="always",
     open_ended=True,
+    law=bridge_law,
     tracker=schedule_tracker,
 )

@@ -12,7 +12,7 @@ from flm_jax.build.flow import check_prompt
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.base import Objective
 
 OBJECTIVES: dict[str, Family] = {
@@ -46,7 +46,7 @@ def family(config: Config) -> Family:
 
 
 def make_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None = None
+    config: Config, net: Network, flow: Flow, teacher: Network | None = None
 ) -> Objective:
     """The training objective of a configuration.
 
@@ -55,7 +55,7 @@ def make_objective(
         cannot use, or none where it needs one.
     """
     check_prompt(config)
-    return family(config).objective(config, net, clock, teacher)
+    return family(config).objective(config, net, flow, teacher)
 
 
 def check_network(config: Config, adapted: bool) -> None:
@@ -103,7 +103,11 @@ def check_network(config: Config, adapted: bool) -> None:
         "from a self-conditioned teacher needs no estimate.",
     )
     require(
-        not model.get("posterior_input") or kind.one_hot,
-        f"config.model.posterior_input is for flows over one-hot tokens, got objective {goal}; set "
-        "it to False.",
+        kind.from_noise or not (model.get("posterior_input") or model.get("posterior_skip")),
+        "config.model.posterior_input and posterior_skip are for flows from noise, got objective "
+        f"{goal}; set both to False.",
+    )
+    require(
+        not (model.get("posterior_input") and model.get("posterior_skip")),
+        "got config.model.posterior_input and posterior_skip; set one of them to False.",
     )

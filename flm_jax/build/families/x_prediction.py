@@ -11,7 +11,7 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Params
-from flm_jax.flows.clocks import Clock
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.alignment import AlignmentConfig, alignment_loss
 from flm_jax.losses.base import Objective
 from flm_jax.metrics.alignment import make_alignment_figures
@@ -41,10 +41,10 @@ def check_alignment_base(config: Config, base: Config, net: Network) -> None:
 
 
 def x_prediction_objective(
-    config: Config, net: Network, clock: Clock, teacher: Network | None
+    config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
     """Trains all parameters, from config.objective.teacher, or adapters of config.adapters.base."""
-    del clock
+    del flow
     adapted = adapter_config(config) is not None
     require(
         teacher is not None,

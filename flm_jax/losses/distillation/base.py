@@ -16,23 +16,22 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
-from flm_jax.core.types import Key, Metrics, Params, States, Times
+from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.noising import noisy_states
-from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.noise import Views
+from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.clean_context import at_clean, clean_context, counted
-from flm_jax.losses.flow_settings import FlowConfig
+from flm_jax.losses.flow_settings import WeightedSettings
 from flm_jax.losses.time_weighting import time_weights
 
 Teacher = tuple[Network, Params]
-Views = tuple[States, Float[Array, "b l k"] | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationConfig(FlowConfig):
+class DistillationConfig(WeightedSettings):
     """Choices that all routes share."""
 
     teacher: str = setting("", "workdir of the flow to distil; empty to self-distil from data")
@@ -60,8 +59,8 @@ class Pairs(NamedTuple):
     Attributes:
       views: states [B, L, D] at time s seen through the student's table, and, for a route that
         asks it, through the teacher's (else None).
-      tau_s, tau_t: clock times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
-      s, t: the same as interpolant times.
+      tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
+      s, t: the same as times of the path.
       weights: weight of each position in the sum, [B, L].
     """
 
@@ -77,7 +76,7 @@ class Route(NamedTuple):
     """A loss off the diagonal.
 
     Attributes:
-      loss_at: (params, target_params, pairs, *, net, clock, teacher, split_key, key) ->
+      loss_at: (params, target_params, pairs, *, net, flow, teacher, split_key, key) ->
         (weighted sum, values [B, L] to report by name). Targets come from target_params, without
         gradient and without dropout; `key` is for the student's dropout.
       asks_teacher: whether it asks the teacher, which then must see the states too.
@@ -140,7 +139,7 @@ def distillation_loss(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: DistillationConfig,
     route: Route,
     teacher: Network | None,
@@ -153,7 +152,7 @@ def distillation_loss(
       batch: "tokens" int32 [B, L], "mask" [B, L].
       key: for times, noise and dropout.
       rows: which rows of the global batch these are.
-      net, clock: the student and tau(t) of its vocabulary.
+      net, flow: the student and the flow that it maps.
       route: the loss off the diagonal.
       teacher: a frozen denoiser, or None for self-distillation from data.
 
@@ -161,6 +160,7 @@ def distillation_loss(
       Mean over valid tokens that are not clean, weighted over times where the network says how;
       and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own rows.
     """
+    flow = flow.settled(frozen.tracked)
     guide = None if teacher is None else (teacher, frozen.teacher)
     d_key, p_key, u_key, noise_key, drop_key = jax.random.split(key, 5)
     group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
@@ -178,10 +178,10 @@ def distillation_loss(
 
     if n_diag:
         part = Rows(rows.start * n_diag // group, rows.total * n_diag // group)
-        tau = stratified_uniform(d_key, tokens_d.shape[0], part)
+        tau = flow.draw_times(d_key, tokens_d.shape[0], part)
         weights, penalty = time_weights(net, params, mask_d / total, tau, tau)
-        tau, t = at_clean(clean_d, tau, tau_to_t(clock, tau))
-        views = noisy_states(noise_d, t, tokens_d, table, other, noise=cfg.noise)
+        tau, t = at_clean(clean_d, tau, flow.t(tau))
+        views = flow.states(noise_d, t, tokens_d, table, other)
         value, ce = diagonal_loss_at(
             params, views, tau, tokens_d, weights, net=net, teacher=guide, key=drop_d
         )
@@ -189,17 +189,17 @@ def distillation_loss(
     if n_diag < group:
         n_off = group - n_diag
         part = Rows(rows.start * n_off // group, rows.total * n_off // group)
-        taus = time_pairs(p_key, tokens_o.shape[0], part, cfg.boundary)
+        taus = flow.draw_pairs(p_key, tokens_o.shape[0], part, cfg.boundary)
         weights, penalty = time_weights(net, params, mask_o / total, *taus)
-        times = at_clean(clean_o, *taus, *(tau_to_t(clock, tau) for tau in taus))
+        times = at_clean(clean_o, *taus, *(flow.t(tau) for tau in taus))
         seen = other if route.asks_teacher else None
-        views = noisy_states(noise_o, times[2], tokens_o, table, seen, noise=cfg.noise)
+        views = flow.states(noise_o, times[2], tokens_o, table, seen)
         value, values = route.loss_at(
             params,
             frozen.average if cfg.ema_target else params,
             Pairs(views, *times, weights),
             net=net,
-            clock=clock,
+            flow=flow,
             teacher=guide,
             split_key=rows.fold(u_key),
             key=drop_o,

@@ -4,13 +4,13 @@ arXiv 2609.40235).
 The student reads a noisy state y_s and answers with probabilities P at the end of the flow, told
 (s, 1). Its answer is embedded by the table E of a frozen flow and noised to a later time t,
 
-    z = t P E + (1-t) xi,  xi ~ N(0, Sigma), Sigma = E^T E.
+    z = a P E + c xi,  xi ~ N(0, Sigma),
 
 Let q_t be the law of z and p_t that of the data at t. With m(z) the mean of the clean embedding
-given z, a score is -(1-t)^-2 Sigma^-1 (z - t m(z)), so that the gradient of KL(q_t || p_t) by P E
+given z, a score is -c^-2 Sigma^-1 (z - a m(z)), so that the gradient of KL(q_t || p_t) by P E
 is
 
-    (t / (1-t))^2 Sigma^-1 (m_auxiliary(z) - m_teacher(z)),
+    (a/c)^2 Sigma^-1 (m_auxiliary(z) - m_teacher(z)),
 
 without any derivative of a network that is asked for m. The frozen flow gives m_teacher = D_t(z) E;
 an auxiliary denoiser, trained on the student's answers by cross entropy to P, gives m_auxiliary.
@@ -31,16 +31,13 @@ from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, mixture_cross_entropy
 from flm_jax.denoiser.posterior_input import posterior_embedding
-from flm_jax.flows.clocks import Clock, tau_to_t
-from flm_jax.flows.gaussian_noise import embedded_noise
-from flm_jax.flows.interpolants import interpolate, linear, over_positions
-from flm_jax.flows.noising import noisy_states
-from flm_jax.flows.posterior import whitening
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.shapes import over_positions
 from flm_jax.flows.time_sampling import Rows, kronecker_uniform, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.clean_context import at_clean, clean_context, counted
 from flm_jax.losses.distillation.base import Teacher
-from flm_jax.losses.flow_settings import ClockedConfig
+from flm_jax.losses.flow_settings import ContextSettings
 
 ROW_WEIGHTINGS = ("kl", "distance")
 _LATEST = 0.995  # of the clock: nearer to 1 the weight 1/(1-t)^2 grows without bound
@@ -49,7 +46,7 @@ _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gra
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchingConfig(ClockedConfig):
+class MatchingConfig(ContextSettings):
     """Choices of distribution matching.
 
     Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary -
@@ -101,8 +98,8 @@ class Answers(NamedTuple):
       out: the student's read-out, told (s, 1).
       mean: P E [B, L, D], float32, with the teacher's table; E[x] where clean.
       z: mean noised to time t, [B, L, D], without gradient.
-      tau_s, tau_t: clock times [B], or [B, L] with 1 at clean positions.
-      t: tau_t as interpolant time.
+      tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
+      t: tau_t as time of the path.
       mask: positions that count, [B, L].
     """
 
@@ -116,7 +113,7 @@ class Answers(NamedTuple):
 
 
 def start_and_end(key: Key, num: int, rows: Rows, from_noise: float) -> tuple[Times, Times]:
-    """Clock times tau_s of the student's states and tau_t of its noised answers, float32 [B].
+    """Network times tau_s of the student's states and tau_t of its noised answers, float32 [B].
 
     A share `from_noise` has tau_s = 0, the others U(0, .995); tau_t ~ U(tau_s, .995). Both are
     low-discrepancy over the global batch.
@@ -128,10 +125,12 @@ def start_and_end(key: Key, num: int, rows: Rows, from_noise: float) -> tuple[Ti
     return tau_s, tau_s + (_LATEST - tau_s) * kronecker_uniform(t_key, num, rows)
 
 
-def noised_again(key: Key, mean: States, t: Times, table: Float[Array, "v d"]) -> States:
-    """z = t mean + (1-t) E^T eps at times t [B] or [B, L]; no gradient flows into it."""
+def noised_again(
+    key: Key, flow: Flow, mean: States, t: Times, table: Float[Array, "v d"]
+) -> States:
+    """z = a mean + c xi at times t [B] or [B, L]; no gradient flows into it."""
     mean, table = jax.lax.stop_gradient((mean, table))
-    return interpolate(linear, t, mean, embedded_noise(key, table, mean.shape[:2]))
+    return flow.path.at(t, mean, flow.noise.draw(key, table, mean.shape[:2]))
 
 
 def answers(
@@ -142,7 +141,7 @@ def answers(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: MatchingConfig,
 ) -> Answers:
     """Draws times, contexts and states, asks the student, and noises what it answers.
@@ -153,20 +152,20 @@ def answers(
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
       key: for times, contexts and noise.
       rows: which rows of their part of the batch these are.
-      net, clock: the student and tau(t) of its vocabulary.
+      net, flow: the student and the flow that it maps.
     """
     time_key, state_key, noise_key = jax.random.split(key, 3)
     tokens, table = batch["tokens"], teacher[0].table(teacher[1])
     clean = clean_context(key, batch, cfg.clean, rows)
     taus = start_and_end(time_key, tokens.shape[0], rows, cfg.from_noise)
-    times = at_clean(clean, *taus, *(tau_to_t(clock, tau) for tau in taus))
+    times = at_clean(clean, *taus, *(flow.t(tau) for tau in taus))
     tau_s, tau_t, s, t = times
-    y_s, _ = noisy_states(rows.fold(state_key), s, tokens, net.table(params))
+    y_s, _ = flow.states(rows.fold(state_key), s, tokens, net.table(params))
     # Without dropout: the law to be matched is that of what the student writes.
     out = forward(net, params, y_s, tau_s, jnp.ones_like(tau_s))
     mean = expected_embedding(out, jax.lax.stop_gradient(table), net)
     mean = _held(clean, table[tokens], mean)
-    z = noised_again(rows.fold(noise_key), mean, t, table)
+    z = noised_again(rows.fold(noise_key), flow, mean, t, table)
     return Answers(out, mean, z, tau_s, tau_t, t, counted(batch["mask"], clean))
 
 
@@ -185,7 +184,7 @@ def _input(teacher: Teacher, z: States, tau_t: Times) -> States:
     It is the teacher's, in whose embeddings z lies, and at the time of z.
     """
     net, params = teacher
-    return z if net.interpolant_time is None else posterior_embedding(net, params, z, tau_t)
+    return posterior_embedding(net, params, z, tau_t) if net.posterior_input else z
 
 
 def matching_loss_at(
@@ -194,6 +193,7 @@ def matching_loss_at(
     teacher: Teacher,
     *,
     net: Network,
+    flow: Flow,
     row_weighting: str,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
     """A scalar whose gradient by the student is that of the mean KL(q_t || p_t) of a position.
@@ -217,7 +217,7 @@ def matching_loss_at(
     right = _read(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
     m_auxiliary = expected_embedding(beside, table, net)
     m_teacher = expected_embedding(right, table, teacher_net)
-    whiten, _ = whitening(table)
+    whiten, _ = flow.noise.whitening(table)
     across = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     fixed = jax.lax.stop_gradient(found.mean)
     gap = across(m_auxiliary - m_teacher, whiten)
@@ -226,7 +226,8 @@ def matching_loss_at(
     if row_weighting == "kl":
         # Clean positions, at t = 1, weigh nothing.
         late = jnp.minimum(over_positions(found.t, weights.shape), 1.0 - 2.0**-12)
-        factor = jnp.square(late / (1.0 - late))
+        a, _, c = flow.path.coefficients(late)
+        factor = jnp.square(a / c)
     else:
         in_row = jnp.sum(weights * distance, axis=1, keepdims=True)
         in_row = in_row / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), _TINY)
@@ -243,7 +244,7 @@ def matching_loss(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: MatchingConfig,
     teacher: Network,
 ) -> tuple[jax.Array, Metrics]:
@@ -255,7 +256,7 @@ def matching_loss(
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
       key: for times, contexts and noise.
       rows: which rows of their part of the batch these are.
-      net, clock: the student and tau(t) of its vocabulary.
+      net, flow: the student and the flow that it maps.
       teacher: the frozen flow.
 
     Returns:
@@ -265,9 +266,9 @@ def matching_loss(
       "counted".
     """
     guide = (teacher, frozen.teacher)
-    found = answers(params, guide, batch, key, rows, net=net, clock=clock, cfg=cfg)
+    found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
     loss, (gap, distance) = matching_loss_at(
-        found, frozen.other, guide, net=net, row_weighting=cfg.row_weighting
+        found, frozen.other, guide, net=net, flow=flow, row_weighting=cfg.row_weighting
     )
     weights = token_weights(found.mask)
     metrics = {
@@ -286,7 +287,7 @@ def auxiliary_loss(
     rows: Rows,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: MatchingConfig,
     teacher: Network,
 ) -> tuple[jax.Array, Metrics]:
@@ -297,14 +298,14 @@ def auxiliary_loss(
     Args:
       params: the auxiliary's, a network like the student; told the time of z and the student's s.
       frozen: parameters of the teacher, and under `other` of the student, without gradient.
-      batch, key, rows, net, clock, teacher: as in `matching_loss`; the key is for dropout too.
+      batch, key, rows, net, flow, teacher: as in `matching_loss`; the key is for dropout too.
 
     Returns:
       Mean over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"}, the
       same, and "counted".
     """
     guide, (draw_key, drop_key) = (teacher, frozen.teacher), jax.random.split(key)
-    found = answers(frozen.other, guide, batch, draw_key, rows, net=net, clock=clock, cfg=cfg)
+    found = answers(frozen.other, guide, batch, draw_key, rows, net=net, flow=flow, cfg=cfg)
     x = _input(guide, found.z, found.tau_t)
     out = _read(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))
     targets = [(jnp.ones_like(found.tau_t), found.out)]

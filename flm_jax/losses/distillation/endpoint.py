@@ -21,9 +21,8 @@ from flm_jax.core.types import Key, Params
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
-from flm_jax.flows.clocks import Clock
-from flm_jax.flows.flow_map import flow_map, flow_map_weights
-from flm_jax.flows.interpolants import over_positions
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
 from flm_jax.losses.distillation.lagrangian import derivative_in_t
 from flm_jax.losses.distillation.moving_target import denoiser_at_hand
@@ -40,7 +39,7 @@ def endpoint_loss_at(
     pairs: Pairs,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     teacher: Teacher | None = None,
     key: Key | None = None,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
@@ -58,14 +57,14 @@ def endpoint_loss_at(
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
     delta = forward(net, fixed, still.views[0], pairs.tau_s, pairs.tau_t)
     landed = expected_embedding(delta, now_net.table(now_params), net)
-    x_t = flow_map(y_s, landed, pairs.s, pairs.t)
+    x_t = flow.path.step(y_s, landed, pairs.s, pairs.t)
     now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
 
     # The norm is trained too: reverse mode over forward mode.
-    out, tangent = derivative_in_t(params, pairs, net=net, clock=clock, key=key)
+    out, tangent = derivative_in_t(params, pairs, net=net, flow=flow, key=key)
     target = [(jnp.ones_like(pairs.t), now)]
     ce_sum, ce = mixture_cross_entropy(out, target, pairs.weights, net)
-    factor = over_positions(flow_map_weights(pairs.s, pairs.t)[1], pairs.weights.shape)
+    factor = over_positions(flow.path.weights(pairs.s, pairs.t).clean, pairs.weights.shape)
     head = (out.kernel, out.bias)
     plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
     norm = jnp.square(factor) * tiled.squared_rate(plan, out.features, tangent, head)

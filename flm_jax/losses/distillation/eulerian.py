@@ -1,13 +1,14 @@
 """Eulerian distillation into a flow map (arXiv 2602.16813v3, ESD).
 
 Where a trajectory lands does not change along it: (d/ds + b_s . grad) X_st = 0. In terms of the
-two-time denoiser, with G = (1-s) d/ds delta_st(x) + (D_s(x) - x) . grad delta_st(x):
+two-time denoiser, with G the derivative along the flow (d/ds + b_s . grad) delta_st / beta_s:
 
-    delta_st(x) = D_s(x) + (t-s)/(1-t) G =: q.
+    delta_st(x) = D_s(x) + w_x(s, t)/w_y(s, t) G =: q.
 
-The factor explodes as t -> 1, and the one-step map is t = 1. The target is therefore
-delta_st + w (q - delta_st) with w = min(1, bound (1-t)/(1-s)): of the same solution, and G enters
-with a factor of at most `bound`. With bound = 1 it is (1-t)/(1-s) D_s + (t-s)/(1-s) (delta_st + G).
+Of the linear path b_s/beta_s = D_s(x) - x and the factor is (t-s)/(1-t). It explodes as t -> 1, and
+the one-step map is t = 1. The target is therefore delta_st + w (q - delta_st) with
+w = min(1, bound w_y): of the same solution, and G enters with a factor of at most `bound`. With
+bound = 1 it is w_y D_s + w_x G + (1 - w_y) delta_st.
 """
 
 import dataclasses
@@ -18,17 +19,15 @@ from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
-from flm_jax.core.types import Key, Params, States, Times
-from flm_jax.denoiser.forward import forward
+from flm_jax.core.types import Key, Params, States
+from flm_jax.denoiser.forward import forward, vocabulary_head
 from flm_jax.denoiser.head import Readout, expected_embedding
-from flm_jax.flows.clocks import Clock
-from flm_jax.flows.flow_map import flow_map_weights
-from flm_jax.flows.interpolants import over_features
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.shapes import over_features
 from flm_jax.losses.distillation.base import Pairs, Teacher
 from flm_jax.losses.distillation.moving_target import (
     MovingTargetConfig,
     TargetConfig,
-    clock_slope,
     denoiser_at_hand,
     loss_to_target,
 )
@@ -45,7 +44,7 @@ class EulerianConfig(MovingTargetConfig):
 
 
 def derivative_along_flow(
-    params: Params, pairs: Pairs, denoised: States, *, net: Network, clock: Clock
+    params: Params, pairs: Pairs, denoised: States, *, net: Network, flow: Flow
 ) -> tuple[Readout, jax.Array]:
     """delta_st and the derivative of its features along (1-s, D_s - x), one forward-mode pass.
 
@@ -58,21 +57,14 @@ def derivative_along_flow(
     """
     y_s, s = pairs.views[0], pairs.s
     # Clean positions, where s = 1, do not move along the flow.
-    direction = jnp.where(over_features(s) < 1.0, denoised - y_s, 0.0)
+    drift = flow.path.drift(y_s, denoised, s)
+    direction = jnp.where(over_features(s) < 1.0, drift, 0.0)
     out, tangent = jax.jvp(
         lambda y, tau_s: forward(net, params, y, tau_s, pairs.tau_t).features,
         (y_s, pairs.tau_s),
-        (direction, (1.0 - s) * clock_slope(clock, s)),
+        (direction, flow.path.slowness(s) * flow.slope(s)),
     )
-    return Readout(out, *net.readout(params)), tangent
-
-
-def coefficients(s: Times, t: Times, bound: float) -> tuple[Times, Times]:
-    """(share of D_s, factor of G), finite up to t = 1."""
-    w_x, w_delta = flow_map_weights(s, t)
-    # w (t-s)/(1-t) = w_delta min(1/w_x, bound), written so that w_x = 0 is no division by zero.
-    floor = jnp.maximum(w_x, 1.0 / bound)
-    return w_x / floor, w_delta / floor
+    return Readout(out, *vocabulary_head(net, params)), tangent
 
 
 def eulerian_loss_at(
@@ -81,7 +73,7 @@ def eulerian_loss_at(
     pairs: Pairs,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: TargetConfig,
     bound: float,
     teacher: Teacher | None = None,
@@ -102,7 +94,7 @@ def eulerian_loss_at(
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
     now = forward(now_net, now_params, y_s, pairs.tau_s, pairs.tau_s)
     denoised = expected_embedding(now, net.table(fixed), now_net)
-    moving = derivative_along_flow(fixed, still, denoised, net=net, clock=clock)
+    moving = derivative_along_flow(fixed, still, denoised, net=net, flow=flow)
     out = forward(net, params, pairs.views[0], pairs.tau_s, pairs.tau_t, key=key)
-    factors = coefficients(pairs.s, pairs.t, bound)
+    factors = flow.path.eulerian_rates(pairs.s, pairs.t, bound)
     return loss_to_target(out, now, moving, factors, pairs.weights, net=net, cfg=cfg)

@@ -3,7 +3,9 @@
 The flow map moves along the flow as its end time grows, d/dt X_st = b_t(X_st). In terms of the
 two-time denoiser:
 
-    delta_st(x) = D_t(X_st(x)) - (1-t)(t-s)/(1-s) d/dt delta_st(x).
+    delta_st(x) = D_t(X_st(x)) - w_x(s, t)/beta_t d/dt delta_st(x),
+
+of the linear path with the factor (1-t)(t-s)/(1-s).
 
 The right side, without gradient, is the target; at t = 1 its second term vanishes.
 """
@@ -16,15 +18,13 @@ from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
-from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.forward import forward, vocabulary_head
 from flm_jax.denoiser.head import Readout, expected_embedding
-from flm_jax.flows.clocks import Clock
-from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.flows.flow import Flow
 from flm_jax.losses.distillation.base import Pairs, Teacher
 from flm_jax.losses.distillation.moving_target import (
     MovingTargetConfig,
     TargetConfig,
-    clock_slope,
     denoiser_at_hand,
     loss_to_target,
 )
@@ -36,17 +36,17 @@ class LagrangianConfig(MovingTargetConfig):
 
 
 def derivative_in_t(
-    params: Params, pairs: Pairs, *, net: Network, clock: Clock, key: Key | None = None
+    params: Params, pairs: Pairs, *, net: Network, flow: Flow, key: Key | None = None
 ) -> tuple[Readout, jax.Array]:
     """delta_st at the pairs and the derivative of its features [B, L, D] in t, by forward mode."""
     # Clean positions, where s = t = 1, stay there while the others' end time moves.
-    slope = jnp.where(pairs.s < 1.0, clock_slope(clock, pairs.t), 0.0)
+    slope = jnp.where(pairs.s < 1.0, flow.slope(pairs.t), 0.0)
     out, tangent = jax.jvp(
         lambda tau_t: forward(net, params, pairs.views[0], pairs.tau_s, tau_t, key=key).features,
         (pairs.tau_t,),
         (slope,),
     )
-    return Readout(out, *net.readout(params)), tangent
+    return Readout(out, *vocabulary_head(net, params)), tangent
 
 
 def lagrangian_loss_at(
@@ -55,7 +55,7 @@ def lagrangian_loss_at(
     pairs: Pairs,
     *,
     net: Network,
-    clock: Clock,
+    flow: Flow,
     cfg: TargetConfig,
     teacher: Teacher | None = None,
     key: Key | None = None,
@@ -71,12 +71,12 @@ def lagrangian_loss_at(
       Weighted sum and values per token [B, L]: nats, or squared distances.
     """
     fixed, still = jax.lax.stop_gradient((target_params, pairs))
-    delta, tangent = derivative_in_t(fixed, still, net=net, clock=clock)
+    delta, tangent = derivative_in_t(fixed, still, net=net, flow=flow)
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
     landed = expected_embedding(delta, now_net.table(now_params), net)
-    x_t = flow_map(y_s, landed, pairs.s, pairs.t)
+    x_t = flow.path.step(y_s, landed, pairs.s, pairs.t)
     now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
-    rate = -(1.0 - pairs.t) * flow_map_weights(pairs.s, pairs.t)[1]
+    rate = -flow.path.lagrangian_rate(pairs.s, pairs.t)
     out = forward(net, params, pairs.views[0], pairs.tau_s, pairs.tau_t, key=key)
     share = jnp.ones_like(rate)
     return loss_to_target(

@@ -24,8 +24,7 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.head import Readout
-from flm_jax.flows.clocks import Clock, t_to_tau
-from flm_jax.flows.interpolants import over_positions
+from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
 
 Projection = Literal["none", "clip", "sparsemax", "entmax15"]
@@ -71,11 +70,6 @@ class MovingTargetConfig(DistillationConfig):
         """What is done with the targets; a squared distance may be taken to any vector."""
         usual = "none" if self.form == "mse" else "sparsemax"
         return TargetConfig(self.form, usual if self.projection == "default" else self.projection)
-
-
-def clock_slope(clock: Clock, t: Times) -> Times:
-    """dtau/dt, which turns derivatives in the clock into derivatives in t; bounded."""
-    return jax.jvp(lambda time: t_to_tau(clock, time), (t,), (jnp.ones_like(t),))[1]
 
 
 def denoiser_at_hand(

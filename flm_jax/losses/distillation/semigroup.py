@@ -16,8 +16,8 @@ from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
-from flm_jax.flows.flow_map import flow_map, semigroup_weight
-from flm_jax.flows.interpolants import over_positions
+from flm_jax.flows.flow import Flow
+from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig
 from flm_jax.losses.distillation.moving_target import Form, squared
 
@@ -31,18 +31,20 @@ class SemigroupConfig(DistillationConfig):
 
     form: str = setting("ce", "loss off the diagonal: ce or mse", choices=("ce", "mse"))
     split: str = setting(
-        "midpoint", "where u splits the interval of the clock: midpoint or uniform", choices=SPLITS
+        "midpoint",
+        "where u splits the interval of the law of times: midpoint or uniform",
+        choices=SPLITS,
     )
 
 
-def split_times(key: Key, tau_s: Times, tau_t: Times, split: Split) -> Times:
+def split_times(key: Key, flow: Flow, tau_s: Times, tau_t: Times, split: Split) -> Times:
     """tau_u between tau_s and tau_t, [B] or [B, L]: in the middle, or uniform, which uses the key.
 
     All positions of a row split at one share of their interval.
     """
     shape = (tau_s.shape[0],) + (1,) * (tau_s.ndim - 1)
     where = 0.5 if split == "midpoint" else jax.random.uniform(key, shape)
-    return tau_s + where * (tau_t - tau_s)
+    return flow.between(tau_s, tau_t, where)
 
 
 def semigroup_loss_at(
@@ -54,7 +56,8 @@ def semigroup_loss_at(
     weights: Float[Array, "b l"],
     *,
     net: Network,
-    form: Form = "ce",
+    flow: Flow,
+    form: Form,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """Loss of delta_st to gamma delta_su + (1-gamma) delta_ut(X_su) at given states and times.
@@ -62,7 +65,7 @@ def semigroup_loss_at(
     Args:
       params: the student's; target_params: those of the target (no gradient, no dropout).
       y_s: states [B, L, D] at time s.
-      taus: clock times (tau_s, tau_u, tau_t), each [B] or [B, L]; times: the same as t (s, u, t).
+      taus: network times (tau_s, tau_u, tau_t), each [B] or [B, L]; times: the same as t (s, u, t).
       form: "ce", or "mse" for the squared distance.
 
     Returns:
@@ -72,8 +75,8 @@ def semigroup_loss_at(
     target_params, y_fixed = jax.lax.stop_gradient((target_params, y_s))
     first = forward(net, target_params, y_fixed, tau_s, tau_u)
     delta_su = expected_embedding(first, net.table(target_params), net)
-    second = forward(net, target_params, flow_map(y_fixed, delta_su, s, u), tau_u, tau_t)
-    gamma = semigroup_weight(s, u, t)
+    second = forward(net, target_params, flow.path.step(y_fixed, delta_su, s, u), tau_u, tau_t)
+    gamma = flow.path.semigroup_weight(s, u, t)
     out = forward(net, params, y_s, tau_s, tau_t, key=key)
     targets = [(gamma, first), (1.0 - gamma, second)]
     if form == "ce":

@@ -1,7 +1,6 @@
 """Distribution matching: its gradient, its weights, its contexts, and a law that it reaches."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,11 @@ from flm_jax.checkpoints.state import AuxiliaryState, new_state
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, probabilities
-from flm_jax.denoiser.posterior_input import posterior_embedding
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
+from flm_jax.denoiser.posterior_input import posterior_embedding, with_posterior
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.flows.gaussian_noise import embedded_noise
-from flm_jax.flows.posterior import token_posterior
+from flm_jax.flows.posterior import posterior_features, posterior_kernel
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Auxiliary, Frozen
 from flm_jax.losses.distillation.distribution_matching import (
@@ -101,7 +101,7 @@ def test_the_gradient_is_that_of_the_divergence():
         mean = expected_embedding(out, SIGNS, net)
         z = LATER * jax.lax.stop_gradient(mean) + (1 - LATER) * xi[:, None, None]
         found = Answers(out, mean, z, 0 * times, times, times, mask)
-        return matching_loss_at(found, {}, guide, net=net, row_weighting="kl")[0]
+        return matching_loss_at(found, {}, guide, net=net, flow=FLOW, row_weighting="kl")[0]
 
     got = jax.grad(loss)(POINT)
     step = 1e-2 * jnp.eye(3)
@@ -125,7 +125,8 @@ def test_the_weights_of_rows(weighting):
 
     def loss(mean):
         at = found._replace(mean=mean)
-        return matching_loss_at(at, other, (net, params), net=net, row_weighting=weighting)
+        how = {"net": net, "flow": FLOW, "row_weighting": weighting}
+        return matching_loss_at(at, other, (net, params), **how)
 
     got, (gap, distance) = jax.grad(loss, has_aux=True)(mean)
     inverse = np.linalg.inv(np.asarray(table.T @ table, np.float64))
@@ -160,15 +161,13 @@ def test_times():
 
 SIZE, TABLE = 4, jax.random.normal(jax.random.key(2), (4, 3))
 SHARES = jnp.asarray([0.5, 0.3, 0.15, 0.05])
-CLOCK = decoding_clock(SIZE)
+FLOW = onehot_flow(decoding_clock(SIZE))
 
 
 def exact_flow():
     """D_t of one position with the law SHARES, in closed form."""
-    features = lambda p, y, s, t, *, key=None: token_posterior(y, tau_to_t(CLOCK, s), TABLE)[0]
-    one = jnp.zeros((1, 1, 3)), jnp.full(1, 0.5)
-    kernel = token_posterior(*one, TABLE)[1]
-    readout = lambda p: (kernel, jnp.log(SHARES))
+    features = lambda p, y, s, t, *, key=None: posterior_features(FLOW, y, FLOW.t(s), TABLE)
+    readout = lambda p: (posterior_kernel(FLOW, TABLE), jnp.log(SHARES))
     return Network(lambda key: {}, features, readout, lambda p: TABLE, SIZE, 3, 1)
 
 
@@ -196,7 +195,7 @@ def test_a_law_of_one_position_is_reached(weighting):
     """In one call from noise: sure of its tokens, whose shares are right to .05 in all."""
     net, flow, optimizer = learner(), exact_flow(), optax.adam(5e-3)
     cfg = MatchingConfig(from_noise=0.5, row_weighting=weighting)
-    bound = {"net": net, "clock": CLOCK, "cfg": cfg, "teacher": flow}
+    bound = {"net": net, "flow": FLOW, "cfg": cfg, "teacher": flow}
     step = make_train_step(
         lambda *args: matching_loss(*args, **bound),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3)),
@@ -250,7 +249,7 @@ def test_clean_positions_are_clean_in_all_three_networks():
     clean = jax.random.bernoulli(jax.random.key(1), 0.5, (6, 4))
     batch = {"tokens": tokens, "mask": jnp.ones((6, 4)), "prompt": clean}
     cfg = MatchingConfig()
-    how = {"net": net, "clock": decoding_clock(7), "cfg": cfg, "teacher": net}
+    how = {"net": net, "flow": onehot_flow(decoding_clock(7)), "cfg": cfg, "teacher": net}
     frozen = Frozen(theirs, params, other=params)
 
     def loss(params, batch):
@@ -274,17 +273,18 @@ def test_posteriors_are_read_with_the_teachers_table():
     """By auxiliary and teacher, at the time of z; by the student with its own, half-way to 1."""
     net, params = smooth_network()
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    theirs, clock, seen = params | {"table": params["table"][::-1]}, decoding_clock(7), []
+    theirs, seen = params | {"table": params["table"][::-1]}, []
+    flow = onehot_flow(decoding_clock(7))
 
     def features(p, x, s, t, *, key=None):
         seen.append(x)
         return x @ p["mix"]
 
-    times = functools.partial(tau_to_t, clock)
-    net = dataclasses.replace(net, features=features, interpolant_time=times)
+    net = dataclasses.replace(net, features=features)
+    net = with_posterior(net, flow, read=True, skip=False)
     batch = {"tokens": jnp.zeros((6, 4), jnp.int32), "mask": jnp.ones((6, 4))}
     rows, key = Rows(0, 6), jax.random.key(2)
-    how = {"net": net, "clock": clock, "cfg": MatchingConfig()}
+    how = {"net": net, "flow": flow, "cfg": MatchingConfig()}
     found = answers(params, (net, theirs), batch, key, rows, **how)
     seen.clear()
     matching_loss(params, Frozen(theirs, {}, other=params), batch, key, rows, teacher=net, **how)
@@ -306,7 +306,7 @@ def test_the_auxiliary_is_drawn_to_the_mean_answer():
     own = jax.tree.map(lambda x: 0.5 * x, params)
     tokens = jnp.zeros((6, 4), jnp.int32)
     batch, rows, key = {"tokens": tokens, "mask": jnp.ones((6, 4))}, Rows(0, 6), jax.random.key(5)
-    how = {"net": net, "clock": decoding_clock(7), "cfg": MatchingConfig()}
+    how = {"net": net, "flow": onehot_flow(decoding_clock(7)), "cfg": MatchingConfig()}
     value, _ = auxiliary_loss(
         own, Frozen(params, params, other=params), batch, key, rows, teacher=net, **how
     )

@@ -8,13 +8,13 @@ import pytest
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import embed_probs, probabilities
-from flm_jax.flows.clocks import decoding_clock, tau_to_t
-from flm_jax.flows.flow_map import flow_map, flow_map_weights
+from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
 from flm_jax.losses.distillation.base import Pairs, diagonal_loss_at
 from flm_jax.losses.distillation.endpoint import endpoint_loss_at
 from flm_jax.losses.distillation.eulerian import eulerian_loss_at
 from flm_jax.losses.distillation.lagrangian import lagrangian_loss_at
-from flm_jax.losses.distillation.moving_target import TargetConfig, clock_slope
+from flm_jax.losses.distillation.moving_target import TargetConfig
 from flm_jax.losses.distillation.semigroup import semigroup_loss_at, split_times
 from helpers.routes import FIRST, SIGN, random_pairs, smooth_network
 
@@ -42,14 +42,14 @@ def true_mean(x, s, t, steps=24):
     return total / (steps * LENGTH)
 
 
-def solvable(clock, scale, constant=False):
+def solvable(flow, scale, constant=False):
     """The true network plus params["wrong"] in its logits, seen through the table scale * I.
 
     With `constant` the flow towards a fixed distribution, of which delta_st is that for all s, t.
     """
 
     def features(p, y, tau_s, tau_t, *, key=None):
-        s, t = tau_to_t(clock, tau_s), tau_to_t(clock, tau_t)
+        s, t = flow.t(tau_s), flow.t(tau_t)
         m = jnp.full_like(s, 0.4) if constant else true_mean(y / scale, s, t)
         off, in_t, in_y = (p["wrong"][i] for i in range(3))
         z = jnp.arctanh(m) + off + in_t * (t - 0.5 * s)
@@ -73,27 +73,28 @@ WRONG = {"wrong": jnp.asarray([0.2, -0.3, 0.1]), "bias": jnp.asarray([0.1, -0.1]
 
 def solvable_loss(route, form, projection, with_teacher, constant=False):
     """params -> loss of one route over 16 noisy states of the solvable flow."""
-    clock = decoding_clock(2)
-    net, tutor = solvable(clock, 1.0, constant), solvable(clock, 2.0, constant)
+    flow = onehot_flow(decoding_clock(2))
+    net, tutor = solvable(flow, 1.0, constant), solvable(flow, 2.0, constant)
     rng = np.random.default_rng(4)
     rows = 16
     tau = np.sort(rng.uniform(0.05, 0.5, (2, rows)), axis=0).astype(np.float32)
     tau_s, tau_t = jnp.asarray(tau)
-    s, t = tau_to_t(clock, tau_s), tau_to_t(clock, tau_t)
+    s, t = flow.t(tau_s), flow.t(tau_t)
     clean = jnp.where(rng.random((rows, 1, 1)) < 0.5, SIGN[None], -SIGN[None])
     noise = jnp.asarray(rng.standard_normal((rows, LENGTH, 2)), jnp.float32)
     x = s[:, None, None] * (1 + clean) / 2 + (1 - s)[:, None, None] * noise
     weights = jnp.asarray(rng.random((rows, LENGTH)), jnp.float32) / rows
     pairs = Pairs((x, 2.0 * x if with_teacher else None), tau_s, tau_t, s, t, weights)
-    settings = {"net": net, "clock": clock, "teacher": (tutor, RIGHT) if with_teacher else None}
+    settings = {"net": net, "flow": flow, "teacher": (tutor, RIGHT) if with_teacher else None}
     cfg = TargetConfig(form, projection)
 
     def loss(params):
         if route == "semigroup":
-            tau_u = split_times(jax.random.key(0), tau_s, tau_t, "uniform")
-            times = (s, tau_to_t(clock, tau_u), t)
+            tau_u = split_times(jax.random.key(0), flow, tau_s, tau_t, "uniform")
+            times = (s, flow.t(tau_u), t)
             taus = (tau_s, tau_u, tau_t)
-            return semigroup_loss_at(params, params, x, taus, times, weights, net=net, form=form)[0]
+            how = {"net": net, "flow": flow, "form": form}
+            return semigroup_loss_at(params, params, x, taus, times, weights, **how)[0]
         if route == "endpoint":
             return endpoint_loss_at(params, params, pairs, **settings)[0]
         if route == "lagrangian":
@@ -139,24 +140,24 @@ def test_endpoint_consistency_is_a_bound(with_teacher):
 
 def test_endpoint_consistency_against_the_plain_formula():
     """Values and gradients of both terms, written over all probabilities: within 1e-4."""
-    clock = decoding_clock(7)
+    flow = onehot_flow(decoding_clock(7))
     net, params = smooth_network()
-    pairs = random_pairs(clock)
+    pairs = random_pairs(flow)
     (y, _), tau_s, tau_t = pairs.views, pairs.tau_s, pairs.tau_t
-    slope = clock_slope(clock, pairs.t)
+    slope = flow.slope(pairs.t)
     fixed = jax.tree.map(jnp.copy, params)
 
     def plain(params):
         probs = lambda tau_t: probabilities(forward(net, params, y, tau_s, tau_t), net)
         p, rate = jax.jvp(probs, (tau_t,), (slope,))
-        landed = flow_map(y, embed_probs(p, fixed["table"]), pairs.s, pairs.t)
+        landed = flow.path.step(y, embed_probs(p, fixed["table"]), pairs.s, pairs.t)
         q = probabilities(forward(net, fixed, jax.lax.stop_gradient(landed), tau_t, tau_t), net)
-        factor = (flow_map_weights(pairs.s, pairs.t)[1] ** 2)[:, None]
+        factor = (flow.path.weights(pairs.s, pairs.t).clean ** 2)[:, None]
         each = factor * jnp.sum(rate**2, -1) - jnp.sum(jax.lax.stop_gradient(q) * jnp.log(p), -1)
         return jnp.sum(pairs.weights * each)
 
     def loss(params):
-        return endpoint_loss_at(params, fixed, pairs, net=net, clock=clock)[0]
+        return endpoint_loss_at(params, fixed, pairs, net=net, flow=flow)[0]
 
     got, want = (jax.jit(jax.value_and_grad(f))(params) for f in (loss, plain))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -165,10 +166,10 @@ def test_endpoint_consistency_against_the_plain_formula():
 
 def test_the_diagonal_is_stationary_at_the_denoiser():
     """From a teacher row by row; from data in the mean over the posterior of each state."""
-    clock = decoding_clock(2)
-    net, tutor = solvable(clock, 1.0), solvable(clock, 2.0)
+    flow = onehot_flow(decoding_clock(2))
+    net, tutor = solvable(flow, 1.0), solvable(flow, 2.0)
     tau = jnp.asarray([0.1, 0.3, 0.5])
-    t = tau_to_t(clock, tau)
+    t = flow.t(tau)
     x = jnp.asarray(np.random.default_rng(5).standard_normal((3, LENGTH, 2)), jnp.float32)
     w = (1 + true_mean(x, t, t)) / 2
     tokens = jnp.broadcast_to(FIRST, (3, LENGTH))

@@ -10,6 +10,7 @@ from jax.interpreters import partial_eval as pe
 
 from flm_jax.build.families.flow_map import ROUTES
 from flm_jax.build.families.registry import make_objective
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose, settings
@@ -17,16 +18,14 @@ from flm_jax.core.errors import UserError
 from flm_jax.denoiser import tiled
 from flm_jax.distributed import sharding
 from flm_jax.flows.clocks import decoding_clock
+from flm_jax.flows.flow import onehot_flow
+from flm_jax.flows.interpolants.linear import Linear
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.losses.distillation.base import Pairs, diagonal_loss_at
-from flm_jax.losses.distillation.eulerian import (
-    coefficients,
-    derivative_along_flow,
-    eulerian_loss_at,
-)
+from flm_jax.losses.distillation.eulerian import derivative_along_flow, eulerian_loss_at
 from flm_jax.losses.distillation.lagrangian import derivative_in_t, lagrangian_loss_at
-from flm_jax.losses.distillation.moving_target import TargetConfig, clock_slope
+from flm_jax.losses.distillation.moving_target import TargetConfig
 from flm_jax.training.program import assemble
 from helpers.goldens import (
     arrays,
@@ -44,8 +43,8 @@ DIAGONAL, OFF_DIAGONAL = slice(0, 3), slice(3, 8)
 
 
 @pytest.fixture(scope="module")
-def clock():
-    return decoding_clock(97)
+def flow():
+    return onehot_flow(decoding_clock(97))
 
 
 def golden_pairs(golden, tables, rows):
@@ -58,7 +57,7 @@ def golden_pairs(golden, tables, rows):
 
 
 @pytest.mark.parametrize("alpha, projection", [("2.0", "sparsemax"), ("1.5", "entmax15")])
-def test_lagrangian_golden(clock, alpha, projection):
+def test_lagrangian_golden(flow, alpha, projection):
     """Losses within 2e-5 of about 4.6 nats, and the gradient of their mean."""
     golden = arrays("fmlm")
     net, params = golden_network("dit_double")
@@ -66,7 +65,7 @@ def test_lagrangian_golden(clock, alpha, projection):
 
     def losses(params):
         pairs = golden_pairs(golden, [params["table"]], OFF_DIAGONAL)
-        loss, values = lagrangian_loss_at(params, params, pairs, net=net, clock=clock, cfg=cfg)
+        loss, values = lagrangian_loss_at(params, params, pairs, net=net, flow=flow, cfg=cfg)
         pairs = golden_pairs(golden, [params["table"]], DIAGONAL)
         tokens = golden["x1"][DIAGONAL]
         diagonal, first = diagonal_loss_at(
@@ -84,7 +83,7 @@ def test_lagrangian_golden(clock, alpha, projection):
     assert_trees_close(gradient, gradients("lsd_grads", "dit_double.safetensors"))
 
 
-def test_eulerian_golden(clock):
+def test_eulerian_golden(flow):
     """With a teacher, off the diagonal and the boundary; the bound of the factor never acts."""
     golden = arrays("fmlm")
     net, params = golden_network("dit_double")
@@ -95,7 +94,7 @@ def test_eulerian_golden(clock):
     def losses(params):
         pairs = golden_pairs(golden, [params["table"], teacher[1]["table"]], rows)
         kinds = {"cfg": TargetConfig("mse", "none"), "bound": 1e6, "teacher": teacher}
-        return eulerian_loss_at(params, params, pairs, net=net, clock=clock, **kinds)[1]
+        return eulerian_loss_at(params, params, pairs, net=net, flow=flow, **kinds)[1]
 
     assert_close(losses(params), golden["esd_noboundary_teacher_loss"][rows])
 
@@ -103,33 +102,33 @@ def test_eulerian_golden(clock):
 def test_eulerian_target_is_bounded():
     """The factor of G equals (t-s)/(1-t) where that is small, and is finite at t = 1."""
     s, t = jnp.asarray([0.0, 0.2, 0.3, 0.5]), jnp.asarray([0.2, 0.5, 1.0, 0.5])
-    share, factor = coefficients(s, t, 2.0)
+    share, factor = Linear().eulerian_rates(s, t, 2.0)
     np.testing.assert_allclose(share, [1.0, 1.0, 0.0, 1.0])
     np.testing.assert_allclose(factor, [0.25, 0.6, 2.0, 0.0], rtol=1e-6)
-    share, factor = coefficients(s, t, 1.0)
+    share, factor = Linear().eulerian_rates(s, t, 1.0)
     np.testing.assert_allclose(share, [0.8, 0.625, 0.0, 1.0], rtol=1e-6)
     np.testing.assert_allclose(factor, [0.2, 0.375, 1.0, 0.0], rtol=1e-6)
 
 
-def test_clock_slope(clock):
+def test_slope_of_what_is_told(flow):
     """Within 0.1% of differences of the exact integral; finite at both ends."""
     for t in (0.2, 0.5, 0.8):
         slope = (exact_tau(t + 1e-4, 97) - exact_tau(t - 1e-4, 97)) / 2e-4
-        np.testing.assert_allclose(clock_slope(clock, jnp.asarray([t])), slope, rtol=1e-3)
-    assert jnp.isfinite(clock_slope(clock, jnp.asarray([0.0, 1.0]))).all()
+        np.testing.assert_allclose(flow.slope(jnp.asarray([t])), slope, rtol=1e-3)
+    assert jnp.isfinite(flow.slope(jnp.asarray([0.0, 1.0]))).all()
 
 
 def test_derivatives_against_finite_differences():
     """Float64 differences of features (1e-8) and of probabilities (1e-5: these are float32)."""
-    clock = decoding_clock(V)
+    flow = onehot_flow(decoding_clock(V))
     with jax.enable_x64(True):
         net, params = smooth_network()
-        pairs = random_pairs(clock, dtype=jnp.float64)
+        pairs = random_pairs(flow, dtype=jnp.float64)
         y, h = pairs.views[0], 1e-6
         towards = jnp.asarray(np.random.default_rng(3).standard_normal(y.shape)) - y
         # Directions in float32, as the clock gives them.
-        slope_t = clock_slope(clock, pairs.t).astype(jnp.float64)
-        speed = ((1 - pairs.s) * clock_slope(clock, pairs.s)).astype(jnp.float64)
+        slope_t = flow.slope(pairs.t).astype(jnp.float64)
+        speed = ((1 - pairs.s) * flow.slope(pairs.s)).astype(jnp.float64)
         run = lambda y, s, t: net.features(params, y, s, t)
         probs = lambda f: jax.nn.softmax(
             3 * jnp.tanh((f @ params["kernel"] + params["bias"][None, None]) / 3)
@@ -137,8 +136,8 @@ def test_derivatives_against_finite_differences():
         in_t = lambda h: run(y, pairs.tau_s, pairs.tau_t + h * slope_t)
         along = lambda h: run(y + h * towards, pairs.tau_s + h * speed, pairs.tau_t)
         found = (
-            (derivative_in_t(params, pairs, net=net, clock=clock), in_t),
-            (derivative_along_flow(params, pairs, y + towards, net=net, clock=clock), along),
+            (derivative_in_t(params, pairs, net=net, flow=flow), in_t),
+            (derivative_along_flow(params, pairs, y + towards, net=net, flow=flow), along),
         )
         plan = tiled.Plan(0, net.logit_softcap)
         for (out, tangent), moved in found:
@@ -180,7 +179,7 @@ def route_program(config):
     config = check(config)
     config["model"]["vocab_size"] = config["model"]["vocab_size"] or 256
     net = make_network(config)
-    return net, make_objective(config, net, decoding_clock(net.vocab_size))
+    return net, make_objective(config, net, make_flow(config, net.vocab_size))
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -252,7 +251,7 @@ def test_other_attention_is_refused():
     net = make_network(config)
     config["model"]["attention"] = "cudnn"
     with pytest.raises(UserError, match="'cudnn' cannot; set it to 'xla'"):
-        make_objective(config, net, decoding_clock(64))
+        make_objective(config, net, make_flow(config, 64))
 
 
 @pytest.mark.parametrize("name", ["eulerian", "endpoint"])

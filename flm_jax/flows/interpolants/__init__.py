@@ -1,0 +1,1 @@
+"""Probability paths from noise, or from a mask, to tokens: one file for each."""

@@ -1,0 +1,159 @@
+"""The noise xi of a flow: how it is drawn in R^D, alone or through two tables, and made white.
+
+Every kind is Gaussian with mean 0. Its covariance Sigma is what posteriors, likelihood bounds and
+gradients of rewards weigh states by.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.types import Key, States, Times
+from flm_jax.flows.gaussian_noise import (
+    cholesky_factor,
+    embedded_noise,
+    gram,
+    joint_embedded_noise,
+)
+from flm_jax.flows.interpolants.base import Interpolant
+
+Views = tuple[States, Float[Array, "b l k"] | None]
+Whitening = tuple[Float[Array, "d k"], Float[Array, "k v"]]
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+class Noise:
+    """One law of xi."""
+
+    def draw(self, key: Key, table: Float[Array, "v d"], shape: tuple[int, ...]) -> jax.Array:
+        """xi of shape [*shape, D], float32, for states embedded by `table`."""
+        raise NotImplementedError
+
+    def draw_joint(
+        self, key: Key, table: Float[Array, "v d"], other: Float[Array, "v k"], shape
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same noise as states of both tables carry it; the second without gradient."""
+        raise NotImplementedError
+
+    def states(
+        self,
+        key: Key,
+        path: Interpolant,
+        t: Times,
+        tokens: Int[Array, "b l"],
+        table: Float[Array, "v d"],
+        other: Float[Array, "v k"] | None,
+    ) -> Views:
+        """Noisy states of tokens at times t, through `table` and, if it is given, `other`."""
+        if other is None:
+            return path.at(t, table[tokens], self.draw(key, table, tokens.shape)), None
+        xi, other_xi = self.draw_joint(key, table, other, tokens.shape)
+        view = path.at(t, jax.lax.stop_gradient(other)[tokens], other_xi)
+        return path.at(t, table[tokens], xi), view
+
+    def whitening(self, table: Float[Array, "v d"]) -> Whitening:
+        """A, B with A B = Sigma^-1 E^T, such that xi A is white."""
+        raise NotImplementedError
+
+    def whitened(self, vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> jax.Array:
+        """Rows multiplied so that xi becomes N(0, I)."""
+        raise NotImplementedError
+
+    def spread(self, gradient: States, table: Float[Array, "v d"], joint: jax.Array) -> States:
+        """Sigma times a gradient by states of `table`, as states of `joint`, whose first D columns
+        are `table`."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHotNoise(Noise):
+    """xi = E^T eps, eps ~ N(0, I_V): noise of one-hot vectors (arXiv 2602.16813v3).
+
+    Attributes:
+      in_vocabulary: whether states are drawn in R^V and embedded then, which holds [B, L, V], as
+        the reference does; else they are drawn in R^D. The law is the same.
+    """
+
+    in_vocabulary: bool = False
+
+    def draw(self, key, table, shape):
+        return embedded_noise(key, table, shape)
+
+    def draw_joint(self, key, table, other, shape):
+        return joint_embedded_noise(key, table, other, shape)
+
+    def states(self, key, path, t, tokens, table, other):
+        if not self.in_vocabulary:
+            return super().states(key, path, t, tokens, table, other)
+        eps = jax.random.normal(key, (*tokens.shape, table.shape[0]))
+        tables = (table,) if other is None else (table, jax.lax.stop_gradient(other))
+        views = states_from_onehot(path, eps, t, tokens, *tables)
+        return views[0], (views[1] if other is not None else None)
+
+    def whitening(self, table):
+        small = table.shape[0] <= table.shape[1]
+        factor = cholesky_factor(gram(table.T if small else table))
+        eye = jnp.eye(factor.shape[0])
+        inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
+        across = _matmul(inverse, table if small else table.T)
+        return (_matmul(across.T, inverse), jnp.eye(len(table))) if small else (inverse.T, across)
+
+    def whitened(self, vectors, table):
+        factor = cholesky_factor(gram(table))
+        return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
+
+    def spread(self, gradient, table, joint):
+        return jnp.matmul(gradient, _matmul(table.T, joint), precision=jax.lax.Precision.HIGH)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitNoise(Noise):
+    """xi ~ N(0, I_D): noise of an embedding space (arXiv 2604.11748, 2606.27617).
+
+    Two networks see the same state only where they have the same table.
+    """
+
+    def draw(self, key, table, shape):
+        return jax.random.normal(key, (*shape, table.shape[1]))
+
+    def draw_joint(self, key, table, other, shape):
+        xi = self.draw(key, table, shape)
+        return xi, xi
+
+    def whitening(self, table):
+        return jnp.eye(table.shape[1]), table.T
+
+    def whitened(self, vectors, table):
+        return vectors
+
+    def spread(self, gradient, table, joint):
+        return gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNoise(Noise):
+    """xi = 0: paths without noise."""
+
+    def draw(self, key, table, shape):
+        return jnp.zeros((*shape, table.shape[1]))
+
+
+def states_from_onehot(
+    path: Interpolant,
+    eps: Float[Array, "b l v"],
+    t: Times,
+    tokens: Int[Array, "b l"],
+    *tables: jax.Array,
+) -> tuple[Float[Array, "b l _"], ...]:
+    """x_t = a onehot(x) + c eps in R^V, seen through each table: x_t @ E.
+
+    The reference path: it holds x_t of [B, L, V] in float32.
+    """
+    clean = jax.nn.one_hot(tokens, eps.shape[-1], dtype=jnp.float32)
+    x_t = path.at(t, clean, eps)
+    return tuple(jnp.matmul(x_t, e, precision=jax.lax.Precision.HIGH) for e in tables)
