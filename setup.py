@@ -8,7 +8,13 @@ from setuptools import find_packages, setup
 KERNELS = 'tokamax>=0.0.17; python_version >= "3.12"'
 
 EXTRAS = {
-    "hf": ["tokenizers>=0.20", "datasets>=3.0", "transformers>=4.45", "huggingface_hub>=0.25"],
+    "hf": [
+        "tokenizers>=0.20",
+        "jinja2>=3.1",
+        "datasets>=3.0",
+        "transformers>=4.45",
+        "huggingface_hub>=0.25",
+    ],
     "torch": ["torch>=2.4"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10", KERNELS],
@@ -21,6 +27,7 @@ EXTRAS = {
         "beartype>=0.19",
         "scipy>=1.12",
         "tokenizers>=0.20",
+        "jinja2>=3.1",
         "nbformat>=5.10",
         "nbclient>=0.10",
         "ipykernel>=6.29",

@@ -21,15 +21,12 @@ _MASKED = "\N{LIGHT SHADE}"
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; special tokens stand as "<bos>" and so on.
+    """What each token adds to the text; special tokens stand as "<bos>" and so on, by their names.
 
     A character of several byte tokens appears with the last of them.
     """
-    names = {
-        getattr(tokenizer, f"{role}_id"): f"<{role}>" for role in ("bos", "eos", "pad", "mask")
-    }
+    names = tokenizer.special_names
     ids, out, start = [int(i) for i in ids], [], 0
-    names.pop(None, None)
     for place, token in enumerate(ids):
         if token in names:
             out.append(names[token])

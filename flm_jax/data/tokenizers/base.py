@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 SPEC_FILE = "spec.json"
+_ROLES = ("bos", "eos", "pad", "mask")
 NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
 
 
@@ -64,6 +65,10 @@ class Tokenizer(abc.ABC):
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "Tokenizer":
         """Inverse of (`spec`, `files`)."""
 
+    def unprinted(self) -> dict[str, Any]:
+        """JSON-able settings that `save` keeps beside `spec`, and that change no text's ids."""
+        return {}
+
     def files(self) -> dict[str, bytes]:
         """Contents of the files that belong to the tokenizer."""
         return {}
@@ -72,14 +77,55 @@ class Tokenizer(abc.ABC):
         """`encode` for many texts; in parallel where the backend can."""
         return [self.encode(text) for text in texts]
 
+    def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of parts of one text, of which what stands between them is not known yet.
+
+        Each is encoded as it is within a text: only the first one begins it.
+        """
+        return [self.encode(part) for part in parts]
+
+    def encode_turns(self, turns: Sequence[str]) -> np.ndarray | None:
+        """Ids of an exchange in the tokenizer's own chat template, up to where an answer begins.
+
+        Args:
+          turns: of user and assistant in turn, the user's first and last.
+
+        Returns:
+          None where the tokenizer has no template.
+
+        Raises:
+          UserError: a template that does not take these turns.
+        """
+        del turns
+        return None
+
+    @property
+    def turn_end_id(self) -> int | None:
+        """What the chat template puts behind an answer; None where there is no such token."""
+        return None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens each of which ends an answer."""
+        return frozenset(i for i in (self.eos_id, self.turn_end_id) if i is not None)
+
     @property
     def special_ids(self) -> frozenset[int]:
-        ids = (self.bos_id, self.eos_id, self.pad_id, self.mask_id)
-        return frozenset(i for i in ids if i is not None)
+        """Tokens that stand for no text."""
+        return frozenset(self.special_names)
+
+    @property
+    def special_names(self) -> dict[int, str]:
+        """What a special token is shown as where it is shown."""
+        return self._role_names()
+
+    def _role_names(self) -> dict[int, str]:
+        roles = {getattr(self, f"{role}_id"): f"<{role}>" for role in _ROLES}
+        return {token: name for token, name in roles.items() if token is not None}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that defines the tokenizer."""
+        """SHA-256 of everything that says which ids a text has."""
         digest = hashlib.sha256(json.dumps(self._full_spec(), sort_keys=True).encode())
         for name, content in sorted(self.files().items()):
             digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
@@ -91,7 +137,7 @@ class Tokenizer(abc.ABC):
         root.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
             (root / name).write_bytes(content)
-        spec = {**self._full_spec(), "files": sorted(self.files())}
+        spec = {**self._full_spec(), **self.unprinted(), "files": sorted(self.files())}
         content = json.dumps(spec, indent=2, ensure_ascii=False) + "\n"
         (root / SPEC_FILE).write_bytes(content.encode("utf8"))
 
@@ -99,4 +145,5 @@ class Tokenizer(abc.ABC):
         return {"kind": self.kind, "vocab_size": self.vocab_size, **self.spec()}
 
     def _visible(self, ids: Iterable[int]) -> list[int]:
-        return [i for i in map(int, ids) if i not in self.special_ids]
+        special = self.special_ids
+        return [i for i in map(int, ids) if i not in special]

@@ -1,8 +1,8 @@
 """Hugging Face tokenizers, from a folder or the hub (extra `hf`)."""
 
+import functools
 import importlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,16 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.chat_template import (
+    CHAT_FILES,
+    NO_CHAT,
+    ChatSettings,
+    read_chat_settings,
+)
+from flm_jax.data.tokenizers.exchanges import Framer, controls_of
+from flm_jax.data.tokenizers.in_context import encoded_in_context
 
-_HF_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_HF_FILES = ("tokenizer.json", *CHAT_FILES)
 # Names tried, in this order, for special tokens that a Hugging Face folder does not declare.
 _HF_SPECIALS = {
     "bos": ("[CLS]", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<bos>", "<|endoftext|>"),
@@ -22,18 +30,29 @@ _HF_SPECIALS = {
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json`, read by the package `tokenizers` (extra `hf`)."""
+    """A `tokenizer.json`, read by the package `tokenizers` (extra `hf`).
+
+    Special are those of the files and those that end an answer, but not the unknown token: it
+    stands for text.
+
+    Args:
+      definition: tokenizer.json.
+      specials: role -> text of the token, or None.
+      chat: what the other files say; frames exchanges.
+    """
 
     kind = "hf"
 
-    def __init__(self, definition: bytes, specials: dict[str, str | None]):
+    def __init__(
+        self,
+        definition: bytes,
+        specials: dict[str, str | None],
+        chat: ChatSettings = NO_CHAT,
+    ):
         self._definition = definition
         self._specials = dict(specials)
-        self._backend = _import_hf("tokenizers").Tokenizer.from_str(definition.decode("utf8"))
-        # Otherwise the text "[MASK]" would encode to the mask token.
-        self._backend.encode_special_tokens = True
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._chat = chat
+        self._backend = _backend_of(definition)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self._pieces = frozenset(vocabulary.values())  # the numbers may have gaps
         self.vocab_size = max(self._pieces) + 1
@@ -45,6 +64,55 @@ class HuggingFaceTokenizer(Tokenizer):
                 "mend tokenizer_config.json or special_tokens_map.json",
             )
             setattr(self, f"{role}_id", None if token is None else vocabulary[token])
+        special, self._controls = controls_of(self._backend, vocabulary, chat)
+        ids = {*special.values(), *self._declared_ends(), *self._role_names()}
+        self._special_ids = frozenset(ids - {self.unknown_id})
+        # Otherwise the text "[MASK]" would encode to the mask token.
+        _spell(self._backend, self._controls)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self._special_ids
+
+    @property
+    def special_names(self) -> dict[int, str]:
+        others = {i: self._backend.id_to_token(i) for i in sorted(self._special_ids)}
+        return others | self._role_names()
+
+    def _declared_ends(self) -> set[int]:
+        return self._pieces & {self.eos_id, *self._chat.end_ids}
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        return frozenset(self._declared_ends() | ({self.turn_end_id} - {None}))
+
+    @functools.cached_property
+    def turn_end_id(self) -> int | None:
+        return self._framer.turn_end() if self._framer else None
+
+    @functools.cached_property
+    def _framer(self) -> Framer | None:
+        if not self._chat.template:
+            return None
+        backend = _backend_of(self._definition)
+        _spell(backend, self._controls)
+        return Framer(backend, self._controls, self._chat)
+
+    @functools.cached_property
+    def _apart(self) -> Any:
+        """A backend whose places of tokens are exact: no post-processor trims them."""
+        backend = _backend_of(self._definition)
+        _spell(backend, self._controls)
+        processors = _import_hf("tokenizers").processors
+        backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+        return backend
+
+    def encode_turns(self, turns: Sequence[str]) -> np.ndarray | None:
+        return self._framer.encode(turns) if self._framer else None
+
+    def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
+        found = encoded_in_context(self._apart, parts) if len(parts) > 1 else None
+        return super().encode_parts(parts) if found is None else found
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
@@ -67,7 +135,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "HuggingFaceTokenizer":
-        return cls(files["tokenizer.json"], spec["specials"])
+        return cls(files["tokenizer.json"], spec["specials"], _settings(spec.get("chat", {})))
+
+    def unprinted(self) -> dict[str, Any]:
+        return {"chat": self._chat._asdict()}
 
     @classmethod
     def load(cls, name: str) -> "HuggingFaceTokenizer":
@@ -81,7 +152,30 @@ class HuggingFaceTokenizer(Tokenizer):
             "tokenizer.json" in found,
             f"tokenizer hf:{name} has no tokenizer.json; expected a fast tokenizer",
         )
-        return cls(found["tokenizer.json"], _hf_specials(found))
+        chat = read_chat_settings(found)
+        return cls(found["tokenizer.json"], _hf_specials(found, chat.names), chat)
+
+
+def _settings(saved: Mapping[str, Any]) -> ChatSettings:
+    """Inverse of ChatSettings._asdict, through JSON."""
+    return ChatSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+
+
+def _backend_of(definition: bytes) -> Any:
+    backend = _import_hf("tokenizers").Tokenizer.from_str(definition.decode("utf8"))
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _spell(backend: Any, controls: Mapping[str, int]) -> None:
+    """From here on text that looks like one of these tokens is encoded as any other text."""
+    found = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
+    found = [token for token in found if token.content in controls]
+    for token in found:
+        token.special = True
+    backend.add_special_tokens(found)
 
 
 def _import_hf(package: str) -> Any:
@@ -112,19 +206,15 @@ def _fetch_hf(name: str) -> dict[str, bytes]:
     return found
 
 
-def _hf_specials(found: dict[str, bytes]) -> dict[str, str | None]:
+def _hf_specials(found: dict[str, bytes], declared: Mapping[str, str]) -> dict[str, str | None]:
     """Special tokens that the folder declares, else the first customary name it knows."""
-    declared: dict[str, Any] = {}
-    for filename in _HF_FILES[1:]:
-        declared.update(json.loads(found.get(filename, b"{}")))
     backend = _import_hf("tokenizers").Tokenizer.from_str(found["tokenizer.json"].decode("utf8"))
     vocabulary = backend.get_vocab(with_added_tokens=True)
     # BERT's files declare the classifier's names for what frames a text.
     aliases = {"bos": ("bos_token", "cls_token"), "eos": ("eos_token", "sep_token")}
     specials: dict[str, str | None] = {}
     for role, customary in _HF_SPECIALS.items():
-        values = [declared.get(key) for key in aliases.get(role, (f"{role}_token",))]
-        names = [value["content"] if isinstance(value, dict) else value for value in values]
+        names = [declared.get(key) for key in aliases.get(role, (f"{role}_token",))]
         known = [name for name in (*filter(None, names), *customary) if name in vocabulary]
         specials[role] = known[0] if known else None
     return specials

@@ -1,0 +1,92 @@
+"""Exchanges as tokens: control tokens where a chat template writes them, and nowhere else.
+
+A turn that says "<|eot_id|>" is text about that token. Signs that no text may hold (U+FDD0 to
+U+FDEF, which Unicode leaves to programs) keep the two apart: one breaks such words in a turn before
+the template is rendered, one takes the place of each control token while all is encoded at once.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flm_jax.core.errors import UserError
+from flm_jax.data.tokenizers.base import NO_PIECE
+from flm_jax.data.tokenizers.chat_template import ChatSettings, rendered
+
+_CONTROL, _BREAK, _ANSWER = "\ufdd0", "\ufdd1", "\ufdd2"
+_RESERVED = re.compile("[\ufdd0-\ufdef]")
+# Added tokens that are not special and stand in a template are controls if they look like some;
+# other words, such as runs of spaces, are text.
+_LOOKS = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+def controls_of(
+    backend: Any, vocabulary: Mapping[str, int], chat: ChatSettings
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Special tokens of the files, and all that no text may become, each text -> id.
+
+    The second are the first and the added tokens that the chat template writes.
+    """
+    added = backend.get_added_tokens_decoder().values()
+    names = [token.content for token in added if token.special]
+    names += [*chat.names.values(), *chat.more]
+    special = {name: vocabulary[name] for name in names if name in vocabulary}
+    written = {
+        token.content: vocabulary[token.content]
+        for token in added
+        if _LOOKS.fullmatch(token.content) and token.content in chat.template
+    }
+    return special, special | written
+
+
+class Framer:
+    """Encodes exchanges as a chat template frames them.
+
+    Args:
+      backend: of the package `tokenizers`, for this alone; it takes no text for a control token.
+      controls: text -> id of the tokens that a template may write.
+      chat: with the template.
+    """
+
+    def __init__(self, backend: Any, controls: Mapping[str, int], chat: ChatSettings):
+        self._backend, self._controls, self._chat = backend, dict(controls), chat
+        longest_first = sorted((c for c in controls if len(c) > 1), key=len, reverse=True)
+        words = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self._word, self._starts = re.compile(f"({words})"), re.compile(f"(?={words}).", re.DOTALL)
+        added = backend.get_added_tokens_decoder().values()
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in added}
+        backend.add_tokens([_CONTROL])
+
+    def encode(self, turns: Sequence[str]) -> np.ndarray:
+        """Ids of turns up to where the next answer begins, int32; see `Tokenizer.encode_turns`."""
+        text = rendered(self._chat, [self._broken(turn) for turn in turns], answer=True)
+        words = [part.replace(_BREAK, "") for part in self._word.split(text)]
+        texts, controls = words[::2], words[1::2]
+        for i, word in enumerate(controls):
+            left, right = self._strips.get(word, (False, False))
+            texts[i] = texts[i].rstrip() if left else texts[i]
+            texts[i + 1] = texts[i + 1].lstrip() if right else texts[i + 1]
+        found = self._backend.encode(_CONTROL.join(texts), add_special_tokens=False)
+        ids = iter(controls)
+        return np.array(
+            [
+                self._controls[next(ids)] if token == _CONTROL else number
+                for token, number in zip(found.tokens, found.ids)
+            ],
+            np.int32,
+        )
+
+    def turn_end(self) -> int | None:
+        """The control token right behind an assistant's turn; None where there is none."""
+        try:
+            text = rendered(self._chat, ["a", _ANSWER, "b"], answer=True)
+        except UserError:
+            return None
+        behind = self._word.split(text.partition(_ANSWER)[2])
+        return self._controls[behind[1]] if len(behind) > 1 and not behind[0].strip() else None
+
+    def _broken(self, turn: str) -> str:
+        """A turn in which no word is a control token's; `encode` takes the breaks out again."""
+        return self._starts.sub(rf"\g<0>{_BREAK}", _RESERVED.sub(NO_PIECE, turn))
