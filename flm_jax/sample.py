@@ -40,7 +40,11 @@ _INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens t
 _PROMPTS = DEFINE_path(
     "prompts", "", "JSONL file of prompts (prompt, infill, answer_length), each answered once."
 )
-_CHAT = flags.DEFINE_bool("chat", False, "Prompts are questions, framed as in data/chat.py.")
+_CHAT = flags.DEFINE_bool(
+    "chat",
+    False,
+    "Prompts are questions, framed by the tokenizer's chat template, else as in data/chat.py.",
+)
 _ANSWER = flags.DEFINE_integer(
     "answer_length", 0, "--prompts: tokens of an answer; 0 = as many as there is room for."
 )

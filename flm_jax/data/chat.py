@@ -1,9 +1,13 @@
 """Questions and answers from JSON lines, each framed as one exchange; the question is the prompt.
 
+A tokenizer's own chat template frames them, if it has one; if not, this does:
+
     USER:\n{prompt}\nASSISTANT:\n{response}EOS
 
-A line is an object with "prompt" and "response", or, as GSM8K has them, "question" and "answer";
-of the latter the calculator's notes <<...>> are dropped and the last line becomes "### {result}".
+With a template, the token that ends a turn there stands before the EOS.
+
+A line is an object with "prompt" and "response", or, as GSM8K has them, "question" and "answer"; of
+the latter the calculator's notes <<...>> are dropped and the last line becomes "### {result}".
 """
 
 import hashlib
@@ -33,9 +37,30 @@ class Exchange(NamedTuple):
     where: str = ""
 
 
-def framed(prompt: str) -> str:
-    """The text before an answer."""
-    return f"USER:\n{prompt}\nASSISTANT:\n"
+def framed(*turns: str) -> str:
+    """The text before an answer, of tokenizers without a template; turns as of `asked`."""
+    heads = ("USER:\n", "ASSISTANT:\n")
+    return "".join(f"{heads[i % 2]}{turn}\n" for i, turn in enumerate(turns)) + heads[1]
+
+
+def asked(tokenizer: Tokenizer, turns: Sequence[str]) -> np.ndarray:
+    """Ids of all that stands before an answer, int32.
+
+    Args:
+      turns: of user and assistant in turn; the first and the last are the user's.
+
+    Raises:
+      UserError: the tokenizer's chat template does not take them.
+    """
+    ids = tokenizer.encode_turns(turns)
+    return tokenizer.encode(framed(*turns)) if ids is None else ids
+
+
+def told(tokenizer: Tokenizer, response: str) -> np.ndarray:
+    """Ids of an answer with what ends it, int32: the end of a turn, if there is one, and EOS."""
+    ends = [i for i in (tokenizer.turn_end_id, tokenizer.eos_id) if i is not None]
+    _, ids = tokenizer.encode_parts(["", response])
+    return np.concatenate([ids, list(dict.fromkeys(ends))]).astype(np.int32)
 
 
 def read_exchanges(path: str) -> list[Exchange]:
@@ -57,10 +82,10 @@ def _exchange(record, where: str) -> Exchange:
                 f"{where}: {first!r} and {second!r} must both be text, got {texts[1]!r} for "
                 f"{second!r}.",
             )
-            asked, told = map(tidy, texts)
+            prompt, response = map(tidy, texts)
             if first == "question":
-                told = _NOTES.sub("", told).replace("\n#### ", "\n### ")
-            return Exchange(asked, told, where)
+                response = _NOTES.sub("", response).replace("\n#### ", "\n### ")
+            return Exchange(prompt, response, where)
     names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
     raise UserError(f"{where}: expected {names}, got {sorted(record)}.")
 
@@ -77,12 +102,11 @@ class ChatSource:
             tokenizer.eos_id is not None,
             f"this {tokenizer.kind} tokenizer has no EOS token, which ends every answer.",
         )
-        prompts = tokenizer.encode_batch([framed(one.prompt) for one in exchanges])
-        answers = tokenizer.encode_batch([one.response for one in exchanges])
+        prompts = [asked(tokenizer, [one.prompt]) for one in exchanges]
         _check_room(exchanges, [len(prompt) for prompt in prompts], length)
         self._rows = [
-            (len(p), np.concatenate([p, a, [tokenizer.eos_id]]).astype(np.int32)[:length])
-            for p, a in zip(prompts, answers)
+            (len(prompt), np.concatenate([prompt, told(tokenizer, one.response)])[:length])
+            for prompt, one in zip(prompts, exchanges)
         ]
         self._length = length
         self._pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id

@@ -9,7 +9,7 @@ import numpy as np
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.inference import engine
-from flm_jax.inference.prompts import Layout, Prompt, answer_text, lay_out
+from flm_jax.inference.prompts import Layout, Prompt, answer_texts, lay_out
 from flm_jax.samplers.base import SamplerConfig
 
 
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     """Answer to the prompt at `place`.
 
     Attributes:
-      text: what was written, up to the end of the text.
+      text: what was written, up to the end of the answer.
       whole: text of prompt and answer, without special tokens.
       calls: network calls of its batch.
     """
@@ -84,8 +84,7 @@ def answer_batches(
 
 def _answer(model: Model, rows: Layout, place: int, tokens: np.ndarray, calls: float) -> Answer:
     start, stop = int(rows.starts[place]), int(rows.stops[place])
-    text = answer_text(model, tokens, start, stop)
-    return Answer(place, text, model.tokenizer.decode(tokens[:start]) + text, calls)
+    return Answer(place, *answer_texts(model.tokenizer, tokens, start, stop), calls)
 
 
 def answers(model: Model, prompts: Sequence[Prompt], how: Answering) -> Iterator[Answer]:

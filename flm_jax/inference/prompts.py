@@ -1,5 +1,6 @@
 """Prompts of different lengths: read from JSON lines, laid out in rows, their answers cut out."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,9 +9,10 @@ import numpy as np
 
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
-from flm_jax.data.chat import MULTIPLE, framed
+from flm_jax.data.chat import MULTIPLE, asked
 from flm_jax.data.jsonl import read_records
 from flm_jax.data.text import Mender, tidy
+from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.samplers.base import Given
 
 _GAP = re.compile(r"\{(\d+)\}")
@@ -25,12 +27,14 @@ class Prompt(NamedTuple):
       infill: template that follows it; {n} stands for n tokens to write: "the {3} of the {5}".
       answer_length: tokens to write after both; None for as many as there is room for.
       where: its place, for messages.
+      before: of a question, earlier ones and their answers in turn.
     """
 
     text: str = ""
     infill: str = ""
     answer_length: int | None = None
     where: str = ""
+    before: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -81,14 +85,14 @@ def lay_out(
 ) -> Layout:
     """Rows of the prompts, one each.
 
-    A row begins with BOS where the model was trained with one, then the prompt's text and template.
-    What follows the answer is held as padding by a model that was trained so, and else written and
-    left out. Rows of networks that take any length are as short as all answers allow, in steps of
-    64 tokens.
+    A row begins with BOS where the model was trained with one, and as the chat template says where
+    one frames it; then come the prompt's text and template. What follows the answer is held as
+    padding by a model that was trained so, and else written and left out. Rows of networks that
+    take any length are as short as all answers allow, in steps of 64 tokens.
 
     Args:
       length: most tokens of a row.
-      chat: frames the text of each as the question of an exchange, see `data.chat.framed`.
+      chat: frames the text of each as the question of an exchange, see `data.chat.asked`.
       whole: rows of exactly `length`.
 
     Raises:
@@ -115,13 +119,28 @@ def room(model: Model, prompt: Prompt, length: int, chat: bool = False) -> int:
     return length - len(_encoded(model, prompt, chat)[0])
 
 
-def answer_text(model: Model, tokens: np.ndarray, start: int, stop: int) -> str:
-    """Text of the answer in a completed row int [L], up to its first EOS."""
-    answer = np.asarray(tokens)[start:stop]
-    if model.tokenizer.eos_id is not None:
-        ends = np.flatnonzero(answer == model.tokenizer.eos_id)
-        answer = answer[: ends[0]] if len(ends) else answer
-    return model.tokenizer.decode(answer)
+class Texts(NamedTuple):
+    """Texts of a completed row: of the answer, and of prompt and answer."""
+
+    answer: str
+    whole: str
+
+
+def answer_texts(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int) -> Texts:
+    """Texts of a completed row int [L], up to the first token that ends its answer.
+
+    An answer is what it adds to the prompt's text: alone it would lose a space at its beginning to
+    some tokenizers, and others would join it to no word.
+
+    Args:
+      start, stop: the answer is at [start, stop).
+    """
+    row = np.asarray(tokens)
+    ends = np.flatnonzero(np.isin(row[start:stop], sorted(tokenizer.end_ids)))
+    stop = start + int(ends[0]) if len(ends) else stop
+    before, whole = tokenizer.decode(row[:start]), tokenizer.decode(row[:stop])
+    # What follows may change the end of the text before it: a character cut in two becomes whole.
+    return Texts(whole[len(os.path.commonprefix([before, whole])) :], whole)
 
 
 def chatty(model: Model) -> bool:
@@ -143,16 +162,30 @@ def _encoded(model: Model, prompt: Prompt, chat: bool) -> tuple[list[int], list[
     mender = Mender()
     text = mender.text(prompt.text, prompt.where or "the prompt")
     infill = mender.text(prompt.infill, prompt.where or "the infill")
-    begins = model.config["data"]["packing"] != "stream" and not chatty(model)
-    tokens = [model.tokenizer.bos_id] if begins and model.tokenizer.bos_id is not None else []
-    text = framed(text) if chat else text
-    tokens += [int(t) for t in model.tokenizer.encode(text)] if text else []
+    tokens = _beginning(model, chat)
+    if chat:
+        tokens += asked(model.tokenizer, [*prompt.before, text]).tolist()
+    elif text:
+        tokens += model.tokenizer.encode(text).tolist()
     held, start = [True] * len(tokens), len(tokens)
-    for i, part in enumerate(_GAP.split(infill)):
-        ids = [0] * int(part) if i % 2 else [int(t) for t in model.tokenizer.encode(part)]
-        tokens += ids
-        held += [i % 2 == 0] * len(ids)
+    parts = _GAP.split(infill)
+    gaps = [*map(int, parts[1::2]), 0]
+    for ids, gap in zip(_around(model.tokenizer, parts[::2], chat or bool(text)), gaps):
+        tokens += [*ids.tolist(), *[0] * gap]
+        held += [True] * len(ids) + [False] * gap
     return tokens, held, start
+
+
+def _beginning(model: Model, chat: bool) -> list[int]:
+    """BOS where a row begins with it; a chat template says itself how one begins."""
+    bos, own = model.tokenizer.bos_id, chat and model.tokenizer.has_template
+    framed = model.config["data"]["packing"] != "stream" and not chatty(model)
+    return [bos] if framed and not own and bos is not None else []
+
+
+def _around(tokenizer: Tokenizer, parts: Sequence[str], behind: bool) -> list[np.ndarray]:
+    """Ids of what stands around the gaps of an infill; `behind` where text is before it."""
+    return tokenizer.encode_parts(["", *parts])[1:] if behind else tokenizer.encode_parts(parts)
 
 
 def _row(model: Model, prompt: Prompt, length: int, chat: bool):

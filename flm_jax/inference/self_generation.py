@@ -1,6 +1,6 @@
 """Texts that a model writes for itself to learn from, part by part; interrupted, it continues."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -46,11 +46,9 @@ def training_prompts(model: Model, num: int, seed: int, chat: str = "") -> Train
     return TrainingPrompts(zeros, zeros.astype(bool), "nothing given")
 
 
-def ended(tokens: np.ndarray, given: np.ndarray, eos_id: int | None) -> np.ndarray:
-    """Valid positions, bool [N, L]: up to the first EOS after the prompt, itself included."""
-    if eos_id is None:
-        return np.ones(tokens.shape, bool)
-    stops = (tokens == eos_id) & ~given
+def ended(tokens: np.ndarray, given: np.ndarray, end_ids: Collection[int]) -> np.ndarray:
+    """Valid positions, bool [N, L]: up to the first end of the answer, itself included."""
+    stops = np.isin(tokens, sorted(end_ids)) & ~given
     return np.cumsum(stops, axis=1) - stops == 0
 
 
@@ -109,7 +107,7 @@ def generate(
     given = Given(asked.tokens, asked.given)
     for done in engine.completions(model, given, wanted=wanted, **settings):
         part, prompt = int(done.places[0]) // rows, asked.given[done.places]
-        mask = ended(done.tokens, prompt, model.tokenizer.eos_id)
+        mask = ended(done.tokens, prompt, model.tokenizer.end_ids)
         self_generated.write_part(
             folder, part, {"tokens": done.tokens, "prompt": prompt, "mask": mask}
         )

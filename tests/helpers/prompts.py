@@ -1,4 +1,4 @@
-"""An untrained model of bytes that is prompted."""
+"""An untrained model, of bytes or of another tokenizer, that is prompted."""
 
 import jax
 
@@ -13,7 +13,7 @@ BYTES = ByteTokenizer()
 ROW_LENGTH = 160
 
 
-def byte_model(chat=False, name="llama", objective="masked_diffusion", **data):
+def byte_model(chat=False, name="llama", objective="masked_diffusion", tokenizer=BYTES, **data):
     config = base_config()
     choose(config, model=name, objective=objective)
     config.model.length, config.model.dim, config.model.depth, config.model.heads = (
@@ -23,10 +23,10 @@ def byte_model(chat=False, name="llama", objective="masked_diffusion", **data):
         2,
     )
     config.model.attention_softcap = config.model.logit_softcap = 0.0
-    config.model.vocab_size = BYTES.vocab_size
+    config.model.vocab_size = tokenizer.vocab_size
     config.data.chat = (("a.jsonl", 1.0),) if chat else ()
     config.data.update(data)
     config = check(config)
     net = make_network(config)
     flow = make_flow(config, net.vocab_size)
-    return Model(config, net, net.init(jax.random.key(0)), flow, BYTES, 0)
+    return Model(config, net, net.init(jax.random.key(0)), flow, tokenizer, 0)

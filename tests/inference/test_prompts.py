@@ -9,7 +9,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
 from flm_jax.inference import engine
 from flm_jax.inference.answers import Answering, answer_batches, answers
-from flm_jax.inference.prompts import Prompt, answer_text, lay_out, read_prompts
+from flm_jax.inference.prompts import Prompt, answer_texts, lay_out, read_prompts
 from flm_jax.samplers.masked_diffusion import ConfidenceConfig
 from helpers.files import json_lines
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
@@ -82,11 +82,11 @@ def test_rows_of_a_model_that_knows_no_padding():
     assert padded.given.mask[0, 6:].all() and not padded.given.mask[0, 3:6].any()
 
 
-def test_an_answer_ends_at_eos_or_where_it_stops(chat):
+def test_an_answer_ends_at_eos_or_where_it_stops():
     row = np.array([*b"ab", *b"cd", BYTES.eos_id, *b"ef"])
-    assert answer_text(chat, row, 2, 7) == "cd"
-    assert answer_text(chat, row, 0, 1) == "a"
-    assert answer_text(chat, row, 5, 7) == "ef"
+    assert answer_texts(BYTES, row, 2, 7) == ("cd", "abcd")
+    assert answer_texts(BYTES, row, 0, 1) == ("a", "a")
+    assert answer_texts(BYTES, row, 5, 7) == ("ef", "abcdef")
 
 
 def test_rows_of_a_batch_do_not_know_each_other(chat):

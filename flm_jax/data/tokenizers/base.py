@@ -100,6 +100,11 @@ class Tokenizer(abc.ABC):
         return None
 
     @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template of its own."""
+        return False
+
+    @property
     def turn_end_id(self) -> int | None:
         """What the chat template puts behind an answer; None where there is no such token."""
         return None

@@ -86,13 +86,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def end_ids(self) -> frozenset[int]:
         return frozenset(self._declared_ends() | ({self.turn_end_id} - {None}))
 
+    @property
+    def has_template(self) -> bool:
+        return bool(self._chat.template)
+
     @functools.cached_property
     def turn_end_id(self) -> int | None:
         return self._framer.turn_end() if self._framer else None
 
     @functools.cached_property
     def _framer(self) -> Framer | None:
-        if not self._chat.template:
+        if not self.has_template:
             return None
         backend = _backend_of(self._definition)
         _spell(backend, self._controls)
