@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import require
+from flm_jax.inference.prompts import Prompt
 
 Record = dict[str, Any]
 _OUTPUT_KEPT = 1000  # characters
@@ -42,7 +43,7 @@ class Benchmark(NamedTuple):
 
     Attributes:
       ids: of the problems.
-      prompt: (problem, answers in earlier turns) -> text to give.
+      prompt: (problem, answers in earlier turns) -> what to give.
       reference: problem -> the right answer; None where there is none.
       score: [(problem, answer)] -> fields of their records.
       summary: all records -> figures, with bounds NAME_low and NAME_high of 95% intervals.
@@ -52,7 +53,7 @@ class Benchmark(NamedTuple):
     """
 
     ids: Sequence[str | int]
-    prompt: Callable[[int, Sequence[str]], str]
+    prompt: Callable[[int, Sequence[str]], Prompt]
     reference: Callable[[int], str] | None
     score: Callable[[Sequence[tuple[int, str]]], list[Record]]
     summary: Callable[[Sequence[Record]], Record]

@@ -25,6 +25,7 @@ from flm_jax.evaluation.benchmarks.base import (
     solved_examples,
 )
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox, run_programs
+from flm_jax.inference.prompts import Prompt
 from flm_jax.metrics.intervals import interval, share_interval
 
 _AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")  # of the HumanEval paper
@@ -227,7 +228,7 @@ def make_humaneval(path: str, choices: Choices, sandbox: Sandbox | None) -> Benc
 
     return Benchmark(
         ids=[problem.id for problem in problems],
-        prompt=lambda i, before: humaneval_prompt(problems[i], chat),
+        prompt=lambda i, before: Prompt(humaneval_prompt(problems[i], chat)),
         reference=reference,
         score=score,
         summary=lambda records: _pass_figures(records, choices.pass_at),
@@ -244,7 +245,7 @@ def make_mbpp(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark
 
     return Benchmark(
         ids=[problem.id for problem in problems],
-        prompt=lambda i, before: mbpp_prompt(problems[i], shots, chat),
+        prompt=lambda i, before: Prompt(mbpp_prompt(problems[i], shots, chat)),
         reference=lambda i: _fenced(problems[i].solution) if chat else problems[i].solution,
         score=score,
         summary=lambda records: _pass_figures(records, choices.pass_at),

@@ -16,6 +16,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.data.jsonl import read_records, text_field
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited, solved_examples
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
+from flm_jax.inference.prompts import Prompt
 from flm_jax.metrics.intervals import share_interval
 
 _NUMBER = r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
@@ -100,7 +101,7 @@ def make_gsm8k(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmar
 
     return Benchmark(
         ids=range(len(problems)),
-        prompt=lambda i, before: gsm8k_prompt(problems[i].question, shots, choices.chat),
+        prompt=lambda i, before: Prompt(gsm8k_prompt(problems[i].question, shots, choices.chat)),
         reference=lambda i: problems[i].answer,
         score=lambda pairs: [gsm8k_score(problems[i], a, choices.chat) for i, a in pairs],
         summary=summary,

@@ -20,6 +20,7 @@ from flm_jax.evaluation.benchmarks import chat_endpoint
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited
 from flm_jax.evaluation.benchmarks.chat_endpoint import Endpoint, ask
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
+from flm_jax.inference.prompts import Prompt
 from flm_jax.metrics.intervals import interval
 
 _RATING = re.compile(r"\[\[ *([0-9]+(?:\.[0-9]+)?) *\]\]")
@@ -80,17 +81,16 @@ def read_questions(path: str) -> list[Question]:
     return found
 
 
-def prompt(question: Question, answers: Sequence[str], chat: bool) -> str:
-    """What a model is given in the turn after `answers`.
-
-    Framed as a question (`data.chat.framed`), earlier turns stand before it as exchanges.
-    """
+def prompt(question: Question, answers: Sequence[str], chat: bool) -> Prompt:
+    """What a model is given in the turn after `answers`."""
     if not answers:
-        return question.turns[0] if chat else f"Question: {question.turns[0]}\nAnswer:"
+        first = question.turns[0]
+        return Prompt(first if chat else f"Question: {first}\nAnswer:")
     first, second = question.turns
     if chat:
-        return f"{first}\nASSISTANT:\n{answers[0]}\nUSER:\n{second}"
-    return f"Question: {first}\nAnswer: {answers[0].strip()}\n\nQuestion: {second}\nAnswer:"
+        return Prompt(second, before=(first, answers[0]))
+    told = answers[0].strip()
+    return Prompt(f"Question: {first}\nAnswer: {told}\n\nQuestion: {second}\nAnswer:")
 
 
 def answer_line(question: int, turns: Sequence[str], model: str, when: float) -> dict[str, Any]:

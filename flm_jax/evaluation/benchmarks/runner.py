@@ -22,20 +22,20 @@ from flm_jax.inference.prompts import Prompt, room
 
 SETTINGS, RECORDS, SUMMARY = "settings.json", "records.jsonl", "summary.json"
 Key = tuple[str | int, int, int]
-# (texts, wanted) -> batches of answers to the wanted ones.
-Answerer = Callable[[Sequence[str], Callable[[int], bool]], Iterator[list[Answer]]]
+# (prompts, wanted) -> batches of answers to the wanted ones.
+Answerer = Callable[[Sequence[Prompt], Callable[[int], bool]], Iterator[list[Answer]]]
 
 
 def by_model(model: Model, how: Answering) -> Answerer:
-    """Answers of a model; a text that leaves no room to write gets "" without a call.
+    """Answers of a model; a prompt that leaves no room to write gets "" without a call.
 
     Raises:
       UserError: none fits.
     """
 
-    def answer(texts: Sequence[str], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
+    def answer(asked: Sequence[Prompt], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
         length = how.length or model.net.max_length
-        rooms = [room(model, Prompt(text), length, how.chat) for text in texts]
+        rooms = [room(model, prompt, length, how.chat) for prompt in asked]
         fit = [place for place, left in enumerate(rooms) if left >= 1]
         require(
             bool(fit),
@@ -45,7 +45,8 @@ def by_model(model: Model, how: Answering) -> Answerer:
         if lost := [Answer(i, "", "", 0) for i, left in enumerate(rooms) if left < 1 and wanted(i)]:
             yield lost
         most = how.answer_length
-        prompts = [Prompt(texts[i], "", min(most, rooms[i]) if most else None) for i in fit]
+        lengths = [min(most, left) if most else None for left in rooms]
+        prompts = [asked[i]._replace(answer_length=lengths[i]) for i in fit]
         for batch in answer_batches(model, prompts, how, lambda i: wanted(fit[i])):
             yield [one._replace(place=fit[one.place]) for one in batch]
 
@@ -58,12 +59,12 @@ def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Ans
         benchmark.reference is not None, "got --reference; this benchmark has no right answers."
     )
 
-    def answer(texts: Sequence[str], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
-        places = [place for place in range(len(texts)) if wanted(place)]
+    def answer(asked: Sequence[Prompt], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
+        places = [place for place in range(len(asked)) if wanted(place)]
         for start in range(0, len(places), batch_size):
             some = places[start : start + batch_size]
             found = [benchmark.reference(place // samples) for place in some]
-            yield [Answer(i, text, texts[i] + text, 0) for i, text in zip(some, found)]
+            yield [Answer(i, text, asked[i].text + text, 0) for i, text in zip(some, found)]
 
     return answer
 
@@ -150,11 +151,11 @@ def collect(
         if all(key in done for key in keys):
             continue
         earlier = [[done[(*key[:2], t)]["answer"] for t in range(turn)] for key in keys]
-        texts = [benchmark.prompt(i, before) for (i, _), before in zip(places, earlier)]
-        for batch in answer(texts, lambda place, keys=keys: keys[place] not in done):
+        asked = [benchmark.prompt(i, before) for (i, _), before in zip(places, earlier)]
+        for batch in answer(asked, lambda place, keys=keys: keys[place] not in done):
             scores = benchmark.score([(places[one.place][0], one.text) for one in batch])
             records = [
-                _record(keys[one.place], texts[one.place], one, score)
+                _record(keys[one.place], asked[one.place], one, score)
                 for one, score in zip(batch, scores)
             ]
             append_json_line(folder / RECORDS, records)
@@ -163,11 +164,13 @@ def collect(
     return [done[key] for key in order]
 
 
-def _record(key: Key, prompt: str, answer: Answer, score: Record) -> Record:
+def _record(key: Key, prompt: Prompt, answer: Answer, score: Record) -> Record:
     # An answer that took no call did not fit; right answers take none either, but have a text.
     lost = {} if answer.calls or answer.whole else {"too_long": True}
     name = dict(zip(("id", "sample", "turn"), key))
-    return name | {"prompt": prompt, "answer": answer.text, "calls": answer.calls} | lost | score
+    given = {"before": list(prompt.before)} if prompt.before else {}
+    given |= {"prompt": prompt.text, "answer": answer.text, "calls": answer.calls}
+    return name | given | lost | score
 
 
 def summarise(benchmark: Benchmark, records: Sequence[Record]) -> Record:

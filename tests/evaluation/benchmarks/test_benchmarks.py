@@ -11,7 +11,7 @@ import pytest
 from flm_jax.checkpoints.workdir import save_ema, write_config
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
-from flm_jax.evaluation.benchmarks import gsm8k
+from flm_jax.evaluation.benchmarks import gsm8k, runner
 from flm_jax.evaluation.benchmarks.base import Choices
 from flm_jax.evaluation.benchmarks.registry import make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
@@ -23,7 +23,7 @@ from flm_jax.evaluation.benchmarks.runner import (
     summarise,
 )
 from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox
-from flm_jax.inference.answers import Answering
+from flm_jax.inference.answers import Answer, Answering
 from helpers.benchmarks import HUMANEVAL, gsm8k_problems, mbpp_problem, mt_bench_questions
 from helpers.files import json_lines
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
@@ -192,6 +192,25 @@ def test_what_does_not_fit_is_wrong_and_counted(tmp_path, chat):
     alone = make_benchmark("gsm8k", json_lines(tmp_path / "b.jsonl", long), Choices(chat=True))
     with pytest.raises(UserError, match=f"no prompt .* fits in {ROW_LENGTH} tokens"):
         collect(alone, tmp_path, {}, answer)
+
+
+def test_a_second_turn_is_asked_behind_the_first(tmp_path, chat, monkeypatch):
+    asked = []
+
+    def echo(model, prompts, how, wanted):
+        asked.append(prompts)
+        yield [Answer(i, f"<{p.text}>", "", 1) for i, p in enumerate(prompts)]
+
+    monkeypatch.setattr(runner, "answer_batches", echo)
+    path = json_lines(tmp_path / "q.jsonl", *mt_bench_questions(2))
+    benchmark = make_benchmark("mt_bench", path, Choices(chat=True))
+    collect(benchmark, tmp_path, {}, by_model(chat, Answering(2, answer_length=200, chat=True)))
+    first, second = asked
+    assert [p.text for p in second] == ["more 0", "more 1"]
+    assert [p.before for p in second] == [("ask 0", "<ask 0>"), ("ask 1", "<ask 1>")]
+    assert not any(p.before for p in first)
+    takes = [len(framed(*p.before, p.text)) for p in second]
+    assert [p.answer_length for p in second] == [ROW_LENGTH - size for size in takes]
 
 
 def test_impossible_choices_are_refused(tmp_path):

@@ -23,8 +23,9 @@ def answered(tmp_path):
     path = json_lines(tmp_path / "q.jsonl", *mt_bench_questions(3))
     benchmark = make_benchmark("mt_bench", path, Choices(chat=True))
 
-    def echo(texts, wanted):
-        yield [Answer(i, f"<{t}>", framed(t), 1) for i, t in enumerate(texts) if wanted(i)]
+    def echo(asked, wanted):
+        turns = [(*prompt.before, prompt.text) for prompt in asked]
+        yield [Answer(i, f"<{t[-1]}>", framed(*t), 1) for i, t in enumerate(turns) if wanted(i)]
 
     records = collect(benchmark, tmp_path, {}, echo)
     return mt_bench.read_questions(path), records
@@ -35,13 +36,12 @@ def test_both_turns_are_answered_and_written_as_fastchat_reads_them(tmp_path, an
     assert [(r["id"], r["turn"]) for r in records] == [
         (81 + i, t) for t in (0, 1) for i in range(3)
     ]
-    second = "ask 0\nASSISTANT:\n<ask 0>\nUSER:\nmore 0"
-    assert records[3]["prompt"] == second
-    assert framed(second) == framed("ask 0") + "<ask 0>\n" + framed("more 0")
+    assert records[3]["prompt"] == "more 0" and records[3]["before"] == ["ask 0", "<ask 0>"]
+    assert "before" not in records[0]
     path = mt_bench.write_answers(tmp_path, records, "tiny")
     line = json.loads(path.read_text().splitlines()[0])
     assert line.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
-    assert line["choices"] == [{"index": 0, "turns": ["<ask 0>", f"<{second}>"]}]
+    assert line["choices"] == [{"index": 0, "turns": ["<ask 0>", "<more 0>"]}]
     assert (line["question_id"], line["model_id"]) == (81, "tiny")
 
 
