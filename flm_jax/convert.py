@@ -58,7 +58,8 @@ _WORKDIR = DEFINE_path("workdir", "", "Folder to write; with --export, to read."
 _TOKENIZER = DEFINE_path(
     "tokenizer",
     "",
-    "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: by vocabulary size.",
+    "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: the one in the folder of "
+    "the weights, else by vocabulary size.",
 )
 _DATA = DEFINE_path("data", "", "Prepared folder on which `evaluate` measures the loss.")
 _LENGTH = flags.DEFINE_integer(
@@ -105,15 +106,15 @@ def _checkpoint() -> str:
     return str(folder / found[0])
 
 
-def _read_flm() -> tuple[Any, dict[str, Any], str]:
-    state = flm.read_checkpoint(_checkpoint(), _EMA.value, _TRUST.value)
+def _read_flm(source: str) -> tuple[Any, dict[str, Any], str]:
+    state = flm.read_checkpoint(source, _EMA.value, _TRUST.value)
     params, sizes = flm.params_from_state_dict(state, _HEADS.value)
     more = {"length": _LENGTH.value or _FLM_LENGTH, "logit_softcap": _SOFTCAP.value}
     return params, sizes | more, "semigroup" if sizes["two_time"] else "denoising"
 
 
-def _read_llama() -> tuple[Any, dict[str, Any], str]:
-    params, model = _LLAMAS[_SOURCE.value](_checkpoint(), _HEADS.value)
+def _read_llama(source: str) -> tuple[Any, dict[str, Any], str]:
+    params, model = _LLAMAS[_SOURCE.value](source, _HEADS.value)
     return params, model | {"length": _LENGTH.value or model["length"]}, "masked_diffusion"
 
 
@@ -133,9 +134,15 @@ def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(vocab_size: int):
-    name = _TOKENIZER.value or _TOKENIZERS.get(vocab_size, "")
-    require(bool(name), f"no --tokenizer; none is known for a vocabulary of {vocab_size}.")
+def _tokenizer(vocab_size: int, source: str):
+    """The tokenizer of the weights at `source`, with its chat template, if it has one."""
+    beside = f"hf:{source}" if (epath.Path(source) / "tokenizer.json").exists() else ""
+    name = _TOKENIZER.value or beside or _TOKENIZERS.get(vocab_size, "")
+    require(
+        bool(name),
+        f"no --tokenizer; there is no tokenizer.json at {source}, and none is known for a "
+        f"vocabulary of {vocab_size}.",
+    )
     require(
         not needs_training(name),
         f"got --tokenizer={name}; expected the model's own, not a new one.",
@@ -157,15 +164,17 @@ def _import(folder: epath.Path) -> None:
         not any((folder / name).exists() for name in ("config.json", "checkpoints")),
         f"workdir {folder} holds a run already; give a new one.",
     )
-    params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)()
+    source = _checkpoint()
+    params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)(source)
     config = _config(model, objective)
     make_network(config)
-    tokenizer = _tokenizer(model["vocab_size"])
+    tokenizer = _tokenizer(model["vocab_size"], source)
     tokenizer.save(folder / "tokenizer")
     save_ema(folder, params, 0, {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value})
     # Last, because it is what makes the folder a workdir.
     write_config(folder, config)
     print(f"wrote {folder}: {', '.join(f'{k} {v}' for k, v in model.items())}")
+    print(f"its tokenizer has {'a' if tokenizer.has_template else 'no'} chat template")
 
 
 def _export(folder: epath.Path, path: str) -> None:

@@ -16,6 +16,7 @@ from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.inference import engine
 from flm_jax.interop.llama import read_llada, read_smdm, state_dict_from_params
 from flm_jax.interop.tensors import TensorFiles
+from helpers.chat_tokenizers import save
 from helpers.llama import DIM, HEADS, LENGTH, LLADA_MASK, llada, llada_folder, smdm
 
 
@@ -92,6 +93,32 @@ def test_command_line_imports_and_exports(tmp_path):
     for name, value in state.items():
         assert back[name].dtype == value.dtype
         np.testing.assert_array_equal(back[name].astype(np.float32), value.astype(np.float32))
+
+
+def test_the_tokenizer_beside_the_weights_comes_along_with_its_template(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    words = {word: i for i, word in enumerate("a b <|endoftext|> <|eot_id|> <role>".split())}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    backend.add_special_tokens(["<|endoftext|>", "<|eot_id|>", "<role>"])
+    (tmp_path / "in").mkdir()
+    source = llada_folder(tmp_path / "in", llada())
+    says = {"eos_token": "<|endoftext|>", "chat_template": "{{ messages[0].role }} by its name"}
+    save(source, backend, tokenizer_config=says)
+    template = "<role>{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}"
+    (source / "chat_template.jinja").write_text(template)
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    flags = ("flm_jax.convert", "--source=llada", f"--checkpoint={source}", f"--workdir={workdir}")
+    done = command(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "its tokenizer has a chat template" in done.stdout
+    done = command("flm_jax.convert", f"--export={out}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    for folder in (workdir, out):
+        model = load_model(folder)
+        given = engine.given_tokens(model, "b", "", 1, LENGTH, chat=True)
+        assert given.tokens[0, :3].tolist() == [4, 1, 3] and given.mask[0].tolist()[2:4] == [1, 0]
+        assert model.tokenizer.end_ids == {2, 3}
 
 
 def test_hidden_files_are_no_shards(tmp_path):
