@@ -1,7 +1,8 @@
-"""JSON lines with the place of each, so that a fault can name its file and line."""
+"""JSON lines, or one array, with the place of each, so that a fault can name its file and line."""
 
 import gzip
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -12,7 +13,7 @@ from flm_jax.data.text import Mender, tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
-    """(place, object) of every line that is not blank; .gz is unpacked.
+    """(place, object) of every line that is not blank, or of an array's items; .gz is unpacked.
 
     Byte order marks before a line are dropped, and CRLF and CR end a line as LF does; the texts in
     the objects are as they were written, but for lone surrogates: those are read as U+FFFD, with
@@ -33,15 +34,7 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected {expected}.") from error
     found, mender = [], Mender()
-    # Not splitlines: JSON may hold other line ends, such as U+2028, as they are.
-    for number, line in enumerate(tidy(text).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(tidy(line))
-        except ValueError as error:
-            raise UserError(f"{where}: no JSON ({error}).") from error
+    for where, record in _items(path, tidy(text)) or _lines(path, tidy(text)):
         require(
             isinstance(record, dict),
             f"{where}: expected an object, one of {expected}, got {type(record).__name__}.",
@@ -49,6 +42,29 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
         found.append((where, mender.record(record, where)))
     require(bool(found), f"{path} has no line; expected {expected}.")
     return found
+
+
+def _items(path: str, text: str) -> list[tuple[str, Any]]:
+    """Items of a text that is one JSON array; none of another."""
+    if not text.lstrip().startswith("["):
+        return []
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return []
+    return [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
+
+
+def _lines(path: str, text: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines: JSON may hold other line ends, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(tidy(line))
+        except ValueError as error:
+            raise UserError(f"{where}: no JSON ({error}).") from error
 
 
 def text_field(record: dict[str, Any], name: str, where: str) -> str:

@@ -3,11 +3,11 @@
 HumanEval: arXiv 2107.03374. A model continues a function's header and docstring; its text is cut
 where the function ends. MBPP: arXiv 2108.07732. A model is shown three solved tasks, each with its
 tests, and writes code up to [DONE]. Asked as a question instead (`chat`), it may answer in words
-with a fenced block of code.
+with code among them (`answer_code`).
 """
 
+import ast
 import math
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -16,6 +16,13 @@ import numpy as np
 
 from flm_jax.core.errors import require
 from flm_jax.data.jsonl import read_records, text_field
+from flm_jax.evaluation.benchmarks.answer_code import (
+    answer_code,
+    body_among_prose,
+    defined,
+    parsed,
+    split_futures,
+)
 from flm_jax.evaluation.benchmarks.base import (
     _OUTPUT_KEPT,
     Benchmark,
@@ -30,7 +37,6 @@ from flm_jax.metrics.intervals import interval, share_interval
 
 _AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")  # of the HumanEval paper
 _DONE = "[DONE]"
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _SHOTS = (2, 3, 4)  # tasks of MBPP that are shown, in the paper's split for prompts
 _TEST_SPLIT = range(11, 511)
 
@@ -41,7 +47,7 @@ class CodeProblem(NamedTuple):
     Attributes:
       id: of the data file.
       text: HumanEval: header and docstring of the function; MBPP: the task in words.
-      entry: HumanEval: name of the function; "" in MBPP.
+      names: of the functions and classes of the solution that the tests call.
       tests: Python statements; they fail by an exception.
       setup: MBPP: statements before the tests.
       solution: the reference: HumanEval the function's body, MBPP a whole program.
@@ -49,7 +55,7 @@ class CodeProblem(NamedTuple):
 
     id: str
     text: str
-    entry: str
+    names: tuple[str, ...]
     tests: tuple[str, ...]
     setup: str
     solution: str
@@ -65,12 +71,16 @@ def read_humaneval(path: str) -> list[CodeProblem]:
     for where, record in read_records(path, "JSON lines of HumanEval"):
         names = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
         task, prompt, entry, test, solution = (text_field(record, name, where) for name in names)
-        found.append(CodeProblem(task, prompt, entry, (test, f"check({entry})"), "", solution))
+        tests = test, f"check({entry})"
+        found.append(CodeProblem(task, prompt, (entry,), tests, "", solution))
     return found
 
 
 def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[CodeProblem]]:
     """Problems of a file in MBPP's format: the test split, or all where no number is in it.
+
+    The sanitized file (sanitized-mbpp.json, one array) is read as well: it has "prompt" for "text"
+    and "test_imports" for "test_setup_code".
 
     Args:
       path: of the file.
@@ -93,11 +103,29 @@ def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[C
             f"{where}: expected a number under 'task_id' and texts under 'test_list', got "
             f"{number!r} and {tests!r}.",
         )
-        text, code = (text_field(record, n, where).replace("\r", "") for n in ("text", "code"))
-        setup = str(record.get("test_setup_code") or "")
-        found[number] = CodeProblem(f"MBPP/{number}", text, "", tuple(tests), setup, code)
+        words = "prompt" if "text" not in record and "prompt" in record else "text"
+        text, code = (text_field(record, n, where).replace("\r", "") for n in (words, "code"))
+        imports = record.get("test_imports") or []
+        require(
+            isinstance(imports, list) and all(isinstance(line, str) for line in imports),
+            f"{where}: expected texts under 'test_imports', got {imports!r}.",
+        )
+        setup = "\n".join(filter(None, [*imports, str(record.get("test_setup_code") or "")]))
+        names = _called(tests, code)
+        found[number] = CodeProblem(f"MBPP/{number}", text, names, tuple(tests), setup, code)
     problems = [problem for number, problem in found.items() if whole or number in _TEST_SPLIT]
     return problems or list(found.values()), [found[n] for n in _SHOTS if n in found]
+
+
+def _called(tests: Sequence[str], code: str) -> tuple[str, ...]:
+    """Functions and classes of some code that its tests name."""
+    tree, called = parsed(code), parsed("\n".join(tests))
+    if tree is None or called is None:
+        return ()
+    words = {node.id for node in ast.walk(called) if isinstance(node, ast.Name)}
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    made = [node.name for node in tree.body if isinstance(node, kinds)]
+    return tuple(dict.fromkeys(name for name in made if name in words))
 
 
 def humaneval_prompt(problem: CodeProblem, chat: bool) -> str:
@@ -130,38 +158,32 @@ def _task(problem: CodeProblem) -> str:
     )
 
 
-def code_block(answer: str) -> str | None:
-    """The longest fenced block of an answer; None without one. An open last fence is a block."""
-    blocks = _FENCE.findall(answer)
-    return max(blocks, key=len) if blocks else None
-
-
 def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> str:
     """The program that tests an answer.
 
     A continuation follows the header and is cut where another top-level statement begins. Of a
-    chat's answer the fenced block counts, or all of it; one that defines the function takes the
-    place of header and body, behind what stands before the header, such as imports.
+    chat's answer the code counts: if it defines the function it takes the place of header and body,
+    behind what stands before the header, such as imports; else it is the body.
     """
     tests = "\n".join(problem.tests)
     if not chat:
         places = [place for stop in _AFTER_FUNCTION if (place := answer.find(stop)) >= 0]
         return f"{problem.text}{answer[: min(places, default=None)]}\n{tests}\n"
-    block = code_block(answer)
-    code = answer if block is None else block
-    head = re.search(rf"^def {re.escape(problem.entry)}\b", code, re.MULTILINE)
-    if not head:
+    code = answer_code(answer, problem.names)
+    if not defined(code, problem.names):
+        if parsed(problem.text + code) is None:
+            code = body_among_prose(code)
         return f"{problem.text}{code}\n{tests}\n"
-    before = problem.text[: max(problem.text.rfind(f"def {problem.entry}"), 0)]
-    return f"{before}\n{code}\n{tests}\n"
+    before = problem.text[: max(problem.text.rfind(f"def {problem.names[0]}"), 0)]
+    futures, code = split_futures(code)
+    return f"{futures}{before}\n{code}\n{tests}\n"
 
 
 def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> str:
-    """The program that tests an answer: its code up to [DONE], or its fenced block."""
-    code = answer.partition(_DONE)[0]
-    if chat and (block := code_block(code)) is not None:
-        code = block
-    return "\n".join([code.replace("\r", ""), problem.setup, *problem.tests]) + "\n"
+    """The program that tests an answer: all up to [DONE], and of a chat's answer its code."""
+    code = answer.partition(_DONE)[0].replace("\r", "")
+    code = answer_code(code, problem.names) if chat else code
+    return "\n".join([code, problem.setup, *problem.tests]) + "\n"
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

@@ -8,7 +8,6 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.evaluation.benchmarks.code import (
-    code_block,
     humaneval_program,
     humaneval_prompt,
     mbpp_program,
@@ -55,6 +54,14 @@ def test_humaneval_answers_become_programs(half):
         (f"```python\n{whole}", True, True),
         (f"```python\nx = 1\n```\nor\n```python\n{whole}```", True, True),
         ("It cannot be done.", True, False),
+        (f"```python\nhalf(4)\n# {'-' * 99}\n```\nfor\n~~~\n{whole}~~~", True, True),
+        (f"So:\n  ```\n  def half(x):\n  {body}  ```", True, True),
+        (f"It is simple.\n\n{whole}\nIt halves x.", True, True),
+        (f"The body is:\n{body}\nwhich halves x.", True, True),
+        ("    y = x\n# and then\n    return y / 2", True, True),
+        (f"```\nfrom __future__ import annotations\n{whole}```", True, True),
+        (f"from __future__ import annotations\nimport math\n{whole}", True, True),
+        (f"```\nx = 1\nfrom __future__ import annotations\n{whole}```", True, False),
     ]
     programs = [humaneval_program(half, answer, chat) for answer, chat, _ in cases]
     assert passes(programs) == [good for *_, good in cases]
@@ -76,11 +83,53 @@ def test_mbpp_answers_become_programs(tmp_path):
         (f"{code}\nno Python", False, False),
         (f"Yes:\n```python\n{code}\n```\nno Python", True, True),
         ("def f(x): return x", True, False),
+        (f"```\n{'f(1)  # as an example' * 9}\n```\n~~~python\n{code}\n~~~", True, True),
+        (f"Here it is:\n{code}\nThat is all.", True, True),
+        (f"```\nfrom __future__ import annotations\n{code}\n```", True, True),
     ]
     programs = [mbpp_program(problems[0], answer, chat) for answer, chat, _ in cases]
     assert passes(programs) == [good for *_, good in cases]
     few = lines(tmp_path / "b.jsonl", mbpp_problem(600))
     assert [p.id for p in read_mbpp(few)[0]] == ["MBPP/600"]
+
+
+def sanitized(number):
+    """A problem of the sanitized file, whose tests need an import."""
+    return {
+        "source_file": "a.ipynb",
+        "task_id": number,
+        "prompt": f"Write a function to add {number}.",
+        "code": f"def f(x):\n  return x + {number}",
+        "test_imports": ["import math"],
+        "test_list": [f"assert f(math.floor(1.5)) == {number + 1}"],
+    }
+
+
+def test_the_sanitized_file_is_read(tmp_path):
+    """One array in the place of lines, "prompt" in that of "text", imports of the tests."""
+    path = tmp_path / "sanitized-mbpp.json"
+    path.write_text(json.dumps([sanitized(n) for n in (2, 3, 4, 11, 12, 600)], indent=2))
+    problems, shots = read_mbpp(str(path))
+    assert [p.id for p in problems] == ["MBPP/11", "MBPP/12"] and len(shots) == 3
+    assert problems[0].text == "Write a function to add 11." and problems[0].names == ("f",)
+    prompt = mbpp_prompt(problems[0], shots, False)
+    assert prompt.endswith("assert f(math.floor(1.5)) == 12\n[BEGIN]\n")
+    programs = [mbpp_program(one, one.solution, False) for one in problems]
+    assert passes(programs) == [True, True]
+    path.write_text(json.dumps([sanitized(2), sanitized(3) | {"test_imports": "math"}]))
+    with pytest.raises(UserError, match="mbpp.json, item 2: expected texts under 'test_imports'"):
+        read_mbpp(str(path))
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="mbpp.json, item 1: expected an object.* got int"):
+        read_mbpp(str(path))
+
+
+def test_what_the_tests_call_is_known(tmp_path):
+    pair = "class Pair(object):\n  pass\ndef helper(): pass\ndef chain(a): return 1"
+    record = mbpp_problem(601) | {"code": pair, "test_list": ["assert chain([Pair()]) == 1"]}
+    assert read_mbpp(lines(tmp_path / "a.jsonl", record))[0][0].names == ("Pair", "chain")
+    broken = record | {"code": "def chain(", "test_list": ["assert chain() == 1"]}
+    assert read_mbpp(lines(tmp_path / "b.jsonl", broken))[0][0].names == ()
 
 
 @pytest.mark.parametrize(
@@ -106,11 +155,6 @@ def test_bad_lines_are_named(tmp_path, read, record, message):
     (tmp_path / "a.jsonl.gz").write_bytes(b"not packed")
     with pytest.raises(UserError, match="cannot be read"):
         read(str(tmp_path / "a.jsonl.gz"))
-
-
-def test_the_longest_block_is_taken():
-    assert code_block("no fence") is None
-    assert code_block("```py\na\n```\n```\nlonger\n```") == "longer\n"
 
 
 def test_pass_at_k_counts_choices():

@@ -1,0 +1,141 @@
+"""The code in an answer: fenced blocks, or code among prose.
+
+Of fenced blocks the one counts that defines what the tests call; a model may show an example, a
+command or an earlier attempt in others.
+"""
+
+import ast
+import re
+import textwrap
+import warnings
+from collections.abc import Sequence
+
+# What opens a block: at the beginning of a line, also indented, or behind words.
+_OPENS = re.compile(r"^(?P<indent>[ \t]*)(?P<words>.*?)(?P<fence>`{3,}|~{3,})[^`~]*$")
+_STARTS = re.compile(
+    r"(?:async +def|def|class|import|from)\b|@|[A-Za-z_][\w.]*(?:\[[^\]]*\])? *(?::[^=]+)?=[^=]"
+)
+# Lines that are indented, with the empty ones between them.
+_INDENTED = re.compile(r"(?:^[ \t]+\S.*(?:\n|\Z)(?:[ \t]*\n)*)+", re.MULTILINE)
+_MOST_JOINED = 40  # pieces of a text that together may be one statement
+
+
+def code_blocks(answer: str) -> list[str]:
+    """Contents of fenced blocks, ``` or ~~~, without the indentation of their fences.
+
+    A fence that is not closed reaches to the end.
+    """
+    blocks: list[str] = []
+    lines: list[str] | None = None
+    for line in answer.replace("\r\n", "\n").split("\n"):
+        if lines is None:
+            opens = _OPENS.match(line)
+            if opens and opens["fence"] not in opens["words"]:
+                fence, lines = opens["fence"], []
+                indent = 0 if opens["words"] else len(opens["indent"])
+                closes = re.compile(rf"(.*?){fence[0]}{{{len(fence)},}}[ \t]*")
+        elif last := closes.fullmatch(line):
+            lines += [last[1]] if last[1].strip() else []
+            blocks.append("".join(f"{_unindented(one, indent)}\n" for one in lines))
+            lines = None
+        else:
+            lines.append(line)
+    if lines is not None:
+        blocks.append("\n".join(_unindented(one, indent) for one in lines))
+    return blocks
+
+
+def _unindented(line: str, most: int) -> str:
+    """A line without its first white space, of `most` signs at most."""
+    return line[min(most, len(line) - len(line.lstrip(" \t"))) :]
+
+
+def answer_code(answer: str, names: Sequence[str]) -> str:
+    """The code of an answer.
+
+    That is the fenced block that defines most of `names`, of several one that is Python, of those
+    the longest; where none defines any, indented lines or lines among prose that do; else the
+    longest block, and without a block all of the answer.
+
+    Args:
+      names: of the functions and classes that the tests call.
+    """
+    blocks = code_blocks(answer)
+    best = max(blocks, key=lambda block: _worth(block, names), default=None)
+    if best is not None and defined(best, names):
+        return best
+    runs = [textwrap.dedent(run) for run in _INDENTED.findall(answer)]
+    for other in (code_among_prose(answer, names), *runs):
+        if defined(other, names):
+            return other
+    return answer if best is None else best
+
+
+def _worth(block: str, names: Sequence[str]) -> tuple[int, bool, int]:
+    return defined(block, names), parsed(textwrap.dedent(block)) is not None, len(block)
+
+
+def defined(code: str, names: Sequence[str]) -> int:
+    """How many of the names are functions or classes at the margin of some code."""
+    return sum(
+        bool(re.search(rf"^(?:(?:async +)?def|class) +{re.escape(name)}\b", code, re.MULTILINE))
+        for name in names
+    )
+
+
+def parsed(code: str) -> ast.Module | None:
+    """The syntax tree; None of what is no Python."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of invalid escapes and the like
+        try:
+            return ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+def code_among_prose(answer: str, names: Sequence[str]) -> str:
+    """Imports, definitions and assignments at the margin, in their order; prose is left out.
+
+    Returns:
+      "" where they define none of `names`.
+    """
+    if not defined(answer, names):
+        return ""
+    pieces = re.split(r"(?m)^(?=\S)", answer.replace("\r\n", "\n"))
+    found, place = [], 0
+    while place < len(pieces):
+        size = _statement(pieces, place) if _STARTS.match(pieces[place]) else 0
+        found += pieces[place : place + size]
+        place += size or 1
+    code = "".join(piece if piece.endswith("\n") else f"{piece}\n" for piece in found)
+    return code if defined(code, names) else ""
+
+
+def body_among_prose(answer: str) -> str:
+    """The first indented lines of an answer, which is all of it where none are."""
+    found = _INDENTED.search(answer)
+    return found[0] if found else answer
+
+
+def _statement(pieces: Sequence[str], place: int) -> int:
+    """How many pieces from `place` on are one statement: 0 where they are none."""
+    for size in range(1, min(_MOST_JOINED, len(pieces) - place) + 1):
+        if parsed("".join(pieces[place : place + size])) is not None:
+            return size
+    return 0
+
+
+def split_futures(code: str) -> tuple[str, str]:
+    """(lines `from __future__ import ...`, the other lines), of code that begins with such.
+
+    They must be the first of a program; elsewhere they stay where they are, an error of the code.
+    """
+    tree = parsed(code)
+    lines, taken = code.splitlines(keepends=True), set()
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            taken |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            break
+    first = "".join(line for i, line in enumerate(lines) if i in taken)
+    return first, "".join(line for i, line in enumerate(lines) if i not in taken)
