@@ -8,7 +8,9 @@ from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.inference import engine
 from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import Prompt, answer_texts, lay_out, room
+from flm_jax.inference.self_generation import training_prompts
 from helpers import chat_tokenizers
+from helpers.files import json_lines
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
 
 pytest.importorskip("tokenizers")
@@ -136,6 +138,13 @@ def test_infills_are_encoded_with_what_is_around_them(tokenizers, name, before, 
     want = [word and ids_of(model.tokenizer, word)[0] for word in words]
     assert rows.given.tokens[0, :size].tolist() == want
     assert rows.given.mask[0, :size].tolist() == [word != 0 for word in words]
+
+
+def test_questions_to_learn_from_are_asked_in_the_template(llada, tmp_path):
+    path = json_lines(tmp_path / "q.jsonl", {"prompt": "Hi", "response": "Yes"})
+    asked = training_prompts(llada, 2, 0, path)
+    want = llada.tokenizer.encode_turns(["Hi"]).tolist()
+    assert asked.tokens[1, asked.given[1]].tolist() == want and asked.kind == "chat"
 
 
 def test_an_infill_behind_bos_begins_the_text(tokenizers):

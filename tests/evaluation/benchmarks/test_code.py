@@ -3,6 +3,9 @@
 import gzip
 import itertools
 import json
+import os
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,8 @@ from flm_jax.evaluation.benchmarks.code import (
 )
 from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox, run_programs
 from helpers.benchmarks import HUMANEVAL, mbpp_problem
+
+PUBLISHED = Path(os.environ.get("FLM_JAX_BENCHMARKS", "absent"))
 
 
 def lines(path, *records):
@@ -130,6 +135,30 @@ def test_what_the_tests_call_is_known(tmp_path):
     assert read_mbpp(lines(tmp_path / "a.jsonl", record))[0][0].names == ("Pair", "chain")
     broken = record | {"code": "def chain(", "test_list": ["assert chain() == 1"]}
     assert read_mbpp(lines(tmp_path / "b.jsonl", broken))[0][0].names == ()
+
+
+EXAMPLE = "```\n" + "print('an example')  # of how it is used\n" * 200 + "```\n"
+FORMS = {
+    "prose": lambda code: f"Sure, here it is:\n\n{code}\nIt takes the sum.\nComplexity: O(n).",
+    "tildes": lambda code: f"Use:\n{EXAMPLE}Code:\n~~~python\n{code}\n~~~\nDone.",
+    "list": lambda code: (
+        "1. Code:\n" + textwrap.indent(f"```python\n{code}\n```", "   ") + "\n2. Done.\n"
+    ),
+    "future": lambda code: f"```python\nfrom __future__ import annotations\n{code}\n```",
+    "indented": lambda code: "Code:\n\n" + textwrap.indent(code, "    ") + "\n\nDone.",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_published_solutions_are_found_in_every_form(form):
+    paths = PUBLISHED / "humaneval/HumanEval.jsonl.gz", PUBLISHED / "mbpp/mbpp.jsonl"
+    if not all(path.exists() for path in paths):
+        pytest.skip("no published files; FLM_JAX_BENCHMARKS is their folder")
+    halves, adds = read_humaneval(str(paths[0]))[::4], read_mbpp(str(paths[1]), True)[0][::12]
+    told = FORMS[form]
+    programs = [humaneval_program(one, told(one.text + one.solution), True) for one in halves]
+    programs += [mbpp_program(one, told(one.solution), True) for one in adds]
+    assert len(programs) == 41 + 82 and all(passes(programs))
 
 
 @pytest.mark.parametrize(
