@@ -145,6 +145,23 @@ def test_only_the_first_text_takes_the_space_of_a_beginning(tmp_path, scheme):
     assert ids.tolist() == backend.encode("[INST]ab[/INST]", add_special_tokens=False).ids
 
 
+def test_texts_that_are_normalised(tmp_path):
+    """No text becomes a control token by it, and none of them is lost."""
+    import tokenizers
+
+    backend = chat_tokenizers.byte_level(["</s>"])
+    added = tokenizers.AddedToken("<|end|>", special=True, normalized=True)
+    backend.add_special_tokens([added])
+    parts = [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Replace("\ufdd0", "")]
+    backend.normalizer = tokenizers.normalizers.Sequence(parts)
+    declared = {"eos_token": "</s>", "chat_template": "<|end|>{{ messages[0].content }}<|end|>"}
+    tokenizer = load(chat_tokenizers.save(tmp_path, backend, tokenizer_config=declared))
+    wide = "".join(chr(ord(c) + 0xFEE0) for c in "<|end|>")
+    ids = tokenizer.encode_turns([f"a{wide}"])
+    assert controls(tokenizer, ids) == ["<|end|>"] * 2
+    assert tokenizer.decode(ids) == "a<|end|>"
+
+
 def test_ends_of_answers(llada, llada2, tmp_path):
     tokenizer = load(llada)
     names = lambda ids: {tokenizer._backend.id_to_token(i) for i in ids}
@@ -262,11 +279,14 @@ def test_what_templates_call(llada, tmp_path):
 
 def test_without_jinja_one_line_says_what_to_install(llada, monkeypatch):
     chat_template._compiled.cache_clear()
+    chat_template.jinja.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     tokenizer = load(llada)
     assert tokenizer.decode(tokenizer.encode("Hi")) == "Hi"
     with pytest.raises(UserError, match=r"needs the package `jinja2`.*'flm-jax\[hf\]'"):
         tokenizer.encode_turns(["Hi"])
+    with pytest.raises(UserError, match="needs the package `jinja2`"):
+        load(llada).end_ids  # noqa: B018  raises
 
 
 def test_damaged_files_are_named(llada, tmp_path):

@@ -128,7 +128,7 @@ def _first_line(error: Exception) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> Any:
-    environment = _environment()
+    environment = jinja()
     try:
         return environment.from_string(source)
     except Exception as error:
@@ -138,8 +138,13 @@ def _compiled(source: str) -> Any:
         ) from error
 
 
-def _environment() -> Any:
-    """Jinja's sandbox with what chat templates call."""
+@functools.cache
+def jinja() -> Any:
+    """Jinja's sandbox with what chat templates call.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         sandbox = importlib.import_module("jinja2.sandbox")
         ext = importlib.import_module("jinja2.ext")

@@ -13,9 +13,9 @@ import numpy as np
 
 from flm_jax.core.errors import UserError
 from flm_jax.data.tokenizers.base import NO_PIECE
-from flm_jax.data.tokenizers.chat_template import ChatSettings, rendered
+from flm_jax.data.tokenizers.chat_template import ChatSettings, jinja, rendered
 
-_CONTROL, _BREAK, _ANSWER = "\ufdd0", "\ufdd1", "\ufdd2"
+CONTROL, _BREAK, _ANSWER = "\ufdd0", "\ufdd1", "\ufdd2"
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
 # Added tokens that are not special and stand in a template are controls if they look like some;
 # other words, such as runs of spaces, are text.
@@ -45,7 +45,8 @@ class Framer:
     """Encodes exchanges as a chat template frames them.
 
     Args:
-      backend: of the package `tokenizers`, for this alone; it takes no text for a control token.
+      backend: of the package `tokenizers`, for this alone; it takes no text for a control token,
+        and has the token CONTROL.
       controls: text -> id of the tokens that a template may write.
       chat: with the template.
     """
@@ -57,7 +58,6 @@ class Framer:
         self._word, self._starts = re.compile(f"({words})"), re.compile(f"(?={words}).", re.DOTALL)
         added = backend.get_added_tokens_decoder().values()
         self._strips = {token.content: (token.lstrip, token.rstrip) for token in added}
-        backend.add_tokens([_CONTROL])
 
     def encode(self, turns: Sequence[str]) -> np.ndarray:
         """Ids of turns up to where the next answer begins, int32; see `Tokenizer.encode_turns`."""
@@ -68,18 +68,23 @@ class Framer:
             left, right = self._strips.get(word, (False, False))
             texts[i] = texts[i].rstrip() if left else texts[i]
             texts[i + 1] = texts[i + 1].lstrip() if right else texts[i + 1]
-        found = self._backend.encode(_CONTROL.join(texts), add_special_tokens=False)
+        found = self._backend.encode(CONTROL.join(texts), add_special_tokens=False)
         ids = iter(controls)
         return np.array(
             [
-                self._controls[next(ids)] if token == _CONTROL else number
+                self._controls[next(ids)] if token == CONTROL else number
                 for token, number in zip(found.tokens, found.ids)
             ],
             np.int32,
         )
 
     def turn_end(self) -> int | None:
-        """The control token right behind an assistant's turn; None where there is none."""
+        """The control token right behind an assistant's turn; None where there is none.
+
+        Raises:
+          UserError: no Jinja.
+        """
+        jinja()
         try:
             text = rendered(self._chat, ["a", _ANSWER, "b"], answer=True)
         except UserError:

@@ -16,7 +16,7 @@ from flm_jax.data.tokenizers.chat_template import (
     ChatSettings,
     read_chat_settings,
 )
-from flm_jax.data.tokenizers.exchanges import Framer, controls_of
+from flm_jax.data.tokenizers.exchanges import CONTROL, Framer, controls_of
 from flm_jax.data.tokenizers.in_context import encoded_in_context
 
 _HF_FILES = ("tokenizer.json", *CHAT_FILES)
@@ -100,6 +100,8 @@ class HuggingFaceTokenizer(Tokenizer):
             return None
         backend = _backend_of(self._definition)
         _spell(backend, self._controls)
+        # Found in the text as it is, whatever the tokenizer makes of it.
+        backend.add_tokens([_import_hf("tokenizers").AddedToken(CONTROL, normalized=False)])
         return Framer(backend, self._controls, self._chat)
 
     @functools.cached_property
