@@ -45,11 +45,11 @@ SAYS = {
 
 
 @functools.lru_cache
-def llada2_weights():
+def llada2_weights(vocab=VOCAB):
     shapes = {
-        "model.word_embeddings.weight": (VOCAB, DIM),
+        "model.word_embeddings.weight": (vocab, DIM),
         "model.norm.weight": (DIM,),
-        "lm_head.weight": (VOCAB, DIM),
+        "lm_head.weight": (vocab, DIM),
     }
 
     def mlp(at, hidden):

@@ -63,12 +63,12 @@ def smdm(seed=0):
     return weights(seed, shapes)
 
 
-def llada(seed=0, groups=HEADS):
+def llada(seed=0, groups=HEADS, vocab=VOCAB):
     narrow = groups * DIM // HEADS
     shapes = {
-        "model.transformer.wte.weight": (VOCAB, DIM),
+        "model.transformer.wte.weight": (vocab, DIM),
         "model.transformer.ln_f.weight": (DIM,),
-        "model.transformer.ff_out.weight": (VOCAB, DIM),
+        "model.transformer.ff_out.weight": (vocab, DIM),
     }
     for i in range(DEPTH):
         at = f"model.transformer.blocks.{i}."
