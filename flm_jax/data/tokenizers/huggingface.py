@@ -104,20 +104,11 @@ class HuggingFaceTokenizer(Tokenizer):
         backend.add_tokens([_import_hf("tokenizers").AddedToken(CONTROL, normalized=False)])
         return Framer(backend, self._controls, self._chat)
 
-    @functools.cached_property
-    def _apart(self) -> Any:
-        """A backend whose places of tokens are exact: no post-processor trims them."""
-        backend = _backend_of(self._definition)
-        _spell(backend, self._controls)
-        processors = _import_hf("tokenizers").processors
-        backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-        return backend
-
     def encode_turns(self, turns: Sequence[str]) -> np.ndarray | None:
         return self._framer.encode(turns) if self._framer else None
 
     def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
-        found = encoded_in_context(self._apart, parts) if len(parts) > 1 else None
+        found = encoded_in_context(self._backend, parts) if len(parts) > 1 else None
         return super().encode_parts(parts) if found is None else found
 
     def encode(self, text: str) -> np.ndarray:
@@ -168,10 +159,14 @@ def _settings(saved: Mapping[str, Any]) -> ChatSettings:
 
 
 def _backend_of(definition: bytes) -> Any:
-    backend = _import_hf("tokenizers").Tokenizer.from_str(definition.decode("utf8"))
+    tokenizers = _import_hf("tokenizers")
+    backend = tokenizers.Tokenizer.from_str(definition.decode("utf8"))
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
+    # All it does here is to trim the places of tokens, which `encoded_in_context` reads.
+    processors = tokenizers.processors
+    backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     return backend
 
 
