@@ -1,11 +1,12 @@
-"""Embedding flows and their flow maps on an exact task, beside those of configs/comparisons/tasks.py.
+"""Embedding flows and their flow maps on an exact task, as in configs/comparisons/tasks.py.
 
 python -m flm_jax.evaluate --config=configs/comparisons/embedding_flows.py:phrases4 \
     --workdir=runs/embedding
 
-Sizes, optimizer, rows and steps are those of the FLM and the FMLM there: states with N(0, I) noise in
-a space of normalised embeddings, times by a law of gamma that is learnt, on the linear and on the
-variance-preserving path. Each map is distilled by the semigroup route with its flow's table frozen.
+Sizes, optimizer, rows and steps are those of the FLM and the FMLM there: states with N(0, I)
+noise in a space of normalised embeddings, times by a law of gamma that is learnt, on the linear
+and on the variance-preserving path. Each map is distilled by the semigroup route with its
+flow's table frozen.
 
 Hardware: one CPU core. Expected: see docs/RESULTS.md, "Embedding flows".
 """

@@ -2,14 +2,15 @@
 
 python -m flm_jax.train --config=configs/owt/langflow.py --workdir=runs/owt/langflow
 
-The data are those of configs/owt/flm.py. As in the weights that its authors published: normalised
-embeddings of length sqrt(768), the variance-preserving path, a Gumbel law of gamma, the network told
-gamma, the posterior of each state added to the logits, self-conditioning, no soft caps. Their
-training code is not published: batch, learning rate and steps are those of configs/owt/flm.py; they
-add a linear map of state and estimate together, here it is one of the estimate alone; a tenth of the
-times is uniform here, so that the law can be fitted.
+The data are those of configs/owt/flm.py. As in the weights that its authors published:
+normalised embeddings of length sqrt(768), the variance-preserving path, a Gumbel law of gamma,
+the network told gamma, the posterior of each state added to the logits, self-conditioning, no
+soft caps. Their training code is not published: batch, learning rate and steps are those of
+configs/owt/flm.py; they add a linear map of state and estimate together, here it is one of the
+estimate alone; a tenth of the times is uniform here, so that the law can be fitted.
 
-Hardware: accelerators. Duration and metrics are unmeasured here. The paper reports a perplexity of 24.6.
+Hardware: accelerators. Duration and metrics are unmeasured here. The paper reports a perplexity
+of 24.6.
 """
 
 from configs.owt.recipe import recipe

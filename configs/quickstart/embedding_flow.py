@@ -1,9 +1,11 @@
-"""Embedding flow on the documentation of the running Python: the quickstart's FLM with other noise.
+"""Embedding flow on the documentation of the running Python: the quickstart's FLM, other noise.
 
-python -m flm_jax.train --config=configs/quickstart/embedding_flow.py --workdir=runs/quickstart/embedding
+python -m flm_jax.train --config=configs/quickstart/embedding_flow.py \
+    --workdir=runs/quickstart/embedding
 
-The data are those of configs/quickstart/flm.py. States are normalised embeddings with N(0, I) noise on
-the variance-preserving path, and the law of times is learnt (docs/methods/embedding_flow.md).
+The data are those of configs/quickstart/flm.py. States are normalised embeddings with N(0, I)
+noise on the variance-preserving path, and the law of times is learnt
+(docs/methods/embedding_flow.md).
 
 Hardware: two CPU cores. Duration and texts are unmeasured.
 """
