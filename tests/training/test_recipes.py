@@ -52,6 +52,7 @@ def _one_call(workdir):
     return report["valid"], report["total_variation"]
 
 
+@pytest.mark.slow
 def test_distribution_matching_makes_one_call_of_a_flow_a_sample(tmp_path):
     """From a flow, without a flow map: in one call nearer to the law than the flow itself."""
     few = ["--config.train.steps=400", "--config.train.batch=128", "--config.optim.lr=2e-3"]
