@@ -18,9 +18,10 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.detokenizers import DETOKENIZERS
+from flm_jax.data.corpus.encoder import cores
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare, summary
 from flm_jax.data.corpus.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
-from flm_jax.data.tokenizers.builtin import SENTENCEPIECE_MODELS
+from flm_jax.data.tokenizers.builtin import SAMPLE_CHARACTERS, SENTENCEPIECE_MODELS
 
 _SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
 _PATH = DEFINE_path(
@@ -37,6 +38,12 @@ _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Pieces of the sentencepi
 _MODEL = flags.DEFINE_string(
     "sentencepiece_model", "bpe", f"Model of sentencepiece: {', '.join(SENTENCEPIECE_MODELS)}."
 )
+_SAMPLE = flags.DEFINE_integer(
+    "sample_characters",
+    SAMPLE_CHARACTERS,
+    "Characters of the corpus, in lines from all over it, that sentencepiece is trained on.",
+    lower_bound=1,
+)
 _UNIT = flags.DEFINE_string(
     "split_documents", "file", f"text: what a document is: {', '.join(DOCUMENT_UNITS)}."
 )
@@ -52,6 +59,12 @@ _DETOKENIZE = flags.DEFINE_string(
 _VALID = flags.DEFINE_float("valid_fraction", 0.05, "Share held out, unless the source has splits.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: prepare part i (from 0) of n.")
 _MERGE = flags.DEFINE_bool("merge", False, "Join the n parts in --out; needs no other flag.")
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    0,
+    "Processes that tokenise; 0: as many as there are cores. The result is the same.",
+    lower_bound=0,
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
 
 
@@ -78,11 +91,13 @@ def main(argv: Sequence[str]) -> None:
             tokenizer=_TOKENIZER.value,
             vocab_size=_VOCAB_SIZE.value,
             sentencepiece_model=_MODEL.value,
+            sample_characters=_SAMPLE.value,
+            workers=_WORKERS.value or cores(),
             shard=store.Shard.parse(_SHARD.value),
             overwrite=_OVERWRITE.value,
         )
         manifest = prepare(cfg)
-    print(f"{summary(manifest, _OUT.value)}; {time.perf_counter() - began:.1f} s")
+    print(summary(manifest, _OUT.value, time.perf_counter() - began))
 
 
 if __name__ == "__main__":

@@ -259,6 +259,22 @@ def test_data_prepared_before_there_were_separators_are_known_again(cfg, tmp_pat
     assert "already prepared" in said[0]
 
 
+def test_the_sample_of_sentencepiece_is_among_the_arguments(cfg, tmp_path):
+    trained = dataclasses.replace(cfg, tokenizer="sentencepiece", vocab_size=32)
+    prepare(trained, _silent)
+    less = dataclasses.replace(trained, sample_characters=500)
+    with pytest.raises(UserError, match=r"sample_characters \(10000000, now 500\)"):
+        prepare(less, _silent)
+    other = prepare(dataclasses.replace(less, out=str(tmp_path / "less")), _silent)
+    whole = load_prepared(cfg.out).tokenizer
+    assert other["tokenizer"]["fingerprint"] != whole.fingerprint
+    path = tmp_path / "out" / "manifest.json"
+    old = json.loads(path.read_text())
+    del old["args"]["sample_characters"]  # as written before there was a sample
+    path.write_text(json.dumps(old))
+    assert prepare(trained, _silent) == old
+
+
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_a_changed_file_of_the_same_size_is_noticed(tmp_path, kind):
     name = {"text": "a.txt", "jsonl": "a.jsonl"}[kind]

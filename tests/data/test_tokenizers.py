@@ -138,6 +138,20 @@ def test_sentencepiece_learns_from_lines_longer_than_the_trainer_takes():
     assert len(tokenizer.encode("zyzzyva ")) < 4
 
 
+def test_sentencepiece_learns_from_a_sample_of_the_whole_corpus():
+    documents = ["ab\n" * 2000, "zyzzyva\n" * 2000]
+    tokenizer = SentencePieceTokenizer.train(documents, 16, characters=400)
+    assert len(tokenizer.encode("zyzzyva")) <= 2
+    whole = SentencePieceTokenizer.train([ENGLISH], 400)
+    assert SentencePieceTokenizer.train([ENGLISH], 400, "bpe", len(ENGLISH)).fingerprint == (
+        whole.fingerprint
+    )
+    part = SentencePieceTokenizer.train([ENGLISH], 400, "bpe", len(ENGLISH) // 2)
+    assert part.fingerprint != whole.fingerprint
+    with pytest.raises(UserError, match="a sample of 0 characters"):
+        SentencePieceTokenizer.train([ENGLISH], 400, "bpe", 0)
+
+
 def test_sentencepiece_vocabulary_too_large():
     with pytest.raises(UserError, match="vocabulary of 9000 .* Vocabulary size too high"):
         SentencePieceTokenizer.train(["a few words"], 9000)

@@ -14,6 +14,8 @@ MANIFEST = "manifest.json"
 COUNTS = ("tokens", "documents", "characters", "bytes")
 # Arguments that came later, as they were before: older manifests do not list them.
 _LATER = {"separator": ""}
+# Those of which older manifests do not tell what they were: any may be theirs.
+_UNTOLD = {"content", "sample_characters"}
 
 
 def build_manifest(
@@ -82,6 +84,6 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     A manifest from before files were read for it knows no content: any may be that of its files.
     """
     old, new = _LATER | old, _LATER | new
-    names = {*old, *new} - ({"content"} - (old.keys() & new.keys()))
+    names = {*old, *new} - (_UNTOLD - (old.keys() & new.keys()))
     keys = [key for key in sorted(names) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in keys)

@@ -1,7 +1,6 @@
 """From documents to a prepared folder: tokenise, write the shards, then the manifest."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +11,12 @@ from flm_jax.core.errors import require
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus import store
+from flm_jax.data.corpus.encoder import Encoder
 from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.data.tokenizers.builtin import BYTES_FROM, TOKENIZER_FOLDER
+from flm_jax.data.tokenizers.builtin import BYTES_FROM, SAMPLE_CHARACTERS, TOKENIZER_FOLDER
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
 
-_DOCUMENTS_AT_ONCE = 512
 _PROGRESS_SECONDS = 5.0
 
 
@@ -30,7 +29,10 @@ class PrepareConfig:
       out: folder to write, local or remote.
       tokenizer: see `registry.make_tokenizer`.
       vocab_size, sentencepiece_model: used by the tokenizer "sentencepiece" alone.
+      sample_characters: of the training text that "sentencepiece" learns from.
       shard: this worker's part of the documents.
+      workers: processes that tokenise; the folder does not depend on them. With more than one, a
+        script needs `if __name__ == "__main__":`.
       overwrite: replace what other arguments prepared in `out`.
     """
 
@@ -39,7 +41,9 @@ class PrepareConfig:
     tokenizer: str = "sentencepiece"
     vocab_size: int = 1024
     sentencepiece_model: str = "bpe"
+    sample_characters: int = SAMPLE_CHARACTERS
     shard: store.Shard = store.Shard()
+    workers: int = 1
     overwrite: bool = False
 
 
@@ -72,10 +76,11 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
     store.clear(folder, cfg.shard)
     if cfg.shard.index == 0:
         tokenizer.save(folder / TOKENIZER_FOLDER)
-    shards = {
-        split: [_write_split(folder, split, read, tokenizer, cfg.shard, log)]
-        for split, read in corpus.splits.items()
-    }
+    with Encoder(tokenizer, cfg.workers) as encoder:
+        shards = {
+            split: [_write_split(folder, split, read, encoder, cfg.shard, log)]
+            for split, read in corpus.splits.items()
+        }
     manifest = manifests.build_manifest(tokenizer, args, shards)
     if cfg.shard.count == 1:
         manifests.check_not_empty(manifest)
@@ -120,7 +125,11 @@ def _make_tokenizer(
         return (text for _, text in corpus.splits["train"]())
 
     return make_tokenizer(
-        cfg.tokenizer, training_text, vocab_size=cfg.vocab_size, model=cfg.sentencepiece_model
+        cfg.tokenizer,
+        training_text,
+        vocab_size=cfg.vocab_size,
+        model=cfg.sentencepiece_model,
+        sample_characters=cfg.sample_characters,
     )
 
 
@@ -133,7 +142,8 @@ def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> d
         return args | {"tokenizer": f"{ready.kind} {ready.fingerprint[:16]}"}
     args |= {"tokenizer": cfg.tokenizer}
     if cfg.tokenizer == "sentencepiece":
-        args |= {"vocab_size": cfg.vocab_size, "sentencepiece_model": cfg.sentencepiece_model}
+        names = ("vocab_size", "sentencepiece_model", "sample_characters")
+        args |= {name: getattr(cfg, name) for name in names}
     return args
 
 
@@ -141,18 +151,18 @@ def _write_split(
     folder: epath.Path,
     split: str,
     read: Callable[[], Iterator[tuple[int, str]]],
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     shard: store.Shard,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Tokenises this worker's documents of a split; their record for the manifest."""
     texts = (text for index, text in read() if index % shard.count == shard.index)
     began = last = time.perf_counter()
+    tokenizer = encoder.tokenizer
     writer = store.SplitWriter(folder, split, shard, tokenizer)
     try:
-        while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch)):
-                writer.add(ids, text)
+        for text, ids in encoder.encoded(texts):
+            writer.add(ids, text)
             if time.perf_counter() - last > _PROGRESS_SECONDS:
                 log(_progress(split, writer.counts, began))
                 last = time.perf_counter()
@@ -177,12 +187,16 @@ def _progress(split: str, counts: dict[str, int], began: float) -> str:
     return f"{split}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
 
 
-def summary(manifest: dict[str, Any], path: str) -> str:
-    """One line about a prepared folder."""
+def summary(manifest: dict[str, Any], path: str, seconds: float) -> str:
+    """One line about a folder that was prepared in so many seconds."""
     splits = ", ".join(
         f"{name} {record['documents']:,} documents {record['tokens']:,} tokens"
         f" ({record['tokens'] / max(record['characters'], 1):.3f} a character)"
         for name, record in manifest["splits"].items()
     )
     tokenizer = manifest["tokenizer"]
-    return f"{path}: {splits}; tokenizer {tokenizer['kind']}, vocabulary {tokenizer['vocab_size']}"
+    megabytes = sum(record["bytes"] for record in manifest["splits"].values()) / 1e6
+    return (
+        f"{path}: {splits}; tokenizer {tokenizer['kind']}, vocabulary {tokenizer['vocab_size']}; "
+        f"{megabytes:.1f} MB in {seconds:.1f} s"
+    )

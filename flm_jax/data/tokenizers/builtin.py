@@ -13,13 +13,14 @@ import sentencepiece
 
 from flm_jax.core.errors import UserError, one_of, require, unknown_name
 from flm_jax.data.tokenizers.base import NO_PIECE, Tokenizer
+from flm_jax.data.tokenizers.line_sample import sample_lines
 
 TOKENIZER_FOLDER = "tokenizer"
 TRAINED = ("characters", "sentencepiece")
 SENTENCEPIECE_MODELS = ("bpe", "unigram")
 BYTES_FROM = 512  # vocabulary size that leaves room for the 256 byte pieces
 _SENTENCE_BYTES = 1000  # the trainer silently skips sentences over 4192 bytes, so lines are cut
-_TRAINING_CHARACTERS = 50_000_000  # of the corpus, from its start; more only costs memory
+SAMPLE_CHARACTERS = 10_000_000  # that SentencePiece learns from, unless told otherwise
 
 
 class ByteTokenizer(Tokenizer):
@@ -151,20 +152,26 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def train(
-        cls, documents: Iterable[str], vocab_size: int, model: str = "bpe"
+        cls,
+        documents: Iterable[str],
+        vocab_size: int,
+        model: str = "bpe",
+        characters: int = SAMPLE_CHARACTERS,
     ) -> "SentencePieceTokenizer":
-        """Trains on the first 50 million characters; the same documents give the same model.
+        """Trains on a sample of the lines; the same documents give the same model.
 
         Args:
           documents: training text.
           vocab_size: pieces in all, special tokens and byte pieces (from 512 on) included.
           model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
+          characters: of the sample; a smaller corpus is taken whole.
         """
         one_of("sentencepiece model", model, SENTENCEPIECE_MODELS)
+        require(characters > 0, f"got a sample of {characters} characters; expected at least 1")
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_sentences(documents),
+                sentence_iterator=iter(sample_lines(_sentences(documents), characters)),
                 model_writer=out,
                 model_type=model,
                 vocab_size=vocab_size,
@@ -195,11 +202,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
     """Lines of the documents, cut to the length that the trainer accepts."""
-    left = _TRAINING_CHARACTERS
     step = _SENTENCE_BYTES // 4  # a character has at most 4 bytes
     for text in documents:
-        if left <= 0:
-            return
-        left -= len(text)
         for line in text.split("\n"):
             yield from (line[i : i + step] for i in range(0, len(line), step))

@@ -10,6 +10,7 @@ from flm_jax.core.errors import one_of, require, unknown_name
 from flm_jax.core.paths import expanded
 from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
 from flm_jax.data.tokenizers.builtin import (
+    SAMPLE_CHARACTERS,
     TOKENIZER_FOLDER,
     TRAINED,
     ByteTokenizer,
@@ -60,6 +61,7 @@ def make_tokenizer(
     *,
     vocab_size: int = 1024,
     model: str = "bpe",
+    sample_characters: int = SAMPLE_CHARACTERS,
 ) -> Tokenizer:
     """A tokenizer by name.
 
@@ -67,7 +69,7 @@ def make_tokenizer(
       name: "bytes", "characters", "sentencepiece", "hf:NAME_OR_FOLDER", or the path of a folder
         with a saved tokenizer.
       documents: starts a pass over the training text; called only if `needs_training(name)`.
-      vocab_size, model: sentencepiece only.
+      vocab_size, model, sample_characters: sentencepiece only.
     """
     name = expanded(name)
     if name == "bytes":
@@ -75,7 +77,7 @@ def make_tokenizer(
     if name == "characters":
         return CharacterTokenizer.train(documents())
     if name == "sentencepiece":
-        return SentencePieceTokenizer.train(documents(), vocab_size, model)
+        return SentencePieceTokenizer.train(documents(), vocab_size, model, sample_characters)
     if name.startswith("hf:"):
         return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
     if epath.Path(name).is_dir():
