@@ -15,6 +15,8 @@ EXTRAS = {
         "transformers>=4.45",
         "huggingface_hub>=0.25",
     ],
+    # Corpora in parquet files, or packed by Zstandard.
+    "data": ["pyarrow>=17", "zstandard>=0.23"],
     "torch": ["torch>=2.4"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10", KERNELS],
@@ -28,6 +30,8 @@ EXTRAS = {
         "scipy>=1.12",
         "tokenizers>=0.20",
         "jinja2>=3.1",
+        "pyarrow>=17",
+        "zstandard>=0.23",
         "nbformat>=5.10",
         "nbclient>=0.10",
         "ipykernel>=6.29",

@@ -25,7 +25,9 @@ from flm_jax.data.tokenizers.builtin import SAMPLE_CHARACTERS, SENTENCEPIECE_MOD
 
 _SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
 _PATH = DEFINE_path(
-    "path", "", "text, jsonl: file or folder. hf: dataset as name[:config][@revision]."
+    "path",
+    "",
+    "text, jsonl, parquet: file or folder, .gz and .zst unpacked. hf: name[:config][@revision].",
 )
 _OUT = DEFINE_path("out", "", "Folder to write.")
 _TOKENIZER = DEFINE_path(
@@ -52,7 +54,9 @@ _SEPARATOR = flags.DEFINE_string(
     "",
     "The line between the documents of a text, such as '<|endoftext|>'; no part of them.",
 )
-_TEXT_KEY = flags.DEFINE_string("text_key", "text", "jsonl, hf: the field that holds the text.")
+_TEXT_KEY = flags.DEFINE_string(
+    "text_key", "text", "jsonl, parquet, hf: the field that holds the text."
+)
 _DETOKENIZE = flags.DEFINE_string(
     "detokenize", "", f"Undo a corpus's own tokenisation: {', '.join(DETOKENIZERS)}."
 )

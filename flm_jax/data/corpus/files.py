@@ -1,6 +1,5 @@
 """The files of a corpus: found below a folder, and read line by line."""
 
-import contextlib
 import gzip
 import hashlib
 import os
@@ -10,10 +9,17 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
+from flm_jax.data.corpus.zstandard_lines import DamagedError, unpacked_lines
 from flm_jax.data.text import line_feeds, split_lines, tidy
 
+_PACKED = (".gz", ".zst")
 _ARCHIVE_COPIES = "__MACOSX"
 _CHUNK = 1 << 22  # bytes
+
+
+def packed(*suffixes: str) -> tuple[str, ...]:
+    """Ends of names, and the same of files that are packed."""
+    return tuple(suffix + end for suffix in suffixes for end in ("", *_PACKED))
 
 
 def walk(
@@ -88,21 +94,30 @@ def _content(files: list[epath.Path]) -> str:
 
 
 def lines(path: epath.Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their LF, gzipped if its name says so.
+    """Lines of a UTF-8 file with their LF, packed by gzip or Zstandard if its name says so.
 
     A byte order mark is dropped; CRLF and CR end a line as LF does, and become it.
     """
     first = True
     try:
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(path.open("rb"))
-            if path.name.endswith(".gz"):
-                stream = stack.enter_context(gzip.open(stream))
-            for content in stream:
-                line = content.decode("utf8")
-                yield from split_lines(tidy(line) if first else line_feeds(line))
-                first = False
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        for content in _content_lines(path):
+            line = content.decode("utf8")
+            yield from split_lines(tidy(line) if first else line_feeds(line))
+            first = False
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, DamagedError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}; expected UTF-8 text, gzipped if the name ends in .gz"
+            f"{path} cannot be read: {error}; expected UTF-8 text, packed if the name ends in "
+            f"{' or '.join(_PACKED)}"
         ) from error
+
+
+def _content_lines(path: epath.Path) -> Iterator[bytes]:
+    """Lines of what is in a file, unpacked."""
+    with path.open("rb") as stream:
+        if path.name.endswith(".gz"):
+            with gzip.open(stream) as unpacked:
+                yield from unpacked
+        elif path.name.endswith(".zst"):
+            yield from unpacked_lines(stream, path.name)
+        else:
+            yield from stream

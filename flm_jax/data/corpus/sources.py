@@ -1,4 +1,4 @@
-"""Iterators over documents (str): the standard library, text files, JSON lines, Hugging Face.
+"""Iterators over documents (str): the standard library, files of text or records, Hugging Face.
 
 A `Corpus` can be read any number of times and always in the same order, so a document's index
 identifies it: sharded preparation and the train/valid split both work on that index.
@@ -21,8 +21,9 @@ from typing import NamedTuple
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.data.corpus import detokenizers
-from flm_jax.data.corpus.files import find_files, lines, walk
+from flm_jax.core.extras import import_extra
+from flm_jax.data.corpus import detokenizers, parquet
+from flm_jax.data.corpus.files import find_files, lines, packed, walk
 from flm_jax.data.corpus.separators import Separator
 from flm_jax.data.text import Mender, tidy
 
@@ -46,7 +47,7 @@ class SourceConfig:
       split_documents: text only; what one document is, one of `DOCUMENT_UNITS`.
       separator: the line that stands between the documents of a text, such as <|endoftext|>; ""
         for none. It ends documents of every unit, and is no part of them.
-      text_key: jsonl and hf; the field that holds the text.
+      text_key: jsonl, parquet and hf; the field that holds the text.
       detokenize: "" or one of `detokenizers.DETOKENIZERS`.
       valid_fraction: share of documents held out where the source has no split of its own.
     """
@@ -239,7 +240,7 @@ def _prose(text: str) -> str:
 
 
 def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
-    files, *names = find_files(cfg.path, (".txt", ".txt.gz"))
+    files, *names = find_files(cfg.path, packed(".txt"))
 
     def read() -> Iterator[str]:
         for path in files:
@@ -262,7 +263,7 @@ def _paragraphs(found: Iterator[str]) -> Iterator[str]:
 
 
 def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
-    files, *names = find_files(cfg.path, (".jsonl", ".jsonl.gz"))
+    files, *names = find_files(cfg.path, packed(".jsonl"))
     mender = Mender()
 
     def read() -> Iterator[str]:
@@ -295,15 +296,21 @@ def _json_text(line: str, key: str, where: str) -> str:
     return tidy(text)
 
 
+def _read_parquet(cfg: SourceConfig, separator: Separator) -> _Opened:
+    files, *names = find_files(cfg.path, (".parquet",))
+    mender = Mender()
+
+    def read() -> Iterator[str]:
+        for path in files:
+            for where, text in parquet.texts(path, cfg.text_key):
+                yield from separator.texts(mender.text(tidy(text), where), where)
+
+    return _Opened({"all": read}, *names)
+
+
 def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
     """A dataset of the Hugging Face hub, with its own held-out split if it has one."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise UserError(
-            "source 'hf' needs the package `datasets`, which is not installed: "
-            "pip install 'flm-jax[hf]'"
-        ) from error
+    datasets = import_extra("datasets", "hf", "source 'hf'")
     name, _, revision = cfg.path.partition("@")
     name, _, config = name.partition(":")
     try:
@@ -346,5 +353,6 @@ SOURCES: dict[str, Callable[[SourceConfig, Separator], _Opened]] = {
     "pydoc": _read_pydoc,
     "text": _read_text,
     "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
     "hf": _read_hf,
 }

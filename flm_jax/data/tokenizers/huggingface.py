@@ -1,14 +1,15 @@
 """Hugging Face tokenizers, from a folder or the hub (extra `hf`)."""
 
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.extras import import_extra
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.chat_template import (
     CHAT_FILES,
@@ -179,14 +180,8 @@ def _spell(backend: Any, controls: Mapping[str, int]) -> None:
     backend.add_special_tokens(found)
 
 
-def _import_hf(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"tokenizer 'hf' needs the package `{package}`, which is not installed: "
-            "pip install 'flm-jax[hf]'"
-        ) from error
+def _import_hf(package: str) -> ModuleType:
+    return import_extra(package, "hf", "tokenizer 'hf'")
 
 
 def _fetch_hf(name: str) -> dict[str, bytes]:
