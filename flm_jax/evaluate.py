@@ -38,7 +38,7 @@ _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_st
 _JUDGE = DEFINE_path(
     "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
 )
-_CONFIG = DEFINE_config("A comparison of configs/comparisons.")
+_CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
 _WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
 _NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")

@@ -1,4 +1,4 @@
-"""The flag --config: a file of configs/, and overrides of its keys.
+"""The flag --config: a file of configs/ or a recipe's name, and overrides of its keys.
 
 A name is taken first, wherever it stands on the command line: --config.objective.name=lagrangian
 gives the group the settings of that name, and the other overrides then apply to those.
@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFINE_config_file
 
+from flm_jax.cli.recipes import located
 from flm_jax.config.schema import NAMED, check_owned, choose
 from flm_jax.core.errors import UserError, one_of, require
 
@@ -20,7 +21,7 @@ flags.disclaim_key_flags()  # they are those of the command that defines them
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 
 
-def DEFINE_config(help: str = "File with get_config().") -> flags.FlagHolder:
+def DEFINE_config(help: str = "File with get_config(), or a recipe: owt/flm.") -> flags.FlagHolder:
     """Defines --config; `given_config` reads it."""
     holder = DEFINE_config_file("config", None, help)
     flags.FLAGS["config"].parser = _Parser("config")
@@ -33,7 +34,10 @@ def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
     Raises:
       UserError: no --config, or one that cannot be read.
     """
-    require(flag.value is not None, "no --config; expected a file of configs/.")
+    require(
+        flag.value is not None,
+        "no --config; expected a file or the name of a recipe, such as owt/flm.",
+    )
     try:
         return flag.value.to_dict()
     except OSError as error:  # ml_collections keeps a missing file for the first use
@@ -49,6 +53,10 @@ class _Parser(ConfigFileFlagParser):
     """Reads the file, then gives its groups the names of the command line."""
 
     def parse(self, path: str) -> Any:
+        try:
+            path = located(path)
+        except UserError as error:
+            raise flags.Error(str(error)) from error
         config = super().parse(path)
         if isinstance(config, ConfigDict):
             try:

@@ -1,0 +1,60 @@
+"""Recipes by name: `owt/flm` is configs/owt/flm.py of the repository, which comes with the library.
+
+A wheel holds the folder `configs` in flm_jax/recipes; recipes import each other as `configs.NAME`.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from flm_jax.core.errors import UserError, unknown_name
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_CONFIGS = "configs"
+_SHARED = "recipe"  # what the recipes of a folder have in common
+
+
+def root() -> Path:
+    """The folder that holds `configs`: the repository, or one of the installed library."""
+    installed = _PACKAGE / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parent
+
+
+def recipes() -> list[str]:
+    """Names of all recipes."""
+    found = (root() / _CONFIGS).glob("*/*.py")
+    return sorted(f"{path.parent.name}/{path.stem}" for path in found if path.stem != _SHARED)
+
+
+def located(given: str) -> str:
+    """The path of a file with get_config(), for the value of --config.
+
+    Args:
+      given: the path of a file, or else the name of a recipe, also as configs/NAME.py; ":" and an
+        argument may follow both, and stay.
+
+    Raises:
+      UserError: neither; the message has the nearest name.
+    """
+    path, colon, argument = given.partition(":")
+    _let_configs_be_imported()
+    if Path(path).is_file():
+        return given
+    name = path.removeprefix(f"{_CONFIGS}/").removesuffix(".py")
+    known = recipes()
+    if name in known:
+        return f"{root() / _CONFIGS / name}.py{colon}{argument}"
+    error = unknown_name("recipe", name, known)
+    raise UserError(f"--config cannot be read: {path} is no file, and an {error}")
+
+
+def _let_configs_be_imported() -> None:
+    """Adds the recipes to the package `configs`, behind those of where one stands."""
+    folder = str(root())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    places = getattr(importlib.import_module(_CONFIGS), "__path__", None)
+    # Folders without __init__.py make one package together; one that has it would hide the others.
+    if isinstance(places, list) and f"{folder}/{_CONFIGS}" not in places:
+        places.append(f"{folder}/{_CONFIGS}")
