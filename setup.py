@@ -67,20 +67,23 @@ setup(
     packages=find_packages(include=["flm_jax", "flm_jax.*"]),
     cmdclass={"build_py": BuildWithRecipes},
     package_data={"flm_jax": ["pretrained/*/*", "pretrained/*/tokenizer/*"]},
+    # The lowest of each were tried together, by Python 3.11. Before optax 0.2.8 its Muon lacks
+    # arguments or a newer JAX is asked for; before grain 0.2.15 and etils 1.13 tests fail;
+    # tensorboardX 2.6.0 and grain ask for different versions of protobuf.
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
-        "grain>=0.2.12",
+        "grain>=0.2.15",
         "sentencepiece>=0.2",
         "ml-collections>=1.0",
         "numpy>=2.0",
         "absl-py>=2.0",
-        "etils[epath]>=1.9",
+        "etils[epath]>=1.13",
         "jaxtyping>=0.3",
         "safetensors>=0.5",
-        "tensorboardX>=2.6",
+        "tensorboardX>=2.6.2",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["flm = flm_jax.cli.main:main"]},
