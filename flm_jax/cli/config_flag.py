@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFINE_config_file
 
-from flm_jax.cli.recipes import located
+from flm_jax.cli.recipes import located, unreadable
 from flm_jax.config.schema import NAMED, check_owned, choose
 from flm_jax.core.errors import UserError, one_of, require
 
@@ -42,11 +42,6 @@ def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
         return flag.value.to_dict()
     except OSError as error:  # ml_collections keeps a missing file for the first use
         raise unreadable(error) from error
-
-
-def unreadable(error: OSError) -> UserError:
-    """The error of a configuration file that cannot be read."""
-    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
 
 
 class _Parser(ConfigFileFlagParser):

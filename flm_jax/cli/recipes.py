@@ -48,6 +48,11 @@ def located(given: str) -> str:
     raise UserError(f"--config cannot be read: {path} is no file, and an {error}")
 
 
+def unreadable(error: OSError) -> UserError:
+    """The error of a configuration file that cannot be read."""
+    return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+
+
 def _let_configs_be_imported() -> None:
     """Adds the recipes to the package `configs`, behind those of where one stands."""
     folder = str(root())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from flm_jax.cli.config_flag import unreadable
+from flm_jax.cli.recipes import unreadable
 from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_error, require
 from flm_jax.core.paths import expanded
 

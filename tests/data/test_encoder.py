@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,3 +77,9 @@ def test_the_folder_does_not_depend_on_the_workers(eager, tmp_path, tokenizer):
     # So does not what counts as the same preparation.
     prepare(dataclasses.replace(cfg, out=str(tmp_path / "3")), said.append)
     assert "already prepared" in said[-1]
+
+
+def test_processes_that_tokenise_do_not_start_jax():
+    """Each imports the command's module again, and JAX takes longer than a small corpus."""
+    check = "import sys, flm_jax.prepare_data; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
