@@ -11,13 +11,17 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 def launch(script: str, *flags: str, **more: str) -> subprocess.CompletedProcess:
-    """Runs a script of launch/ with variables added to the environment."""
+    """Runs a script of launch/ with variables added to the environment.
+
+    PYTHON, which names the interpreter that the tests were started for, is left out of it.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHON"}
     return subprocess.run(
         ["bash", str(LAUNCH / script), *flags],
         capture_output=True,
         text=True,
         timeout=60,
-        env=os.environ | more,
+        env=kept | more,
     )
 
 

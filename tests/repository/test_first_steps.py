@@ -42,7 +42,7 @@ def run(line, folder):
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, f"{line}\n{done.stderr}"
     return done.stdout
