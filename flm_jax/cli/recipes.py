@@ -56,6 +56,8 @@ def unreadable(error: OSError) -> UserError:
 def _let_configs_be_imported() -> None:
     """Adds the recipes to the package `configs`, behind those of where one stands."""
     folder = str(root())
+    if not Path(folder, _CONFIGS).is_dir():  # of a copy of the package alone
+        return
     if folder not in sys.path:
         sys.path.append(folder)
     importlib.invalidate_caches()

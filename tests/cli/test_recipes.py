@@ -80,6 +80,16 @@ def test_an_install_has_its_own_folder(tmp_path, monkeypatch):
     assert cli_recipes.root() == tmp_path / "flm_jax/recipes"
 
 
+def test_a_copy_of_the_package_alone_takes_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_recipes, "_PACKAGE", tmp_path / "flm_jax")
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "configs", raising=False)
+    (tmp_path / "own.py").write_text(OWN)
+    assert located(f"{tmp_path}/own.py") == f"{tmp_path}/own.py"
+    with pytest.raises(UserError, match="unknown recipe 'owt/flm'"):
+        located("owt/flm")
+
+
 def test_a_recipe_is_named_from_any_folder(train):
     assert "config.optim.lr is -1.0" in train("quickstart/flm")
     assert "did you mean 'quickstart/flm'" in train("quickstart/flmm")
