@@ -1,6 +1,8 @@
 """Round trips, determinism, special tokens and persistence of every tokenizer."""
 
 import json
+import pickle
+import signal
 import subprocess
 import sys
 from pydoc_data.topics import topics
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from flm_jax.core.errors import UserError
+from flm_jax.data.corpus import encoder as corpus_encoder
 from flm_jax.data.tokenizers.builtin import (
     ByteTokenizer,
     CharacterTokenizer,
@@ -105,6 +108,18 @@ def test_save_and_load(every_tokenizer, kind, tmp_path):
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.special_ids == tokenizer.special_ids
     np.testing.assert_array_equal(loaded.encode(TEXT), tokenizer.encode(TEXT))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_make_the_tokenizer_again(every_tokenizer, kind, monkeypatch):
+    tokenizer = every_tokenizer[kind]
+    texts = [TEXT, SPECIAL_TEXT, ""]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # Ctrl-C of the tests stays theirs
+    sent = pickle.dumps((type(tokenizer), tokenizer.spec(), tokenizer.files()))
+    corpus_encoder._start(*pickle.loads(sent))
+    ids, ends = corpus_encoder._encode(texts)
+    for found, expected in zip(np.split(ids, ends[:-1]), tokenizer.encode_batch(texts)):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])
