@@ -22,8 +22,9 @@ from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
+from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.portable import HUB, located
-from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.check import check

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from flm_jax.build.families.registry import objective_name
 from flm_jax.build.load import Model
 from flm_jax.checkpoints.portable import save_folder
 from flm_jax.core.types import Config
@@ -47,7 +48,7 @@ library_name: flm-jax
 pipeline_tag: text-generation
 tags: [flow-language-model, jax]
 ---
-# A {model["name"]} of objective {config["objective"]["name"]}
+# A {model["name"]} of objective {objective_name(config)}
 
 {count / 1e6:.2f} M parameters: width {model["dim"]}, {model["depth"]} blocks, {model["heads"]}
 heads, sequences of up to {model["length"]} tokens of a {tokenizer.kind} tokenizer with

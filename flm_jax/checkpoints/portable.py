@@ -16,7 +16,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
-from flm_jax.checkpoints.workdir import write_config
+from flm_jax.checkpoints.config_file import write_config
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
 from flm_jax.core.paths import check_folder, expanded

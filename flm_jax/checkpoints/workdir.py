@@ -13,7 +13,6 @@ are never compared.
 
 import contextlib
 import enum
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ from etils import epath
 from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
@@ -395,20 +393,3 @@ def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[st
     if place.mirror:
         place.mirror.copy_behind(step, lambda: None, None)
         place.mirror.wait()
-
-
-def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
-    """Writes the resolved configuration, in one step: a kill leaves the old or the new one."""
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.json", to_json(config, indent=2) + "\n")
-
-
-def read_config(workdir: str | epath.Path) -> dict[str, Any]:
-    """The resolved configuration of a workdir."""
-    path = epath.Path(workdir) / "config.json"
-    require(
-        path.exists(),
-        f"{workdir} is no workdir (it has no config.json); expected that of a training run.",
-    )
-    return json.loads(path.read_text())

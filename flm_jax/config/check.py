@@ -52,9 +52,9 @@ def check(config: ConfigDict | Config) -> Config:
         value = plain[group]
         require(isinstance(value, dict), f"config.{group} must hold keys, got {value!r}.")
         settings(plain, group)
-    goal = plain["objective"]["name"]
-    for group, valid in (("flow", flows_of(goal)), ("sampler", samplers_of(goal))):
-        name = plain[group]["name"]
+    goal, *chosen = (plain[group]["name"] for group in ("objective", "flow", "sampler"))
+    kinds = (("flow", flows_of(goal)), ("sampler", samplers_of(goal)))
+    for (group, valid), name in zip(kinds, chosen):
         require(
             name in valid,
             f"config.{group}.name is {name!r}, which models of objective {goal} do not have; "

@@ -7,7 +7,7 @@ Before flows had a group, objectives held the keys of theirs.
 
 from etils import epath
 
-from flm_jax.checkpoints import workdir as workdirs
+from flm_jax.checkpoints import config_file
 from flm_jax.config.schema import GROUPS, MODELS, NAMED, OBJECTIVES, defaults
 from flm_jax.core.files import as_json
 from flm_jax.core.settings import Setting, settings_of
@@ -24,7 +24,7 @@ def read_config(workdir: str | epath.Path) -> Config:
     Raises:
       UserError: no workdir there.
     """
-    return upgrade(workdirs.read_config(workdir))
+    return upgrade(config_file.read_config(workdir))
 
 
 def upgrade(config: Config) -> Config:

@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from flm_jax.build.model import abstract_params
-from flm_jax.checkpoints.workdir import load_ema, read_config
+from flm_jax.checkpoints.config_file import read_config
+from flm_jax.checkpoints.workdir import load_ema
 from flm_jax.core.errors import require
 from flm_jax.core.types import Params
 from flm_jax.models.step_policy import Policy, PolicyConfig, expected_step_size, policy

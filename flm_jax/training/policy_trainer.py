@@ -21,8 +21,9 @@ from flm_jax.build.families.masked_diffusion import masked_config
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import choose_sampler
+from flm_jax.checkpoints.config_file import read_config, write_config
 from flm_jax.checkpoints.state import TrainState, new_state
-from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.schema import settings
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from flm_jax.build.data import open_data
 from flm_jax.build.load import load_model
+from flm_jax.checkpoints.config_file import read_config, write_config
 from flm_jax.checkpoints.state import new_state
-from flm_jax.checkpoints.workdir import Checkpoints, read_config, write_config
+from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.files import to_json, write_whole

@@ -21,8 +21,9 @@ from flm_jax.build.load import (
     resolve_adapted,
     starting_params,
 )
+from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.state import TrainState
-from flm_jax.checkpoints.workdir import Checkpoints, write_config
+from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.check import check_resumable
 from flm_jax.config.schema import settings
 from flm_jax.config.upgrade import read_config

@@ -12,7 +12,7 @@ from flm_jax.build.families.x_prediction import base_params
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import choose_sampler
-from flm_jax.checkpoints import workdir as checkpoints_workdir
+from flm_jax.checkpoints import config_file
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
@@ -124,7 +124,7 @@ def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):
     # The base that it is compared with is the base.
     whole = base_params(model.config, trained_params(model.config, model.params), base)
     states, zeros = NET.table(base)[TOKENS % 12], jnp.zeros(4)
-    own = make_network(checkpoints_workdir.read_config(runs / "base"))
+    own = make_network(config_file.read_config(runs / "base"))
     same = [
         jax.jit(lambda net=net, p=p: denoise(net, p, states, zeros, zeros))()
         for net, p in ((model.net, whole), (own, base))

@@ -7,8 +7,8 @@ import pytest
 from safetensors.flax import load_file, save_file
 
 import flm_jax
+from flm_jax.build.export import save_model
 from flm_jax.build.load import load_model
-from flm_jax.checkpoints.portable import save_folder
 from flm_jax.training.trainer import train_run
 from helpers.runs import three_step_config
 
@@ -39,7 +39,7 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
     config["objective"]["start"] = "/secret/start"
-    save_folder(tmp_path / "out", config, loaded.params, loaded.tokenizer, 3)
+    save_model(tmp_path / "out", loaded._replace(config=config, step=3))
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
     assert "secret" not in (tmp_path / "out/config.json").read_text()
     assert load_model(tmp_path / "out").step == 3

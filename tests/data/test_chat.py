@@ -8,7 +8,8 @@ import pytest
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.checkpoints.config_file import write_config
+from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError

@@ -233,7 +233,7 @@ def test_sampling_in_blocks(imported, method):
 
     @jax.jit
     def run(tokens, known):
-        how = dict(steps=4, given=Given(tokens, known))
+        how = dict(steps=4, given=Given(tokens, known), time_conditioning=False)
         if method == "confidence":
             how |= {"choice": Choice(0.0, 1.0), "block_length": BLOCK}
             return sample_confident(jax.random.key(0), net, params, **how).tokens

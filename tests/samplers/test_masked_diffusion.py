@@ -22,7 +22,10 @@ def variation(tokens):
 
 
 def masked_draw(given, steps, method=masked_diffusion.sample_ancestral, choice=PLAIN, **more):
-    run = lambda: method(KEY, EXACT, {}, steps=steps, given=given, choice=choice, **more)
+    how = {"steps": steps, "given": given, "choice": choice, "time_conditioning": False}
+    if method is masked_diffusion.sample_confident:
+        how["block_length"] = 0
+    run = lambda: method(KEY, EXACT, {}, **how | more)
     return jax.device_get(jax.jit(run)())
 
 

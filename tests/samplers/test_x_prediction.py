@@ -78,6 +78,7 @@ PLAIN = XPredictionConfig()
 
 def decode(name, steps, given=GIVEN, how=PLAIN, block_length=0, **more):
     how = dataclasses.replace(how, block_length=block_length)
+    more = {"time_conditioning": False} | more
     run = lambda given: sample_x_prediction(
         NETS[name], PARAMS[name], steps=steps, given=given, how=how, **more
     )
@@ -115,6 +116,7 @@ def test_the_hard_commit_alone_is_low_confidence_remasking(name, block_length):
         given=given,
         choice=Choice(0.0, 1.0),
         block_length=block_length,
+        time_conditioning=False,
     )
     want = jax.device_get(jax.jit(run)())
     np.testing.assert_array_equal(out.tokens, want.tokens)
@@ -188,9 +190,8 @@ def oracle(confidence, seen=lambda x: 0.0):
 def walk(net, steps, how, stepper=None, rows=1, **more):
     how = dataclasses.replace(how, block_length=more.pop("block_length", 0))
     given = nothing_given(rows, net.max_length)
-    run = lambda: x_prediction.sample_x_prediction(
-        net, {}, steps=steps, given=given, how=how, stepper=stepper, **more
-    )
+    more |= {"steps": steps, "given": given, "how": how, "stepper": stepper}
+    run = lambda: x_prediction.sample_x_prediction(net, {}, time_conditioning=False, **more)
     return jax.device_get(jax.jit(run)())
 
 
@@ -211,7 +212,8 @@ def test_progress_follows_the_step_size():
 def test_what_becomes_unlikely_is_edited_again():
     """t = c and y = c E[x] + (1 - c) m, only where confidence falls short by more than 0.1."""
     net = oracle([0.30, 0.95])
-    made = lambda how: x_prediction.decoder(net, {}, steps=4, given=nothing_given(1, 2), how=how)
+    plain = {"steps": 4, "given": nothing_given(1, 2), "time_conditioning": False}
+    made = lambda how: x_prediction.decoder(net, {}, how=how, **plain)
     run = jax.jit(lambda: _once(made(XPredictionConfig(re_edit=True, hard_commit=False)), 0.5))
     after = run()
     np.testing.assert_allclose(after.t[0], [0.30, 0.5], rtol=1e-6)  # .30 - .5 < -.1 <= .95 - .5
@@ -248,9 +250,8 @@ def test_a_written_token_is_taken_back_when_the_context_speaks_against_it():
 
 def test_features_of_a_look():
     net = oracle([0.6, 0.92])
-    made = x_prediction.decoder(
-        net, {}, steps=5, given=nothing_given(1, 2), how=XPredictionConfig()
-    )
+    how = {"given": nothing_given(1, 2), "how": XPredictionConfig(), "time_conditioning": False}
+    made = x_prediction.decoder(net, {}, steps=5, **how)
     look = jax.jit(lambda: made.look(made.start._replace(count=jnp.array([2]))))()
     four = np.array([0.6, 0.1, 0.1, 0.1])
     np.testing.assert_allclose(look.features[0, 0, :4], four, rtol=1e-5)

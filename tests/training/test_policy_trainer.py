@@ -11,7 +11,8 @@ import pytest
 from flm_jax.build.data import resolve_vocabulary
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.checkpoints.config_file import write_config
+from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.config.check import check, check_policy
 from flm_jax.config.schema import base_config, choose, policy_config
 from flm_jax.core.errors import Stopped, UserError
@@ -47,7 +48,8 @@ def oracle(length=4, vocab=6, confidence=0.97):
 
 def test_a_rollout_of_fixed_steps_is_the_sampler():
     given = Given(jnp.array([[5, 0, 0, 0]] * 2), jnp.array([[True, False, False, False]] * 2))
-    settings = dict(steps=3, given=given, how=XPredictionConfig(step_size=0.4))
+    how = XPredictionConfig(step_size=0.4)
+    settings = dict(steps=3, given=given, how=how, time_conditioning=False)
     act = lambda key, features: (jnp.full((2, 4), 0.4), features[..., 6])
     rolled = jax.jit(
         lambda: x_prediction.rollout(jax.random.key(0), oracle(), {}, act, **settings)
@@ -73,7 +75,7 @@ def test_rewarded_progress_makes_steps_longer():
     @jax.jit
     def step(params, key):
         act = policy_trainer.actor(StepPolicy(cfg, made, params))
-        settings = dict(steps=2, given=given, how=how)
+        settings = dict(steps=2, given=given, how=how, time_conditioning=False)
         rolled = x_prediction.rollout(key, oracle(), {}, act, **settings)
         rewards = token_rewards(jnp.zeros(32), rolled.reached, 1.0)
         actions = Actions(rolled.features, *rolled.acts, rolled.moves)

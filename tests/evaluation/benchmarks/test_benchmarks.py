@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flm_jax.checkpoints.workdir import save_ema, write_config
+from flm_jax.checkpoints.config_file import write_config
+from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
 from flm_jax.evaluation.benchmarks import gsm8k, runner
