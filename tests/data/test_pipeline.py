@@ -39,7 +39,8 @@ def _part(process, count, global_batch=8):
 
 
 def _iterator(source, *, seed=0, global_batch=8, **kwargs):
-    return make_iterator(source, global_batch=global_batch, seed=seed, **kwargs)
+    how = {"threads": 1, "prefetch": 4} | kwargs
+    return make_iterator(source, global_batch=global_batch, seed=seed, **how)
 
 
 @pytest.mark.parametrize("threads", [0, 3])

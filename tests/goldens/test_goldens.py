@@ -134,6 +134,7 @@ def semigroup_losses(params, net, flow, golden, taus, times, kind):
         weights[OFF_DIAGONAL],
         net=net,
         flow=flow,
+        form="ce",
     )
     return diagonal + semigroup, jnp.concatenate([first, second])
 
@@ -214,6 +215,7 @@ def test_stochastic_flow_map_tokens(flow, steps, gamma):
         return fresh["fresh"][place] @ params["table"]
 
     denoiser = plain(net, params, flow, nothing_given(4, 16))._replace(noise=noise)
-    y_0, how = golden["z0"] @ params["table"], {"flow": flow, "steps": steps, "gamma": gamma}
+    y_0 = golden["z0"] @ params["table"]
+    how = {"flow": flow, "steps": steps, "stochasticity": gamma}
     samples = jax.jit(lambda y: carry(KEY, y, denoiser, **how))(y_0)
     assert (samples.tokens == fresh[f"samp_g{gamma}_n{steps}_f32_tokens"]).all()

@@ -210,7 +210,7 @@ def test_stochastic_jumps_written_out(gamma):
     den = plain(net, params, FLOW, FREE)
     y_0, taus = den.noise(KEY), jnp.asarray([0.0, 0.5, 1.0])
     t = FLOW.t(taus)[1]
-    got = jax.jit(lambda y: carry(KEY, y, den, flow=FLOW, steps=2, gamma=gamma))(y_0)
+    got = jax.jit(lambda y: carry(KEY, y, den, flow=FLOW, steps=2, stochasticity=gamma))(y_0)
     ask = lambda y, a, b: jax.nn.softmax(
         denoiser(net)(params, y, jnp.full(3, a), jnp.full(3, b)), axis=-1
     )

@@ -21,11 +21,13 @@ def variation(tokens):
     return (np.abs(share - LAW).sum() + 1 - sum(share)) / 2
 
 
-def masked_draw(given, steps, method=masked_diffusion.sample_ancestral, choice=PLAIN, **more):
+def masked_draw(
+    given, steps, method=masked_diffusion.sample_ancestral, choice=PLAIN, net=EXACT, **more
+):
     how = {"steps": steps, "given": given, "choice": choice, "time_conditioning": False}
     if method is masked_diffusion.sample_confident:
         how["block_length"] = 0
-    run = lambda: method(KEY, EXACT, {}, **how | more)
+    run = lambda: method(KEY, net, {}, **how | more)
     return jax.device_get(jax.jit(run)())
 
 
@@ -88,8 +90,7 @@ def test_given_tokens_are_held_and_conditioned_on(method):
     assert (out.steps_tokens[:, :, 3] == 2).all()
     # Held, not only likely: also where the network would write something else there.
     flat = dataclasses.replace(EXACT, logit_softcap=1e-3)
-    given = Given(tokens, mask)
-    out = jax.jit(lambda: method(KEY, flat, {}, steps=2, given=given, choice=PLAIN))()
+    out = masked_draw(Given(tokens, mask), 2, method, net=flat)
     assert (out.tokens[:, 3] == 2).all() and (out.steps_tokens[:, :, 3] == 2).all()
     assert len(np.unique(out.tokens[:, :3])) == VOCAB
 

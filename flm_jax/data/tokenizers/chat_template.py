@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import to_json
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -172,7 +173,7 @@ def jinja() -> Any:
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     # Unlike Jinja's own, it writes no character as an entity of HTML.
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+    environment.filters["tojson"] = lambda value, indent=None: to_json(
         value, ensure_ascii=False, indent=indent
     )
     return environment
