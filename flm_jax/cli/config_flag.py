@@ -90,12 +90,5 @@ def _check_key(config: ConfigDict, keys: list[str]) -> None:
         return
     if before and before[-1] in NAMED and "name" in group:
         check_owned(before[-1], group.name, [last])
-        others = [name for name in NAMED if name != before[-1] and last in config[name]]
-        require(
-            not others or last == "name",
-            f"{'.'.join(['config', *before])} has no {last!r}; it is a key of "
-            f"config.{others[0] if others else ''}: give --config.{others[0] if others else ''}."
-            f"{last}=VALUE.",
-        )
     where = ".".join(["config", *before])
     one_of(f"config key {'.'.join(keys)}: key in {where}", last, group)

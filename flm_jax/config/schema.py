@@ -191,10 +191,17 @@ def check_owned(
       UserError: such a key; the message says whose it is.
     """
     own = plain(NAMED[group][name]())
+    place = where or f"config.{group}"
     for key in (key for key in keys if key not in own):
         owners = [other for other, cls in NAMED[group].items() if key in plain(cls())]
         require(
             not owners,
-            f"{where or f'config.{group}'} {name} has no {key!r}: that is a key of "
+            f"{place} {name} has no {key!r}: that is a key of "
             f"{' and '.join(owners)}; drop it, or give the name {owners[0] if owners else ''}.",
+        )
+        groups = [g for g in NAMED if any(key in plain(cls()) for cls in NAMED[g].values())]
+        owner = f"config.{groups[0]}" if groups else ""
+        require(
+            not groups or bool(where),
+            f"{place} {name} has no {key!r}: that is a key of {owner}; set {owner}.{key}.",
         )

@@ -64,7 +64,8 @@ class GammaTold(Told):
 
     def tau(self, t: Times) -> Times:
         lowest, highest = self.path.time_at(jnp.array([self.high, self.low]))
-        # At the ends it has the slope from within; that of a clip is half of it there.
+        # The derivative of a clip at its ends is a half of that from within, or 0 by rounding, and
+        # flow maps start and end there: the value is clipped, the derivative is not.
         clipped, still = jax.lax.stop_gradient((jnp.clip(t, lowest, highest), t))
         return self.progress(self.path.gamma(clipped + (t - still)))
 
@@ -162,7 +163,7 @@ class Flow:
     def between(self, tau_s: Times, tau_t: Times, where: Times | float) -> Times:
         """The tau at a part `where` of the law between two others."""
         low, high = self.times.share(tau_s), self.times.share(tau_t)
-        return self.times.quantile(low + where * (high - low))
+        return jnp.where(tau_s < tau_t, self.times.quantile(low + where * (high - low)), tau_t)
 
     def grid(self, steps: int) -> Float[Array, "k"]:
         """K + 1 values of tau from 0 to 1, uniform in the law of times."""

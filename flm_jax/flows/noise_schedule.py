@@ -35,8 +35,12 @@ FITTED = ("logistic", "gumbel")
 class GammaConfig:
     """A mixture of U(low, high), a clipped N(center, spread^2), and a learnt law for the rest."""
 
-    low: float = setting(-10.0, "lowest gamma, where states are all but clean")
-    high: float = setting(6.0, "highest gamma, where they are all but noise; sampling starts there")
+    low: float = setting(-10.0, "lowest gamma, where states are all but clean", range="[-30, 30]")
+    high: float = setting(
+        6.0,
+        "highest gamma, where they are all but noise; sampling starts there",
+        range="[-30, 30]",
+    )
     uniform: float = setting(0.1, "fraction that is uniform", range="[0, 1]")
     normal: float = setting(0.2, "fraction that is normal", range="[0, 1]")
     center: float = setting(-2.5, "mean of the normal part")

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from flm_jax.build.families.flow import shared_settings
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
 from flm_jax.core.errors import require
@@ -28,11 +29,16 @@ def _weak(model: Model, workdir: str) -> Model:
         "trained with the same tokenizer.",
     )
     require(
-        family(weak.config).from_noise
-        and (weak.net.two_time, weak.net.any_order) == (model.net.two_time, model.net.any_order),
+        family(weak.config).from_noise and weak.net.two_time == model.net.two_time,
         f"weak={workdir} is a model of objective {objective_name(weak.config)}; expected a "
         f"{'flow map' if model.net.two_time else 'flow (objective denoising)'}, as the model that "
         "it is to guide.",
+    )
+    require(
+        weak.net.any_order == model.net.any_order,
+        f"weak={workdir} was trained {'with' if weak.net.any_order else 'without'} clean context; "
+        f"expected a model trained {'with' if model.net.any_order else 'without'} it, as the model "
+        "that it is to guide.",
     )
     require(
         weak.net.max_length >= model.net.max_length,
@@ -60,7 +66,7 @@ def _same_flow(weak: Model, model: Model) -> bool:
         same = np.array_equal(told.clock.t, other.clock.t)
     else:
         same = told == other
-    return same and weak.config["flow"]["name"] == model.config["flow"]["name"]
+    return same and shared_settings(weak.config) == shared_settings(model.config)
 
 
 def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:

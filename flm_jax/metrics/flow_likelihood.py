@@ -31,6 +31,7 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, expected_embedding
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
 from flm_jax.flows.flow import ClockTold, Flow, GammaTold
+from flm_jax.flows.interpolants.linear import Linear
 
 _END = 0.999  # of the clock: what is left after it is in the second term
 _TINY = 1e-12
@@ -44,15 +45,15 @@ class Signal(NamedTuple):
     last: jax.Array
 
 
-def _by_clock(net: Network, told: ClockTold) -> Signal:
+def _by_clock(net: Network, flow: Flow, told: ClockTold) -> Signal:
     """r = u R: in nats per unit of r the integrand is largest where tokens become readable.
 
     R is where the clock ends, as the network knows no later times, or where the states can be read,
     if that is sooner.
     """
-    clocks = (told.clock, decoding_clock(net.vocab_size, net.dim))
-    t_end = jnp.minimum(*(tau_to_t(c, jnp.float32(_END)) for c in clocks))
-    r_end = t_end / (1.0 - t_end)
+    readable = Linear().odds(tau_to_t(decoding_clock(net.vocab_size, net.dim), jnp.float32(_END)))
+    a, _, c = flow.path.coefficients(told.t(jnp.float32(_END)))
+    r_end = jnp.minimum(a / c, readable)
     return Signal(lambda u: (u * r_end, r_end * (u * r_end)), 0.0, r_end)
 
 
@@ -79,7 +80,7 @@ def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, 
       flow: the path, its noise, and what the network is told.
     """
     told = flow.told
-    signal = _by_gamma(told) if isinstance(told, GammaTold) else _by_clock(net, told)
+    signal = _by_gamma(told) if isinstance(told, GammaTold) else _by_clock(net, flow, told)
 
     def at(params: Params, batch: dict[str, jax.Array], r: jax.Array, key: Key):
         t = flow.path.time_at(-2.0 * jnp.log(jnp.maximum(r, _TINY)))

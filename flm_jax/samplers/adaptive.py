@@ -83,7 +83,7 @@ class Progress(NamedTuple):
 
 def advance(
     key: Key,
-    y_0: States,
+    xi: States,
     denoiser: Denoiser,
     *,
     flow: Flow,
@@ -107,7 +107,7 @@ def advance(
 
     def denoise(y, t):
         tau = flow.tau(t)
-        return denoiser.ask(y_0, y, t, (tau, tau), key)[1]
+        return denoiser.ask(xi, y, t, (tau, tau), key)[1]
 
     def body(now: Progress) -> Progress:
         tau_t = jnp.minimum(now.tau + now.step, _END)
@@ -131,14 +131,14 @@ def advance(
     def unfinished(now: Progress):
         return jnp.any(now.tau < _END) & (now.calls + 3 <= most)
 
-    zeros = jnp.zeros(y_0.shape[0])
-    start = Progress(y_0, zeros, zeros + _FIRST, denoise(y_0, flow.t(zeros)), jnp.int32(1))
+    zeros, first = jnp.zeros(xi.shape[0]), denoiser.start(xi)
+    start = Progress(first, zeros, zeros + _FIRST, denoise(first, flow.t(zeros)), jnp.int32(1))
     return jax.lax.while_loop(unfinished, body, start)
 
 
 def adaptive(
     key: Key,
-    y_0: States,
+    xi: States,
     denoiser: Denoiser,
     *,
     flow: Flow,
@@ -163,8 +163,8 @@ def adaptive(
         "calls: give its most calls, for example --steps=256.",
     )
     more = {"flow": flow, "most": steps - 1, "given": given, "tolerance": tolerance}
-    end = advance(step_key(key, 0), y_0, denoiser, **more)
+    end = advance(step_key(key, 0), xi, denoiser, **more)
     t = flow.t(end.tau)
-    _, _, seen = denoiser.ask(y_0, end.y, t, (end.tau, end.tau), step_key(key, 1), choice)
+    _, _, seen = denoiser.ask(xi, end.y, t, (end.tau, end.tau), step_key(key, 1), choice)
     calls = (end.calls + 1) * denoiser.calls
     return Samples(seen[0], seen[0][None], seen[1][None], calls)

@@ -20,7 +20,7 @@ from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.guidance import GREEDY, Denoiser, plain, target_time
 from flm_jax.samplers.steering import IteratedConfig, RewardedConfig
 
-# (y_s [B, L, W], y_0, tau_s, s, t) -> y_s: moves a state before the network carries it from s to t.
+# (y_s [B, L, W], xi, tau_s, s, t) -> y_s: moves a state before the network carries it from s to t.
 Nudge = Callable[[States, States, Times, Times, Times], States]
 
 
@@ -47,7 +47,7 @@ def step_key(key: Key, step: int | jax.Array) -> Key:
 
 def carry(
     key: Key,
-    y_0: States,
+    xi: States,
     denoiser: Denoiser,
     *,
     flow: Flow,
@@ -56,11 +56,11 @@ def carry(
     choice: Choice = GREEDY,
     nudge: Nudge | None = None,
 ) -> Samples:
-    """Carries the noise y_0 to data in `steps` steps on the grid of the flow's times.
+    """Carries the noise xi to data in `steps` steps on the grid of the flow's times.
 
     Args:
       key: of fresh noise, dropout and drawn tokens; a deterministic sampler does not use it.
-      y_0: states [B, L, W] at the first time of the grid, see `Denoiser.start`.
+      xi: noise [B, L, W], of which `Denoiser.start` makes the first state.
       denoiser: a two-time one takes flow-map jumps, a one-time one Euler steps. A self-conditioned
         one is shown delta of the step before, none at first.
       flow: path and times.
@@ -87,9 +87,9 @@ def carry(
         k, tau_s, tau_end, s, t = now
         own = step_key(key, k)
         if nudge is not None:
-            y_s = nudge(y_s, y_0, tau_s, s, t)
+            y_s = nudge(y_s, xi, tau_s, s, t)
         target = target_time(denoiser, tau_s, tau_end)
-        y_s, delta, seen = denoiser.ask(y_0, y_s, s, (tau_s, target), own, choice, **more)
+        y_s, delta, seen = denoiser.ask(xi, y_s, s, (tau_s, target), own, choice, **more)
         fresh = denoiser.noise(jax.random.fold_in(own, 1)) if redraws else None
         y_t = flow.path.step(
             y_s,
@@ -102,8 +102,8 @@ def carry(
         return (y_t, delta if denoiser.self_conditioned else None), seen
 
     grid = (jnp.arange(steps), taus[:-1], tau_ends[1:], times[:-1], times[1:])
-    none = jnp.zeros_like(y_0) if denoiser.self_conditioned else None
-    state, early = jax.lax.scan(step, (y_0, none), tuple(x[:-1] for x in grid))
+    none = jnp.zeros_like(xi) if denoiser.self_conditioned else None
+    state, early = jax.lax.scan(step, (denoiser.start(xi), none), tuple(x[:-1] for x in grid))
     # Alone, so that the compiler drops delta @ E of the last call, which nothing reads.
     _, last = step(state, tuple(x[-1] for x in grid), choice)
     tokens, confidence = (jnp.concatenate([a, b[None]]) for a, b in zip(early, last))
@@ -111,11 +111,11 @@ def carry(
 
 
 def sample_euler_from(
-    y_0: States, net: Network, params: Params, *, flow: Flow, steps: int, given: Given
+    xi: States, net: Network, params: Params, *, flow: Flow, steps: int, given: Given
 ) -> Samples:
-    """Carries the noise y_0 [B, L, D] to data deterministically in `steps` calls; see `carry`."""
+    """Carries the noise xi [B, L, D] to data deterministically in `steps` calls; see `carry`."""
     denoiser = plain(net, params, flow, given)
-    return carry(jax.random.key(0), y_0, denoiser, flow=flow, steps=steps)
+    return carry(jax.random.key(0), xi, denoiser, flow=flow, steps=steps)
 
 
 def sample_euler(
@@ -123,4 +123,4 @@ def sample_euler(
 ) -> Samples:
     """Draws noise and carries it to data deterministically; see `carry`."""
     denoiser = plain(net, params, flow, given)
-    return carry(key, denoiser.start(key), denoiser, flow=flow, steps=steps)
+    return carry(key, denoiser.noise(key), denoiser, flow=flow, steps=steps)

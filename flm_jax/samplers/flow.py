@@ -99,19 +99,19 @@ def sample_flow(
     net = fixed_point(net, each) if iterations else net
     denoiser = make_denoiser(net, params, flow, given, cfg, guides, extra)
     denoiser = denoiser._replace(calls=denoiser.calls + each - 1)
-    y_0 = denoiser.start(key)
+    xi = denoiser.noise(key)
     common = {"flow": flow, "steps": steps, "choice": cfg.choice}
     if isinstance(cfg, AdaptiveConfig):
         more = {"given": given, "tolerance": cfg.tolerance}
-        return adaptive.adaptive(key, y_0, denoiser, **common, **more)
+        return adaptive.adaptive(key, xi, denoiser, **common, **more)
     nudge, calls = None, denoiser.calls
     if scale := getattr(cfg, "reward_scale", 0.0):
         table = denoiser.table
         nudge = make_nudge(net, params, flow, guides.reward, extra["reward"], scale, table, given)
         calls += each
     if isinstance(cfg, HeunConfig):
-        found = heun(key, y_0, denoiser, **common)
+        found = heun(key, xi, denoiser, **common)
     else:
         gamma = getattr(cfg, "gamma", 0.0)
-        found = euler.carry(key, y_0, denoiser, stochasticity=gamma, nudge=nudge, **common)
+        found = euler.carry(key, xi, denoiser, stochasticity=gamma, nudge=nudge, **common)
     return found if calls == 1 else found._replace(calls=jnp.asarray(calls * steps, jnp.int32))

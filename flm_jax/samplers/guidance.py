@@ -38,10 +38,10 @@ class Denoiser(NamedTuple):
       table: clean embeddings [V, W]; two networks have theirs side by side.
       anchor: m of anchored paths [1, L, W], else 0.
       noise: key -> xi [B, L, W], of one draw as states of both tables carry it.
-      start: key -> states [B, L, W] at the first time of the flow.
-      ask: (y_0, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
+      start: xi -> states [B, L, W] at the first time of the flow.
+      ask: (xi, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
         table, (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order
-        networks, else on their interpolant from y_0. Times are scalars or [B]; the key is for
+        networks, else on their path with xi. Times are scalars or [B]; the key is for
         dropout and drawn tokens; estimate is an earlier delta @ table, if self_conditioned.
       calls: network calls of one `ask`.
       two_time: whether tau_target is read.
@@ -51,7 +51,7 @@ class Denoiser(NamedTuple):
     table: Float[Array, "v w"]
     anchor: jax.Array | float
     noise: Callable[[Key], States]
-    start: Callable[[Key], States]
+    start: Callable[[States], States]
     ask: Callable[..., tuple[States, States, tuple[jax.Array, jax.Array]]]
     calls: int
     two_time: bool
@@ -67,32 +67,16 @@ def _picker(key: Key, choice: Choice) -> Pick:
     return jax.vmap(one, in_axes=(0, 1), out_axes=1)
 
 
-def _held(net: Network, flow: Flow, given: Given, y_0, y_t, t, table, anchor):
-    """States with given positions clean, by an any-order network, else on their interpolant.
-
-    There xi is what makes y_0 the state at the first time.
-    """
+def _held(net: Network, flow: Flow, given: Given, xi, y_t, t, table, anchor):
+    """States with given positions clean, by an any-order network, else on their path with xi."""
     t = held_times(net, given, t)
-    return flow.held(y_t, t, given.tokens, given.mask, _noise_of(flow, y_0, anchor), table, anchor)
-
-
-def _first(flow: Flow) -> tuple[jax.Array, jax.Array]:
-    """Weights (b, c) of anchor and noise at the first time of a flow."""
-    _, b, c = flow.path.coefficients(flow.t(jnp.zeros(())))
-    return b, c
+    return flow.held(y_t, t, given.tokens, given.mask, xi, table, anchor)
 
 
 def _started(flow: Flow, xi: States, anchor) -> States:
     """The state at the first time, where nothing is known of the data: pure noise at t = 0."""
-    b, c = _first(flow)
+    _, b, c = flow.path.coefficients(flow.t(jnp.zeros(())))
     return b * anchor + c * xi if flow.path.anchored else c * xi
-
-
-def _noise_of(flow: Flow, y_0: States, anchor) -> States:
-    """The xi that `_started` made y_0 of."""
-    b, c = _first(flow)
-    xi = y_0 - b * anchor if flow.path.anchored else y_0
-    return jnp.where(c > 0.0, xi / jnp.where(c > 0.0, c, 1.0), 0.0)
 
 
 def _settled(given: Given, seen):
@@ -108,8 +92,8 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
     """The network as it is."""
     table, anchor = net.table(params), _anchor(net, params, flow, given)
 
-    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
-        y_t = _held(net, flow, given, y_0, y_t, t, table, anchor)
+    def ask(xi, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
+        y_t = _held(net, flow, given, xi, y_t, t, table, anchor)
         s, t = (held_times(net, given, tau) for tau in taus)
         out = forward(net, params, y_t, s, t, estimate=estimate)
         if choice.temperature == 0.0:
@@ -119,7 +103,7 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
         return y_t, delta, _settled(given, seen)
 
     noise = lambda key: flow.noise.draw(key, table, given.tokens.shape)
-    start = lambda key: _started(flow, noise(key), anchor)
+    start = lambda xi: _started(flow, xi, anchor)
     return Denoiser(table, anchor, noise, start, ask, 1, net.two_time, net.self_conditioned)
 
 
@@ -141,8 +125,8 @@ def autoguided(
     joint = table if other is None else jnp.concatenate([table, other], axis=1)
     width = table.shape[1]
 
-    def ask(y_0, y_t, t, taus, key=None, choice=GREEDY):
-        y_t = _held(net, flow, given, y_0, y_t, t, joint, 0.0)
+    def ask(xi, y_t, t, taus, key=None, choice=GREEDY):
+        y_t = _held(net, flow, given, xi, y_t, t, joint, 0.0)
         draw_key, dropout_key = jax.random.split(key)
         now = [held_times(net, given, tau) for tau in taus]
         out = forward(net, params, y_t[..., :width], *now)
@@ -160,7 +144,7 @@ def autoguided(
         views = flow.noise.draw_joint(key, table, other, given.tokens.shape)
         return jnp.concatenate(views, axis=-1)
 
-    start = lambda key: _started(flow, noise(key), 0.0)
+    start = lambda xi: _started(flow, xi, 0.0)
     return Denoiser(joint, 0.0, noise, start, ask, 2, net.two_time)
 
 

@@ -43,7 +43,7 @@ def heun_step(
 
 def heun(
     key: Key,
-    y_0: States,
+    xi: States,
     denoiser: Denoiser,
     *,
     flow: Flow,
@@ -61,10 +61,10 @@ def heun(
     intervals = steps // 2 + 1
     taus = flow.grid(intervals)
     times = flow.t(taus)
-    rows, anchor = y_0.shape[0], denoiser.anchor
+    rows, anchor = xi.shape[0], denoiser.anchor
 
     def asked(y, t, tau, index, choice=GREEDY):
-        return denoiser.ask(y_0, y, t, (tau, tau), step_key(key, index), choice)
+        return denoiser.ask(xi, y, t, (tau, tau), step_key(key, index), choice)
 
     def euler(y_s, now):
         k, tau_s, _, s, t = now
@@ -89,11 +89,11 @@ def heun(
     grid = (jnp.arange(intervals), taus[:-1], taus[1:], times[:-1], times[1:])
     at = lambda i: tuple(x[i] for x in grid)
     begin = 1 if steps % 2 == 0 else 0
-    history = []
+    y, history = denoiser.start(xi), []
     if begin:
-        y_0_next, seen = euler(y_0, at(0))
+        y, seen = euler(y, at(0))
         history.append(jax.tree.map(lambda x: x[None], seen))
-    y, pairs = jax.lax.scan(step, y_0_next if begin else y_0, at(slice(begin, -1)))
+    y, pairs = jax.lax.scan(step, y, at(slice(begin, -1)))
     history.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs))
     k, tau, _, s, _ = at(-1)
     _, _, last = asked(y, s, tau, 2 * k, choice)

@@ -112,8 +112,8 @@ def sample_refined(
         # The first noise is that of the plain sampler: one call of either gives the same tokens.
         now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
         denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
-        y_0, zero = denoiser.start(now), jnp.zeros(())
-        return denoiser.ask(y_0, y_0, flow.t(zero), (zero, zero + until))[2]
+        xi, zero = denoiser.noise(now), jnp.zeros(())
+        return denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + until))[2]
 
     def plan(partial: Partial, k):
         count = even_share(total, steps, k)

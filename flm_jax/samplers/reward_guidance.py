@@ -55,14 +55,14 @@ def make_nudge(
     table, wishes = net.table(params), reward.table(reward_params)
     width = table.shape[1]
 
-    def nudge(y_s, y_0, tau_s, s, t):
+    def nudge(y_s, xi, tau_s, s, t):
         t_held, *taus = (
             held_times(net, given, x)
             for x in (s, tau_s, jnp.ones_like(tau_s) if net.two_time else tau_s)
         )
 
         def value(y):
-            held = flow.held(y, t_held, given.tokens, given.mask, y_0[..., :width], table)
+            held = flow.held(y, t_held, given.tokens, given.mask, xi[..., :width], table)
             out = forward(net, params, held, *taus)
             ahead = expected_embedding(out, wishes, net)
             ahead = jnp.where(given.mask[..., None], wishes[given.tokens], ahead)

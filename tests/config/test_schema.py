@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flm_jax.config.schema import GROUPS, NAMED, base_config, choose
+from flm_jax.config.schema import GROUPS, NAMED, base_config, choose, settings
 from flm_jax.core.errors import UserError
 from flm_jax.core.settings import settings_of
 from flm_jax.flows.registry import FLOWS, flows_of
@@ -112,6 +112,14 @@ def test_flows_follow_the_objective():
         choose(config, objective=objective)
         assert config.flow.name == first == flows_of(objective)[0]
         assert set(config.flow) == {"name", *settings_of(FLOWS[first].settings)}
+
+
+def test_a_key_of_another_group_is_said_to_be_its():
+    """Of older versions, for one: the clock and the noise of an objective."""
+    values = base_config().to_dict()
+    values["objective"]["clock"] = "identity"
+    with pytest.raises(UserError, match="has no 'clock': that is a key of config.flow; set"):
+        settings(values, "objective")
 
 
 def test_a_key_that_two_paths_share_keeps_what_was_given():

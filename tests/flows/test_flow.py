@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flm_jax.build.families.flow_map import ROUTES
+from flm_jax.core.network import Network
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.flow import Flow, GammaTold, onehot_flow
 from flm_jax.flows.interpolants.linear import Linear
@@ -24,6 +26,8 @@ from flm_jax.flows.noise_schedule import (
 from flm_jax.flows.posterior import posterior_features, posterior_kernel
 from flm_jax.flows.settings import EMBEDDING_LAW
 from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses.distillation.base import Pairs
+from flm_jax.losses.distillation.semigroup import SemigroupConfig
 
 PATHS = [Linear(), VariancePreserving(), MaskedBridge(0.2)]
 LAW = EMBEDDING_LAW
@@ -116,3 +120,28 @@ def test_the_posterior_is_bayes_rule(path, noise):
         found = posterior_features(flow, jnp.asarray(y, jnp.float32), jnp.full(1, t), single)
         got = jax.nn.softmax(found @ posterior_kernel(flow, single), axis=-1)
         np.testing.assert_allclose(got[0], want, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+def test_clean_positions_are_clean_in_every_call_of_the_semigroup_route(path):
+    """A split of their interval, from 1 to 1, is at 1: the second call reads E[x] there."""
+    flow, seen = embedding_flow(path), []
+    table = jax.random.normal(jax.random.key(5), (5, 3))
+
+    def features(params, x_s, s, t, *, key=None):
+        seen.append(x_s)
+        return x_s
+
+    readout = lambda params: (table.T, jnp.zeros(5))
+    net = Network(lambda key: {}, features, readout, lambda params: table, 5, 3, 2, two_time=True)
+    clean = jnp.array([[True, False]])
+    tokens = jnp.array([[1, 4]])
+    tau_s, tau_t = jnp.where(clean, 1.0, 0.3), jnp.where(clean, 1.0, 0.6)
+    s, t = (jnp.where(clean, 1.0, flow.t(tau)) for tau in (tau_s, tau_t))
+    y_s, _ = flow.states(jax.random.key(6), s, tokens, table)
+    route = ROUTES["semigroup"](SemigroupConfig())
+    pairs = Pairs((y_s, None), tau_s, tau_t, s, t, jnp.ones((1, 2)))
+    more = {"teacher": None, "split_key": jax.random.key(7), "key": None}
+    route.loss_at({}, {}, pairs, net=net, flow=flow, **more)
+    np.testing.assert_array_equal(seen[1][0, 0], table[1])
+    assert np.abs(seen[1][0, 1] - y_s[0, 1]).max() > 0.01

@@ -134,7 +134,7 @@ def test_a_stochastic_jump_goes_beyond_its_end(float64, path):
 
 
 def test_a_path_without_stochastic_jumps_says_so():
-    with pytest.raises(UserError, match="got a fraction 0.5 of fresh noise .* expected 0"):
+    with pytest.raises(UserError, match="got gamma=0.5, a fraction of fresh noise, .* expected 0"):
         MaskedBridgeOde(0.2).overshoot(jnp.asarray([0.5]), 0.5)
 
 

@@ -108,7 +108,7 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
         f"config.objective.{key} predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
-    theirs, own = (_learnt_from(c) for c in (teacher, config))
+    theirs, own = (shared_settings(c) for c in (teacher, config))
     for name, value in theirs.items():
         require(
             own.get(name) == value,
@@ -117,7 +117,7 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
         )
 
 
-def _learnt_from(config: Config) -> dict[str, object]:
+def shared_settings(config: Config) -> dict[str, object]:
     """What two flows must share for one to learn from the other; both draws of one-hot noise do."""
     cfg = gaussian_flow(config)
     found = {"name": config["flow"]["name"], "clock": cfg.clock}

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from flm_jax.build.families.base import Work
 from flm_jax.build.families.flow import FLOW, learnt_law, times_tracker
 from flm_jax.config.schema import settings
@@ -31,12 +33,14 @@ def _semigroup_route(cfg: SemigroupConfig) -> Route:
     def loss_at(params, target_params, pairs, *, net, flow, teacher, split_key, key):
         del teacher
         tau_u = split_times(split_key, flow, pairs.tau_s, pairs.tau_t, cfg.split)
+        # Clean positions stay at 1, whatever the last time is that a network is told.
+        u = jnp.where(pairs.s < 1.0, flow.t(tau_u), 1.0)
         loss, values = semigroup_loss_at(
             params,
             target_params,
             pairs.views[0],
             (pairs.tau_s, tau_u, pairs.tau_t),
-            (pairs.s, flow.t(tau_u), pairs.t),
+            (pairs.s, u, pairs.t),
             pairs.weights,
             net=net,
             flow=flow,

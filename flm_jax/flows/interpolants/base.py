@@ -46,8 +46,9 @@ class Interpolant:
 
     Attributes:
       anchored: whether b is not 0 throughout, so that steps need m.
-      redraws: whether a step draws part of the noise anew. Otherwise kappa = c, noise only shrinks
-        along the path, and the probability-flow ODE, its flow map and their distillation exist.
+      redraws: whether a step draws part of the noise anew. Otherwise kappa = c, or there is no
+        noise: it only shrinks along the path, and the probability-flow ODE, its flow map and their
+        distillation exist.
     """
 
     anchored: bool = False
@@ -89,8 +90,8 @@ class Interpolant:
         A stochastic jump to t is one to t', and noise that takes it back to t.
         """
         raise UserError(
-            f"got a fraction {stochasticity} of fresh noise on a path of {type(self).__name__}; "
-            "expected 0."
+            f"got gamma={stochasticity}, a fraction of fresh noise, on a path of "
+            f"{type(self).__name__}, which states no overshoot; expected 0."
         )
 
     def at(

@@ -5,9 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 
 from flm_jax.core.types import Times
-from flm_jax.flows.interpolants.base import Coefficients, Interpolant
+from flm_jax.flows.interpolants.base import Coefficients, Interpolant, Weights, divided
 
 _QUARTER = 0.5 * jnp.pi
+_TINY = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,20 @@ class VariancePreserving(Interpolant):
         return self.retained(t) / _QUARTER
 
     def odds(self, t: Times) -> Times:
-        return jnp.tan(_QUARTER * t)
+        return jnp.sin(_QUARTER * t) / jnp.maximum(self.retained(t), _TINY)
 
     def time_of(self, odds: Times) -> Times:
         return jnp.arctan(odds) / _QUARTER
 
     def time_at(self, gamma: Times) -> Times:
         return self.time_of(jnp.exp(-0.5 * gamma))
+
+    def weights(self, s: Times, t: Times, stochasticity: float = 0.0) -> Weights:
+        found = super().weights(s, t, stochasticity)
+        if stochasticity:
+            return found
+        # Without the cancellation of a_t - a_s w_y.
+        return found._replace(clean=divided(jnp.sin(_QUARTER * (t - s)), self.retained(s)))
 
     def overshoot(self, t: Times, stochasticity: float) -> Times:
         return jnp.arccos(self.retained(t) * (1.0 - stochasticity**2) ** 0.5) / _QUARTER

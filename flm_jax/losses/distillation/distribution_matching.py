@@ -40,7 +40,7 @@ from flm_jax.losses.distillation.base import Teacher
 from flm_jax.losses.flow_settings import ContextSettings
 
 ROW_WEIGHTINGS = ("kl", "distance")
-_LATEST = 0.995  # of the clock: nearer to 1 the weight 1/(1-t)^2 grows without bound
+_LATEST = 0.995  # of the law of times: nearer to 1 the weight (a/c)^2 grows without bound
 _TINY = 1e-30
 _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gradient either
 
@@ -75,7 +75,7 @@ class MatchingConfig(ContextSettings):
     from_noise: float = setting(
         0.0,
         "fraction of rows whose student reads pure noise, s = 0; the others' s is uniform in the "
-        "clock",
+        "law of times",
         range="[0, 1]",
     )
     row_weighting: str = setting(
@@ -112,17 +112,20 @@ class Answers(NamedTuple):
     mask: Array
 
 
-def start_and_end(key: Key, num: int, rows: Rows, from_noise: float) -> tuple[Times, Times]:
+def start_and_end(
+    key: Key, flow: Flow, num: int, rows: Rows, from_noise: float
+) -> tuple[Times, Times]:
     """Network times tau_s of the student's states and tau_t of its noised answers, float32 [B].
 
-    A share `from_noise` has tau_s = 0, the others U(0, .995); tau_t ~ U(tau_s, .995). Both are
-    low-discrepancy over the global batch.
+    In shares of the law of times, a fraction `from_noise` has u_s = 0, the others U(0, .995), and
+    u_t ~ U(u_s, .995). Both are low-discrepancy over the global batch.
     """
     s_key, t_key = jax.random.split(key)
     u = stratified_uniform(s_key, num, rows)
     later = jnp.maximum(u - from_noise, 0.0) / max(1.0 - from_noise, 1e-6)
-    tau_s = _LATEST * jnp.minimum(later, 1.0)
-    return tau_s, tau_s + (_LATEST - tau_s) * kronecker_uniform(t_key, num, rows)
+    u_s = _LATEST * jnp.minimum(later, 1.0)
+    u_t = u_s + (_LATEST - u_s) * kronecker_uniform(t_key, num, rows)
+    return flow.times.quantile(u_s), flow.times.quantile(u_t)
 
 
 def noised_again(
@@ -157,7 +160,7 @@ def answers(
     time_key, state_key, noise_key = jax.random.split(key, 3)
     tokens, table = batch["tokens"], teacher[0].table(teacher[1])
     clean = clean_context(key, batch, cfg.clean, rows)
-    taus = start_and_end(time_key, tokens.shape[0], rows, cfg.from_noise)
+    taus = start_and_end(time_key, flow, tokens.shape[0], rows, cfg.from_noise)
     times = at_clean(clean, *taus, *(flow.t(tau) for tau in taus))
     tau_s, tau_t, s, t = times
     y_s, _ = flow.states(rows.fold(state_key), s, tokens, net.table(params))
@@ -265,7 +268,7 @@ def matching_loss(
       to 0 as the laws agree, and "student_deviations_per_token" between student and teacher; and
       "counted".
     """
-    guide = (teacher, frozen.teacher)
+    guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
     loss, (gap, distance) = matching_loss_at(
         found, frozen.other, guide, net=net, flow=flow, row_weighting=cfg.row_weighting
@@ -304,7 +307,8 @@ def auxiliary_loss(
       Mean over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"}, the
       same, and "counted".
     """
-    guide, (draw_key, drop_key) = (teacher, frozen.teacher), jax.random.split(key)
+    guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
+    draw_key, drop_key = jax.random.split(key)
     found = answers(frozen.other, guide, batch, draw_key, rows, net=net, flow=flow, cfg=cfg)
     x = _input(guide, found.z, found.tau_t)
     out = _read(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))

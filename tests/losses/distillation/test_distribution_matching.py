@@ -148,14 +148,16 @@ def test_the_weights_of_rows(weighting):
 def test_times():
     """A share from noise, the others uniform, and the later time uniform after the first."""
     rows = 4096
-    tau_s, tau_t = map(np.asarray, start_and_end(jax.random.key(1), rows, Rows(0, rows), 0.25))
+    tau_s, tau_t = map(
+        np.asarray, start_and_end(jax.random.key(1), FLOW, rows, Rows(0, rows), 0.25)
+    )
     assert abs((tau_s == 0).mean() - 0.25) < 2e-3
     later = np.sort(tau_s[tau_s > 0]) / 0.995
     np.testing.assert_allclose(later, np.linspace(0, 1, len(later)), atol=2e-3)
     share = np.sort((tau_t - tau_s) / (0.995 - tau_s))
     np.testing.assert_allclose(share, np.linspace(0, 1, rows), atol=2e-3)
     assert abs(np.corrcoef(tau_s, (tau_t - tau_s) / (0.995 - tau_s))[0, 1]) < 0.02
-    all_noise, _ = start_and_end(jax.random.key(1), rows, Rows(0, rows), 1.0)
+    all_noise, _ = start_and_end(jax.random.key(1), FLOW, rows, Rows(0, rows), 1.0)
     np.testing.assert_array_equal(all_noise, 0.0)
 
 
