@@ -190,7 +190,7 @@ REFUSED = [
     ({"objective.auxiliary_lead": 8}, "auxiliary_lead is 8; expected 0 to 7"),
     ({"objective.from_noise": 1.5}, "from_noise is 1.5"),
     ({"objective.row_weighting": "kll"}, "did you mean 'kl'"),
-    ({"objective.noise": "onehot"}, "unknown key in config.objective 'noise'"),
+    ({"objective.noise": "onehot"}, "that is a key of config.flow"),
     ({"objective.weighting": "learned"}, "has no 'weighting'"),
     ({"objective.context": 0.5}, "need a teacher that was trained with clean context"),
     ({"model.self_conditioning": True}, "model.self_conditioning is for objective denoising"),
