@@ -1,14 +1,16 @@
 """config.flow becomes a flow; and which positions a flow has clean, from its configuration."""
 
+import functools
+
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
-from flm_jax.core.types import Config
+from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.clocks import CLOCKS
 from flm_jax.flows.flow import ClockTold, Flow, GammaTold, Uniform
 from flm_jax.flows.noise import NoNoise, OneHotNoise, UnitNoise
-from flm_jax.flows.noise_schedule import LearntTimes
+from flm_jax.flows.noise_schedule import GammaConfig, LearntTimes, fresh_state, update_state
 from flm_jax.flows.registry import FLOWS
-from flm_jax.flows.settings import LEARNT, GaussianConfig
+from flm_jax.flows.settings import LEARNT
 from flm_jax.losses.flow_settings import ContextSettings
 
 NOISES = {
@@ -30,10 +32,18 @@ def make_flow(config: Config, vocab_size: int) -> Flow:
     return Flow(path, NOISES[cfg.noise], Uniform(), ClockTold(clock))
 
 
-def gaussian_flow(config: Config) -> GaussianConfig | None:
-    """The settings of a flow from Gaussian noise; None of any other."""
+def learnt_law(config: Config) -> GammaConfig | None:
+    """The law of times that a flow learns, whose state belongs to the model; None for none."""
     cfg = settings(config, "flow")
-    return cfg if isinstance(cfg, GaussianConfig) else None
+    return cfg.law if cfg.clock == LEARNT else None
+
+
+def times_tracker(config: Config) -> Tracker | None:
+    """That state, of which the objective gathers statistics; None for none."""
+    law = learnt_law(config)
+    if law is None:
+        return None
+    return Tracker(functools.partial(fresh_state, law), functools.partial(update_state, cfg=law))
 
 
 def prediction(config: Config) -> str:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
 from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
-from flm_jax.build.flow import make_flow
+from flm_jax.build.flow import learnt_law, make_flow
 from flm_jax.build.model import abstract_params, make_network, network_kind
 from flm_jax.checkpoints.portable import WEIGHTS, located, read_folder
 from flm_jax.checkpoints.workdir import load_averages
@@ -78,7 +78,7 @@ def load_model(
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
         "restore the tokenizer folder of the run.",
     )
-    law = family(config).law(config)
+    law = learnt_law(config)
     learnt = law and _whole_everywhere(jax.eval_shape(lambda: fresh_state(law)), mesh)
     if (folder / WEIGHTS).exists():
         params, step, times = read_folder(folder, abstract_params(net, mesh), learnt)

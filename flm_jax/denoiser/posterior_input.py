@@ -17,8 +17,6 @@ from flm_jax.flows.posterior import posterior_features, posterior_kernel
 
 def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool) -> Network:
     """The network with the posterior of a flow as its input (`read`), in its output, or both."""
-    if not (read or skip):
-        return net
     evidence = Evidence(
         features=lambda table, y, tau: posterior_features(flow, y, flow.t(tau), table),
         kernel=lambda table: posterior_kernel(flow, table),

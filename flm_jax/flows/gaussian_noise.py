@@ -57,6 +57,16 @@ def whitened(vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[
     return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
 
 
+def whitening(table: Float[Array, "v d"]) -> tuple[Float[Array, "d k"], Float[Array, "k v"]]:
+    """A, B with A B = (E^T E)^-1 E^T, k the smaller of V and D, such that E^T eps A is white."""
+    small = table.shape[0] <= table.shape[1]
+    factor = cholesky_factor(gram(table.T if small else table))
+    eye = jnp.eye(factor.shape[0])
+    inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
+    across = _matmul(inverse, table if small else table.T)
+    return (_matmul(across.T, inverse), jnp.eye(len(table))) if small else (inverse.T, across)
+
+
 def leverages(table: Float[Array, "v d"]) -> Float[Array, "v"]:
     """E[v] (E^T E)^-1 E[v]^T of each token, in [0, 1]; they sum to the rank of E, at most D.
 

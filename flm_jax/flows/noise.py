@@ -12,19 +12,15 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.types import Key, States, Times
 from flm_jax.flows.gaussian_noise import (
-    cholesky_factor,
     embedded_noise,
-    gram,
     joint_embedded_noise,
+    whitened,
+    whitening,
 )
 from flm_jax.flows.interpolants.base import Interpolant
 
 Views = tuple[States, Float[Array, "b l k"] | None]
 Whitening = tuple[Float[Array, "d k"], Float[Array, "k v"]]
-
-
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 class Noise:
@@ -96,19 +92,14 @@ class OneHotNoise(Noise):
         return views[0], (views[1] if other is not None else None)
 
     def whitening(self, table):
-        small = table.shape[0] <= table.shape[1]
-        factor = cholesky_factor(gram(table.T if small else table))
-        eye = jnp.eye(factor.shape[0])
-        inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
-        across = _matmul(inverse, table if small else table.T)
-        return (_matmul(across.T, inverse), jnp.eye(len(table))) if small else (inverse.T, across)
+        return whitening(table)
 
     def whitened(self, vectors, table):
-        factor = cholesky_factor(gram(table))
-        return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
+        return whitened(vectors, table)
 
     def spread(self, gradient, table, joint):
-        return jnp.matmul(gradient, _matmul(table.T, joint), precision=jax.lax.Precision.HIGH)
+        across = jnp.matmul(table.T, joint, precision=jax.lax.Precision.HIGHEST)
+        return jnp.matmul(gradient, across, precision=jax.lax.Precision.HIGH)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from flm_jax.build.families.registry import family
+from flm_jax.build.flow import learnt_law
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.files import StepLines, nulls_as_nan, read_json_lines
 from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, learnt_quantile
@@ -52,7 +52,7 @@ def schedule_recorder(
     Args:
       start_step: of this run; see `StepLines`.
     """
-    cfg = family(config).law(config)
+    cfg = learnt_law(config)
     lines = StepLines(epath.Path(workdir) / FILE, start_step) if jax.process_index() == 0 else None
 
     def note(step: int, state: TrainState) -> None:

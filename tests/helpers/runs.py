@@ -70,6 +70,13 @@ def tiny_config():
     return config
 
 
+def distilling(config, objective, teacher):
+    """A configuration of a flow turned into that of a map of it, in place."""
+    choose(config, objective=objective)
+    config.objective.teacher, config.model.two_time = str(teacher), True
+    return config
+
+
 def run(config, workdir):
     return train_run(check(config), str(workdir))
 

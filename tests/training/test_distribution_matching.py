@@ -16,14 +16,11 @@ from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.training.program import assemble
-from helpers.runs import assert_equal, changed, final_params, run, tiny_config
+from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
 
 
 def matching_config(teacher, **values):
-    config = tiny_config()
-    choose(config, objective="distribution_matching")
-    config.objective.teacher = str(teacher)
-    config.model.two_time = True
+    config = distilling(tiny_config(), "distribution_matching", teacher)
     config.objective.auxiliary_updates = 1
     with config.unlocked():
         return changed(config, values)

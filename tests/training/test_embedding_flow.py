@@ -9,7 +9,7 @@ import flm_jax
 from flm_jax.build.load import load_model
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
-from helpers.runs import assert_equal, changed, final_params, run, tiny_config
+from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
 
 # A law that is learnt within a few steps.
 QUICK = {
@@ -37,9 +37,7 @@ def embedding_config(path="variance_preserving", **values):
 
 
 def map_config(teacher, path="variance_preserving", **values):
-    config = embedding_config(path)
-    choose(config, objective="semigroup")
-    config.objective.teacher, config.model.two_time = str(teacher), True
+    config = distilling(embedding_config(path), "semigroup", teacher)
     config.train.steps = 4
     with config.unlocked():
         return changed(config, values)

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from flm_jax.build.flow import times_tracker
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.losses.base import Auxiliary, Objective
 
 
@@ -56,9 +56,7 @@ class Family:
       sees_ahead: whether sampling takes account of given tokens that stand after a position.
       aligned: (config, net) -> figures of `metrics.alignment` for training to report beside its
         base's; None where there are none.
-      law: config -> the law of times that is learnt, whose state belongs to the model; None for
-        none.
-      tracker: config -> that state, of which the objective gathers statistics; None for none.
+      tracker: config -> statistics that the objective gathers; None for none.
       row_group: config -> rows of a microbatch that must stay together.
       work: config -> operations of a train step besides the trained network's.
       auxiliary: (config, net, flow, teacher network or None) -> the network that is trained beside
@@ -85,8 +83,7 @@ class Family:
     timed: bool = True
     sees_ahead: bool = True
     aligned: Callable[..., Callable] | None = None
-    law: Callable[[Config], GammaConfig | None] = lambda config: None
-    tracker: Callable[[Config], Tracker | None] = lambda config: None
+    tracker: Callable[[Config], Tracker | None] = times_tracker
     row_group: Callable[[Config], int] = lambda config: 1
     work: Callable[[Config], Work] = lambda config: Work()
     auxiliary: Callable[..., Auxiliary | None] = lambda config, net, flow, teacher: None

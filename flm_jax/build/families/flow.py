@@ -4,15 +4,14 @@ import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
-from flm_jax.build.flow import gaussian_flow, prediction
+from flm_jax.build.flow import learnt_law, prediction
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config, Tracker
+from flm_jax.core.types import Config
 from flm_jax.denoiser.self_conditioning import fixed_point
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
-from flm_jax.flows.settings import LEARNT, GaussianConfig
+from flm_jax.flows.settings import LEARNT
 from flm_jax.losses.base import Objective
 from flm_jax.losses.denoising import DenoisingConfig, denoising_loss
 from flm_jax.losses.regression import regression_loss
@@ -119,26 +118,12 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
 
 def shared_settings(config: Config) -> dict[str, object]:
     """What two flows must share for one to learn from the other; both draws of one-hot noise do."""
-    cfg = gaussian_flow(config)
+    cfg = settings(config, "flow")
     found = {"name": config["flow"]["name"], "clock": cfg.clock}
     found["noise"] = "unit" if cfg.noise == "unit" else "projected or onehot"
     if cfg.clock == LEARNT:
         found |= {"law.low": cfg.law.low, "law.high": cfg.law.high, "law.learnt": cfg.law.learnt}
     return found
-
-
-def learnt_law(config: Config) -> GammaConfig | None:
-    """The law of times that a flow from noise learns; None where its times are fixed."""
-    cfg = gaussian_flow(config)
-    return cfg.law if isinstance(cfg, GaussianConfig) and cfg.clock == LEARNT else None
-
-
-def times_tracker(config: Config) -> Tracker | None:
-    """The learnt law of times, of which the objective gathers statistics."""
-    law = learnt_law(config)
-    if law is None:
-        return None
-    return Tracker(functools.partial(fresh_state, law), functools.partial(update_state, cfg=law))
 
 
 FLOW = Family(
@@ -153,6 +138,4 @@ FLOW = Family(
     self_conditioned=True,
     check_teacher=check_flow_teacher,
     from_noise=True,
-    law=learnt_law,
-    tracker=times_tracker,
 )

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from flm_jax.build.families.base import Work
-from flm_jax.build.families.flow import FLOW, learnt_law, times_tracker
+from flm_jax.build.families.flow import FLOW
+from flm_jax.build.flow import learnt_law, times_tracker
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network

@@ -1,15 +1,12 @@
 """Masked language flows (MLFM): objective, learnt noise schedule, sampler and figures."""
 
-import functools
-
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.base import Family
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config, Tracker
+from flm_jax.core.types import Config
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, update_state
 from flm_jax.losses.base import Objective
 from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss
 from flm_jax.metrics.masked_flow import make_bridge_nll
@@ -40,17 +37,6 @@ def masked_flow_objective(
     return objective
 
 
-def bridge_law(config: Config) -> GammaConfig:
-    """The law of gamma that is learnt."""
-    return settings(config, "flow").law
-
-
-def schedule_tracker(config: Config) -> Tracker:
-    """The learnt noise schedule, of which the objective gathers statistics."""
-    cfg = bridge_law(config)
-    return Tracker(functools.partial(fresh_state, cfg), functools.partial(update_state, cfg=cfg))
-
-
 MASKED_FLOW = Family(
     name="masked_flow",
     objective=masked_flow_objective,
@@ -62,6 +48,4 @@ MASKED_FLOW = Family(
     draws=0,
     adapts="always",
     open_ended=True,
-    law=bridge_law,
-    tracker=schedule_tracker,
 )

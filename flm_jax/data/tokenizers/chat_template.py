@@ -5,12 +5,12 @@ A template is a program of whoever published the tokenizer, so that it runs in J
 
 import datetime
 import functools
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.extras import import_extra
 from flm_jax.core.files import to_json
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -146,14 +146,8 @@ def jinja() -> Any:
     Raises:
       UserError: it is not installed.
     """
-    try:
-        sandbox = importlib.import_module("jinja2.sandbox")
-        ext = importlib.import_module("jinja2.ext")
-    except ImportError as error:
-        raise UserError(
-            "this tokenizer has a chat template, which needs the package `jinja2`, which is not "
-            "installed: pip install 'flm-jax[hf]'"
-        ) from error
+    parts = ("jinja2.sandbox", "jinja2.ext")
+    sandbox, ext = (import_extra(part, "hf", "this tokenizer's chat template") for part in parts)
 
     class Generation(ext.Extension):
         """{% generation %} ... {% endgeneration %}, which marks an answer: here its text alone."""
