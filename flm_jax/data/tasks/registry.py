@@ -10,6 +10,7 @@ from flm_jax.data.tasks.functions import FunctionTask
 from flm_jax.data.tasks.grammar import GrammarTask
 from flm_jax.data.tasks.phrases import PHRASES_2, PHRASES_4, PHRASES_SHARED, phrases_task
 from flm_jax.data.tasks.sudoku import SudokuTask
+from flm_jax.data.tasks.written_sums import WrittenSumsTask
 
 TASKS: dict[str, Callable[[], Task]] = {
     "phrases2": functools.partial(phrases_task, "phrases2", PHRASES_2),
@@ -23,6 +24,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "sudoku": SudokuTask,
     "grammar": GrammarTask,
     "functions": FunctionTask,
+    "written_sums": WrittenSumsTask,
 }
 
 

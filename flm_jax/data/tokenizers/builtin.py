@@ -80,11 +80,16 @@ class CharacterTokenizer(Tokenizer):
 
 
 class WordTokenizer(Tokenizer):
-    """A closed list of words separated by spaces; no special tokens. For synthetic tasks."""
+    """A closed list of words separated by spaces, for synthetic tasks.
+
+    Args:
+      words: the vocabulary; a word's place is its id.
+      end: the word that ends a text; empty for none. There are no other special tokens.
+    """
 
     kind = "words"
 
-    def __init__(self, words: Sequence[str]):
+    def __init__(self, words: Sequence[str], end: str = ""):
         require(
             len(set(words)) == len(words) > 0,
             f"word list has {len(words)} words, {len(set(words))} distinct; expected no repeats",
@@ -92,6 +97,8 @@ class WordTokenizer(Tokenizer):
         self._words = list(words)
         self._ids = {word: i for i, word in enumerate(words)}
         self.vocab_size = len(words)
+        if end:
+            self.eos_id = self._ids[end]
 
     def encode(self, text: str) -> np.ndarray:
         words = text.split()
@@ -110,11 +117,12 @@ class WordTokenizer(Tokenizer):
         return " ".join(self._words[i] for i in ids)
 
     def spec(self) -> dict[str, Any]:
-        return {"words": self._words}
+        end = {} if self.eos_id is None else {"end": self._words[self.eos_id]}
+        return {"words": self._words} | end
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "WordTokenizer":
-        return cls(spec["words"])
+        return cls(spec["words"], spec.get("end", ""))
 
 
 class SentencePieceTokenizer(Tokenizer):

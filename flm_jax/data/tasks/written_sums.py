@@ -1,0 +1,125 @@
+"""Sums of two to four numbers with a written-out solution: answers of varying length that end."""
+
+import numpy as np
+
+from flm_jax.data.tasks.base import Task, chance_total_variation, repeated, total_variation
+from flm_jax.data.tokenizers.builtin import WordTokenizer
+
+_WORDS = [*"0123456789", "+", "=", "?", ";", "#", "."]
+_IDS = {word: i for i, word in enumerate(_WORDS)}
+_ASKED, _END = _IDS["?"], _IDS["."]
+_TERMS = (2, 3, 4)
+
+
+class WrittenSumsTask(Task):
+    """Sequences "37+48+25?37+48=85;85+25=110;#110....", a question, its solution and padding.
+
+    The question holds two to four numbers, each count equally likely, and each number is uniform in
+    1 to 99. The solution adds one number at a time and ends in "#" and the result. "." is the end
+    of text; it ends the answer and pads the row, so that a model must learn how long answers are.
+    There is one right solution of each question.
+
+    A sequence has 50 tokens of a vocabulary of 16.
+    """
+
+    name = "written_sums"
+    length = 50
+    has_problems = True
+    has_references = True
+
+    def __init__(self):
+        self.tokenizer = WordTokenizer(_WORDS, end=".")
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        terms = rng.choice(_TERMS, count)
+        numbers = rng.integers(1, 100, (count, max(_TERMS)))
+        return np.stack([self._row(row[:n]) for row, n in zip(numbers, terms)])
+
+    def report(self, tokens: np.ndarray) -> dict[str, float]:
+        """Validity and distance to the true law.
+
+        Returns:
+          valid: fraction of rows that are a question with its right solution.
+          terms_total_variation: of the count of numbers (uniform of 2, 3, 4) among valid rows; rows
+            that are not valid count in full.
+          terms_total_variation_chance: what as many true samples have on average.
+          repeated: fraction of rows equal to an earlier one.
+        """
+        tokens = self._checked(tokens)
+        questions = [self._numbers(row) for row in tokens]
+        valid = np.array(
+            [bool(q) and np.array_equal(self._row(q), row) for q, row in zip(questions, tokens)]
+        )
+        found = np.array([len(q) for q, right in zip(questions, valid) if right], int)
+        law = np.full(len(_TERMS), 1 / len(_TERMS))
+        share = np.array([np.sum(found == n) for n in _TERMS]) / len(tokens)
+        return {
+            "valid": float(valid.mean()),
+            "terms_total_variation": total_variation(share, law),
+            "terms_total_variation_chance": chance_total_variation(law, len(tokens)),
+            "repeated": repeated(tokens),
+        }
+
+    def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Questions up to "?"; the solution and the padding behind it are to be filled in."""
+        tokens = self.sample(count, seed)
+        ends = np.argmax(tokens == _ASKED, axis=1)
+        given = np.arange(self.length) <= ends[:, None]
+        return tokens * given, given
+
+    def report_problems(
+        self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
+    ) -> dict[str, float]:
+        """Figures of answers.
+
+        Returns:
+          solved: fraction of rows that keep the question and whose result, behind the "#", is
+            right.
+          written: fraction whose whole solution is right, padding included.
+          length: fraction whose first end of text stands where that of the right solution does.
+          kept: fraction of rows that keep the question.
+        """
+        tokens = self._checked(tokens)
+        kept, right = self.kept(tokens, problems, given), self.references(problems, given)
+        solved = [self.result(a) == self.result(b) for a, b in zip(tokens, right)]
+        return {
+            "solved": float(np.mean(kept & np.array(solved))),
+            "written": float(np.mean(np.all(tokens == right, axis=1))),
+            "length": float(np.mean(_answer_end(tokens, given) == _answer_end(right, given))),
+            "kept": float(kept.mean()),
+        }
+
+    def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
+        return np.stack([self._row(self._numbers(row)) for row in np.asarray(problems)])
+
+    def result(self, row: np.ndarray) -> str:
+        """The digits between the last "#" and the end of text; empty without them."""
+        text = self._text(row).partition(".")[0]
+        number = text.rpartition("#")[2] if "#" in text else ""
+        return number if number.isdigit() else ""
+
+    def _text(self, row: np.ndarray) -> str:
+        return "".join(_WORDS[int(i)] for i in row)
+
+    def _numbers(self, row: np.ndarray) -> list[int]:
+        """The numbers of a row's question; empty where it has none of the right form."""
+        parts = self._text(row).partition("?")[0].split("+")
+        good = all(part.isdigit() and 0 < int(part) < 100 and part[0] != "0" for part in parts)
+        return [int(part) for part in parts] if good and len(parts) in _TERMS else []
+
+    def _row(self, numbers) -> np.ndarray:
+        """Question, solution and padding, int32 [length]."""
+        total, steps = int(numbers[0]), []
+        for number in map(int, numbers[1:]):
+            steps.append(f"{total}+{number}={total + number};")
+            total += number
+        text = "+".join(str(int(n)) for n in numbers) + "?" + "".join(steps) + f"#{total}"
+        row = np.full(self.length, _END, np.int32)
+        row[: len(text)] = [_IDS[sign] for sign in text]
+        return row
+
+
+def _answer_end(tokens: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Position of the first end of text behind the question, the length where there is none."""
+    ends = (tokens == _END) & ~given.astype(bool)
+    return np.where(ends.any(axis=1), np.argmax(ends, axis=1), tokens.shape[1])
