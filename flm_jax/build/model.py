@@ -15,15 +15,17 @@ from flm_jax.build.flow import any_order, make_flow
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.network import Network
-from flm_jax.core.types import Config, Params
+from flm_jax.core.types import Config, Params, Times
 from flm_jax.denoiser.posterior_input import with_posterior
 from flm_jax.distributed.sharding import attention_plan, loss_parallel, tree_shardings
+from flm_jax.flows.flow import GammaTold
 from flm_jax.interop import flm
 from flm_jax.models import llama as llamas
 from flm_jax.models.attention import AttentionPlan, resolved
 from flm_jax.models.causal import causal
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
+from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.step_policy import Policy
 from flm_jax.models.transformer import TransformerConfig, block_operations
 
@@ -56,7 +58,19 @@ def _causal(cfg: TransformerConfig, plan: AttentionPlan, config: Config) -> Netw
 
 
 def _llama(cfg: LlamaConfig, plan: AttentionPlan, config: Config) -> Network:
-    return llama(dataclasses.replace(cfg, adapters=adapter_config(config)), plan)
+    adapters = adapter_config(config)
+    told = None if adapters is None else _adapters_told(adapters, config, cfg.vocab_size)
+    return llama(dataclasses.replace(cfg, adapters=adapters), plan, told)
+
+
+def _adapters_told(
+    adapters: AdapterConfig, config: Config, vocab_size: int
+) -> Callable[[Times], Times] | None:
+    """Network times -> what the time embedding of adapters reads; None for the times themselves."""
+    flow = make_flow(config, vocab_size)
+    if adapters.time == "gamma" and isinstance(flow.told, GammaTold):
+        return flow.told.gamma
+    return flow.t if adapters.time == "t" else None
 
 
 _NOT_THE_REFERENCE = ("posterior_input", "posterior_skip", "normalised_table")

@@ -17,6 +17,15 @@ from flm_jax.samplers.registry import samplers_of
 
 _OBJECTIVES = {"masked": "masked_diffusion", "masked_bridge": "masked_flow"}
 
+# What adapters were before their settings said it.
+_OLDER_ADAPTERS = {
+    "gates": False,
+    "final_norm": True,
+    "shared_time": True,
+    "time": "progress",
+    "fused_qkv": False,
+}
+
 
 def read_config(workdir: str | epath.Path) -> Config:
     """The configuration of a workdir or an exported folder of a model, complete.
@@ -39,6 +48,8 @@ def upgrade(config: Config) -> Config:
         objective = bridge | {"gamma": bridge} | {"name": name}
     if name == "alignment":
         objective |= config.get("alignment", {})
+    if "gates" not in (adapters := config.get("adapters", {})) and adapters.get("base"):
+        config = config | {"adapters": adapters | _OLDER_ADAPTERS}
     now = {"seed": config.get("seed", 0)}
     now["model"] = {"name": model["name"]} | _completed(
         model, defaults("model", model["name"]), settings_of(MODELS[model["name"]])

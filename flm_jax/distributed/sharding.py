@@ -40,8 +40,8 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)norm/scale$", (None,)),
     (r"(^|/)ns_coeffs$", (None,)),  # Muon's constants
     (r"(^|/)(anchor|positions)$", (None,)),
-    (r"blocks/lora/(q|k|v|gate|up)/a/kernel$", ("layer", "embed", None)),
-    (r"blocks/lora/(q|k|v|gate|up)/b/kernel$", ("layer", None, "hidden")),
+    (r"blocks/lora/(qkv|q|k|v|gate|up)/a/kernel$", ("layer", "embed", None)),
+    (r"blocks/lora/(qkv|q|k|v|gate|up)/b/kernel$", ("layer", None, "hidden")),
     (r"blocks/lora/(attn_out|mlp_out)/a/kernel$", ("layer", "hidden", None)),
     (r"blocks/lora/(attn_out|mlp_out)/b/kernel$", ("layer", None, "embed")),
     (r"(^|/)lora/head/a/kernel$", ("embed", None)),

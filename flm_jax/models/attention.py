@@ -183,12 +183,29 @@ def _check_fused(plan: AttentionPlan, head_dim: int, dtype) -> None:
 
 
 def rotary_angles(
-    length: int, head_dim: int, base: float = 10_000.0, condense: float = 1.0
+    length: int,
+    head_dim: int,
+    base: float = 10_000.0,
+    condense: float = 1.0,
+    rounded: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [L, K/2] of rotary embeddings at positions (0..L-1) / condense, float32."""
+    """cos and sin [L, K/2] of rotary embeddings at positions (0..L-1) / condense, float32.
+
+    Args:
+      length, head_dim: L and K.
+      base: of the frequencies.
+      condense: divisor of the positions.
+      rounded: type whose values the tables hold, float32 or bfloat16; they are float32 themselves.
+    """
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = (jnp.arange(length, dtype=jnp.float32) / condense)[:, None] * frequencies[None]
-    return jnp.cos(angles), jnp.sin(angles)
+    kind = jnp.finfo(rounded)
+
+    def table(x_LK: jax.Array) -> jax.Array:
+        # Two casts would do, but compilers may leave both out.
+        return jax.lax.reduce_precision(x_LK, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+
+    return table(jnp.cos(angles)), table(jnp.sin(angles))
 
 
 def rotate(x_BLHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

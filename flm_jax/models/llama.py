@@ -12,6 +12,7 @@ experts beside the MLP, which is then the shared expert (`mixture_of_experts`).
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,11 @@ class LlamaConfig(TransformerConfig):
     )
     rope_base: float = setting(10_000.0, "base of the rotary frequencies", range="(0, inf)")
     rope_condense: float = setting(1.0, "divisor of positions before rotation", range="(0, inf)")
+    rope_dtype: str = setting(
+        "float32",
+        "type that the tables of the rotation are rounded to; SMDM was trained with bfloat16",
+        choices=DTYPES,
+    )
     mask_id: int = setting(
         -1,
         "token of masked positions; -1 for an embedding besides the vocabulary",
@@ -149,41 +155,45 @@ class _Block(nnx.Module):
             self.experts = Experts(experts, cfg.dim, small, dtype, param_dtype, rngs)
         if cfg.adapters:
             self.lora = lora.LowRanks(cfg.matrices, cfg.adapters, dtype, rngs)
-            self.modulation = modulation(cfg.adapters.cond_dim, 4 * cfg.dim, dtype, rngs)
+            if not cfg.adapters.shared_time:
+                self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
+            outputs = cfg.adapters.parts * cfg.dim
+            self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
 
-    def __call__(self, x_BLD, cond, angles, key: Key | None):
+    def __call__(self, x_BLD, times, angles, key: Key | None):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         keys = dict.fromkeys((*cfg.matrices, "attn_drop", "mlp_drop"))
         if key is not None:
             keys = dict(zip(keys, jax.random.split(key, len(keys))))
 
-        def project(name: str, h_BLD):
-            out = getattr(self, name)(h_BLD)
-            return out + self.lora(name, h_BLD, keys[name]) if cfg.adapters else out
+        def project(h_BLD, *names: str):
+            outs = [getattr(self, name)(h_BLD) for name in names]
+            if cfg.adapters:
+                outs = [out + low for out, low in zip(outs, self.lora(names, h_BLD, keys))]
+            return outs
 
-        norm1 = self.norm1(x_BLD).astype(dtype)
+        first = second = lora.Condition()
         if cfg.adapters:
-            shift1, scale1, shift2, scale2 = jnp.split(self.modulation(cond), 4, axis=-1)
-            norm1 = modulate(norm1, shift1, scale1)
-        h_BLD = project("attn_out", self._attend(project, norm1, angles))
-        x_BLD = x_BLD + dropout(h_BLD, cfg.dropout, keys["attn_drop"])
-        norm2 = self.norm2(x_BLD).astype(dtype)
-        if cfg.adapters:
-            norm2 = modulate(norm2, shift2, scale2)
-        h_BLF = jax.nn.silu(project("gate", norm2)) * project("up", norm2)
-        h_BLD = project("mlp_out", h_BLF)
+            embedded = times if cfg.adapters.shared_time else jax.nn.silu(self.time(times))
+            first, second = lora.conditions(self.modulation(embedded), cfg.adapters)
+        norm1 = first.shifted(self.norm1(x_BLD).astype(dtype))
+        (h_BLD,) = project(self._attend(project(norm1, *lora.QKV), angles), "attn_out")
+        x_BLD = x_BLD + dropout(first.gated(h_BLD), cfg.dropout, keys["attn_drop"])
+        norm2 = second.shifted(self.norm2(x_BLD).astype(dtype))
+        gate, up = project(norm2, "gate", "up")
+        (h_BLD,) = project(jax.nn.silu(gate) * up, "mlp_out")
         if self.mixed:
             h_BLD = h_BLD + self.experts(norm2)
-        return x_BLD + dropout(h_BLD, cfg.dropout, keys["mlp_drop"])
+        return x_BLD + dropout(second.gated(h_BLD), cfg.dropout, keys["mlp_drop"])
 
-    def _attend(self, project, h_BLD, angles):
+    def _attend(self, qkv, angles):
         cfg = self.cfg
+        q_BLD, k_BLE, v_BLE = qkv
 
-        def heads(name: str, number: int):
-            return project(name, h_BLD).reshape(*h_BLD.shape[:2], number, cfg.head_dim)
+        def heads(x_BLE, number: int):
+            return x_BLE.reshape(*x_BLE.shape[:2], number, cfg.head_dim)
 
-        def turned(name: str, number: int):
-            x_BLHK = heads(name, number)
+        def turned(name: str, x_BLHK):
             # In float32: the angles of late positions need more digits than bfloat16 has.
             wide_BLHK = x_BLHK.astype(jnp.float32)
             if cfg.qk_norm:
@@ -194,8 +204,9 @@ class _Block(nnx.Module):
         def shared(x_BLGK):
             return jnp.repeat(x_BLGK, cfg.heads // cfg.groups, axis=2)
 
-        q_BLHK = turned("q", cfg.heads)
-        k_BLHK, v_BLHK = shared(turned("k", cfg.groups)), shared(heads("v", cfg.groups))
+        q_BLHK = turned("q", heads(q_BLD, cfg.heads))
+        k_BLHK = shared(turned("k", heads(k_BLE, cfg.groups)))
+        v_BLHK = shared(heads(v_BLE, cfg.groups))
         out_BLHK = attention(
             q_BLHK,
             k_BLHK,
@@ -204,7 +215,7 @@ class _Block(nnx.Module):
             plan=self.plan,
             block=cfg.block_length,
         )
-        return out_BLHK.reshape(h_BLD.shape)
+        return out_BLHK.reshape(q_BLD.shape)
 
 
 class _Trunk(nnx.Module):
@@ -230,8 +241,10 @@ class _Trunk(nnx.Module):
         )
         if cfg.adapters:
             self.lora = lora.HeadLowRank(dim, cfg.vocab_size, cfg.adapters, rngs)
-            self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
-            self.modulation = modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
+            if cfg.adapters.trunk_time:
+                self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
+            if cfg.adapters.final_norm:
+                self.modulation = modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
 
 
 def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
@@ -269,13 +282,19 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
     check_transformer(cfg, plan, cfg.block_length)
 
 
-def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
+def llama(
+    cfg: LlamaConfig,
+    plan: AttentionPlan | None = None,
+    told: Callable[[Times], Times] | None = None,
+) -> Network:
     """Builds the network.
 
     Args:
       cfg: sizes; dim divisible by heads, head size even; with cfg.adapters the parameters are those
         of base and adapters together, see `lora.split`.
       plan: how attention runs, of kind cfg.attention; by default on one device.
+      told: network times -> what the time embedding of adapters reads; None for the times as they
+        are. cfg.adapters.time names it, and who builds a network gives it.
 
     Returns:
       Network with an anchor, the same one at every position. Times are read by adapters alone.
@@ -310,23 +329,29 @@ def llama(cfg: LlamaConfig, plan: AttentionPlan | None = None) -> Network:
     def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
         del t
         trunk = bind_trunk({k: v for k, v in params.items() if k not in stacks})
-        angles = rotary_angles(x_s.shape[1], cfg.rotated, cfg.rope_base, cfg.rope_condense)
-        cond = None
+        angles = rotary_angles(
+            x_s.shape[1], cfg.rotated, cfg.rope_base, cfg.rope_condense, cfg.rope_dtype
+        )
+        times = embedded = None
         if cfg.adapters:
-            cond = jax.nn.silu(trunk.time(s if s.ndim == 2 else s[:, None]))
+            times = s if s.ndim == 2 else s[:, None]
+            times = times if told is None else told(times)
+            if cfg.adapters.trunk_time:
+                embedded = jax.nn.silu(trunk.time(times))
+        read = embedded if cfg.adapters and cfg.adapters.shared_time else times
 
         keys = None if key is None else jax.random.split(key, cfg.depth)
         x_BLD = x_s.astype(dtype)
         for name, (_, bind_block, start, end) in stacks.items():
 
             def block(params, x_BLD, key, bind_block=bind_block):
-                return bind_block(params)(x_BLD, cond, angles, key)
+                return bind_block(params)(x_BLD, read, angles, key)
 
             own = None if keys is None else keys[start:end]
             x_BLD = run_blocks(cfg, block, x_BLD, params[name], own)
         x_BLD = trunk.norm(x_BLD)
-        if cfg.adapters:
-            x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(cond), 2, axis=-1))
+        if cfg.adapters and cfg.adapters.final_norm:
+            x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(embedded), 2, axis=-1))
         return x_BLD.astype(dtype)
 
     return as_network(

@@ -1,14 +1,18 @@
 """Low-rank adapters and time conditioning on a frozen transformer, zero at first.
 
-Source: arXiv 2106.09685 (LoRA: W x + alpha / r B A x) and adaLN's shift and scale (arXiv
-2212.09748) on each norm, as arXiv 2606.27617 adapts a masked diffusion model. B and the maps to
-shift and scale start at zero, so that a fresh adapted network computes exactly what its base does.
+Source: arXiv 2106.09685 (LoRA: W x + alpha / r B A x) and adaLN's shifts, scales and gates (arXiv
+2212.09748), as arXiv 2606.27617 adapts a masked diffusion model. B and the maps to shifts, scales
+and gates start at zero, and a branch is multiplied by 1 + gate, so that a fresh adapted network
+computes exactly what its base does. The defaults are those of that paper's released code; where
+its text differs, settings say so.
 
 In the tree of parameters everything that belongs to adapters lies under the names of `NAMES`, at
 the top or in the blocks; `split` and `join` go by these names.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,13 @@ from flax import nnx
 
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
-from flm_jax.models.layers import dropout
+from flm_jax.models.layers import dropout, modulate
 
 NAMES = ("time", "modulation", "lora")
+QKV = ("q", "k", "v")
+_FUSED = "qkv"  # name of the LoRA that these three share
+# What the time embedding reads.
+TIMES = ("gamma", "t", "progress")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +41,65 @@ class AdapterConfig:
         0.05, "dropout rate on the input of LoRA in the blocks; the head has none", range="[0, 1)"
     )
     cond_dim: int = setting(512, "hidden width of the time embedding", range="[1, inf)")
+    gates: bool = setting(
+        True,
+        "whether time scales each residual branch by 1 + gate; the paper's text has no gates",
+    )
+    final_norm: bool = setting(
+        False, "whether time shifts and scales the last norm too, as the paper's text has it"
+    )
+    shared_time: bool = setting(
+        False, "whether one time embedding serves all blocks; else each has its own"
+    )
+    time: str = setting(
+        "gamma",
+        "what the time embedding is told: gamma = log noise over signal (of flows that have it; "
+        "else the progress), t of the flow's path (the paper's text), or the progress in [0, 1]",
+        choices=TIMES,
+    )
+    fused_qkv: bool = setting(
+        True, "whether queries, keys and values share one LoRA; else each has its own"
+    )
     base: str = setting("", "workdir of the masked diffusion model to adapt; empty for no adapters")
     start: str = setting(
         "", "workdir whose averaged adapters training starts from; empty for fresh ones"
     )
+
+    @property
+    def parts(self) -> int:
+        """Vectors by which time changes a block: a shift, a scale and maybe a gate, twice."""
+        return 6 if self.gates else 4
+
+    @property
+    def trunk_time(self) -> bool:
+        """Whether there is a time embedding besides those of the blocks."""
+        return self.shared_time or self.final_norm
+
+
+class Condition(NamedTuple):
+    """What time does to one branch of a block; None leaves it as it is.
+
+    Attributes:
+      shift, scale: of the normalised input, each [B, 1, D] or [B, L, D].
+      gate: of the output, which is multiplied by 1 + gate; likewise.
+    """
+
+    shift: jax.Array | None = None
+    scale: jax.Array | None = None
+    gate: jax.Array | None = None
+
+    def shifted(self, x_BLD: jax.Array) -> jax.Array:
+        return x_BLD if self.shift is None else modulate(x_BLD, self.shift, self.scale)
+
+    def gated(self, x_BLD: jax.Array) -> jax.Array:
+        return x_BLD if self.gate is None else x_BLD * (1 + self.gate)
+
+
+def conditions(read: jax.Array, cfg: AdapterConfig) -> tuple[Condition, Condition]:
+    """Of attention and of the MLP, from what the modulation of a block gives [..., parts * D]."""
+    parts = jnp.split(read, cfg.parts, axis=-1)
+    half = cfg.parts // 2
+    return Condition(*parts[:half]), Condition(*parts[half:])
 
 
 class LowRank(nnx.Module):
@@ -56,17 +119,43 @@ class LowRank(nnx.Module):
         return self.b(self.a(x))
 
 
+def adapted_shapes(
+    matrices: dict[str, tuple[int, int]], cfg: AdapterConfig
+) -> dict[str, tuple[int, int]]:
+    """Name -> (inputs, outputs) of what LoRA adapts in a block with these matrices."""
+    if not cfg.fused_qkv:
+        return matrices
+    fused = (matrices["q"][0], sum(matrices[name][1] for name in QKV))
+    return {_FUSED: fused} | {name: shape for name, shape in matrices.items() if name not in QKV}
+
+
 class LowRanks(nnx.Module):
-    """One `LowRank` for each named matrix."""
+    """One `LowRank` for each matrix of a block, or one for queries, keys and values together."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, int]], cfg: AdapterConfig, dtype, rngs: nnx.Rngs
+        self, matrices: dict[str, tuple[int, int]], cfg: AdapterConfig, dtype, rngs: nnx.Rngs
     ):
         self.cfg = cfg
-        for name, (inputs, outputs) in shapes.items():
+        q, k, _ = (matrices[name][1] for name in QKV)
+        self.ends = (q, q + k)  # of queries and of keys among the outputs of the three
+        for name, (inputs, outputs) in adapted_shapes(matrices, cfg).items():
             setattr(self, name, LowRank(inputs, outputs, cfg.rank, dtype, rngs))
 
-    def __call__(self, name: str, x: jax.Array, key: Key | None) -> jax.Array:
+    def __call__(
+        self, names: tuple[str, ...], x: jax.Array, keys: Mapping[str, Key | None]
+    ) -> list[jax.Array]:
+        """Updates of the outputs of matrices that all read x.
+
+        Args:
+          names: of the matrices; queries, keys and values stand together.
+          x: what they read.
+          keys: name -> dropout key, None for no dropout; three that share a LoRA take the first's.
+        """
+        if names == QKV and self.cfg.fused_qkv:
+            return jnp.split(self._update(_FUSED, x, keys[QKV[0]]), self.ends, axis=-1)
+        return [self._update(name, x, keys[name]) for name in names]
+
+    def _update(self, name: str, x: jax.Array, key: Key | None) -> jax.Array:
         low = getattr(self, name)(dropout(x, self.cfg.dropout, key))
         return low * (self.cfg.alpha / self.cfg.rank)
 
@@ -113,7 +202,18 @@ def merged(params: Params, cfg: AdapterConfig) -> tuple[Params, Params]:
 
         return weights | {name: {"kernel": one(weights[name]["kernel"], name)} for name in low}
 
-    blocks = add(base["blocks"], adapters["blocks"]["lora"], cfg.alpha / cfg.rank)
+    inner = adapters["blocks"]
+    blocks = add(base["blocks"], _apart(inner["lora"], base["blocks"]), cfg.alpha / cfg.rank)
     base = add(base, adapters["lora"], cfg.head_alpha / cfg.head_rank) | {"blocks": blocks}
-    rest = {k: adapters[k] for k in ("time", "modulation")}
-    return base, rest | {"blocks": {"modulation": adapters["blocks"]["modulation"]}}
+    rest = {k: v for k, v in adapters.items() if k not in ("lora", "blocks")}
+    return base, rest | {"blocks": {k: v for k, v in inner.items() if k != "lora"}}
+
+
+def _apart(low: Params, blocks: Params) -> Params:
+    """The LoRA of queries, keys and values as one for each; all of them as they are without one."""
+    if _FUSED not in low:
+        return low
+    q, k = (blocks[name]["kernel"].shape[-1] for name in QKV[:2])
+    parts = jnp.split(low[_FUSED]["b"]["kernel"], (q, q + k), axis=-1)
+    own = {name: {"a": low[_FUSED]["a"], "b": {"kernel": b}} for name, b in zip(QKV, parts)}
+    return {name: value for name, value in low.items() if name != _FUSED} | own

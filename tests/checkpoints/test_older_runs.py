@@ -68,6 +68,8 @@ CONTINUED = {
         "masked_flow/small_adapt.py:bridge",
         SUM_TASK + " --config.data.task=arithmetic1 --config.adapters.rank=2"
         " --config.adapters.head_rank=2 --config.adapters.cond_dim=2"
+        " --config.adapters.gates=False --config.adapters.final_norm --config.adapters.shared_time"
+        " --config.adapters.time=progress --config.adapters.fused_qkv=False"
         " --config.flow.law.refit_every=2 --config.optim.lr=0.002",
     ),
 }

@@ -8,10 +8,22 @@ import numpy as np
 import pytest
 
 from flm_jax.models.llama import llama
-from flm_jax.models.lora import AdapterConfig, join, merged, split
+from flm_jax.models.lora import AdapterConfig, adapted_shapes, join, merged, split
 from helpers.llama import CONFIG, logits
 
 ADAPTERS = AdapterConfig(4, 8.0, 3, 3.0, 0.1, 6)
+# As the authors' code has them, as their text has them, and as this library had them before.
+FORMS = {
+    "code": ADAPTERS,
+    "text": dataclasses.replace(ADAPTERS, gates=False, final_norm=True),
+    "older": dataclasses.replace(
+        ADAPTERS, gates=False, final_norm=True, shared_time=True, fused_qkv=False
+    ),
+}
+BASE = llama(CONFIG)
+NETS = {
+    name: llama(dataclasses.replace(CONFIG, adapters=adapters)) for name, adapters in FORMS.items()
+}
 
 
 def random_like(net, scale=0.3, seed=5):
@@ -21,44 +33,81 @@ def random_like(net, scale=0.3, seed=5):
     return tree.unflatten([d.astype(x.dtype) for d, x in zip(draws, leaves)])
 
 
-BASE, ADAPTED = llama(CONFIG), llama(dataclasses.replace(CONFIG, adapters=ADAPTERS))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_fresh_adapters_change_no_bit(dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_fresh_adapters_change_no_bit(form, dtype):
     base = llama(dataclasses.replace(CONFIG, dtype=dtype))
-    adapted = llama(dataclasses.replace(CONFIG, dtype=dtype, adapters=ADAPTERS))
+    adapted = llama(dataclasses.replace(CONFIG, dtype=dtype, adapters=FORMS[form]))
     params = base.init(jax.random.key(3))
     adapters = split(adapted.init(jax.random.key(4)))[1]
     got = logits(adapted, join(params, adapters), 0.7, key=jax.random.key(1))
     np.testing.assert_array_equal(got, logits(base, params))
 
 
-def test_adapters_reach_every_matrix_and_norm():
+@pytest.mark.parametrize("form", FORMS)
+def test_adapters_reach_every_matrix_and_norm(form):
     """A change of any one leaf of the adapters changes the logits; A alone does so beside B."""
-    params = random_like(ADAPTED)
+    net = NETS[form]
+    params = random_like(net)
     _, adapters = split(params)
-    before = logits(ADAPTED, params)
+    before = logits(net, params)
     for path, _ in jax.tree_util.tree_leaves_with_path(adapters):
 
         def bump(p, x, wanted=path):
             return x + 0.1 if p == wanted else x
 
         changed = jax.tree_util.tree_map_with_path(bump, params)
-        assert np.abs(logits(ADAPTED, changed) - before).max() > 1e-5, path
-    low = adapters["blocks"]["lora"]
-    assert set(low) == set(CONFIG.matrices) and set(adapters["lora"]) == {"head"}
+        assert np.abs(logits(net, changed) - before).max() > 1e-5, path
+    names = adapted_shapes(CONFIG.matrices, FORMS[form])
+    assert set(adapters["blocks"]["lora"]) == set(names) and set(adapters["lora"]) == {"head"}
+    assert set(adapters) == {"blocks", "lora"} | (
+        set() if form == "code" else {"time", "modulation"}
+    )
+    assert ("time" in adapters["blocks"]) == (form != "older")
 
 
-def test_times_are_read_through_adapters_alone():
-    params = random_like(ADAPTED)
-    assert np.abs(logits(ADAPTED, params, 0.2) - logits(ADAPTED, params, 0.8)).max() > 1e-3
+@pytest.mark.parametrize("part", range(6))
+def test_each_part_of_the_modulation_does_what_its_place_says(part):
+    """Shift, scale, gate of attention, then of the MLP: each against the same done by weights."""
+    zero = jax.tree.map(jnp.zeros_like, split(random_like(NETS["code"]))[1])
+    params = join(random_like(BASE), zero)
+    place = slice(part * CONFIG.dim, (part + 1) * CONFIG.dim)
+    bias = params["blocks"]["modulation"]["bias"]
+    params["blocks"]["modulation"]["bias"] = bias.at[..., place].set(0.5)
+    got = logits(NETS["code"], params)
+    base, _ = split(params)
+    blocks = base["blocks"]
+    kind = part % 3
+    if kind == 0:  # a shift has no counterpart among the base's weights
+        assert np.abs(got - logits(BASE, base)).max() > 1e-3
+        return
+    norm, out = ("norm1", "attn_out") if part < 3 else ("norm2", "mlp_out")
+    name, leaf = (norm, "scale") if kind == 1 else (out, "kernel")
+    changed = {"blocks": blocks | {name: {leaf: 1.5 * blocks[name][leaf]}}}
+    # Products taken in another order: float32 alone differs.
+    np.testing.assert_allclose(got, logits(BASE, base | changed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_times_are_read_through_adapters_alone(form):
+    net = NETS[form]
+    params = random_like(net)
+    assert np.abs(logits(net, params, 0.2) - logits(net, params, 0.8)).max() > 1e-3
     base, _ = split(params)
     np.testing.assert_array_equal(logits(BASE, base, 0.2), logits(BASE, base, 0.8))
 
 
-def test_split_and_join_are_inverse():
-    params = random_like(ADAPTED)
+def test_the_time_embedding_reads_what_it_is_told():
+    params = random_like(NETS["code"])
+    told = llama(dataclasses.replace(CONFIG, adapters=ADAPTERS), told=lambda tau: 6.0 - 16.0 * tau)
+    np.testing.assert_array_equal(
+        logits(told, params, 0.25), logits(NETS["code"], params, 6.0 - 16.0 * 0.25)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_split_and_join_are_inverse(form):
+    params = random_like(NETS[form])
     base, adapters = split(params)
     assert jax.tree.structure(base) == jax.tree.structure(
         jax.eval_shape(BASE.init, jax.random.key(0))
@@ -68,12 +117,18 @@ def test_split_and_join_are_inverse():
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, again, params))
 
 
-def test_merging_gives_the_same_function():
+@pytest.mark.parametrize("form", FORMS)
+def test_merging_gives_the_same_function(form):
     """With the time conditioning at zero the merged base alone is the adapted network."""
-    params = random_like(ADAPTED)
-    zero = lambda tree: jax.tree.map(jnp.zeros_like, tree)
-    params["modulation"] = zero(params["modulation"])
-    params["blocks"]["modulation"] = zero(params["blocks"]["modulation"])
-    base, rest = merged(params, ADAPTERS)
-    assert set(rest) == {"time", "modulation", "blocks"}
-    np.testing.assert_allclose(logits(BASE, base), logits(ADAPTED, params), atol=2e-4)
+    params = random_like(NETS[form])
+
+    def still(path, x):
+        return jnp.zeros_like(x) if "modulation" in jax.tree_util.keystr(path) else x
+
+    params = jax.tree_util.tree_map_with_path(still, params)
+    base, rest = merged(params, FORMS[form])
+    _, adapters = split(params)
+    want = {**adapters, "blocks": {k: v for k, v in adapters["blocks"].items() if k != "lora"}}
+    del want["lora"]
+    assert jax.tree.structure(rest) == jax.tree.structure(want)
+    np.testing.assert_allclose(logits(BASE, base), logits(NETS[form], params), atol=2e-4)
