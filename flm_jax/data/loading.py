@@ -36,6 +36,9 @@ class DataConfig:
         "arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16), "
         "functions (24)",
     )
+    task_prompts: bool = setting(
+        False, "whether the task's sequences are problems whose given part is a prompt"
+    )
     task_size: int = setting(100_000, "training sequences of the task", range="[1, inf)")
     generated: str = setting(
         "", "folder that generate_data wrote; task then names the one whose problems were answered"
@@ -94,8 +97,9 @@ def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Dat
             f"task {task.name} has sequences of {task.length} tokens, config.model.length is "
             f"{length}; set it to {task.length}.",
         )
-        train = [(task.source(cfg.task_size, seed), 1.0)]
-        return Data(train, task.source(4096, seed + 1), task.tokenizer, task)
+        train = [(task.source(cfg.task_size, seed, cfg.task_prompts), 1.0)]
+        valid = task.source(4096, seed + 1, cfg.task_prompts)
+        return Data(train, valid, task.tokenizer, task)
     parts = _mixture(cfg.mixture) if cfg.mixture else [(cfg.path, 1.0)]
     folders = [load_prepared(folder) for folder, _ in parts]
     first = folders[0]

@@ -101,9 +101,17 @@ class Task(abc.ABC):
         """`count` sequences, int32 [count, length]; the same seed gives the same ones."""
         return self.draw(np.random.default_rng(seed), count)
 
-    def source(self, size: int, seed: int) -> "TaskSource":
-        """A random-access source of `size` examples."""
-        return TaskSource(self, size, seed)
+    def source(self, size: int, seed: int, prompts: bool = False) -> "TaskSource":
+        """A random-access source of `size` examples.
+
+        Args:
+          prompts: whether they are problems with their reference answers, of which "prompt" says
+            what is given.
+
+        Raises:
+          UserError: prompts of a task without references.
+        """
+        return TaskSource(self, size, seed, prompts)
 
     def _no_problems(self) -> UserError:
         return UserError(
@@ -134,17 +142,24 @@ class Task(abc.ABC):
 class TaskSource:
     """Examples of a task, all drawn at once; a function of (size, seed) alone."""
 
-    def __init__(self, task: Task, size: int, seed: int):
+    def __init__(self, task: Task, size: int, seed: int, prompts: bool = False):
         require(size > 0, f"task {task.name!r} got size {size}; expected at least 1")
-        self._tokens = task.sample(size, seed)
         self._mask = np.ones(task.length, bool)
         self.fingerprint = f"{task.name}:size={size}:seed={seed}"
+        self._prompt = None
+        if prompts:
+            problems, self._prompt = task.problems(size, seed)
+            self._tokens = task.references(problems, self._prompt)
+            self.fingerprint += ":prompts"
+        else:
+            self._tokens = task.sample(size, seed)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def __getitem__(self, index: int) -> Example:
-        return {"tokens": self._tokens[index], "mask": self._mask}
+        example = {"tokens": self._tokens[index], "mask": self._mask}
+        return example if self._prompt is None else example | {"prompt": self._prompt[index]}
 
 
 def repeated(tokens: np.ndarray) -> float:

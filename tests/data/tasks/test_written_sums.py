@@ -67,3 +67,14 @@ def test_the_end_of_text_is_saved_with_the_tokenizer(task, tmp_path):
     loaded = load_tokenizer(tmp_path / "tokenizer")
     assert loaded.eos_id == task.tokenizer.eos_id == 15
     assert loaded.fingerprint == task.tokenizer.fingerprint
+
+
+def test_problems_with_their_answers_are_examples_with_prompts(task):
+    source = task.source(50, seed=2, prompts=True)
+    problems, given = task.problems(50, seed=2)
+    for i in (0, 49):
+        example = source[i]
+        np.testing.assert_array_equal(example["prompt"], given[i])
+        np.testing.assert_array_equal(example["tokens"], task.references(problems, given)[i])
+    assert "prompt" not in task.source(50, seed=2)[0]
+    assert source.fingerprint != task.source(50, seed=2).fingerprint
