@@ -243,10 +243,15 @@ def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = Fal
         path.suffix in SUFFIXES,
         f"{path} has an unknown ending; expected one of {', '.join(SUFFIXES)}.",
     )
-    return _weights(_load_torch(path, trust_pickle), ema)
+    return _weights(load_torch(path, trust_pickle), ema)
 
 
-def _load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
+def load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
+    """What torch saved to a file, unpickled without running code unless that is trusted.
+
+    Raises:
+      UserError: torch missing, untrusted pickle, a damaged file, or one that holds no dict.
+    """
     try:
         import torch
     except ImportError as error:

@@ -16,10 +16,13 @@ import numpy as np
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.types import Params
-from flm_jax.interop.tensors import TensorFiles, check_shapes, flip, get, put, some
+from flm_jax.interop.tensors import TensorFiles, Tensors, check_shapes, flip, get, put, some
+from flm_jax.models import lora
 
 _HEAD_DIM = 128  # of all published models, where nothing tells the number of heads
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Values of config.model that SMDM's tensors do not tell; it rounds its rotary tables in training.
+SMDM = {"length": 2048, "rope_base": 10_000.0, "rope_dtype": "bfloat16", "mask_id": -1}
 # What config.json of a LLaDA folder must say where it says anything.
 _LLADA_SAYS = {
     "activation_type": "silu",
@@ -69,7 +72,9 @@ class Part(NamedTuple):
 Layout = dict[str, tuple[tuple[int, ...], list[Part]]]
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
+    """Of a network; `groups` are heads of keys and values, `hidden` is the MLP's width."""
+
     vocab: int
     dim: int
     depth: int
@@ -81,11 +86,17 @@ class _Sizes(NamedTuple):
     def head_dim(self) -> int:
         return self.dim // self.heads
 
+    @property
+    def fused_rows(self) -> dict[str, np.ndarray]:
+        """Rows of queries, keys and values in SMDM's matrix of the three."""
+        rows = np.arange((self.heads + 2 * self.groups) * self.head_dim)
+        grouped = rows.reshape(self.groups, self.heads // self.groups + 2, self.head_dim)
+        found = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
+        return {name: index.ravel() for name, index in found.items()}
 
-def _smdm_layout(n: _Sizes) -> Layout:
-    queries = n.heads // n.groups
-    rows = np.arange((n.heads + 2 * n.groups) * n.head_dim)
-    grouped = rows.reshape(n.groups, queries + 2, n.head_dim)
+
+def smdm_layout(n: Sizes) -> Layout:
+    """Of SMDM's Diff-LLaMA."""
     layout = {
         "transformer.wte.weight": (
             (n.vocab + 1, n.dim),
@@ -103,12 +114,11 @@ def _smdm_layout(n: _Sizes) -> Layout:
             leaf = "scale" if name.startswith("norm") else "kernel"
             return Part(("blocks", name, leaf), block, rows)
 
-        fused = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
         block = {
             "norm_1": ((n.dim,), [part("norm1")]),
             "attn.attn": (
-                (len(rows), n.dim),
-                [part(name, rows=index.ravel()) for name, index in fused.items()],
+                (n.dim + 2 * n.groups * n.head_dim, n.dim),
+                [part(name, rows=rows) for name, rows in n.fused_rows.items()],
             ),
             "attn.proj": ((n.dim, n.dim), [part("attn_out")]),
             "norm_2": ((n.dim,), [part("norm2")]),
@@ -120,7 +130,7 @@ def _smdm_layout(n: _Sizes) -> Layout:
     return layout
 
 
-def _llada_layout(n: _Sizes) -> Layout:
+def _llada_layout(n: Sizes) -> Layout:
     narrow = n.groups * n.head_dim
     layout = {
         "model.transformer.wte.weight": ((n.vocab, n.dim), [Part(("table",))]),
@@ -148,7 +158,7 @@ def _llada_layout(n: _Sizes) -> Layout:
 
 def _find_sizes(
     files: TensorFiles, what: str, names: tuple[str, str, str], block: str, heads: int | None
-) -> _Sizes:
+) -> Sizes:
     """Sizes off the embedding, the gate of block 0 and its keys (for SMDM fused with the rest)."""
     shapes = files.shapes
     missing = [name for name in names if len(shapes.get(name, ())) != 2]
@@ -159,13 +169,24 @@ def _find_sizes(
     )
     (vocab, dim), (hidden, _), (keys, _) = (shapes[name] for name in names)
     found = {m[1] for m in (re.match(block, name) for name in shapes) if m}
+    if what == "SMDM":
+        return checked_sizes(what, vocab - 1, dim, len(found), heads, (keys - dim) // 2, hidden)
+    return checked_sizes(what, vocab, dim, len(found), heads, keys, hidden)
+
+
+def checked_sizes(
+    what: str, vocab: int, dim: int, depth: int, heads: int | None, keys: int, hidden: int
+) -> Sizes:
+    """Sizes that tensors tell, with `keys` rows of keys; heads of 128 features where None.
+
+    Raises:
+      UserError: a number of heads that does not fit.
+    """
     heads = heads or max(dim // _HEAD_DIM, 1)
     require(
         dim % (2 * heads) == 0,
         f"width {dim} does not split into {heads} heads of even size; give the number (--heads).",
     )
-    if what == "SMDM":
-        vocab, keys = vocab - 1, (keys - dim) // 2
     groups = keys // (dim // heads)
     require(
         groups > 0 and heads % groups == 0 and hidden % dim == 0,
@@ -173,21 +194,30 @@ def _find_sizes(
         f"{hidden} for width {dim}: expected keys that heads share evenly and a multiple of the "
         "width; give the number of heads (--heads).",
     )
-    return _Sizes(vocab, dim, len(found), heads, groups, hidden)
+    return Sizes(vocab, dim, depth, heads, groups, hidden)
 
 
 def _count(rows: np.ndarray | slice) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-def _is_router(part: Part) -> bool:
-    return "router" in part.path
+def _is_wide(part: Part) -> bool:
+    """Whether it is float32 whatever the rest: routers and adapters."""
+    return "router" in part.path or any(name in part.path for name in lora.NAMES)
 
 
-def _filled(files: TensorFiles, layout: Layout) -> Params:
-    """Parameters, with one tensor of the files in memory besides them; routers in float32."""
-    routers = {name for name, (_, parts) in layout.items() if any(map(_is_router, parts))}
-    half = {kind for name, kind in files.dtypes.items() if name not in routers} == {"BF16"}
+def filled(files: Tensors, layout: Layout) -> Params:
+    """Parameters, with one tensor of the files in memory besides them.
+
+    They are bfloat16 where the files hold nothing else, else float32; routers and adapters are
+    float32 in any case.
+
+    Args:
+      files: tensors that the layout names, and no others; their shapes are checked already.
+      layout: where their parts go.
+    """
+    wide = {name for name, (_, parts) in layout.items() if any(map(_is_wide, parts))}
+    half = {kind for name, kind in files.dtypes.items() if name not in wide} == {"BF16"}
     dtype, params = _BFLOAT16 if half else np.dtype(np.float32), {}
     leads: dict[tuple[str, ...], tuple[int, ...]] = {}
     for part in (part for _, parts in layout.values() for part in parts):
@@ -199,7 +229,7 @@ def _filled(files: TensorFiles, layout: Layout) -> Params:
                 continue
             rows = shape if part.rows is None else (_count(part.rows), *shape[1:])
             rows = rows[::-1] if part.path[-1] == "kernel" else rows
-            own = np.dtype(np.float32) if _is_router(part) else dtype
+            own = np.dtype(np.float32) if _is_wide(part) else dtype
             put(params, part.path, np.empty((*leads[part.path], *rows), own))
     for name, value in files.items():
         for part in layout[name][1]:
@@ -208,7 +238,7 @@ def _filled(files: TensorFiles, layout: Layout) -> Params:
     return params
 
 
-def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Imported:
+def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
     """Reads the files as a layout says, once their shapes are checked.
 
     Args:
@@ -221,7 +251,7 @@ def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Import
     """
     wanted = {name: shape for name, (shape, _) in layout.items()}
     check_shapes(files.shapes, wanted, what)
-    params = _filled(files, layout)
+    params = filled(files, layout)
     model = {
         "name": "llama",
         "vocab_size": n.vocab,
@@ -236,7 +266,8 @@ def imported(files: TensorFiles, what: str, layout: Layout, n, **more) -> Import
     return Imported(params, model | more)
 
 
-def _dense(files: TensorFiles, name: str, layout: Layout, n: _Sizes, **more) -> Imported:
+def dense(files: Tensors, name: str, layout: Layout, n: Sizes, **more) -> Imported:
+    """`imported` of a network without experts, of the kind `name`."""
     what, ratio = f"a {name} network of {n._asdict()}", n.hidden // n.dim
     return imported(files, what, layout, n, mlp_ratio=ratio, **more)
 
@@ -258,8 +289,7 @@ def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
         "transformer.h.0.attn.attn.weight",
     )
     n = _find_sizes(files, "SMDM", names, r"transformer\.h\.(\d+)\.", heads)
-    llama = {"rope_base": 10_000.0, "mask_id": -1}
-    return _dense(files, "SMDM", _smdm_layout(n), n, length=2048, **llama)
+    return dense(files, "SMDM", smdm_layout(n), n, **SMDM)
 
 
 def read_llada(path: str | Path, heads: int | None = None) -> Imported:
@@ -298,7 +328,7 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
     )
     llama = {"rope_base": float(says.get("rope_theta", 500_000.0)), "mask_id": mask}
     length = int(says.get("max_sequence_length", 4096))
-    return _dense(files, "LLaDA", _llada_layout(n), n, length=length, **llama)
+    return dense(files, "LLaDA", _llada_layout(n), n, length=length, **llama)
 
 
 def differing(says: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -329,8 +359,8 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[st
       Their name -> array in torch's layout and the parameters' type, C-contiguous.
     """
     depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
-    n = _Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
-    return gathered(params, _smdm_layout(n) if "anchor" in params else _llada_layout(n))
+    n = Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
+    return gathered(params, smdm_layout(n) if "anchor" in params else _llada_layout(n))
 
 
 def gathered(params: Params, layout: Layout) -> dict[str, np.ndarray]:

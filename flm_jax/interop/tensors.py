@@ -1,9 +1,9 @@
 """What all formats of weights share: paths in parameter trees, names and shapes, files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -59,6 +59,21 @@ def check_shapes(found: Shapes, wanted: Shapes, what: str) -> None:
     }
     faults = [f"{len(names)} {kind}{some(names)}" for kind, names in kinds.items() if names]
     require(not faults, f"these tensors are not {what}: {'; '.join(faults)}.")
+
+
+class Tensors(Protocol):
+    """Named tensors, read one at a time.
+
+    Attributes:
+      shapes: name -> shape.
+      dtypes: name -> type as safetensors calls it, such as "BF16".
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    def items(self) -> Iterable[tuple[str, np.ndarray]]:
+        """(name, array) of every tensor."""
 
 
 class TensorFiles:
