@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flm_jax.build.flow import learnt_law
 from flm_jax.checkpoints.portable import named
 from flm_jax.checkpoints.workdir import load_ema
 from flm_jax.config.schema import settings
 from flm_jax.core.types import Config, Params
-from flm_jax.interop import llada2
+from flm_jax.interop import llada2, mlfm
 from flm_jax.interop.llama import state_dict_from_params
 from flm_jax.models.lora import AdapterConfig, join, merged, split
 
@@ -22,14 +23,18 @@ def adapter_config(config: Config) -> AdapterConfig | None:
 def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
     """Tensors of a llama under the names of its reference.
 
-    LoRA is merged into the matrices; the time conditioning of adapters, which cannot be, stands
-    beside them under adapters.NAME.
+    Of masked flows, adapters of the authors' form on a network of SMDM's kind keep their names:
+    they alone, or with all of the base where it is trained too. Other LoRA is merged into the
+    matrices; the time conditioning, which cannot be, stands beside them under adapters.NAME.
 
     Args:
       params: the network's, adapters included where it has any.
     """
     sizes, rest = settings(config, "model"), {}
     if cfg := adapter_config(config):
+        if learnt_law(config) and mlfm.writes(cfg, params):
+            whole = "head" in trained_params(config, params)
+            return mlfm.state_dict_from_params(params, cfg, sizes.heads, sizes.groups, whole)
         params, rest = merged(params, cfg)
     if sizes.experts:
         return llada2.state_dict_from_params(params, sizes.heads, sizes.groups)

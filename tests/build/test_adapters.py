@@ -70,16 +70,27 @@ def test_adaptation_trains_and_saves_adapters_alone(base, adapted):
         np.testing.assert_array_equal(a, b)
     assert any(np.abs(x).max() > 0 for x in leaves(adapters["blocks"]["modulation"]))
     saved = ocp.StandardCheckpointHandler().metadata(folder / "checkpoints" / "24" / "ema").tree
-    assert set(saved) == {"blocks", "lora", "modulation", "time"}
-    assert set(saved["blocks"]) == {"lora", "modulation"}
+    assert set(saved) == {"blocks", "lora"}
+    assert set(saved["blocks"]) == {"lora", "modulation", "time"}
     assert [row["step"] for row in read_schedule(folder)][-1] == 24
     given = engine.given_tokens(model, "", "", 4, 2)
     assert engine.draw(model, given, steps=4, num=8, seed=0).tokens.shape == (8, 2)
 
 
-def test_exported_adapters_are_merged(base, adapted):
+def test_exported_adapters_keep_their_names(adapted):
     model = adapted[1]
-    state, plain = (exported_tensors(m.config, m.params) for m in (model, base[1]))
+    state = exported_tensors(model.config, model.params)
+    kinds = ("lora_a", "lora_b", "time_mlp", "adaln_modulation")
+    assert all(any(kind in name for kind in kinds) for name in state)
+    adapters = split(model.params)[1]
+    assert sum(x.size for x in state.values()) == sum(x.size for x in leaves(adapters))
+
+
+def test_adapters_of_another_form_are_exported_merged(base, tmp_path):
+    """Those that time reaches through the last norm too; their time conditioning stands beside."""
+    more = {"adapters.final_norm": True, "adapters.gates": False, "train.steps": 12}
+    model, plain = run(adapt(base[0], **more), tmp_path / "run"), base[1]
+    state, plain = (exported_tensors(m.config, m.params) for m in (model, plain))
     own = {name for name in state if name.startswith("adapters.")}
     assert set(state) - own == set(plain) and own and not any("lora" in name for name in own)
     assert any(np.abs(state[name] - plain[name]).max() > 0 for name in plain)
@@ -104,7 +115,8 @@ def test_adapters_may_start_from_others(base, adapted):
     for a, b, c in zip(leaves(state.params), leaves(state.ema_params), leaves(mine)):
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, c)
-    assert state.params["time"]["out"]["bias"] is not state.ema_params["time"]["out"]["bias"]
+    bias = lambda params: params["blocks"]["time"]["out"]["bias"]
+    assert bias(state.params) is not bias(state.ema_params)
 
 
 @pytest.mark.parametrize("steps", [0, 4])

@@ -117,7 +117,7 @@ def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):
     base = load_model(runs / "base").params
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(base)):
         np.testing.assert_array_equal(a, b)
-    assert any(np.any(x) for x in jax.tree.leaves(adapters["blocks"]["lora"]["q"]["b"]))
+    assert any(np.any(x) for x in jax.tree.leaves(adapters["blocks"]["lora"]["qkv"]["b"]))
     found = figures_of(runs / "lora")
     name = "unmasked_squared_distance_per_token"
     assert found[name] < found[f"base_{name}"]

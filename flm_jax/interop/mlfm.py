@@ -1,0 +1,305 @@
+"""Checkpoints of masked language flows as their authors save them (arXiv 2606.27617), in and out.
+
+Adaptation saves the adapters alone, fine-tuning all tensors. Their adapters are those of
+`models.lora` by default: gates, a time embedding in every block, none on the last norm, and one
+LoRA for queries, keys and values, whose rows lie as in SMDM's matrix of the three.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.types import Params
+from flm_jax.interop.flm import load_torch
+from flm_jax.interop.llama import (
+    SMDM,
+    Imported,
+    Layout,
+    Part,
+    Sizes,
+    checked_sizes,
+    dense,
+    filled,
+    gathered,
+    smdm_layout,
+)
+from flm_jax.interop.tensors import TensorFiles, Tensors, check_shapes, some
+from flm_jax.models.layers import TIME_FEATURES
+from flm_jax.models.lora import QKV, AdapterConfig, split
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+LENGTH = 1024  # tokens that they train on, where a file does not tell
+_KNOTS = 101
+_BLOCK = "model.transformer.h.{}."
+_LORAS = {
+    "attn.attn": "qkv",
+    "attn.proj": "attn_out",
+    "mlp.swiglu.w1": "gate",
+    "mlp.swiglu.w2": "up",
+    "mlp.swiglu.w3": "mlp_out",
+}
+_LINEARS = {"time_mlp.0": ("time", "hidden"), "time_mlp.2": ("time", "out")}
+_LINEARS |= {"adaln_modulation.1": ("modulation",)}
+# Key of the settings they save -> (our group and key, or law's key).
+_SETTINGS = {
+    "lora_alpha": ("adapters", "alpha"),
+    "lora_output_alpha": ("adapters", "head_alpha"),
+    "lora_dropout": ("adapters", "dropout"),
+    "time_conditioning": ("adapters", "time"),
+    "max_length": ("model", "length"),
+    "brownian_bridge_sigma": ("flow", "sigma"),
+    "gamma_min": ("flow", "law", "low"),
+    "gamma_max": ("flow", "law", "high"),
+    "gamma_loc": ("flow", "law", "center"),
+    "gamma_scale": ("flow", "law", "spread"),
+}
+_CURVE = ("gamma_active_piecewise_gamma", "gamma_active_piecewise_cdf")
+
+
+class Published(NamedTuple):
+    """What one of their checkpoints holds.
+
+    Attributes:
+      sizes: of the network.
+      adapters: parameters, float32.
+      base: the network below, of model.name llama; None where the file holds adapters alone.
+      values: group -> values of it, nested as in a configuration.
+      knots: gamma at 0, 0.01, ..., 1 of the learnt law, [101] float64; None where there is none.
+      step: of their training; 0 where the file does not tell.
+    """
+
+    sizes: Sizes
+    adapters: Params
+    base: Imported | None
+    values: dict[str, Any]
+    knots: np.ndarray | None
+    step: int
+
+
+def adapters_layout(n: Sizes, cfg: AdapterConfig) -> Layout:
+    """Their names of the adapters of a network of these sizes."""
+    fused = n.fused_rows
+    widths = {
+        "qkv": (n.dim, sum(map(len, fused.values()))),
+        "attn_out": (n.dim, n.dim),
+        "gate": (n.dim, n.hidden),
+        "up": (n.dim, n.hidden),
+        "mlp_out": (n.hidden, n.dim),
+    }
+    outputs = {
+        "time_mlp.0": (cfg.cond_dim, TIME_FEATURES),
+        "time_mlp.2": (cfg.cond_dim, cfg.cond_dim),
+    }
+    outputs["adaln_modulation.1"] = (cfg.parts * n.dim, cfg.cond_dim)
+
+    def pair(theirs: str, ours: tuple[str, ...], shape: tuple[int, int], rank: int, block=None):
+        inputs, width = shape
+        rows = np.concatenate([fused[name] for name in QKV]) if ours[-1] == "qkv" else None
+        return {
+            f"{theirs}.lora_a.weight": ((rank, inputs), [Part((*ours, "a", "kernel"), block)]),
+            f"{theirs}.lora_b.weight": ((width, rank), [Part((*ours, "b", "kernel"), block, rows)]),
+        }
+
+    layout: Layout = {}
+    for i in range(n.depth):
+        at = _BLOCK.format(i)
+        for theirs, ours in _LORAS.items():
+            path = ("blocks", "lora", ours)
+            layout |= pair(f"{at}block.{theirs}", path, widths[ours], cfg.rank, i)
+        for theirs, ours in _LINEARS.items():
+            shape, path = outputs[theirs], ("blocks", *ours)
+            layout[f"{at}{theirs}.weight"] = (shape, [Part((*path, "kernel"), i)])
+            layout[f"{at}{theirs}.bias"] = (shape[:1], [Part((*path, "bias"), i)])
+    return layout | pair("output_lora", ("lora", "head"), (n.dim, n.vocab), cfg.head_rank)
+
+
+def base_layout(n: Sizes) -> Layout:
+    """Their names of the network below the adapters."""
+
+    def name(smdm: str) -> str:
+        found = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)\.weight", smdm)
+        if not found:
+            return f"model.{smdm}"
+        adapted = ".base" if found[2] in _LORAS else ""
+        return f"{_BLOCK.format(found[1])}block.{found[2]}{adapted}.weight"
+
+    return {name(smdm): value for smdm, value in smdm_layout(n).items()}
+
+
+def writes(cfg: AdapterConfig, params: Params) -> bool:
+    """Whether their names can hold a network: of SMDM's kind, with adapters of their form."""
+    own = cfg.gates and cfg.fused_qkv and not cfg.trunk_time
+    return own and "anchor" in params
+
+
+def state_dict_from_params(
+    params: Params, cfg: AdapterConfig, heads: int, kv_heads: int, whole: bool
+) -> dict[str, np.ndarray]:
+    """Tensors of an adapted network under their names; the inverse of `read`.
+
+    Args:
+      params: of base and adapters together.
+      cfg: its adapters, of their form (`writes`).
+      heads, kv_heads: attention heads, and those of keys and values (0 for as many).
+      whole: whether the base is written too, as fine-tuning saves it; else the adapters alone.
+    """
+    depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
+    n = Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
+    layout = adapters_layout(n, cfg) | (base_layout(n) if whole else {})
+    return gathered(params, layout)
+
+
+def read(path: str | Path, heads: int | None = None, trust_pickle: bool = False) -> Published:
+    """Reads a checkpoint of adaptation or of fine-tuning, averaged weights where it has them.
+
+    Args:
+      path: .pt, .pth or .ckpt as they save it; or .safetensors with the tensors alone.
+      heads: attention heads; by default as many as have 128 features.
+      trust_pickle: see `flm.read_checkpoint`.
+
+    Raises:
+      UserError: unreadable files; tensors missing, misshapen or unexpected; a curve of gamma that
+        is none.
+    """
+    tensors, says, step = _opened(Path(path), trust_pickle)
+    n, cfg = _sizes(tensors, heads)
+    values = _values(says, cfg)
+    layout, own = adapters_layout(n, cfg), base_layout(n)
+    if own.keys() & tensors.shapes.keys():
+        found = dense(tensors, "MLFM", own | layout, n, **SMDM)
+        params, adapters = split(found.params)
+        base = Imported(params, found.model)
+    else:
+        wanted = {name: shape for name, (shape, _) in layout.items()}
+        check_shapes(tensors.shapes, wanted, f"adapters of MLFM for a network of {n._asdict()}")
+        adapters, base = filled(tensors, layout), None
+    return Published(n, adapters, base, values, _knots(says), step)
+
+
+class _Held:
+    """Tensors of torch in memory, read as those of files are; bfloat16 is kept."""
+
+    def __init__(self, tensors: dict[str, Any]):
+        self._tensors = tensors
+        self.shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        self.dtypes = {name: "BF16" if _half(x) else "F32" for name, x in tensors.items()}
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of every tensor."""
+        for name, tensor in self._tensors.items():
+            value = tensor.detach().float().cpu().numpy()
+            yield name, value.astype(ml_dtypes.bfloat16) if _half(tensor) else value
+
+
+def _half(tensor: Any) -> bool:
+    return str(tensor.dtype) == "torch.bfloat16"
+
+
+def _opened(path: Path, trust_pickle: bool) -> tuple[Tensors, dict[str, Any], int]:
+    """Tensors, their settings, and the step."""
+    require(
+        path.is_file() and path.suffix in SUFFIXES,
+        f"no file {path} ending in {', '.join(SUFFIXES)}; expected a checkpoint of MLFM.",
+    )
+    if path.suffix == ".safetensors":
+        return TensorFiles(path), {}, 0
+    return payload_tensors(load_torch(path, trust_pickle))
+
+
+def payload_tensors(payload: dict[str, Any]) -> tuple[Tensors, dict[str, Any], int]:
+    """Tensors of what they saved, averaged ones in the place of the last, settings, and the step.
+
+    Args:
+      payload: `model` and `ema_adapter` map names to tensors of torch; `config` holds settings.
+
+    Raises:
+      UserError: a payload without tensors, or averages of tensors that are not there.
+    """
+    model, averages = payload.get("model"), payload.get("ema_adapter") or {}
+    require(
+        isinstance(model, dict) and isinstance(averages, dict),
+        f"got a checkpoint with the keys {', '.join(map(str, payload))}; expected one of MLFM, "
+        "whose key `model` holds tensors.",
+    )
+    strange = sorted(averages.keys() - model.keys())
+    require(
+        not strange,
+        f"`ema_adapter` holds {len(strange)} tensors{some(strange)} that `model` lacks; expected "
+        "averages of its own tensors.",
+    )
+    return _Held(model | averages), dict(payload.get("config") or {}), int(payload.get("step") or 0)
+
+
+def _sizes(tensors: Tensors, heads: int | None) -> tuple[Sizes, AdapterConfig]:
+    """Sizes off the adapters, which every checkpoint holds."""
+    at = _BLOCK.format(0)
+    names = {
+        "a": f"{at}block.attn.attn.lora_a.weight",
+        "b": f"{at}block.attn.attn.lora_b.weight",
+        "gate": f"{at}block.mlp.swiglu.w1.lora_b.weight",
+        "time": f"{at}time_mlp.2.weight",
+        "head": "output_lora.lora_b.weight",
+    }
+    shapes = tensors.shapes
+    missing = [name for name in names.values() if len(shapes.get(name, ())) != 2]
+    require(
+        not missing,
+        f"no adapters of MLFM here: no matrix {' or '.join(missing)} among {len(shapes)} tensors"
+        f"{some(sorted(shapes))}; expected the names of its authors, LoRA on the head and "
+        "modulated blocks (adaln_mode dit) included.",
+    )
+    found = {key: shapes[name] for key, name in names.items()}
+    (rank, dim), (rows, _), (hidden, _) = (found[key] for key in ("a", "b", "gate"))
+    pattern = re.escape(_BLOCK).replace(r"\{\}", r"(\d+)")
+    depth = len({m[1] for m in (re.match(pattern, name) for name in shapes) if m})
+    vocab, head_rank = found["head"]
+    n = checked_sizes("MLFM", vocab, dim, depth, heads, (rows - dim) // 2, hidden)
+    # Scales of LoRA as they have them, where no settings stand beside the tensors.
+    return n, AdapterConfig(
+        rank=rank,
+        alpha=2.0 * rank,
+        head_rank=head_rank,
+        head_alpha=float(head_rank),
+        cond_dim=found["time"][0],
+    )
+
+
+def _values(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
+    """Values of our configuration that the tensors and their settings tell."""
+    own = ("rank", "alpha", "head_rank", "head_alpha", "cond_dim")
+    values: dict[str, Any] = {
+        "adapters": {key: getattr(cfg, key) for key in own},
+        "model": {"length": LENGTH},
+        "flow": {"law": {}},
+    }
+    for theirs, (*groups, key) in _SETTINGS.items():
+        if theirs in says:
+            place = values
+            for group in groups:
+                place = place[group]
+            place[key] = says[theirs]
+    if shares := says.get("gamma_active_mixture_weights"):
+        uniform, normal = (float(share) / sum(shares) for share in shares[:2])
+        values["flow"]["law"] |= {"uniform": uniform, "normal": normal}
+    return values
+
+
+def _knots(says: dict[str, Any]) -> np.ndarray | None:
+    """The learnt curve at 101 even shares, low gamma first; None before the first fit."""
+    if not says.get(_CURVE[0]):
+        return None
+    try:
+        gamma, share = (np.asarray(says.get(key), np.float64) for key in _CURVE)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{' and '.join(_CURVE)} are no lists of numbers: {error}.") from error
+    require(
+        gamma.ndim == 1 and gamma.shape == share.shape and bool(np.all(np.diff(share) > 0)),
+        f"{_CURVE[0]} has shape {gamma.shape}, {_CURVE[1]} {share.shape}; expected two lists of "
+        "one length, the second increasing.",
+    )
+    return np.interp(np.linspace(0.0, 1.0, _KNOTS), share, gamma)
