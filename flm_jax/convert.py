@@ -6,11 +6,14 @@ python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --wor
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=runs/llada2
 python -m flm_jax.convert --source=llada --checkpoint=hf:GSAI-ML/LLaDA-8B-Base --workdir=runs/llada
+python -m flm_jax.convert --source=mlfm --checkpoint=adapted.pt --workdir=runs/mlfm --base=runs/smdm
+python -m flm_jax.convert --source=mlfm --checkpoint=finetuned.pt --workdir=runs/mlfm_sft
 python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
 python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
 An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher or as the base of
-adapters, `train`.
+adapters, `train`. Of masked flows (mlfm), a checkpoint of adapters needs the workdir of their base;
+one of all weights brings it, and it is written to WORKDIR/base.
 """
 
 import re
@@ -22,21 +25,23 @@ from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
+from flm_jax.build.published import adapted, imported_config
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.portable import HUB, located
 from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
-from flm_jax.config.check import check
-from flm_jax.config.schema import base_config
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.paths import check_file, check_folder
-from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
+from flm_jax.core.types import Config, Params
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer, needs_training
 from flm_jax.inference import language_model
-from flm_jax.interop import flm, llada2, llama
+from flm_jax.interop import flm, llada2, llama, mlfm
 
 _LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
-_SOURCES = ("flm", *_LLAMAS)
+_SOURCES = ("flm", "mlfm", *_LLAMAS)
 # Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
 _TOKENIZERS = {
     30522: "hf:bert-base-uncased",
@@ -67,6 +72,9 @@ _LENGTH = flags.DEFINE_integer(
     "length",
     0,
     "Tokens per sequence that the model was trained on; 0 = flm: 128, else as published.",
+)
+_BASE = DEFINE_path(
+    "base", "", "mlfm: workdir of the model that a checkpoint of adapters alone adapts."
 )
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
 _SOFTCAP = flags.DEFINE_float("logit_softcap", 30.0, "Cap of output logits; 0 = none.")
@@ -119,22 +127,6 @@ def _read_llama(source: str) -> tuple[Any, dict[str, Any], str]:
     return params, model | {"length": _LENGTH.value or model["length"]}, "masked_diffusion"
 
 
-def _config(model: dict[str, Any], objective: str) -> dict[str, Any]:
-    """A complete configuration of an imported network."""
-    name = model.get("name", "dit")
-    config = base_config(model=name, objective=objective).to_dict()
-    config["model"] = _merged(config["model"], model)
-    config["data"]["path"] = _DATA.value
-    return check(config)
-
-
-def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    return values | {
-        key: _merged(values[key], value) if isinstance(value, dict) else value
-        for key, value in more.items()
-    }
-
-
 def _tokenizer(vocab_size: int, source: str):
     """The tokenizer of the weights at `source`, with its chat template, if it has one."""
     beside = f"hf:{source}" if (epath.Path(source) / "tokenizer.json").exists() else ""
@@ -166,15 +158,60 @@ def _import(folder: epath.Path) -> None:
         f"workdir {folder} holds a run already; give a new one.",
     )
     source = _checkpoint()
+    if _SOURCE.value == "mlfm":
+        _import_mlfm(folder, source)
+        return
+    require(not _BASE.value, f"got --base for source {_SOURCE.value}; only mlfm has one.")
     params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)(source)
-    config = _config(model, objective)
+    config = imported_config(model, objective, _DATA.value)
     make_network(config)
-    tokenizer = _tokenizer(model["vocab_size"], source)
+    _write(folder, params, config, _tokenizer(model["vocab_size"], source))
+
+
+def _import_mlfm(folder: epath.Path, source: str) -> None:
+    where = _BASE.value
+    base = read_config(located(where)) if where else None
+    heads = base["model"]["heads"] if base else _HEADS.value
+    found = mlfm.read(source, heads, _EMA.value, _TRUST.value)
+    require(
+        bool(where or found.base),
+        f"{source} holds adapters alone; give the workdir of their base: --base=runs/smdm.",
+    )
+    require(
+        not (where and found.base),
+        f"{source} holds the base beside its adapters; expected no --base.",
+    )
+    if found.base:
+        where = str(folder / "base")
+        base = imported_config(found.base.model, "masked_diffusion", _DATA.value)
+        tokenizer = _tokenizer(found.sizes.vocab, source)
+    else:
+        require(not _TOKENIZER.value, "got --tokenizer and --base; expected the base's tokenizer.")
+        tokenizer = load_tokenizer(located(where) / "tokenizer")
+    config, params, times = adapted(found, where, base, tokenizer, _LENGTH.value)
+    config["data"]["path"] = _DATA.value
+    if found.base:
+        _write(epath.Path(where), found.base.params, base, tokenizer)
+    _write(folder, params, config, tokenizer, found.step, times)
+    print(f"its file {'tells' if times is not None else 'does not tell'} the learnt law of times")
+
+
+def _write(
+    folder: epath.Path,
+    params: Params,
+    config: Config,
+    tokenizer: Tokenizer,
+    step: int = 0,
+    times: Any = None,
+) -> None:
     tokenizer.save(folder / "tokenizer")
-    save_ema(folder, params, 0, {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value})
+    meta = {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value}
+    save_ema(folder, params, step, meta, times)
     # Last, because it is what makes the folder a workdir.
     write_config(folder, config)
-    print(f"wrote {folder}: {', '.join(f'{k} {v}' for k, v in model.items())}")
+    model = config["model"]
+    told = ("name", "vocab_size", "length", "dim", "depth", "heads")
+    print(f"wrote {folder}: {', '.join(f'{key} {model[key]}' for key in told)}")
     print(f"its tokenizer has {'a' if tokenizer.has_template else 'no'} chat template")
 
 

@@ -382,12 +382,19 @@ def load_averages(
     return found["ema"], step, learnt
 
 
-def save_ema(workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any]) -> None:
-    """A checkpoint of averaged parameters alone, as `convert` writes."""
+def save_ema(
+    workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any], times: Any = None
+) -> None:
+    """A checkpoint of averaged parameters, as `convert` writes.
+
+    `times` is what is learnt of the law of times; None where nothing is.
+    """
     place = _Place(workdir)
     manager = place.manager(None)
-    items = ocp.args.Composite(ema=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
-    manager.save(step, args=items)
+    items = {"ema": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
+    if times is not None:
+        items["times"] = ocp.args.StandardSave(times)
+    manager.save(step, args=ocp.args.Composite(**items))
     manager.wait_until_finished()
     manager.close()
     if place.mirror:

@@ -58,6 +58,7 @@ _SETTINGS = {
     "gamma_loc": ("flow", "law", "center"),
     "gamma_scale": ("flow", "law", "spread"),
 }
+_LAWS = {"generalized_logistic": "logistic", "empirical": "empirical"}
 _CURVE = ("gamma_active_piecewise_gamma", "gamma_active_piecewise_cdf")
 
 
@@ -154,19 +155,22 @@ def state_dict_from_params(
     return gathered(params, layout)
 
 
-def read(path: str | Path, heads: int | None = None, trust_pickle: bool = False) -> Published:
-    """Reads a checkpoint of adaptation or of fine-tuning, averaged weights where it has them.
+def read(
+    path: str | Path, heads: int | None = None, ema: bool = True, trust_pickle: bool = False
+) -> Published:
+    """Reads a checkpoint of adaptation or of fine-tuning.
 
     Args:
       path: .pt, .pth or .ckpt as they save it; or .safetensors with the tensors alone.
       heads: attention heads; by default as many as have 128 features.
+      ema: take the averaged weights where there are any, as their evaluations do.
       trust_pickle: see `flm.read_checkpoint`.
 
     Raises:
       UserError: unreadable files; tensors missing, misshapen or unexpected; a curve of gamma that
         is none.
     """
-    tensors, says, step = _opened(Path(path), trust_pickle)
+    tensors, says, step = _opened(Path(path), ema, trust_pickle)
     n, cfg = _sizes(tensors, heads)
     values = _values(says, cfg)
     layout, own = adapters_layout(n, cfg), base_layout(n)
@@ -200,7 +204,7 @@ def _half(tensor: Any) -> bool:
     return str(tensor.dtype) == "torch.bfloat16"
 
 
-def _opened(path: Path, trust_pickle: bool) -> tuple[Tensors, dict[str, Any], int]:
+def _opened(path: Path, ema: bool, trust_pickle: bool) -> tuple[Tensors, dict[str, Any], int]:
     """Tensors, their settings, and the step."""
     require(
         path.is_file() and path.suffix in SUFFIXES,
@@ -208,19 +212,22 @@ def _opened(path: Path, trust_pickle: bool) -> tuple[Tensors, dict[str, Any], in
     )
     if path.suffix == ".safetensors":
         return TensorFiles(path), {}, 0
-    return payload_tensors(load_torch(path, trust_pickle))
+    return payload_tensors(load_torch(path, trust_pickle), ema)
 
 
-def payload_tensors(payload: dict[str, Any]) -> tuple[Tensors, dict[str, Any], int]:
-    """Tensors of what they saved, averaged ones in the place of the last, settings, and the step.
+def payload_tensors(
+    payload: dict[str, Any], ema: bool = True
+) -> tuple[Tensors, dict[str, Any], int]:
+    """Tensors of what they saved, their settings, and the step.
 
     Args:
       payload: `model` and `ema_adapter` map names to tensors of torch; `config` holds settings.
+      ema: whether averaged tensors stand in the place of the last ones.
 
     Raises:
       UserError: a payload without tensors, or averages of tensors that are not there.
     """
-    model, averages = payload.get("model"), payload.get("ema_adapter") or {}
+    model, averages = payload.get("model"), (payload.get("ema_adapter") or {}) if ema else {}
     require(
         isinstance(model, dict) and isinstance(averages, dict),
         f"got a checkpoint with the keys {', '.join(map(str, payload))}; expected one of MLFM, "
@@ -286,6 +293,8 @@ def _values(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
     if shares := says.get("gamma_active_mixture_weights"):
         uniform, normal = (float(share) / sum(shares) for share in shares[:2])
         values["flow"]["law"] |= {"uniform": uniform, "normal": normal}
+    if law := _LAWS.get(says.get("gamma_curve_estimator", "")):
+        values["flow"]["law"]["learnt"] = law
     return values
 
 

@@ -1,0 +1,114 @@
+"""Checkpoints that others published become configurations and parameters of workdirs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flm_jax.build.adapters import trained_params
+from flm_jax.build.flow import learnt_law
+from flm_jax.build.load import resolve_adapted
+from flm_jax.build.model import make_network
+from flm_jax.config.check import check
+from flm_jax.config.schema import base_config
+from flm_jax.core.errors import require
+from flm_jax.core.types import Config, Params
+from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.flows.noise_schedule import GammaState, fresh_state
+from flm_jax.interop.mlfm import Published
+from flm_jax.models.lora import join
+
+_BASE_LR = 1e-5  # at which the authors train the base in fine-tuning
+
+
+def imported_config(model: dict[str, Any], objective: str, data: str = "") -> Config:
+    """A complete configuration of an imported network.
+
+    Args:
+      model: values of config.model.
+      objective: name of what it was trained by.
+      data: config.data.path.
+    """
+    config = base_config(model=model.get("name", "dit"), objective=objective).to_dict()
+    config = with_values(config, {"model": model})
+    config["data"]["path"] = data
+    return check(config)
+
+
+def with_values(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with others in their place."""
+    return values | {
+        key: with_values(values[key], value) if isinstance(value, dict) else value
+        for key, value in more.items()
+    }
+
+
+class Adapted(NamedTuple):
+    """A published masked flow as a workdir holds it.
+
+    Attributes:
+      config: complete; config.adapters.base is where the rest of its parameters lies.
+      params: those that training changes, which are those that the workdir holds.
+      times: what is learnt of the law of times; None where nothing is.
+    """
+
+    config: Config
+    params: Params
+    times: GammaState | None
+
+
+def adapted(
+    found: Published, where: str, base: Config, tokenizer: Tokenizer, length: int = 0
+) -> Adapted:
+    """A checkpoint of masked flows on its base.
+
+    Args:
+      found: what the checkpoint holds.
+      where: workdir of the base.
+      base: configuration of that.
+      tokenizer: of that.
+      length: tokens per sequence; 0 for those that the checkpoint was trained on.
+
+    Raises:
+      UserError: a base of other sizes, or one that cannot be adapted.
+    """
+    _check_base(found, where, base)
+    config = base_config(model="llama", objective="masked_flow").to_dict()
+    config = with_values(config, found.values)
+    config["model"]["length"] = min(length or config["model"]["length"], base["model"]["length"])
+    config["adapters"]["base"] = where
+    if found.base is not None and "base_lr" in config["adapters"]:
+        config["adapters"]["base_lr"] = _BASE_LR
+    config = check(resolve_adapted(check(config), base, tokenizer))
+    like = jax.eval_shape(make_network(config).init, jax.random.key(0))
+    own = trained_params(config, like)
+    params = found.adapters
+    if found.base is not None:
+        params = trained_params(config, join(found.base.params, params))
+    params = jax.tree.map(lambda x, shape: np.asarray(x, shape.dtype), params, own)
+    return Adapted(config, params, times_from_knots(config, found.knots))
+
+
+def _check_base(found: Published, where: str, base: Config) -> None:
+    """Refuses a base of other sizes than the checkpoint's."""
+    n, model = found.sizes, base["model"]
+    own = {"vocab_size": n.vocab, "dim": n.dim, "depth": n.depth, "heads": n.heads}
+    wrong = [
+        f"{key}: {model.get(key)!r}, checkpoint {value}"
+        for key, value in own.items()
+        if model.get(key) != value
+    ]
+    require(
+        not wrong,
+        f"the base {where} is not the one of this checkpoint ({'; '.join(wrong)}); give the "
+        "workdir of the SMDM model that was adapted.",
+    )
+
+
+def times_from_knots(config: Config, knots: np.ndarray | None) -> GammaState | None:
+    """What is learnt of the law of times, from gamma at 101 even shares; None without a law."""
+    law = learnt_law(config)
+    if law is None or knots is None:
+        return None
+    ready = np.float32(1.0)
+    return fresh_state(law)._replace(knots=np.asarray(knots, np.float32), ready=ready)
