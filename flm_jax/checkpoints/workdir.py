@@ -385,10 +385,7 @@ def load_averages(
 def save_ema(
     workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any], times: Any = None
 ) -> None:
-    """A checkpoint of averaged parameters, as `convert` writes.
-
-    `times` is what is learnt of the law of times; None where nothing is.
-    """
+    """A checkpoint of averages, as `convert` writes, and what is learnt of times (None: nothing)."""
     place = _Place(workdir)
     manager = place.manager(None)
     items = {"ema": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
