@@ -96,6 +96,14 @@ def test_adapters_of_another_form_are_exported_merged(base, tmp_path):
     assert any(np.abs(state[name] - plain[name]).max() > 0 for name in plain)
 
 
+def test_adapters_of_another_objective_are_exported_merged(adapted):
+    model = adapted[1]
+    aligned = base_config(model="llama", objective="alignment").to_dict()
+    aligned |= {group: model.config[group] for group in ("model", "adapters")}
+    names = exported_tensors(aligned, model.params).keys()
+    assert "transformer.h.0.attn.attn.weight" in names and not any("lora" in n for n in names)
+
+
 def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
     config = adapt(base[0], **{"train.steps": 12})
     assert train_run(check(config), str(tmp_path / "run")) == 0
@@ -110,8 +118,9 @@ def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
 def test_adapters_may_start_from_others(base, adapted):
     folder, model = adapted
     config = check(adapt(base[0], **{"adapters.start": str(folder)}))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     mine = split(model.params)[1]
-    state = trainer._started(config, TrainState(0, mine, mine, (), 0), None)
+    state = trainer._started(config, TrainState(0, mine, mine, (), 0), None, place)
     for a, b, c in zip(leaves(state.params), leaves(state.ema_params), leaves(mine)):
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, c)
