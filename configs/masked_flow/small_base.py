@@ -14,10 +14,12 @@ def get_config(arg: str = ""):
     """`arg` is ignored."""
     config = recipe.small_base()
     config.data.task = "written_sums"
-    config.model.length = 50
+    config.model.length = 44
     config.model.dim = 128
     config.model.depth = 3
-    config.train.batch = 96
-    config.train.steps = 5000
+    config.optim.name = "muon"
+    config.optim.lr = 3e-3
+    config.train.batch = 64
+    config.train.steps = 8000
     config.eval.sample_steps = 16
     return config

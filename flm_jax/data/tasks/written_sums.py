@@ -12,18 +12,18 @@ _TERMS = (2, 3, 4)
 
 
 class WrittenSumsTask(Task):
-    """Sequences "37+48+25?37+48=85;85+25=110;#110....", a question, its solution and padding.
+    """Sequences "37+8+5?37+8=45;45+5=50;#50....", a question, its solution and padding.
 
-    The question holds two to four numbers, each count equally likely, and each number is uniform in
-    1 to 99. The solution adds one number at a time and ends in "#" and the result. "." is the end
+    The question holds two to four numbers, each count equally likely: the first is uniform in 10 to
+    99, the others in 1 to 9, so that there are 73,710 questions. The solution adds one number at a time and ends in "#" and the result. "." is the end
     of text; it ends the answer and pads the row, so that a model must learn how long answers are.
     There is one right solution of each question.
 
-    A sequence has 50 tokens of a vocabulary of 16.
+    A sequence has 44 tokens of a vocabulary of 16.
     """
 
     name = "written_sums"
-    length = 50
+    length = 44
     has_problems = True
     has_references = True
 
@@ -32,7 +32,8 @@ class WrittenSumsTask(Task):
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         terms = rng.choice(_TERMS, count)
-        numbers = rng.integers(1, 100, (count, max(_TERMS)))
+        numbers = rng.integers(1, 10, (count, max(_TERMS)))
+        numbers[:, 0] = rng.integers(10, 100, count)
         return np.stack([self._row(row[:n]) for row, n in zip(numbers, terms)])
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
@@ -104,7 +105,8 @@ class WrittenSumsTask(Task):
     def _numbers(self, row: np.ndarray) -> list[int]:
         """The numbers of a row's question; empty where it has none of the right form."""
         parts = self._text(row).partition("?")[0].split("+")
-        good = all(part.isdigit() and 0 < int(part) < 100 and part[0] != "0" for part in parts)
+        good = all(part.isdigit() and part[0] != "0" for part in parts)
+        good = good and [len(part) for part in parts] == [2] + [1] * (len(parts) - 1)
         return [int(part) for part in parts] if good and len(parts) in _TERMS else []
 
     def _row(self, numbers) -> np.ndarray:

@@ -58,7 +58,7 @@ def test_figures_of_answers(task):
     noisy[:40, -1] = 3  # behind the end of text: no longer the solution, the same answer
     assert task.report_problems(noisy, problems, given) == every | {"written": 0.9}
     lost = right.copy()
-    lost[:, 0] = (lost[:, 0] + 1) % 10
+    lost[:, 1] = (lost[:, 1] + 1) % 10
     assert task.report_problems(lost, problems, given)["kept"] == 0.0
 
 
