@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from flm_jax.build.flow import learnt_law
+from flm_jax.build.times import current, inherited_times, saved_forms
 from flm_jax.checkpoints.portable import named
-from flm_jax.checkpoints.workdir import load_ema
+from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.schema import settings
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.types import Config, Params
+from flm_jax.flows.gamma_state import GammaState
 from flm_jax.interop import llada2, mlfm
 from flm_jax.interop.llama import state_dict_from_params
 from flm_jax.models.lora import AdapterConfig, join, merged, split
@@ -52,11 +56,20 @@ def whole_params(config: Config, params: Params, frozen: Params) -> Params:
     return params if adapter_config(config) is None else join(frozen, params)
 
 
-def starting_adapters(config: Config, abstract: Params) -> Params | None:
+def starting_adapters(
+    config: Config, abstract: Params, place: Sharding
+) -> tuple[Params, GammaState | None] | None:
     """Averaged adapters of config.adapters.start, or None where it is not set.
 
     Args:
       abstract: shapes and shardings of the adapters.
+      place: sharding of what is learnt of the law of times.
+
+    Returns:
+      The adapters, and what is to be inherited of what they learnt of the law of times.
+
+    Raises:
+      UserError: no checkpoint there, or one of other sizes or of another range of gamma.
     """
     start = config["adapters"]["start"]
     if not start:
@@ -64,4 +77,7 @@ def starting_adapters(config: Config, abstract: Params) -> Params | None:
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract
     )
-    return jax.tree.map(jnp.copy, load_ema(start, shapes)[0])
+    theirs = read_config(start)
+    params, _, times = load_averages(start, shapes, saved_forms(theirs, place))
+    times = inherited_times(config, theirs, current(theirs, jax.device_get(times)))
+    return jax.tree.map(jnp.copy, params), times

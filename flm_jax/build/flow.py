@@ -7,8 +7,9 @@ from flm_jax.core.errors import require
 from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.clocks import CLOCKS
 from flm_jax.flows.flow import ClockTold, Flow, GammaTold, Uniform
+from flm_jax.flows.gamma_state import GammaConfig, fresh_state
 from flm_jax.flows.noise import NoNoise, OneHotNoise, UnitNoise
-from flm_jax.flows.noise_schedule import GammaConfig, LearntTimes, fresh_state, update_state
+from flm_jax.flows.noise_schedule import LearntTimes, update_state
 from flm_jax.flows.registry import FLOWS
 from flm_jax.flows.settings import LEARNT
 from flm_jax.losses.flow_settings import ContextSettings

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
 from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
-from flm_jax.build.flow import learnt_law, make_flow
+from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network, network_kind
+from flm_jax.build.times import current, saved_forms
 from flm_jax.checkpoints.portable import WEIGHTS, located, read_folder
 from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.upgrade import read_config
@@ -21,7 +22,7 @@ from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.distributed.sharding import attention_plan, replicated
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noise_schedule import GammaState, fresh_state
+from flm_jax.flows.gamma_state import GammaState
 from flm_jax.models.attention import available
 
 
@@ -78,25 +79,20 @@ def load_model(
         f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
         "restore the tokenizer folder of the run.",
     )
-    law = learnt_law(config)
-    learnt = law and _whole_everywhere(jax.eval_shape(lambda: fresh_state(law)), mesh)
+    # Every device of a mesh holds statistics as a whole.
+    place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    forms = saved_forms(config, place)
     if (folder / WEIGHTS).exists():
-        params, step, times = read_folder(folder, abstract_params(net, mesh), learnt)
+        params, step, times = read_folder(folder, abstract_params(net, mesh), forms)
     else:
         abstract = trained_params(config, abstract_params(net, mesh))
-        params, step, times = load_averages(folder, abstract, learnt)
+        params, step, times = load_averages(folder, abstract, forms)
         if adapter_config(config):
             base = load_model(config["adapters"]["base"], mesh, attention)
             params = whole_params(config, params, base.params)
-    times = jax.device_get(times)
+    times = jax.device_get(current(config, jax.device_get(times)))
     flow = make_flow(config, net.vocab_size).settled(times)
     return Model(config, net, params, flow, tokenizer, step, times)
-
-
-def _whole_everywhere(shapes: GammaState, mesh: Mesh | None) -> GammaState:
-    """Shapes of statistics, which every device of a mesh holds as a whole."""
-    place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 _STUDENT_MAY_DIFFER = (
@@ -212,6 +208,8 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
     objective = config["objective"]
     if objective.get("eos_id", 0) < 0 and tokenizer.eos_id is not None:
         objective = objective | {"eos_id": tokenizer.eos_id}
+    if "special_ids" in objective and not objective["special_ids"]:
+        objective = objective | {"special_ids": sorted(tokenizer.special_ids)}
     own = {key: given[key] for key in _COMPUTE}
     return config | {"model": given | model | own, "objective": objective}
 

@@ -7,7 +7,7 @@ the machine it was written on.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from flm_jax.checkpoints.config_file import write_config
+from flm_jax.checkpoints.times import fitting
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
 from flm_jax.core.paths import check_folder, expanded
@@ -108,12 +109,14 @@ def save_folder(
     write_config(root, record)
 
 
-def read_folder(folder: epath.Path, abstract: Params, times: Any) -> tuple[Params, int, Any]:
+def read_folder(
+    folder: epath.Path, abstract: Params, times: Sequence[Any]
+) -> tuple[Params, int, Any]:
     """Parameters, step and learnt times of a folder that `save_folder` wrote.
 
     Args:
       abstract: tree of ShapeDtypeStruct (with shardings, if any) that the parameters must fit.
-      times: likewise of what is learnt of the law of times; None where nothing is. Folders may lack
+      times: likewise, each form that what is learnt of the law of times may have. Folders may lack
         it, and None is returned then.
 
     Raises:
@@ -133,12 +136,11 @@ def read_folder(folder: epath.Path, abstract: Params, times: Any) -> tuple[Param
                 "restore both from one source.",
             )
             tensors = [_placed(path, name, file.get_tensor(name), expected) for name in expected]
-            learnt = [_TIMES + name for name in named(times)]
-            whole = bool(learnt) and set(learnt) <= names
-            saved = [file.get_tensor(name) for name in learnt] if whole else None
+            form = fitting(times, {name.removeprefix(_TIMES) for name in names - known})
+            saved = form and [file.get_tensor(_TIMES + name) for name in named(form)]
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); restore it.") from error
-    found = None if saved is None else jax.tree.unflatten(jax.tree.structure(times), saved)
+    found = None if saved is None else jax.tree.unflatten(jax.tree.structure(form), saved)
     return jax.tree.unflatten(jax.tree.structure(abstract), tensors), step, found
 
 

@@ -15,7 +15,7 @@ import contextlib
 import enum
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from etils import epath
 
 from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
+from flm_jax.checkpoints.times import read_times
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
@@ -346,12 +347,12 @@ def latest_step(workdir: str | epath.Path) -> int | None:
 
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
     """Averaged parameters of the newest checkpoint that can be read, and its step."""
-    params, step, _ = load_averages(workdir, abstract, None)
+    params, step, _ = load_averages(workdir, abstract, ())
     return params, step
 
 
 def load_averages(
-    workdir: str | epath.Path, abstract: Params, times: Any
+    workdir: str | epath.Path, abstract: Params, times: Sequence[Any]
 ) -> tuple[Params, int, Any]:
     """What a model is made of in the newest checkpoint that can be read.
 
@@ -361,7 +362,7 @@ def load_averages(
       workdir: of `train` or `convert`.
       abstract: tree of ShapeDtypeStruct (with shardings, if any) to restore the averaged parameters
         into.
-      times: likewise of what is learnt of the law of times; None where nothing is.
+      times: likewise, each form that what is learnt of the law of times may have.
 
     Returns:
       Parameters, the step they are from, and what is learnt of the times; None where the checkpoint
@@ -377,15 +378,13 @@ def load_averages(
     )
     require(bool(place.steps()), f"workdir {workdir} has no complete checkpoint; train it first.")
     found, step = _read_newest(place, {"ema": abstract}, _pass_over)
-    path = place.folder / str(step) / "times"
-    learnt = _read_item(path, times) if times is not None and path.exists() else None
-    return found["ema"], step, learnt
+    return found["ema"], step, read_times(place.folder / str(step) / "times", times)
 
 
 def save_ema(
     workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any], times: Any = None
 ) -> None:
-    """A checkpoint of averages, as `convert` writes, and what is learnt of times (None: nothing)."""
+    """A checkpoint of averages, as `convert` writes; `times` as of `load_averages`."""
     place = _Place(workdir)
     manager = place.manager(None)
     items = {"ema": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}

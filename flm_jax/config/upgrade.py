@@ -26,6 +26,18 @@ _OLDER_ADAPTERS = {
     "fused_qkv": False,
 }
 
+# What laws of gamma were before their settings said it.
+_OLDER_LAW = {
+    "bins": 64,
+    "refit_every": 200,
+    "knot_rate": 0.05,
+    "before": "uniform",
+    "decays": "batch",
+    "least_cell": 0.0,
+    "least_examples": 0.0,
+    "least_scale": 0.05,
+}
+
 
 def read_config(workdir: str | epath.Path) -> Config:
     """The configuration of a workdir or an exported folder of a model, complete.
@@ -55,6 +67,8 @@ def upgrade(config: Config) -> Config:
         model, defaults("model", model["name"]), settings_of(MODELS[model["name"]])
     )
     flow = config.get("flow") or {"name": flows_of(name)[0]} | _flow_of(objective)
+    if has_older_law({"flow": flow}) and "law" in defaults("flow", flow["name"]):
+        flow = flow | {"law": _OLDER_LAW | flow.get("law", {})}
     now["flow"] = _named("flow", flow)
     now["objective"] = {"name": name} | _completed(
         objective, defaults("objective", name), settings_of(OBJECTIVES[name])
@@ -63,6 +77,11 @@ def upgrade(config: Config) -> Config:
     for group, cls in GROUPS.items():
         now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))
     return as_json(now)
+
+
+def has_older_law(config: Config) -> bool:
+    """Whether a configuration, as it was saved, is from before gamma was drawn by knots."""
+    return "before" not in config.get("flow", {}).get("law", {})
 
 
 def _flow_of(objective: Config) -> Config:

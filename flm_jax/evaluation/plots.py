@@ -131,12 +131,12 @@ def _profiles(profiles: dict[str, dict[float, float]], styles: dict[str, dict[st
 
 
 def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
-    """Draws a learnt schedule of gamma as PNG: the cross entropy it follows, and its quantiles.
+    """Draws a schedule of gamma as PNG: the cross entropy it follows, and what training draws.
 
     Args:
       path: where to.
       records: of `schedule_log.read_schedule`, at least one; the first panel shows the points of
-        the last one.
+        the last one. Those of older versions have quantiles of the learnt law alone.
     """
     import matplotlib
 
@@ -144,7 +144,7 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
-    last, learnt = records[-1], [row for row in records if row["ready"]]
+    last, drawn = records[-1], [row for row in records if row["ready"] or "mixture" in row]
     left.plot(last["gamma"], last["nats"], "o", markersize=4, color="C0", label="mean of its bin")
     if last["ready"]:
         # The law's distribution function is the cross entropy but for a scale and a shift.
@@ -157,10 +157,16 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
     left.set_title(f"step {last['step']}")
     left.legend()
     for u in (0.1, 0.25, 0.5, 0.75, 0.9):
-        points = [np.interp(u, row["u"], row["quantiles"]) for row in learnt]
-        right.plot([row["step"] for row in learnt], points, "o-", markersize=3, label=f"{u:.0%}")
-    right.set(xlabel="step", ylabel="gamma", title="quantiles of the learnt law, by refit")
-    if learnt:
+        points = [np.interp(u, row["u"], row.get("mixture", row["quantiles"])) for row in drawn]
+        right.plot([row["step"] for row in drawn], points, "o-", markersize=3, label=f"{u:.0%}")
+    weights = " + ".join(
+        f"{weight:.0%} {name}"
+        for weight, name in zip(last.get("weights", []), ("uniform", "normal", "learnt"))
+        if weight
+    )
+    right.set(xlabel="step", ylabel="gamma")
+    right.set_title(f"quantiles of {weights or 'the learnt law'}")
+    if drawn:
         right.legend(title="share below")
     for axis in (left, right):
         axis.grid(alpha=0.3)

@@ -92,12 +92,19 @@ class TimeLaw:
         """The inverse of `quantile`."""
         raise NotImplementedError
 
-    def observe(self, tau: Times, values: Float[Array, "b"], weights: Float[Array, "b"]) -> Any:
+    def observe(
+        self,
+        tau: Times,
+        values: Float[Array, "b"],
+        weights: Float[Array, "b"],
+        share: Float[Array, "b"] | None = None,
+    ) -> Any:
         """What a batch says of the law: cross entropies of rows at tau; None where none is learnt.
 
-        Rows of weight 0 are left out.
+        Rows of weight 0 are left out. `share` is the hidden fraction of each row, where positions
+        are hidden.
         """
-        del tau, values, weights
+        del tau, values, weights, share
         return None
 
     def settled(self, state: Any) -> "TimeLaw":

@@ -5,13 +5,26 @@ import dataclasses
 from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
 from flm_jax.flows.clocks import CLOCKS
+from flm_jax.flows.gamma_state import GammaConfig
 from flm_jax.flows.interpolants.masked_bridge import SIGMA
-from flm_jax.flows.noise_schedule import GammaConfig
 
 NOISES = ("projected", "onehot", "unit")
 LEARNT = "learnt"
 # Of embeddings whose length is near sqrt(D), tokens become readable at gamma of 1 to 6.
-EMBEDDING_LAW = GammaConfig(low=-5.0, high=14.0, uniform=0.1, normal=0.0, learnt="gumbel")
+EMBEDDING_LAW = GammaConfig(
+    low=-5.0,
+    high=14.0,
+    normal=0.0,
+    learnt="gumbel",
+    before="uniform",
+    bins=64,
+    decays="batch",
+    refit_every=200,
+    knot_rate=0.05,
+    least_cell=0.0,
+    least_examples=0.0,
+    least_scale=0.05,
+)
 
 
 @dataclasses.dataclass(frozen=True)

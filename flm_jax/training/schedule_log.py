@@ -1,6 +1,6 @@
 """The learnt law of the times of a flow: recorded while it is trained, drawn later.
 
-A workdir's schedule.jsonl holds a record for each evaluation; see `flows.noise_schedule`.
+A workdir's schedule.jsonl holds a record for each evaluation; see `flows.gamma_law`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from etils import epath
 from flm_jax.build.flow import learnt_law
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.core.files import StepLines, nulls_as_nan, read_json_lines
-from flm_jax.flows.noise_schedule import GammaConfig, GammaState, bin_centers, learnt_quantile
+from flm_jax.flows.gamma_law import learnt_quantile, mixture_quantile, mixture_weights
+from flm_jax.flows.gamma_state import GammaConfig, GammaState, bin_centers
+from flm_jax.flows.gamma_statistics import curve
 
 FILE = "schedule.jsonl"
 
@@ -25,21 +27,27 @@ def schedule_record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
     """What was learnt by a step.
 
     Returns:
-      step; gamma and nats: centers of the bins that were seen and the mean cross entropy there;
-      u and quantiles: of the learnt law, the fit's or the empirical curve's, at shares u; r2: of
-      the last fit; ready: whether one was accepted (until then the uniform takes its share).
+      step; gamma, nats and rows: centers of the bins that a fit would use, the mean cross entropy
+      there, and how many rows it is of, after decay; u, quantiles and mixture: gamma at shares u of
+      the learnt law and of the mixture that training draws; weights: of the uniform, the normal and
+      the learnt law in it; r2: of the last fit; examples: rows seen in all; ready: whether there is
+      a learnt law (until then another one has its weight).
     """
-    state = jax.device_get(state)
-    seen = state.count > 0.0
-    u = np.linspace(0.01, 0.99, 99)
-    quantiles = learnt_quantile(jax.tree.map(jnp.asarray, state), jnp.asarray(u), cfg)
+    state = jax.tree.map(jnp.asarray, jax.device_get(state))
+    number, nats = (np.asarray(x) for x in curve(state, cfg))
+    seen, u = number > 0.0, np.linspace(0.01, 0.99, 99)
+    listed = lambda x: np.asarray(x).tolist()
     return {
         "step": step,
-        "gamma": np.asarray(bin_centers(cfg))[seen].tolist(),
-        "nats": (state.total[seen] / state.count[seen]).tolist(),
-        "u": u.tolist(),
-        "quantiles": np.asarray(quantiles).tolist(),
+        "gamma": listed(bin_centers(cfg)[seen]),
+        "nats": listed(nats[seen]),
+        "rows": listed(number[seen]),
+        "u": listed(u),
+        "quantiles": listed(learnt_quantile(state, jnp.asarray(u), cfg)),
+        "mixture": listed(mixture_quantile(jnp.asarray(u), cfg, state)),
+        "weights": listed(mixture_weights(cfg, state)),
         "r2": float(state.r2),
+        "examples": float(state.examples),
         "ready": bool(state.ready > 0.0),
     }
 

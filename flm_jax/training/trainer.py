@@ -21,6 +21,7 @@ from flm_jax.build.load import (
     resolve_adapted,
     starting_params,
 )
+from flm_jax.build.times import check_continuable
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
@@ -89,7 +90,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     state = program.initial_state(frozen, start)
     found, spent = checkpoints.restore(state), 0.0
     if found is None:
-        state = _started(config, state, teacher)
+        state = _started(config, state, teacher, sharding.replicated(mesh))
     else:
         state, meta = found
         batches.set_state(meta["iterator"])
@@ -129,15 +130,23 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     return 0
 
 
-def _started(config: dict[str, Any], state: TrainState, teacher: Model | None) -> TrainState:
+def _started(
+    config: dict[str, Any], state: TrainState, teacher: Model | None, place: jax.sharding.Sharding
+) -> TrainState:
     """The state of step 0, with what else it starts from than parameters.
 
-    That is the teacher's law of times, and the adapters of config.adapters.start where it is set.
+    That is the teacher's law of times, and the adapters of config.adapters.start where it is set,
+    with their law of times.
+
+    Args:
+      place: sharding of arrays that every device holds as a whole.
     """
-    if teacher is not None and teacher.times is not None and state.tracked is not None:
-        place = lambda x, like: jax.device_put(x, like.sharding)
-        state = state._replace(tracked=jax.tree.map(place, teacher.times, state.tracked))
-    adapters = starting_adapters(config, state.params)
+    found = starting_adapters(config, state.params, place)
+    adapters, times = found or (None, None)
+    times = times if teacher is None or teacher.times is None else teacher.times
+    if times is not None and state.tracked is not None:
+        put = lambda x, like: jax.device_put(x, like.sharding)
+        state = state._replace(tracked=jax.tree.map(put, times, state.tracked))
     if adapters is None:
         return state
     return state._replace(params=adapters, ema_params=jax.tree.map(jnp.copy, adapters))
@@ -149,6 +158,7 @@ def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> dict[str,
     if not (folder / "config.json").exists():
         return None
     saved = read_config(folder)
+    check_continuable(folder, saved)
     check_resumable(saved, config, workdir)
     own = load_tokenizer(folder / "tokenizer").fingerprint
     require(

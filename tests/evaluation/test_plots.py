@@ -7,7 +7,7 @@ from etils import epath
 from flm_jax.core.files import write_figure
 from flm_jax.evaluation import plots
 from flm_jax.evaluation.plots import draw_schedule
-from flm_jax.flows.noise_schedule import fresh_state
+from flm_jax.flows.gamma_state import fresh_state
 from flm_jax.training import schedule_log
 from helpers.laws import learnt
 
@@ -44,3 +44,6 @@ def test_a_picture_is_drawn_before_and_after_the_first_fit(kind, tmp_path):
     for shown in (rows[:1], rows):
         draw_schedule(tmp_path / "s.png", shown)
         assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    older = [{k: v for k, v in row.items() if k not in ("mixture", "weights")} for row in rows]
+    draw_schedule(tmp_path / "older.png", older)
+    assert (tmp_path / "older.png").exists()

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.flows.flow import GammaTold
+from flm_jax.flows.gamma_state import GammaConfig
 from flm_jax.flows.interpolants.masked_bridge import MaskedBridge
-from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.flows.noising import hidden_states
 from helpers.masked_flow import FLOW, KEY
 

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.core.network import Network
-from flm_jax.flows.noise_schedule import (
-    GammaConfig,
-    bin_centers,
-    fresh_state,
-    logistic_cdf,
-    update_state,
-)
+from flm_jax.flows.gamma_fit import logistic_cdf
+from flm_jax.flows.gamma_state import GammaConfig, bin_centers, fresh_state
+from flm_jax.flows.noise_schedule import update_state
 from flm_jax.samplers.categorical import Choice
 
 KEY = jax.random.key(7)
@@ -97,10 +93,15 @@ def exact_chain():
 SHAPE = jnp.array([-2.0, 1.5, 1.0])
 
 
+def observed(curve, cfg, rows=400.0):
+    """Statistics of a batch with `rows` rows in every bin of gamma, all hidden entirely."""
+    nats, number = curve(bin_centers(cfg)), jnp.full(cfg.bins, rows)
+    moments = jnp.stack([number, number * nats, number * nats**2], axis=-1)
+    return fresh_state(cfg).cells.at[-1].set(moments)
+
+
 def learnt(kind):
-    """A state that has seen the cross entropy 1 + 2 F(gamma) in every bin, refitted once."""
+    """A state that has seen the cross entropy 1 + 2 F(gamma) in every bin, fitted once."""
     cfg = GammaConfig(learnt=kind, refit_every=1, bins=32)
-    nats = 1.0 + 2.0 * logistic_cdf(SHAPE, bin_centers(cfg))
-    count = jnp.full(32, 400.0)
-    state = fresh_state(cfg)._replace(examples=jnp.float32(1e5))
-    return cfg, update_state(state, (nats * count, count), jnp.int32(0), cfg)
+    seen = observed(lambda gamma: 1.0 + 2.0 * logistic_cdf(SHAPE, gamma), cfg)
+    return cfg, update_state(fresh_state(cfg), seen, jnp.int32(0), cfg)

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 
 from flm_jax.flows.flow import Flow, GammaTold
+from flm_jax.flows.gamma_state import GammaConfig
 from flm_jax.flows.interpolants.masked_bridge import MaskedBridge
 from flm_jax.flows.noise import UnitNoise
-from flm_jax.flows.noise_schedule import GammaConfig, LearntTimes
+from flm_jax.flows.noise_schedule import LearntTimes
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.models.lora import AdapterConfig, join, split
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.flows.noise_schedule import GammaConfig, fresh_state, logistic_cdf
+from flm_jax.flows.gamma_fit import logistic_cdf
+from flm_jax.flows.gamma_law import mixture_cdf
+from flm_jax.flows.gamma_state import GammaConfig, fresh_state
 from flm_jax.training import schedule_log
 from flm_jax.training.schedule_log import read_schedule, schedule_record
 from helpers.laws import SHAPE, learnt
@@ -21,12 +23,17 @@ def test_a_record_holds_the_law(kind):
     middle = row["quantiles"][row["u"].index(0.5)]
     assert middle == pytest.approx(-2.0, abs=0.3)  # half of the rise; bins are .5 wide
     assert (row["r2"] > 0.99) == (kind == "logistic")
+    np.testing.assert_allclose(row["weights"], [0.1, 0.2, 0.7], rtol=1e-6)
+    drawn = mixture_cdf(jnp.array(row["mixture"]), cfg, state)
+    np.testing.assert_allclose(drawn, row["u"], atol=1e-5)
+    assert row["rows"] == 32 * [400.0] and row["examples"] == 32 * 400
 
 
 def test_nothing_seen_nothing_learnt():
     cfg = GammaConfig()
     row = schedule_record(0, fresh_state(cfg), cfg)
     assert row["gamma"] == [] and not row["ready"]
+    np.testing.assert_allclose(row["weights"], [0.1, 0.9, 0.0], rtol=1e-6)
 
 
 def test_the_last_record_of_a_step_counts(tmp_path):

@@ -1,0 +1,161 @@
+"""The law of gamma = log noise over signal: its settings, and what is learnt of it."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flm_jax.core.errors import require
+from flm_jax.core.settings import setting
+
+KNOTS = 101
+# Statistics are kept apart by the hidden fraction, in bins between these.
+RATIO_EDGES = np.arange(1, 21) / 20
+
+
+@dataclasses.dataclass(frozen=True)
+class GammaConfig:
+    """A mixture of U(low, high), a clipped N(center, spread^2), and a learnt law for the rest.
+
+    The defaults are those of the adaptation of arXiv 2606.27617 as its authors' code has it.
+    """
+
+    low: float = setting(-10.0, "lowest gamma, where states are all but clean", range="[-30, 30]")
+    high: float = setting(
+        6.0,
+        "highest gamma, where they are all but noise; sampling starts there",
+        range="[-30, 30]",
+    )
+    uniform: float = setting(0.1, "fraction that is uniform", range="[0, 1]")
+    normal: float = setting(0.2, "fraction that is normal", range="[0, 1]")
+    center: float = setting(-2.5, "mean of the normal part")
+    spread: float = setting(2.0, "standard deviation of the normal part", range="(0, inf)")
+    learnt: str = setting(
+        "logistic",
+        "form of the learnt law: logistic or gumbel (fitted to the cross entropy over gamma) or "
+        "empirical (its quantiles)",
+        choices=("logistic", "gumbel", "empirical"),
+    )
+    before: str = setting(
+        "normal",
+        "part that has the learnt fraction as well until there is a learnt law",
+        choices=("normal", "uniform"),
+    )
+    bins: int = setting(
+        128, "bins of gamma in which the cross entropy is averaged", range="[8, inf)"
+    )
+    decay: float = setting(0.999, "decay of the sums in these bins", range="[0, 1)")
+    decays: str = setting(
+        "fit",
+        "when these sums decay: before each fit (once, and what came since the last is added) or "
+        "with each batch",
+        choices=("fit", "batch"),
+    )
+    refit_every: int = setting(20, "batches between two fits", range="[1, inf)")
+    knot_rate: float = setting(
+        0.002,
+        "fraction of the new curve in each update of the quantiles of a logistic or empirical law; "
+        "the first is taken whole, and 1 takes all as they are fitted",
+        range="(0, 1]",
+    )
+    ratio_low: float = setting(
+        0.05, "smallest hidden fraction of the rows that a fit uses", range="[0, 1]"
+    )
+    ratio_high: float = setting(1.0, "largest hidden fraction of these", range="[0, 1]")
+    least_cell: float = setting(
+        20.0,
+        "rows (after decay) below which a bin of gamma and of the hidden fraction is left out, and "
+        "a bin of gamma",
+        range="[0, inf)",
+    )
+    least_examples: float = setting(
+        4096.0, "rows (after decay) below which nothing is fitted", range="[0, inf)"
+    )
+    least_r2: float = setting(
+        0.95, "R^2 below which a fitted curve is not accepted; none is asked of an empirical one"
+    )
+    least_scale: float = setting(
+        0.0, "lower bound of the scale b of a fitted curve; 0.05 in the paper", range="[0, inf)"
+    )
+
+    inherit: bool = setting(
+        True,
+        "whether a run that starts from another one's adapters (config.adapters.start) begins with "
+        "the law that came with them",
+    )
+
+    def __post_init__(self):
+        require(
+            self.uniform + self.normal <= 1.0,
+            f"config.flow.law has uniform {self.uniform} and normal {self.normal}, more than 1 "
+            "together; the rest is the learnt fraction.",
+        )
+        require(
+            self.low < self.high,
+            f"config.flow.law has low {self.low} and high {self.high}; expected low < high.",
+        )
+        require(
+            bool(np.any(self.ratios)),
+            f"config.flow.law has ratio_low {self.ratio_low} and ratio_high {self.ratio_high}; "
+            "expected the middle of one of 0.05-0.10, ..., 0.95-1.00 between them.",
+        )
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Which bins of the hidden fraction a fit uses, bool [19]: by their middles."""
+        middles = 0.5 * (RATIO_EDGES[:-1] + RATIO_EDGES[1:])
+        return (middles >= self.ratio_low) & (middles <= self.ratio_high)
+
+
+class GammaState(NamedTuple):
+    """What is learnt, float32.
+
+    Attributes:
+      cells: [19, bins, 3], for each hidden fraction and gamma the decayed number of rows, sum of
+        their mean cross entropies (nats) and sum of the squares of these.
+      fresh: likewise of the batches since the last fit, where sums decay before each fit.
+      examples: how many rows were seen in all.
+      shape: (mu, b, a) of the last accepted fit; of a gumbel law, the law itself.
+      knots: [101] gamma at 0, 0.01, ..., 1 of a logistic or empirical law, low gamma first.
+      r2: of the last fit, accepted or not.
+      ready: 1 from the first accepted fit or curve on, else 0.
+    """
+
+    cells: Float[Array, "r k 3"]
+    fresh: Float[Array, "r k 3"]
+    examples: jax.Array
+    shape: Float[Array, "3"]
+    knots: Float[Array, "n"]
+    r2: jax.Array
+    ready: jax.Array
+
+
+def fresh_state(cfg: GammaConfig) -> GammaState:
+    """Nothing seen yet."""
+    zero, cells = jnp.zeros(()), jnp.zeros((len(RATIO_EDGES) - 1, cfg.bins, 3))
+    knots = jnp.linspace(cfg.low, cfg.high, KNOTS)
+    return GammaState(cells, cells, zero, jnp.array([cfg.center, 1.0, 1.0]), knots, zero, zero)
+
+
+def state_of_knots(knots: np.ndarray | jax.Array, cfg: GammaConfig) -> GammaState:
+    """A curve that is known from elsewhere, without statistics.
+
+    Args:
+      knots: gamma at 0, 0.01, ..., 1, [101] from cfg.low to cfg.high.
+    """
+    new = fresh_state(cfg)
+    return new._replace(knots=jnp.asarray(knots, new.knots.dtype), ready=jnp.ones(()))
+
+
+def inherited(state: GammaState, cfg: GammaConfig) -> GammaState:
+    """The curve of a state, without its statistics, as the start of a law of the same gamma."""
+    return fresh_state(cfg)._replace(shape=state.shape, knots=state.knots, ready=state.ready)
+
+
+def bin_centers(cfg: GammaConfig) -> Float[Array, "k"]:
+    """Middles of the bins of gamma."""
+    width = (cfg.high - cfg.low) / cfg.bins
+    return cfg.low + width * (jnp.arange(cfg.bins) + 0.5)
