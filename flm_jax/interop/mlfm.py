@@ -45,7 +45,7 @@ _LORAS = {
 }
 _LINEARS = {"time_mlp.0": ("time", "hidden"), "time_mlp.2": ("time", "out")}
 _LINEARS |= {"adaln_modulation.1": ("modulation",)}
-# Key of the settings they save -> (our group and key, or law's key).
+# Keys of the settings that they save -> where they stand in a configuration of ours.
 _SETTINGS = {
     "lora_alpha": ("adapters", "alpha"),
     "lora_output_alpha": ("adapters", "head_alpha"),
@@ -59,7 +59,8 @@ _SETTINGS = {
     "gamma_scale": ("flow", "law", "spread"),
 }
 _LAWS = {"generalized_logistic": "logistic", "empirical": "empirical"}
-_CURVE = ("gamma_active_piecewise_gamma", "gamma_active_piecewise_cdf")
+# Keys of the curve of gamma among them.
+CURVE = ("gamma_active_piecewise_gamma", "gamma_active_piecewise_cdf")
 
 
 class Published(NamedTuple):
@@ -300,15 +301,15 @@ def _values(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
 
 def _knots(says: dict[str, Any]) -> np.ndarray | None:
     """The learnt curve at 101 even shares, low gamma first; None before the first fit."""
-    if not says.get(_CURVE[0]):
+    if not says.get(CURVE[0]):
         return None
     try:
-        gamma, share = (np.asarray(says.get(key), np.float64) for key in _CURVE)
+        gamma, share = (np.asarray(says.get(key), np.float64) for key in CURVE)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{' and '.join(_CURVE)} are no lists of numbers: {error}.") from error
+        raise UserError(f"{' and '.join(CURVE)} are no lists of numbers: {error}.") from error
     require(
         gamma.ndim == 1 and gamma.shape == share.shape and bool(np.all(np.diff(share) > 0)),
-        f"{_CURVE[0]} has shape {gamma.shape}, {_CURVE[1]} {share.shape}; expected two lists of "
+        f"{CURVE[0]} has shape {gamma.shape}, {CURVE[1]} {share.shape}; expected two lists of "
         "one length, the second increasing.",
     )
     return np.interp(np.linspace(0.0, 1.0, _KNOTS), share, gamma)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,3 +119,34 @@ def test_the_curve_becomes_the_learnt_law(workdirs, tmp_path):
     assert model.step == 7
     np.testing.assert_array_equal(model.times.knots, knots.astype(np.float32))
     assert adapted(found._replace(knots=None), str(where), base, tokenizer).times is None
+
+
+def test_the_command_reads_what_torch_saved(workdirs, tmp_path):
+    """Averages, the curve of gamma and the step of a file with all that they save beside."""
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(load_file(ADAPTED)[name]) for name in ALONE}
+    knots = (np.linspace(-2.1, 1.8, 101) ** 3).tolist()
+    curve = dict(zip(mlfm.CURVE, (knots, np.linspace(0.0, 1.0, 101).tolist())))
+    saved = {
+        "model": {name: torch.zeros_like(value) for name, value in state.items()},
+        "save_full_model": False,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4}]},
+        "scaler": {},
+        "step": 12,
+        "epoch": 0,
+        "config": {"lora_alpha": 8.0, "gamma_active_mixture_weights": [0.1, 0.0, 0.9]} | curve,
+        "torch_rng_state": torch.get_rng_state(),
+        "cuda_rng_state_all": None,
+        "ema_adapter": state,
+    }
+    torch.save(saved, tmp_path / "saved.pt")
+    where, run = f"--base={workdirs['smdm']}", tmp_path / "run"
+    code, said = command(
+        "--source=mlfm", f"--checkpoint={tmp_path / 'saved.pt'}", f"--workdir={run}", where
+    )
+    assert code == 0 and "tells the learnt law of times" in said, said
+    model, same = load_model(run), load_model(workdirs["alone"])
+    assert model.step == 12 and model.config["flow"]["law"]["normal"] == 0.0
+    np.testing.assert_allclose(model.times.knots, knots, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(same.params)):
+        np.testing.assert_array_equal(a, b)
