@@ -14,7 +14,7 @@ from flm_jax.config.schema import base_config
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.flows.noise_schedule import GammaState, fresh_state
+from flm_jax.flows.gamma_state import GammaState, state_of_knots
 from flm_jax.interop.mlfm import Published
 from flm_jax.models.lora import join
 
@@ -108,7 +108,4 @@ def _check_base(found: Published, where: str, base: Config) -> None:
 def times_from_knots(config: Config, knots: np.ndarray | None) -> GammaState | None:
     """What is learnt of the law of times, from gamma at 101 even shares; None without a law."""
     law = learnt_law(config)
-    if law is None or knots is None:
-        return None
-    ready = np.float32(1.0)
-    return fresh_state(law)._replace(knots=np.asarray(knots, np.float32), ready=ready)
+    return None if law is None or knots is None else state_of_knots(knots, law)

@@ -57,6 +57,13 @@ _SETTINGS = {
     "gamma_max": ("flow", "law", "high"),
     "gamma_loc": ("flow", "law", "center"),
     "gamma_scale": ("flow", "law", "spread"),
+    "loss_diagnostics_gamma_bins": ("flow", "law", "bins"),
+    "loss_diagnostic_ema_decay": ("flow", "law", "decay"),
+    "gamma_curve_update_rate": ("flow", "law", "knot_rate"),
+    "gamma_curve_mask_p_min": ("flow", "law", "ratio_low"),
+    "gamma_curve_mask_p_max": ("flow", "law", "ratio_high"),
+    "gamma_curve_min_examples": ("flow", "law", "least_examples"),
+    "gamma_curve_min_r2": ("flow", "law", "least_r2"),
 }
 _LAWS = {"generalized_logistic": "logistic", "empirical": "empirical"}
 # Keys of the curve of gamma among them.
@@ -173,7 +180,7 @@ def read(
     """
     tensors, says, step = _opened(Path(path), ema, trust_pickle)
     n, cfg = _sizes(tensors, heads)
-    values = _values(says, cfg)
+    values = values_of(says, cfg)
     layout, own = adapters_layout(n, cfg), base_layout(n)
     if own.keys() & tensors.shapes.keys():
         found = dense(tensors, "MLFM", own | layout, n, **SMDM)
@@ -277,8 +284,8 @@ def _sizes(tensors: Tensors, heads: int | None) -> tuple[Sizes, AdapterConfig]:
     )
 
 
-def _values(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
-    """Values of our configuration that the tensors and their settings tell."""
+def values_of(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
+    """Values of our configuration that the tensors (by `cfg`) and their settings tell."""
     own = ("rank", "alpha", "head_rank", "head_alpha", "cond_dim")
     values: dict[str, Any] = {
         "adapters": {key: getattr(cfg, key) for key in own},

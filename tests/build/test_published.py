@@ -20,6 +20,7 @@ from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.denoiser.forward import denoise
 from flm_jax.interop import mlfm
+from flm_jax.models.lora import AdapterConfig
 from helpers.goldens_mlfm import GOLDENS, assert_close, record
 
 HEADS = 2
@@ -109,6 +110,7 @@ def test_the_curve_becomes_the_learnt_law(workdirs, tmp_path):
     """State of the law from 101 knots, which the workdir keeps and a loaded model has."""
     knots, where = np.linspace(-2.1, 1.8, 101) ** 3, workdirs["smdm"]
     base, tokenizer = read_config(where), load_tokenizer(where / "tokenizer")
+    knots[0], knots[-1] = -10.0, 6.0
     found = mlfm.read(ADAPTED, HEADS)._replace(base=None, knots=knots)
     made = adapted(found, str(where), base, tokenizer)
     assert made.times.ready == 1.0
@@ -150,3 +152,17 @@ def test_the_command_reads_what_torch_saved(workdirs, tmp_path):
     np.testing.assert_allclose(model.times.knots, knots, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(same.params)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "stage, law", [("train", ("logistic", 0.2, 0.999, 0.05)), ("sft", ("empirical", 0, 0.98, 0.95))]
+)
+def test_settings_that_they_save_become_ours(workdirs, stage, law):
+    """Those of both stages, as far as the goldens have them, make a configuration."""
+    says, where = record("gamma_law")[f"config_{stage}"], workdirs["smdm"]
+    found, base = mlfm.read(ADAPTED, HEADS), read_config(where)
+    own = AdapterConfig(**found.values["adapters"])
+    found = found._replace(base=None, values=mlfm.values_of(says, own))
+    config = adapted(found, str(where), base, load_tokenizer(where / "tokenizer")).config
+    got = [config["flow"]["law"][key] for key in ("learnt", "normal", "decay", "ratio_low")]
+    assert got == pytest.approx(list(law))
