@@ -31,8 +31,22 @@ def adapt(config, base: str):
 
 
 def fine_tune(config, start: str):
-    """Changes `config`, an adaptation, into fine-tuning of the adapters of the workdir `start`."""
+    """Changes `config`, an adaptation, into fine-tuning of the adapters of the workdir `start`.
+
+    As the authors' code has it, the base is trained with them. The law of gamma follows answers
+    that are hidden all but entirely, from the curve of the adaptation on.
+    """
     config.adapters.start = start
+    config.adapters.base_lr = 1e-5
+    config.adapters.base_weight_decay = 0.1
     config.flow.law.learnt = "empirical"
     config.flow.law.normal = 0.0
+    config.flow.law.bins = 134
+    config.flow.law.decay = 0.98
+    config.flow.law.knot_rate = 0.05
+    config.flow.law.ratio_low = 0.95
+    config.flow.law.least_r2 = 0.0
+    config.objective.embedding_weight = 10.0
+    config.objective.reduction = "inverse_length"
+    config.objective.hide_special = True
     config.objective.whole = 0.5

@@ -34,16 +34,24 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
     return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
 
 
+def hide_below(
+    draws: Float[Array, "b l"], share: Times, free: Bool[Array, "b l"]
+) -> Bool[Array, "b l"]:
+    """Free positions whose draw in [0, 1) is below the share [B] of their row."""
+    return free & (draws < share[:, None])
+
+
 def hide_independently(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
     """Each free position with probability share [B]."""
-    return free & (jax.random.uniform(key, free.shape) < share[:, None])
+    return hide_below(jax.random.uniform(key, free.shape), share, free)
 
 
-def hide_share(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
-    """ceil(share n) of the n free positions of each row, chosen uniformly; at least 1 of n > 0."""
-    scores = jax.random.uniform(key, free.shape)
-    count = jnp.ceil(share * jnp.sum(free, axis=1) - 1e-4).astype(jnp.int32)
-    return highest(scores, free, jnp.maximum(count, 1))
+def at_least_one(
+    key: Key, hidden: Bool[Array, "b l"], free: Bool[Array, "b l"]
+) -> Bool[Array, "b l"]:
+    """The hidden positions, and one free position, drawn uniformly, of each row that has none."""
+    one = highest(jax.random.uniform(key, free.shape), free, jnp.ones(len(free), jnp.int32))
+    return jnp.where(jnp.any(hidden, axis=1, keepdims=True), hidden, one)
 
 
 def random_subset(key: Key, count: Int[Array, "b"], length: int) -> Bool[Array, "b l"]:

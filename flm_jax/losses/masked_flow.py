@@ -1,15 +1,17 @@
-"""Masked language flow: cross entropy on the masked bridge (arXiv 2606.27617).
+"""Masked language flow: cross entropy on the masked bridge (arXiv 2606.27617, eqs. 8 and 12).
 
-    CE(x_l, D_t(z_t)) + w ||probs E - E[x_l]||^2,   averaged over the hidden positions.
+    CE(x_l, D_t(z_t)) + w |probs E - E[x_l]|^2 / D,   summed with weights over hidden positions.
 
-At t = 0 the first term is masked diffusion's cross entropy.
+At t = 0 the first term is masked diffusion's cross entropy. What is hidden, and how positions are
+weighted, differs between the paper and its authors' code, and between their two stages; each is a
+setting (docs/methods/masked_flow.md has the table).
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
@@ -17,43 +19,102 @@ from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, expected_embedding
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.masking import free_positions, hide_share
+from flm_jax.flows.masking import at_least_one, free_positions, hide_below
 from flm_jax.flows.noising import hidden_states
 from flm_jax.flows.time_sampling import Rows, kronecker_uniform
-from flm_jax.losses.base import number_of, row_means, token_weights
+from flm_jax.losses.base import number_of, row_means
 
-_NEARLY_ALL = 0.95  # share hidden from which a row tells the cross entropy of a whole answer
+REDUCTIONS = ("inverse_count", "inverse_length", "inverse_share", "none")
+_SHARES = ("cosine", "cosine_squared", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
 class BridgeConfig:
-    """Choices of the masked bridge."""
+    """Choices of the masked bridge; by default those of the authors' adaptation."""
 
     embedding_weight: float = setting(
-        10.0, "weight of the squared distance of embeddings", range="[0, inf)"
+        0.0,
+        "weight of the squared distance of embeddings, a mean over their features",
+        range="[0, inf)",
     )
-    least_share: float = setting(0.05, "smallest fraction of hidden positions", range="[0, 1]")
+    reduction: str = setting(
+        "inverse_count",
+        "how positions are weighted: inverse_count (mean over the hidden positions of each row, "
+        "then over rows), inverse_length (in each row the sum over the hidden fraction times the "
+        "number of positions that may be hidden, then the mean over rows), inverse_share (sum over "
+        "hidden fractions, divided by all positions that may be hidden) or none (mean over hidden "
+        "positions)",
+        choices=REDUCTIONS,
+    )
+    share: str = setting(
+        "cosine",
+        "law of the hidden fraction r + (1 - r) f(u) with u uniform and r the smallest: cosine "
+        "(f = cos(pi u/2)), cosine_squared (its square) or uniform (f = u)",
+        choices=_SHARES,
+    )
+    least_share: float = setting(0.05, "smallest hidden fraction r", range="[0, 1]")
     whole: float = setting(
         0.0, "fraction of rows that are hidden entirely, prompts apart", range="[0, 1]"
+    )
+    hide_special: bool = setting(
+        False,
+        "whether special tokens (end of text, padding, unknown) are hidden and learnt like any "
+        "other; else they stay visible",
     )
     prompt: int = setting(
         0, "first positions of each sequence, which stay visible", unit="tokens", range="[0, inf)"
     )
     eos_id: int = setting(
         -1,
-        "token left out of the averages of an empirical law; -1 for the tokenizer's end of text",
+        "token left out of what the law of gamma learns from; -1 for the tokenizer's end of text",
         range="[-1, inf)",
+    )
+    special_ids: tuple = setting(
+        (), "special tokens; empty for the tokenizer's beginning, end, padding and unknown"
     )
 
 
 def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
-    """Share of hidden positions for u ~ U(0, 1): 1 below cfg.whole, and on the rest a cosine.
+    """Hidden fraction for u ~ U(0, 1): r + (1 - r) f(u)."""
+    cosine = jnp.cos(0.5 * jnp.pi * u)
+    shape = {"cosine": cosine, "cosine_squared": cosine**2, "uniform": u}[cfg.share]
+    return cfg.least_share + (1.0 - cfg.least_share) * shape
 
-    least + (1 - least) cos(pi v / 2) with v = (u - whole) / (1 - whole).
+
+def may_be_hidden(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array, "b l"]:
+    """Valid positions outside of prompts, and of special tokens where these stay visible."""
+    free = free_positions(batch, cfg.prompt)
+    if cfg.hide_special or not cfg.special_ids:
+        return free
+    special = jnp.isin(batch["tokens"], jnp.array(cfg.special_ids, jnp.int32))
+    return free & ~special
+
+
+def position_weights(
+    hidden: Bool[Array, "b l"], free: Bool[Array, "b l"], share: Times, reduction: str
+) -> tuple[Float[Array, "b l"], jax.Array]:
+    """Weights of the loss's sum, and the number that they are divided by.
+
+    Args:
+      hidden: hidden positions; free: positions that may be hidden.
+      share: hidden fraction of each row, [B].
+      reduction: of `REDUCTIONS`.
+
+    Returns:
+      float32 [B, L], and the number of rows or positions that the mean is over: parts of a batch
+      are weighted by it.
     """
-    v = jnp.clip((u - cfg.whole) / max(1.0 - cfg.whole, 1e-6), 0.0, 1.0)
-    cosine = cfg.least_share + (1.0 - cfg.least_share) * jnp.cos(0.5 * jnp.pi * v)
-    return jnp.where(u < cfg.whole, 1.0, cosine)
+    number = lambda mask: jnp.sum(mask.astype(jnp.float32), axis=1, keepdims=True)
+    mask, share = hidden.astype(jnp.float32), share[:, None]
+    if reduction == "none":
+        counted = number_of(hidden)
+    elif reduction == "inverse_share":
+        mask, counted = mask / share, number_of(free)
+    else:
+        each = number(hidden) if reduction == "inverse_count" else share * number(free)
+        mask = mask / jnp.maximum(each, 1e-6)
+        counted = jnp.sum(jnp.any(free, axis=1).astype(jnp.float32))
+    return mask / jnp.maximum(counted, 1.0), counted
 
 
 def bridge_loss_at(
@@ -75,7 +136,7 @@ def bridge_loss_at(
 
     Returns:
       Weighted sum of both terms; cross entropy of each token [B, L] (nats, no gradient); weighted
-      sum of squared distances.
+      sum of mean squared distances.
     """
     out = forward(net, params, z_t, tau, tau, key=key)
     loss, nll = cross_entropy(out, tokens, weights, net)
@@ -83,8 +144,32 @@ def bridge_loss_at(
         return loss, nll, jnp.zeros(())
     table = net.table(params)
     gap = expected_embedding(out, table, net) - table[tokens]
-    distance = jnp.sum(weights * jnp.sum(gap**2, axis=-1))
+    distance = jnp.sum(weights * jnp.mean(gap**2, axis=-1))
     return loss + cfg.embedding_weight * distance, nll, distance
+
+
+def draw_hidden(
+    key: Key, share_key: Key, free: Bool[Array, "b l"], rows: Rows, cfg: BridgeConfig
+) -> tuple[Bool[Array, "b l"], Times]:
+    """Hidden positions, each free one with the probability of its row; at least one of a row.
+
+    Args:
+      key: for the positions, and for rows that are hidden entirely.
+      share_key: the same for every (micro)batch of one global batch; fractions are low-discrepancy
+        over it.
+
+    Returns:
+      Hidden positions [B, L], and the hidden fraction of each row, 1 where it is hidden entirely.
+    """
+    mask_key, one_key, whole_key = jax.random.split(rows.fold(key), 3)
+    num = free.shape[0]
+    share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
+    hidden = hide_below(jax.random.uniform(mask_key, free.shape), share, free)
+    hidden = at_least_one(one_key, hidden, free)
+    if not cfg.whole:
+        return hidden, share
+    whole = jax.random.uniform(whole_key, (num,)) < cfg.whole
+    return jnp.where(whole[:, None], free, hidden), jnp.where(whole, 1.0, share)
 
 
 def bridge_loss(
@@ -97,7 +182,7 @@ def bridge_loss(
     cfg: BridgeConfig,
     rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss with gamma and the share of hidden positions low-discrepancy over the global batch.
+    """The loss with gamma and the hidden fraction low-discrepancy over the global batch.
 
     Args:
       params: parameters of a network with an anchor.
@@ -108,16 +193,15 @@ def bridge_loss(
       rows: which rows of the global batch these are.
 
     Returns:
-      Mean over hidden positions, and metrics: cross entropy (nats/token) and squared distance of
-      embeddings, and under "observed" the sums that `noise_schedule.update_state` takes.
+      The loss, and metrics: cross entropy (nats/token) and squared distance of embeddings with the
+      loss's weights, and under "observed" what the law of gamma learns from: the mean cross entropy
+      of each row over hidden tokens but the end of text, by gamma and hidden fraction.
     """
     gamma_key, share_key, hide_key, noise_key, dropout_key = jax.random.split(key, 5)
     tokens = batch["tokens"]
-    num = tokens.shape[0]
-    free = free_positions(batch, cfg.prompt)
-    tau = flow.draw_times(gamma_key, num, rows)
-    share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
-    hidden = hide_share(rows.fold(hide_key), share, free)
+    free = may_be_hidden(batch, cfg)
+    tau = flow.draw_times(gamma_key, tokens.shape[0], rows)
+    hidden, share = draw_hidden(hide_key, share_key, free, rows, cfg)
     z_t = hidden_states(
         rows.fold(noise_key),
         flow,
@@ -127,17 +211,15 @@ def bridge_loss(
         net.table(params),
         net.anchor(params),
     )
-    weights = token_weights(hidden)
+    weights, counted = position_weights(hidden, free, share, cfg.reduction)
     loss, nll, distance = bridge_loss_at(
         params, z_t, tau, tokens, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
-    observed = hidden
-    if flow.times.cfg.learnt == "empirical":
-        observed = hidden & (tokens != cfg.eos_id) & (share >= _NEARLY_ALL)[:, None]
+    seen, valid = row_means(nll, hidden & (tokens != cfg.eos_id))
     metrics = {
         "nll_nats_per_token": jnp.sum(weights * nll),
         "squared_distance_per_token": distance,
-        "counted": number_of(hidden),
-        "observed": flow.times.observe(tau, *row_means(nll, observed)),
+        "counted": counted,
+        "observed": flow.times.observe(tau, seen, valid, share),
     }
     return loss, metrics

@@ -8,22 +8,21 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.masking import free_positions
 from flm_jax.flows.noising import hidden_states
-from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss_at
+from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss_at, may_be_hidden
 
 
 def make_bridge_nll(
     net: Network, flow: Flow, cfg: BridgeConfig
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), with all but prompts hidden.
+    """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), with all hidden that may be.
 
     tau is the progress that the network is told, in [0, 1]; nll is the mean of a row, nats/token.
     No likelihood.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
-        hidden = free_positions(batch, cfg.prompt)
+        hidden = may_be_hidden(batch, cfg)
         tokens = batch["tokens"]
         table, anchor = net.table(params), net.anchor(params)
         z_t = hidden_states(key, flow, flow.t(tau), tokens, hidden, table, anchor)

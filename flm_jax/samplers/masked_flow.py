@@ -1,37 +1,40 @@
-"""Sampler of masked language flows: DDPM steps on the masked bridge, guided, with promotion.
+"""Sampler of masked language flows: steps along the masked bridge, guided, with promotion.
 
-Source: arXiv 2606.27617. Each step asks the network for the expected ends of the bridges and moves
-along by one step of the path, on a grid uniform in gamma.
+Source: arXiv 2606.27617. Each step asks the network for the expected ends D of the bridges and
+moves along by one step of the path. The mesh of times is spaced by the law that training learnt.
 
-- Corrupted-context guidance: v_w = v(z) + w (v(z) - v(z_corr)), where z_corr has its context, given
-  tokens and promoted ones, drawn again from the bridge at time t. On hidden positions both start
-  from the same z, so that the expected ends combine in the same way.
-- Online promotion: a hidden position whose most probable token has probability 1 - eps or more
-  takes that token and becomes clean context at once. Each time the law of the result changes by at
-  most eps in total variation, so by at most eps L in all. The walk ends when no position is hidden.
+- Corrupted-context guidance: D_w = D + w (D - D_corr), where D_corr is the answer to a state whose
+  context is drawn again from the bridge at time t. On hidden positions both start from the same z,
+  so that velocities (D - z)/(1 - t) combine in the same way. The last read-out is not guided.
+- Online promotion (`promotion`): sure tokens become clean context, in every step of one run
+  (the paper's Algorithm 2), or after a whole run, and what is left is hidden and run anew (the
+  authors' code). In steps, each promotion changes the law of the result by at most eps in total
+  variation, so by at most eps L in all.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
-from flm_jax.core.types import Key, Params
+from flm_jax.core.types import Key, Params, States
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import summary
+from flm_jax.denoiser.head import Readout, summary
+from flm_jax.denoiser.mixture import Part, mixture
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noising import hidden_states
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
-
-EOS_POLICIES = ("free", "ordered", "never")
+from flm_jax.samplers.categorical import Choice, choose
+from flm_jax.samplers.promotion import EOS_POLICIES, promoted
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedFlowConfig(SamplerConfig):
-    """Steps of a masked language flow.
+    """Steps of a masked language flow; by default as the paper's tables were made.
 
     Attributes:
       eos_id: the end-of-text token; -1 where there is none, which all policies then treat alike.
@@ -42,23 +45,149 @@ class MaskedFlowConfig(SamplerConfig):
         0.0,
         "weight of guidance away from corrupted context, a second network call a step; 0 for none",
     )
+    corrupted: str = setting(
+        "context",
+        "what guidance corrupts: context (prompt and promoted tokens) or prompt (the prompt alone)",
+        choices=("context", "prompt"),
+    )
     promote: float = setting(
         0.0,
-        "tokens of probability 1 - promote or more become context at once; 0 for none",
+        "tokens of probability 1 - promote or more become context; 0 for no promotion",
         range="[0, 1)",
+    )
+    promotion: str = setting(
+        "steps",
+        "when tokens are promoted: steps (in each step) or runs (after a whole run; what is left "
+        "is hidden and run anew, at least one token a run)",
+        choices=("steps", "runs"),
+    )
+    reuse: bool = setting(
+        False,
+        "whether a step that promotes moves by the network call that it promoted by; else by a "
+        "second call that sees the promoted tokens",
     )
     eos: str = setting(
         "free",
-        "when the end of a text is promoted: free (as any token), ordered (once all before it is "
-        "context), never (at the last step alone)",
+        "how ends of text are promoted: free (as any token), separate (ranked apart, in "
+        "proportion, where a run must promote one), ordered (once all before is context) or never "
+        "(at the end alone)",
         choices=EOS_POLICIES,
+    )
+    temperature: float = setting(
+        1.0,
+        "temperature at which the last tokens, and those of each run, are drawn; 0 for the most "
+        "probable ones",
+        range="[0, inf)",
+    )
+    spacing: str = setting(
+        "law",
+        "spacing of the times: law (quantiles of the law of gamma that training learnt) or uniform "
+        "(in gamma)",
+        choices=("law", "uniform"),
+    )
+    first_quantile: float = setting(
+        1.0, "quantile of the law at which the times begin", range="(0, 1]"
+    )
+    lowest: float = setting(
+        -10.0, "gamma at which the times end, not below the law's lowest", range="[-30, 30]"
+    )
+    exact_ends: bool = setting(
+        True,
+        "whether sampling begins at t = 0, from the mask embedding alone, and ends at t = 1; else "
+        "it does at the first and the last gamma",
+    )
+    last_call: bool = setting(
+        True,
+        "whether tokens are read off a network call at the last time; else off that of the last "
+        "step",
     )
     eos_id: int = -1
 
 
-class _State(NamedTuple):
-    """Step; states z; tokens; hidden positions; read-outs after each step; network calls."""
+class Mesh(NamedTuple):
+    """Times of the steps, K + 1 of each: what the network is told, and the path's t."""
 
+    told: Float[Array, "k"]
+    t: Float[Array, "k"]
+
+
+class Draws(NamedTuple):
+    """The random numbers of a sampler, as functions of the run and the step (int32 scalars).
+
+    Attributes:
+      start: run -> noise [B, L, D] that a run begins with.
+      context: (run, step) -> noise by which context is corrupted.
+      walk: (run, step) -> noise of a step.
+      pick: (run, readout) -> (tokens, their probabilities), [B, L].
+    """
+
+    start: Callable[..., States]
+    context: Callable[..., States]
+    walk: Callable[..., States]
+    pick: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
+    """The times of a run.
+
+    Args:
+      flow: a masked bridge at what is learnt of its times.
+      steps: K, static.
+      how: spacing and ends.
+    """
+    if how.spacing == "law":
+        gamma = flow.times.sampling_gammas(steps, how.lowest, how.first_quantile)
+    else:
+        gamma = flow.told.gamma(jnp.linspace(0.0, 1.0, steps + 1))
+    t = flow.path.time_at(gamma)
+    if how.exact_ends:
+        t = t.at[-1].set(1.0)
+        # The probability-flow ODE is singular at t = 0.
+        t = t.at[0].set(0.0) if flow.path.redraws else t
+    return Mesh(flow.told.progress(gamma), t)
+
+
+def picked(
+    logits: Float[Array, "*b v"], key: Key, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens drawn from softmax(logits / temperature), and their probabilities under it.
+
+    At temperature 0 the most probable tokens, with their probabilities under softmax(logits).
+    """
+    if Choice(temperature, 1.0).temperature == 0.0:
+        return choose(key, logits, Choice(0.0, 1.0))
+    return choose(key, logits / temperature, Choice(1.0, 1.0))
+
+
+def make_draws(
+    key: Key, net: Network, table: jax.Array, flow: Flow, shape, how: MaskedFlowConfig
+) -> Draws:
+    """Independent draws for every run and step; shape is (B, L)."""
+
+    def noise(place: int, *indices):
+        own = jax.random.fold_in(key, place)
+        for index in indices:
+            own = jax.random.fold_in(own, index)
+        return flow.noise.draw(own, table, shape)
+
+    def pick(run, out: Readout):
+        own = jax.random.fold_in(jax.random.fold_in(key, 3), run)
+        # A key for each position, so that samples do not depend on the tiles.
+        one = lambda position, x: picked(x, jax.random.fold_in(own, position), how.temperature)
+        return mixture([Part(1.0, out, net)], table, jax.vmap(one, (0, 1), 1))[1]
+
+    return Draws(
+        start=lambda run: noise(0, run),
+        context=lambda run, step: noise(1, run, step),
+        walk=lambda run, step: noise(2, run, step),
+        pick=pick,
+    )
+
+
+class WalkState(NamedTuple):
+    """Run; step; states z; tokens; hidden positions; read-outs after each step; network calls."""
+
+    run: jax.Array
     step: jax.Array
     z: jax.Array
     tokens: jax.Array
@@ -68,22 +197,148 @@ class _State(NamedTuple):
     calls: jax.Array
 
 
-def promoted(
-    tokens: jax.Array, confidence: jax.Array, hidden: jax.Array, how: MaskedFlowConfig
-) -> jax.Array:
-    """Hidden positions [B, L] that become context, by the most probable tokens [B, L]."""
-    if how.promote == 0.0:
-        return jnp.zeros_like(hidden)
-    sure = hidden & (confidence >= 1.0 - how.promote)
-    if how.eos_id < 0 or how.eos == "free":
-        return sure
-    ends = tokens == how.eos_id
-    if how.eos == "never":
-        return sure & ~ends
-    written = ~hidden | sure
-    # An end counts as written only where all before it is: so the first gap stops all after it.
-    before = jnp.cumprod(jnp.pad(written, ((0, 0), (1, 0)))[:, :-1].at[:, 0].set(True), axis=1)
-    return sure & (~ends | (before > 0))
+class Walk(NamedTuple):
+    """What every step of a run needs.
+
+    Attributes:
+      given: prescribed tokens, context from the start.
+      last: index of the time at which tokens are read off; as many steps come before.
+    """
+
+    net: Network
+    params: Params
+    flow: Flow
+    table: jax.Array
+    start: States
+    mesh: Mesh
+    given: Given
+    draws: Draws
+    how: MaskedFlowConfig
+    last: int
+
+    def ask(self, z: States, k: jax.Array) -> Readout:
+        """The network at the k-th time."""
+        told = jnp.full(z.shape[0], self.mesh.told[k])
+        return forward(self.net, self.params, z, told, told)
+
+    def ends(self, z: States, k: jax.Array):
+        """Expected ends of the bridges at the k-th time, and the most probable tokens."""
+        return summary(self.ask(z, k), self.table, self.net)
+
+    def begin(self, run: jax.Array, tokens: jax.Array, hidden: jax.Array) -> States:
+        """States at the first time."""
+        _, b, c = self.flow.path.coefficients(self.mesh.t[0])
+        # Nothing is known of the data at first; where the times begin later, the anchor has a's
+        # part as well.
+        z = (b if self.how.exact_ends else 1.0) * self.start + c * self.draws.start(run)
+        return jnp.where(hidden[..., None], z, self.table[tokens])
+
+    def guided(self, clean: States, state: WalkState) -> States:
+        """Expected ends with guidance away from corrupted context."""
+        w = self.how.context_guidance
+        if not w:
+            return clean
+        context = ~state.hidden if self.how.corrupted == "context" else self.given.mask
+        noise = self.draws.context(state.run, state.step)
+        t = jnp.full(clean.shape[0], self.mesh.t[state.step])
+        blurred = self.flow.path.at(t, self.table[state.tokens], noise, self.start)
+        z = jnp.where(context[..., None], blurred, state.z)
+        return clean + w * (clean - self.ends(z, state.step)[0])
+
+    def moved(self, clean: States, state: WalkState) -> States:
+        """States at the next time."""
+        k, rows = state.step, clean.shape[0]
+        t, t_next = (jnp.full(rows, self.mesh.t[i]) for i in (k, k + 1))
+        noise = self.draws.walk(state.run, k)
+        z = self.flow.path.step(state.z, clean, t, t_next, anchor=self.start, noise=noise)
+        return jnp.where(state.hidden[..., None], z, self.table[state.tokens])
+
+    def step(self, state: WalkState) -> WalkState:
+        """One step, with promotion where that is done in steps."""
+        how = self.how
+        clean, (best, confidence) = self.ends(state.z, state.step)
+        best = jnp.where(state.hidden, best, state.tokens)
+        confidence = jnp.where(state.hidden, confidence, 1.0)
+        state = self.seen(state, best, confidence)
+        if how.promote and how.promotion == "steps":
+            now = self.promoted(best, confidence, state.hidden)
+            tokens, hidden = jnp.where(now, best, state.tokens), state.hidden & ~now
+            z = jnp.where(hidden[..., None], state.z, self.table[tokens])
+            state = state._replace(tokens=tokens, hidden=hidden, z=z)
+            if not how.reuse:
+                # Where nothing was promoted the state is the same, and so is the answer.
+                again = jnp.any(now) & jnp.any(hidden)
+                asked = lambda state: self.ends(state.z, state.step)[0]
+                clean = jax.lax.cond(again, asked, lambda state: clean, state)
+                state = state._replace(calls=state.calls + again)
+        step = state.step + 1
+        walked = lambda state: self.moved(self.guided(clean, state), state)
+        going = jnp.any(state.hidden)
+        z = jax.lax.cond(going, walked, lambda state: state.z, state)
+        calls = state.calls + (going if how.context_guidance else 0)
+        return state._replace(z=z, step=step, calls=calls)
+
+    def promoted(self, tokens, confidence, hidden) -> jax.Array:
+        """Hidden positions [B, L] that become context."""
+        how, runs = self.how, self.how.promotion == "runs"
+        if runs and not how.promote:
+            return hidden
+        return promoted(
+            tokens,
+            confidence,
+            hidden,
+            threshold=1.0 - how.promote,
+            least=1 if runs else 0,
+            eos=how.eos,
+            eos_id=how.eos_id,
+        )
+
+    def seen(self, state: WalkState, tokens, confidence) -> WalkState:
+        """The state with the read-out of a call, which stands until a later one is made."""
+        later = jnp.arange(self.last + 1)[:, None, None] >= state.step
+        return state._replace(
+            steps_tokens=jnp.where(later, tokens[None], state.steps_tokens),
+            steps_confidence=jnp.where(later, confidence[None], state.steps_confidence),
+            calls=state.calls + 1,
+        )
+
+    def read(self, state: WalkState) -> WalkState:
+        """Tokens off a last call, without guidance; those that are promoted by it are taken."""
+        tokens, confidence = self.draws.pick(state.run, self.ask(state.z, state.step))
+        tokens = jnp.where(state.hidden, tokens, state.tokens)
+        confidence = jnp.where(state.hidden, confidence, 1.0)
+        state = self.seen(state, tokens, confidence)
+        now = state.hidden
+        if self.how.promotion == "runs":
+            now = self.promoted(tokens, confidence, now)
+        return state._replace(
+            tokens=jnp.where(now, tokens, state.tokens), hidden=state.hidden & ~now
+        )
+
+    def one_run(self, state: WalkState) -> WalkState:
+        """From the first time to tokens."""
+        z = self.begin(state.run, state.tokens, state.hidden)
+        state = state._replace(z=z, step=jnp.int32(0))
+        going = lambda s: (s.step < self.last) & jnp.any(s.hidden)
+        state = jax.lax.while_loop(going, self.step, state)
+        state = jax.lax.cond(jnp.any(state.hidden), self.read, lambda s: s, state)
+        return state._replace(run=state.run + 1)
+
+
+def begin_state(walk: Walk) -> WalkState:
+    """Before the first run: the given tokens, and nothing else."""
+    given = walk.given
+    shape = (walk.last + 1, *given.tokens.shape)
+    return WalkState(
+        run=jnp.int32(0),
+        step=jnp.int32(0),
+        z=walk.table[given.tokens],
+        tokens=given.tokens,
+        hidden=~given.mask,
+        steps_tokens=jnp.broadcast_to(given.tokens, shape),
+        steps_confidence=jnp.broadcast_to(given.mask.astype(jnp.float32), shape),
+        calls=jnp.int32(0),
+    )
 
 
 def sample_masked_flow(
@@ -95,79 +350,43 @@ def sample_masked_flow(
     steps: int,
     given: Given,
     how: MaskedFlowConfig,
+    draws: Draws | None = None,
 ) -> Samples:
-    """Draws texts in at most `steps` steps.
+    """Draws texts.
 
     Args:
       key: of the noise.
       net: a network that reads the progress of the bridge, with an anchor.
-      flow: the masked bridge, with noise redrawn in each step or not.
-      steps: K, static; the last one takes the most probable tokens of what is still hidden.
+      flow: the masked bridge at what is learnt of its times, with noise redrawn in each step or
+        not.
+      steps: K of each run, static.
       given: prescribed tokens, context from the start and never changed.
-      how: guidance and promotion.
+      how: guidance, promotion and times.
+      draws: random numbers in place of those of the key.
 
     Returns:
-      Samples; calls counts the network calls that were made, two a step with guidance. The read-out
-      of a step that was not needed is that of the step before.
+      Samples; calls counts the network calls that were made. There is a read-out for each step and
+      the last call, of the last run; that of a step that was not needed is the one before.
     """
     rows, length = given.tokens.shape
     table, anchor = net.table(params), net.anchor(params)
-    taus = jnp.linspace(0.0, 1.0, steps + 1)
-    times = flow.t(taus).at[-1].set(1.0)  # lands on the expected ends
-    if flow.path.redraws:
-        times = times.at[0].set(0.0)  # starts as the masks
-
-    def ends(z, k):
-        told = jnp.full(rows, taus[k])
-        out = forward(net, params, z, told, told)
-        return summary(out, table, net)
-
-    def body(state: _State) -> _State:
-        k = state.step
-        t, t_next = jnp.full(rows, times[k]), jnp.full(rows, times[k + 1])
-        step_key = jax.random.fold_in(key, k)
-        walk_key, context_key = jax.random.split(step_key)
-        clean, (best, confidence) = ends(state.z, k)
-        best = jnp.where(state.hidden, best, state.tokens)
-        confidence = jnp.where(state.hidden, confidence, 1.0)
-        if how.context_guidance:
-            context = ~state.hidden
-            again = hidden_states(context_key, flow, t, state.tokens, context, table, anchor)
-            blurred, _ = ends(jnp.where(context[..., None], again, state.z), k)
-            clean = clean + how.context_guidance * (clean - blurred)
-        now = promoted(best, confidence, state.hidden, how)
-        now = jnp.where(k == steps - 1, state.hidden, now)
-        tokens, hidden = jnp.where(now, best, state.tokens), state.hidden & ~now
-        noise = flow.noise.draw(walk_key, table, tokens.shape)
-        z = flow.path.step(state.z, clean, t, t_next, anchor=start, noise=noise)
-        z = jnp.where(hidden[..., None], z, table[tokens])
-        later = jnp.arange(steps)[:, None, None] >= k
-        return _State(
-            k + 1,
-            z,
-            tokens,
-            hidden,
-            jnp.where(later, best[None], state.steps_tokens),
-            jnp.where(later, confidence[None], state.steps_confidence),
-            state.calls + (2 if how.context_guidance else 1),
-        )
-
-    shape = (steps, rows, length)
-    start = jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim))
-    _, b, c = flow.path.coefficients(times[0])
-    z = b * start + c * flow.noise.draw(jax.random.fold_in(key, steps), table, (rows, length))
-    first = _State(
-        jnp.int32(0),
-        jnp.where(given.mask[..., None], table[given.tokens], z),
-        given.tokens,
-        ~given.mask,
-        jnp.broadcast_to(given.tokens, shape),
-        jnp.broadcast_to(given.mask.astype(jnp.float32), shape),
-        jnp.int32(0),
+    last = steps if how.last_call else steps - 1
+    walk = Walk(
+        net=net,
+        params=params,
+        flow=flow,
+        table=table,
+        start=jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim)),
+        mesh=make_mesh(flow, steps, how),
+        given=given,
+        draws=draws or make_draws(key, net, table, flow, (rows, length), how),
+        how=how,
+        last=last,
     )
-    going = lambda state: (state.step < steps) & jnp.any(state.hidden)
-    last = jax.lax.while_loop(going, body, first)
-    return Samples(last.tokens, last.steps_tokens, last.steps_confidence, last.calls)
+    first = begin_state(walk)
+    # Every run takes a token at least, and in steps there is one run.
+    done = jax.lax.while_loop(lambda s: jnp.any(s.hidden), walk.one_run, first)
+    return Samples(done.tokens, done.steps_tokens, done.steps_confidence, done.calls)
 
 
 def sample(
@@ -184,6 +403,7 @@ def sample(
     **unused: Any,
 ) -> Samples:
     """`sample_masked_flow` as `samplers.registry.Sampler` has it."""
-    del extra, unused
+    del unused
     how = dataclasses.replace(cfg, eos_id=objective.eos_id)
+    flow = flow.settled((extra or {}).get("times"))
     return sample_masked_flow(key, net, params, flow=flow, steps=steps, given=given, how=how)

@@ -10,6 +10,7 @@ from flm_jax.core.network import Network
 from flm_jax.samplers import masked_flow
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.masked_flow import MaskedFlowConfig, sample_masked_flow
+from flm_jax.samplers.promotion import promoted
 from helpers.masked_flow import FLOW, KEY, NET, PARAMS, TOKENS
 
 
@@ -37,7 +38,11 @@ def oracle(confidence, seen=None):
     )
 
 
+PLAIN = {"spacing": "uniform", "last_call": False, "reuse": True, "temperature": 0.0}
+
+
 def draw(net, given=None, steps=8, key=KEY, **how):
+    how = PLAIN | how
     given = nothing_given(2, net.max_length) if given is None else given
     run = lambda key: sample_masked_flow(
         key, net, {}, flow=FLOW, steps=steps, given=given, how=MaskedFlowConfig(**how)
@@ -88,11 +93,11 @@ def test_given_tokens_are_kept():
 )
 def test_policies_of_the_end(eos, want):
     tokens, confidence = jnp.array([[1, 2, 7, 3]]), jnp.array([[0.99, 0.5, 0.99, 0.99]])
-    how = MaskedFlowConfig(promote=0.05, eos=eos, eos_id=7)
+    rule = dict(threshold=0.95, least=0, eos=eos, eos_id=7)
     hidden = jnp.ones((1, 4), bool)
-    got = masked_flow.promoted(tokens, confidence, hidden, how)
+    got = promoted(tokens, confidence, hidden, **rule)
     assert got.tolist() == [want]
-    filled = masked_flow.promoted(tokens, confidence, hidden.at[0, 1].set(False), how)
+    filled = promoted(tokens, confidence, hidden.at[0, 1].set(False), **rule)
     assert bool(filled[0, 2]) == (eos != "never")
 
 
@@ -106,13 +111,13 @@ def test_no_guidance_is_bit_for_bit_the_plain_sampler_and_guidance_is_not():
             flow=FLOW,
             steps=5,
             given=given,
-            how=MaskedFlowConfig(context_guidance=w),
+            how=MaskedFlowConfig(context_guidance=w, **PLAIN),
         )
     )(KEY)
     plain, none, some = run(0.0), run(-0.0), run(2.0)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(none)):
         np.testing.assert_array_equal(a, b)
-    assert (int(plain.calls), int(some.calls)) == (5, 10)
+    assert (int(plain.calls), int(some.calls)) == (5, 9)  # the last read-out is not guided
     assert np.abs(plain.steps_confidence - some.steps_confidence).max() > 1e-4
 
 
@@ -168,3 +173,39 @@ def test_promotion_errs_by_at_most_eps_times_length_on_a_solvable_law():
     assert (np.asarray(out.tokens)[:, 0] == 0).all()  # 0.95 sure at once
     assert 0.03 < total_variation(out.tokens) <= eps * 2
     assert int(out.calls) < int(plain.calls)
+
+
+def test_runs_promote_one_token_at_least_and_are_run_anew():
+    how = {"promotion": "runs", "promote": 0.2, "last_call": True}
+    out = draw(oracle([0.9, 0.5, 0.85, 0.6]), steps=3, **how)
+    assert out.tokens.tolist() == [[0, 1, 2, 3]] * 2
+    # 0 and 2 in the first run, then 3, then 1: three runs of three steps and a read-out.
+    assert int(out.calls) == 12 and out.steps_tokens.shape == (4, 2, 4)
+    assert int(draw(oracle([0.9, 0.5, 0.85, 0.6]), steps=3, promotion="runs").calls) == 3
+    ends = draw(oracle([0.9, 0.85, 0.81, 0.99]), steps=3, **how)
+    assert int(ends.calls) == 4
+
+
+def test_a_step_moves_by_a_call_that_sees_what_it_promoted():
+    embeddings = jnp.eye(8)
+
+    def seen(x_s):  # position 1 is certain of token 5 once position 0 is context
+        context = jnp.all(x_s[:, 0] == embeddings[:1], axis=-1)
+        return jnp.where(context[:, None, None], 1e3 * jax.nn.one_hot(5, 8), 0.0)
+
+    net = oracle([0.99, 0.5], seen=lambda x_s: jnp.pad(seen(x_s), ((0, 0), (1, 0), (0, 0))))
+    calls = lambda **how: int(draw(net, steps=4, promote=0.05, **how).calls)
+    assert calls() == 2  # position 1 is sure in the second step
+    assert calls(reuse=False) == 3
+
+
+def test_last_tokens_are_drawn_at_their_temperature():
+    given = nothing_given(4000, 2)
+    out = draw(oracle([0.7, 0.9]), given, steps=2, temperature=1.0)
+    share = np.mean(np.asarray(out.tokens) == np.arange(2), axis=0)
+    np.testing.assert_allclose(share, [0.7, 0.9], atol=0.03)
+    sharp = draw(oracle([0.7, 0.9]), given, steps=2, temperature=0.25)
+    odds = (0.7 / (0.3 / 7)) ** 4
+    np.testing.assert_allclose(
+        np.mean(np.asarray(sharp.tokens)[:, 0] == 0), odds / (odds + 7), atol=0.01
+    )
