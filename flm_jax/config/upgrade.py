@@ -38,6 +38,9 @@ _OLDER_LAW = {
     "least_scale": 0.05,
 }
 
+# What sampling of masked flows was before its settings said it.
+_OLDER_STEPS = {"spacing": "uniform", "last_call": False, "reuse": True, "temperature": 0.0}
+
 
 def read_config(workdir: str | epath.Path) -> Config:
     """The configuration of a workdir or an exported folder of a model, complete.
@@ -73,7 +76,10 @@ def upgrade(config: Config) -> Config:
     now["objective"] = {"name": name} | _completed(
         objective, defaults("objective", name), settings_of(OBJECTIVES[name])
     )
-    now["sampler"] = _named("sampler", config.get("sampler", {"name": samplers_of(name)[0]}))
+    sampler = config.get("sampler", {"name": samplers_of(name)[0]})
+    if sampler["name"] == "masked_flow" and "spacing" not in sampler:
+        sampler = _OLDER_STEPS | sampler
+    now["sampler"] = _named("sampler", sampler)
     for group, cls in GROUPS.items():
         now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))
     return as_json(now)

@@ -13,7 +13,6 @@ moves along by one step of the path. The mesh of times is spaced by the law that
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +24,9 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, summary
-from flm_jax.denoiser.mixture import Part, mixture
 from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
-from flm_jax.samplers.categorical import Choice, choose
+from flm_jax.samplers.masked_flow_draws import Draws, make_draws
 from flm_jax.samplers.promotion import EOS_POLICIES, promoted
 
 
@@ -111,22 +109,6 @@ class Mesh(NamedTuple):
     t: Float[Array, "k"]
 
 
-class Draws(NamedTuple):
-    """The random numbers of a sampler, as functions of the run and the step (int32 scalars).
-
-    Attributes:
-      start: run -> noise [B, L, D] that a run begins with.
-      context: (run, step) -> noise by which context is corrupted.
-      walk: (run, step) -> noise of a step.
-      pick: (run, readout) -> (tokens, their probabilities), [B, L].
-    """
-
-    start: Callable[..., States]
-    context: Callable[..., States]
-    walk: Callable[..., States]
-    pick: Callable[..., tuple[jax.Array, jax.Array]]
-
-
 def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
     """The times of a run.
 
@@ -145,43 +127,6 @@ def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
         # The probability-flow ODE is singular at t = 0.
         t = t.at[0].set(0.0) if flow.path.redraws else t
     return Mesh(flow.told.progress(gamma), t)
-
-
-def picked(
-    logits: Float[Array, "*b v"], key: Key, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens drawn from softmax(logits / temperature), and their probabilities under it.
-
-    At temperature 0 the most probable tokens, with their probabilities under softmax(logits).
-    """
-    if Choice(temperature, 1.0).temperature == 0.0:
-        return choose(key, logits, Choice(0.0, 1.0))
-    return choose(key, logits / temperature, Choice(1.0, 1.0))
-
-
-def make_draws(
-    key: Key, net: Network, table: jax.Array, flow: Flow, shape, how: MaskedFlowConfig
-) -> Draws:
-    """Independent draws for every run and step; shape is (B, L)."""
-
-    def noise(place: int, *indices):
-        own = jax.random.fold_in(key, place)
-        for index in indices:
-            own = jax.random.fold_in(own, index)
-        return flow.noise.draw(own, table, shape)
-
-    def pick(run, out: Readout):
-        own = jax.random.fold_in(jax.random.fold_in(key, 3), run)
-        # A key for each position, so that samples do not depend on the tiles.
-        one = lambda position, x: picked(x, jax.random.fold_in(own, position), how.temperature)
-        return mixture([Part(1.0, out, net)], table, jax.vmap(one, (0, 1), 1))[1]
-
-    return Draws(
-        start=lambda run: noise(0, run),
-        context=lambda run, step: noise(1, run, step),
-        walk=lambda run, step: noise(2, run, step),
-        pick=pick,
-    )
 
 
 class WalkState(NamedTuple):
@@ -379,7 +324,7 @@ def sample_masked_flow(
         start=jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim)),
         mesh=make_mesh(flow, steps, how),
         given=given,
-        draws=draws or make_draws(key, net, table, flow, (rows, length), how),
+        draws=draws or make_draws(key, net, table, flow, given, steps, how.temperature),
         how=how,
         last=last,
     )

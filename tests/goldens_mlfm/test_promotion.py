@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flm_jax.samplers import masked_flow
+from flm_jax.samplers.masked_flow_draws import picked
 from flm_jax.samplers.promotion import promoted
 from helpers.goldens_mlfm import EOS, arrays, assert_close
 
@@ -39,6 +39,6 @@ def test_tokens_are_drawn_with_the_probability_at_their_temperature(
     noise = golden.get(f"tok_{name}_gumbel", jnp.zeros((5, 61)))
     monkeypatch.setattr("flm_jax.samplers.categorical.gumbel", lambda key, shape: noise)
     logits = golden["tok_logits"]
-    tokens, probability = masked_flow.picked(logits, jax.random.key(0), temperature)
+    tokens, probability = picked(logits, jax.random.key(0), temperature)
     np.testing.assert_array_equal(tokens, golden[f"tok_{name}_token_ids"])
     assert_close(probability, golden[f"tok_{name}_sample_prob"], atol=3e-6)

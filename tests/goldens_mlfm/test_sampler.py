@@ -12,15 +12,14 @@ from flm_jax.denoiser.head import logits as logits_of
 from flm_jax.samplers import categorical
 from flm_jax.samplers.base import Given
 from flm_jax.samplers.masked_flow import (
-    Draws,
     MaskedFlowConfig,
     Mesh,
     Walk,
     begin_state,
     make_mesh,
-    picked,
     sample_masked_flow,
 )
+from flm_jax.samplers.masked_flow_draws import Draws, picked
 from helpers.goldens_mlfm import EOS, adapted, arrays, assert_close, bridge
 
 AUTHORS = dict(
