@@ -34,7 +34,7 @@ class DataConfig:
         "",
         "synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2), "
         "arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16), "
-        "functions (24)",
+        "functions (24), written_sums (44)",
     )
     task_prompts: bool = setting(
         False, "whether the task's sequences are problems whose given part is a prompt"
@@ -45,6 +45,12 @@ class DataConfig:
     )
     packing: str = setting(
         "wrap", "how documents become sequences, see data/packing.py", choices=PACKINGS
+    )
+    prefix_crop: float = setting(
+        0.0,
+        "probability that a training batch is cut to a prefix of random length, a multiple of 64 "
+        "tokens",
+        range="[0, 1]",
     )
     threads: int = setting(1, "threads that read; 0 to read in the loop", range="[0, inf)")
     prefetch: int = setting(4, "batches read ahead", range="[0, inf)")

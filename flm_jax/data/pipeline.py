@@ -14,6 +14,7 @@ import numpy as np
 from flm_jax.core.errors import check_seed, require
 
 Batch = dict[str, np.ndarray]
+MULTIPLE = 64  # tokens; batches are cut to multiples of it, so that few lengths are compiled
 
 
 class Source(Protocol):
@@ -110,9 +111,14 @@ class BatchIterator:
     """
 
     def __init__(
-        self, batches: grain.MapDataset, options: grain.ReadOptions, identity: dict[str, Any]
+        self,
+        batches: grain.MapDataset,
+        options: grain.ReadOptions,
+        identity: dict[str, Any],
+        prefix_crop: float = 0.0,
     ):
         self._batches = batches
+        self._prefix_crop = prefix_crop
         self._options = options
         self._identity = identity
         self._position = 0
@@ -130,7 +136,16 @@ class BatchIterator:
         batch = next(self._iterator)
         self.stall_seconds += time.perf_counter() - began
         self._position += 1
-        return batch
+        return self._cropped(batch)
+
+    def _cropped(self, batch: Batch) -> Batch:
+        """The batch, or by chance a prefix of it: the same on every process and when resumed."""
+        rng = np.random.default_rng([self._identity["seed"], self._position])
+        if rng.random() >= self._prefix_crop:
+            return batch
+        length = batch["tokens"].shape[1]
+        keep = -(-int(rng.integers(1, length + 1)) // MULTIPLE) * MULTIPLE
+        return {name: value[:, :keep] for name, value in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
         """JSON-able position: the batches given out, and the identity of their order."""
@@ -168,6 +183,7 @@ def make_iterator(
     repeat: bool = True,
     threads: int,
     prefetch: int,
+    prefix_crop: float = 0.0,
 ) -> BatchIterator:
     """Batches of a source, or of a mixture given as (source, weight) pairs.
 
@@ -185,6 +201,8 @@ def make_iterator(
       threads: background readers; 0 reads in `next`. One reads some 120,000 rows of 64 tokens
         a second; more help only where reading waits for a disk or a network.
       prefetch: batches kept ready by the readers.
+      prefix_crop: probability that a batch is cut to a prefix of it, whose length is uniform up to
+        the next multiple of `MULTIPLE`.
     """
     rows = _checked_rows(global_batch, rows)
     mixture = [(source, 1.0)] if hasattr(source, "fingerprint") else list(source)
@@ -213,7 +231,7 @@ def make_iterator(
     }
     batches = _LocalBatches(places, sources, global_batch, rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return BatchIterator(batches, options, identity)
+    return BatchIterator(batches, options, identity, prefix_crop)
 
 
 def _places(

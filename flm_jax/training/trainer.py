@@ -85,6 +85,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         threads=config["data"]["threads"],
         prefetch=config["data"]["prefetch"],
         rows=rows,
+        prefix_crop=config["data"]["prefix_crop"],
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
     state = program.initial_state(frozen, start)

@@ -111,6 +111,24 @@ def test_resumes_to_the_exact_example_on_any_number_of_processes(done, process_c
     assert [sum(rows, []) for rows in zip(*parts)] == expected
 
 
+def test_some_batches_are_cut_to_a_prefix_alike_on_all_processes_and_when_resumed():
+    class Long(Numbers):
+        def __getitem__(self, index):
+            return {"tokens": np.full(200, index, np.int32), "mask": np.ones(200, bool)}
+
+    make = lambda **more: _iterator(Long(37), prefix_crop=0.5, **more)
+    whole = make()
+    shapes = [next(whole)["tokens"].shape[1] for _ in range(200)]
+    counts = {length: shapes.count(length) / 200 for length in set(shapes)}
+    assert set(counts) == {64, 128, 192, 200}
+    # 64 and 128 with probability 64/200 each of a half; the rest is whole or nearly so.
+    np.testing.assert_allclose([counts[64], counts[128]], [0.16, 0.16], atol=0.07)
+    part = make(rows=_part(1, 2))
+    state = whole.get_state() | {"batches": 120}
+    part.set_state(state)
+    assert [next(part)["tokens"].shape[1] for _ in range(80)] == shapes[120:]
+
+
 def test_resuming_skips_without_reading():
     source = Numbers(1000)
     iterator = _iterator(source, threads=0)
