@@ -5,8 +5,8 @@ python -m flm_jax.run_benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W
 python -m flm_jax.run_benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \
     --samples=20 --pass_at=1,10 --temperature=0.8
 python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --workdir=W --out=DIR
-JUDGE_URL=https://host/v1 JUDGE_KEY=... JUDGE_MODEL=gpt-4 python -m flm_jax.run_benchmark \
-    --task=mt_bench --data=question.jsonl --workdir=W --out=DIR
+JUDGE_URL=https://host/v1 JUDGE_KEY=... python -m flm_jax.run_benchmark --task=mt_bench \
+    --data=question.jsonl --workdir=W --out=DIR --judge_model=gpt-4o-2024-05-13
 python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
     --out=DIR  # right answers
 """
@@ -23,7 +23,7 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import check_folder
-from flm_jax.evaluation.benchmarks.base import Choices
+from flm_jax.evaluation.benchmarks.base import STOP_STRINGS, Choices
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
     SUMMARY,
@@ -51,7 +51,13 @@ _BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
 _SEED = DEFINE_seed("seed", 0, "Of the draws.")
 _LENGTH = flags.DEFINE_integer("length", 0, "Tokens of prompt and answer; 0 = as trained.")
 _ANSWER = flags.DEFINE_integer("answer_length", 0, "Tokens of an answer; 0 = as there is room.")
+_CUT = flags.DEFINE_bool(
+    "cut_prompts", False, "Prompts without room for an answer lose their head."
+)
 _CHAT = flags.DEFINE_bool("chat", None, "Ask questions; by default if the model learnt exchanges.")
+_STYLE = flags.DEFINE_string(
+    "prompt_style", "", "gsm8k: chat, plain; mt_bench: chat, vicuna; by default as --chat says."
+)
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem, for pass@k.")
 _PASS_AT = flags.DEFINE_list("pass_at", ["1"], "humaneval, mbpp: the k of pass@k.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "The first so many problems; 0 = all.")
@@ -64,6 +70,13 @@ _SECONDS = flags.DEFINE_float("seconds", 3.0, "humaneval, mbpp: time of a progra
 _ISOLATION = flags.DEFINE_string(
     "isolation", "auto", f"Of programs: auto, {', '.join(ISOLATIONS)}."
 )
+_FIRST_TURN = flags.DEFINE_bool("first_turn", False, "mt_bench: the first turn alone.")
+_STOPS = flags.DEFINE_list(
+    "stop_strings",
+    [stop.replace("\n", r"\n") for stop in STOP_STRINGS],
+    r"mt_bench: texts at the first of which an answer ends; \n is a line end.",
+)
+_JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "mt_bench: the judge, before JUDGE_MODEL.")
 _JUDGE_PROMPTS = DEFINE_path("judge_prompts", "", "mt_bench: FastChat's judge_prompts.jsonl.")
 _JUDGE_ANSWERS = DEFINE_path(
     "judge_references", "", "mt_bench: reference answers, FastChat's answer format."
@@ -79,15 +92,31 @@ def _choices(chat: bool) -> Choices:
     )
     numbers = tuple(int(k) for k in ks)
     return Choices(
-        chat,
-        _SHOTS.value,
-        _EXAMPLES.value,
-        numbers,
-        _WHOLE.value,
-        _LIMIT.value,
-        _JUDGE_PROMPTS.value,
-        _JUDGE_ANSWERS.value,
+        chat=chat,
+        prompt_style=_STYLE.value,
+        shots=_SHOTS.value,
+        examples=_EXAMPLES.value,
+        pass_at=numbers,
+        whole=_WHOLE.value,
+        limit=_LIMIT.value,
+        first_turn=_FIRST_TURN.value,
+        stop_strings=tuple(stop.replace(r"\n", "\n") for stop in _STOPS.value if stop),
+        judge_model=_JUDGE_MODEL.value,
+        judge_prompts=_JUDGE_PROMPTS.value,
+        judge_references=_JUDGE_ANSWERS.value,
     )
+
+
+def _asked(model: Model | None) -> bool:
+    """Whether questions are asked: as the style of prompts says, or --chat, or the model."""
+    style, chat = _STYLE.value, _CHAT.value
+    require(
+        not style or chat in (None, style == "chat"),
+        f"got --prompt_style={style} with --{'' if chat else 'no'}chat; leave one of them out.",
+    )
+    if style or chat is not None:
+        return style == "chat" or bool(chat)
+    return model is not None and chatty(model)
 
 
 def _sandbox() -> Sandbox | None:
@@ -116,15 +145,14 @@ def _check() -> None:
 
 def _answering(model: Model, chat: bool) -> Answering:
     length, sampler = (_LENGTH.value, _ANSWER.value), sampling_flags.sampler_of(model.config)
-    return Answering(_STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampler)
+    return Answering(_STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampler, _CUT.value)
 
 
 def main(argv) -> None:
     no_arguments(argv)
     _check()
     model = None if _REFERENCE.value else load_model(_WORKDIR.value)
-    learnt = model is not None and chatty(model)
-    choices = _choices(learnt if _CHAT.value is None else _CHAT.value)
+    choices = _choices(_asked(model))
     sandbox = _sandbox()
     benchmark = make_benchmark(_TASK.value, _DATA.value, choices, sandbox)
     if model is None:

@@ -9,7 +9,7 @@ import numpy as np
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.inference import engine
-from flm_jax.inference.prompts import Layout, Prompt, answer_texts, lay_out
+from flm_jax.inference.prompts import Layout, Prompt, answer_texts, lay_out, uncut_text
 from flm_jax.samplers.base import SamplerConfig
 
 
@@ -26,6 +26,7 @@ class Answering:
         room for.
       chat: frames each prompt as the question of an exchange.
       sampler: settings of the sampler; None for the model's own.
+      cut: prompts that leave no room lose their beginning.
     """
 
     steps: int
@@ -35,6 +36,7 @@ class Answering:
     answer_length: int = 0
     chat: bool = False
     sampler: SamplerConfig | None = None
+    cut: bool = False
 
 
 class Answer(NamedTuple):
@@ -44,12 +46,14 @@ class Answer(NamedTuple):
       text: what was written, up to the end of the answer.
       whole: text of prompt and answer, without special tokens.
       calls: network calls of its batch.
+      uncut: all that was written, also behind the end of the answer.
     """
 
     place: int
     text: str
     whole: str
     calls: float
+    uncut: str = ""
 
 
 def answer_batches(
@@ -72,7 +76,7 @@ def answer_batches(
             p._replace(answer_length=how.answer_length) if p.answer_length is None else p
             for p in prompts
         ]
-    rows = lay_out(model, prompts, length, chat=how.chat)
+    rows = lay_out(model, prompts, length, chat=how.chat, cut=how.cut)
     (steps,) = engine.step_counts(model, [how.steps], rows.given.tokens.shape[1])
     settings = dict(steps=steps, batch_size=how.batch_size, seed=how.seed, sampler=how.sampler)
     for done in engine.completions(model, rows.given, wanted=wanted, **settings):
@@ -84,7 +88,8 @@ def answer_batches(
 
 def _answer(model: Model, rows: Layout, place: int, tokens: np.ndarray, calls: float) -> Answer:
     start, stop = int(rows.starts[place]), int(rows.stops[place])
-    return Answer(place, *answer_texts(model.tokenizer, tokens, start, stop), calls)
+    texts = answer_texts(model.tokenizer, tokens, start, stop)
+    return Answer(place, *texts, calls, uncut_text(model.tokenizer, tokens, start, stop))
 
 
 def answers(model: Model, prompts: Sequence[Prompt], how: Answering) -> Iterator[Answer]:

@@ -82,6 +82,7 @@ def lay_out(
     *,
     chat: bool = False,
     whole: bool = False,
+    cut: bool = False,
 ) -> Layout:
     """Rows of the prompts, one each.
 
@@ -94,11 +95,12 @@ def lay_out(
       length: most tokens of a row.
       chat: frames the text of each as the question of an exchange, see `data.chat.asked`.
       whole: rows of exactly `length`.
+      cut: a prompt loses the tokens at its beginning for which there is no room.
 
     Raises:
       UserError: one that leaves no room to write, or more than there is (its place).
     """
-    rows = [_row(model, prompt, length, chat) for prompt in prompts]
+    rows = [_row(model, prompt, length, chat, cut) for prompt in prompts]
     width = length
     if _any_length(model) and not whole:
         longest = max(stop for _, _, _, stop in rows)
@@ -138,9 +140,15 @@ def answer_texts(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int
     row = np.asarray(tokens)
     ends = np.flatnonzero(np.isin(row[start:stop], sorted(tokenizer.end_ids)))
     stop = start + int(ends[0]) if len(ends) else stop
-    before, whole = tokenizer.decode(row[:start]), tokenizer.decode(row[:stop])
+    whole = tokenizer.decode(row[:stop])
+    return Texts(uncut_text(tokenizer, row, start, stop), whole)
+
+
+def uncut_text(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int) -> str:
+    """Text of all of [start, stop) in a row int [L], also behind what ends the answer there."""
+    before, whole = tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[:stop])
     # What follows may change the end of the text before it: a character cut in two becomes whole.
-    return Texts(whole[len(os.path.commonprefix([before, whole])) :], whole)
+    return whole[len(os.path.commonprefix([before, whole])) :]
 
 
 def chatty(model: Model) -> bool:
@@ -188,9 +196,13 @@ def _around(tokenizer: Tokenizer, parts: Sequence[str], behind: bool) -> list[np
     return tokenizer.encode_parts(["", *parts])[1:] if behind else tokenizer.encode_parts(parts)
 
 
-def _row(model: Model, prompt: Prompt, length: int, chat: bool):
+def _row(model: Model, prompt: Prompt, length: int, chat: bool, cut: bool = False):
     """Tokens, which of them are held, where the answer begins, and where it ends."""
     tokens, held, start = _encoded(model, prompt, chat)
+    if cut:
+        least = (1 if all(held) else 0) if prompt.answer_length is None else prompt.answer_length
+        lost = min(start, max(0, len(tokens) + least - length))
+        tokens, held, start = tokens[lost:], held[lost:], start - lost
     kind = "infill" if prompt.infill else "prompt"
     where = f"{prompt.where}: " if prompt.where else ""
     more = prompt.answer_length

@@ -10,6 +10,8 @@ from flm_jax.inference.prompts import Prompt
 
 Record = dict[str, Any]
 _OUTPUT_KEPT = 1000  # characters
+# Where an answer of MT-Bench ends: what a model writes that goes on with both parts.
+STOP_STRINGS = ("</s>", "\nUSER:", "\nASSISTANT:", "\nUser:", "\nAssistant:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,22 +20,31 @@ class Choices:
 
     Attributes:
       chat: asks questions; else texts to continue.
+      prompt_style: form of the prompts, a name in the benchmark's styles; "" for the one that
+        `chat` says.
       shots: solved problems before each of GSM8K and MBPP; -1 for 3 of MBPP, and else none. None
-        before questions.
+        before questions of MBPP.
       examples: file of those of GSM8K.
       pass_at: the k of pass@k.
       whole: MBPP: all problems, not the test split alone.
       limit: number of problems, from the first; 0 for all.
+      first_turn: MT-Bench: its first turn alone.
+      stop_strings: texts of MT-Bench at the first of which an answer ends.
+      judge_model: name of the judge; "" for the environment's.
       judge_prompts: file of the prompts that a judge is given; "" for the library's own.
       judge_references: file of reference answers that a judge is shown; "" for none.
     """
 
     chat: bool = False
+    prompt_style: str = ""
     shots: int = -1
     examples: str = ""
     pass_at: tuple[int, ...] = (1,)
     whole: bool = False
     limit: int = 0
+    first_turn: bool = False
+    stop_strings: tuple[str, ...] = STOP_STRINGS
+    judge_model: str = ""
     judge_prompts: str = ""
     judge_references: str = ""
 
@@ -50,6 +61,9 @@ class Benchmark(NamedTuple):
       turns: answers to each problem.
       finish: (all records, the model's name, their folder) -> further figures; called once all
         answers are there, for work such as judging them.
+      score_uncut: as `score`, of all that was written, also behind the end of an answer; None where
+        nothing reads that.
+      cleaned: text of an answer -> what is kept of it.
     """
 
     ids: Sequence[str | int]
@@ -59,22 +73,27 @@ class Benchmark(NamedTuple):
     summary: Callable[[Sequence[Record]], Record]
     turns: int = 1
     finish: Callable[[Sequence[Record], str, Path], Record] = lambda records, model, folder: {}
+    score_uncut: Callable[[Sequence[tuple[int, str]]], list[Record]] | None = None
+    cleaned: Callable[[str], str] = lambda text: text
 
 
-def solved_examples(found: Sequence, choices: Choices, default: int, source: str) -> Sequence:
+def solved_examples(
+    found: Sequence, choices: Choices, default: int, source: str, asked: bool = False
+) -> Sequence:
     """The solved problems that stand before each problem.
 
     Args:
       found: all there are.
-      choices: how many are wanted; none may be before questions.
+      choices: how many are wanted.
       default: how many where choices.shots is -1.
       source: where they come from, for messages.
+      asked: whether they may stand before questions.
 
     Raises:
-      UserError: more than there are, or any before questions.
+      UserError: more than there are, or any before questions that have none.
     """
     count = default if choices.shots < 0 else choices.shots
-    if choices.chat:
+    if choices.chat and not asked:
         require(choices.shots <= 0, f"got shots={choices.shots} for questions; expected 0.")
         return []
     require(

@@ -33,8 +33,12 @@ class Endpoint(NamedTuple):
     pause: float = 2.0
 
 
-def from_environment(environment: Mapping[str, str]) -> Endpoint | None:
+def from_environment(environment: Mapping[str, str], model: str = "") -> Endpoint | None:
     """The endpoint of JUDGE_URL, JUDGE_KEY and JUDGE_MODEL; None without JUDGE_URL.
+
+    Args:
+      environment: variables by name.
+      model: name that goes before that of JUDGE_MODEL; "" for none.
 
     Raises:
       UserError: a URL of another kind, or no model.
@@ -47,8 +51,11 @@ def from_environment(environment: Mapping[str, str]) -> Endpoint | None:
         f"{URL} is {url!r}; expected the base of an OpenAI-compatible endpoint, such as "
         "https://host/v1.",
     )
-    model = environment.get(MODEL, "")
-    require(bool(model), f"{URL} is set and {MODEL} is not; set it to the name of the judge model.")
+    model = model or environment.get(MODEL, "")
+    require(
+        bool(model),
+        f"{URL} is set and {MODEL} is not; set it, or --judge_model, to the name of the judge.",
+    )
     return Endpoint(url, environment.get(KEY, ""), model)
 
 

@@ -1,13 +1,7 @@
-"""GSM8K (arXiv 2110.14168): problems, prompts, and the two rules by which answers are read.
+"""GSM8K (arXiv 2110.14168): problems, prompts, and scores by the rules of `gsm8k_numbers`."""
 
-- strict: the first number after "####", or "###" as models are trained here, see `data.chat`;
-- flexible: the last number of the answer, wherever it stands.
-
-Both are compared as text, without thousands commas, dollar signs and a last full stop.
-"""
-
-import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -15,23 +9,30 @@ import numpy as np
 from flm_jax.core.errors import UserError
 from flm_jax.data.jsonl import read_records, text_field
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record, limited, solved_examples
+from flm_jax.evaluation.benchmarks.gsm8k_numbers import (
+    flexible,
+    harness_text,
+    marked_number,
+    number,
+    reference_flexible,
+    reference_gold,
+    reference_strict,
+    strict,
+)
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference.prompts import Prompt
 from flm_jax.metrics.intervals import share_interval
 
-_NUMBER = r"-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
-_STRICT = re.compile(rf"#{{3,4}} ?({_NUMBER})")
-# A minus behind a digit or a bracket subtracts.
-_FLEXIBLE = re.compile(rf"(?<![0-9.,)])({_NUMBER})|({_NUMBER[2:]})")
+RULES = ("number", "strict", "flexible", "reference", "reference_strict")  # as tables show them
 _NEXT = "\nQuestion:"
 
 
 class WordProblem(NamedTuple):
-    """A problem: its question, the reference answer as it stands, and the number in that."""
+    """A problem: its question, the reference answer as it stands, and the value of that."""
 
     question: str
     answer: str
-    number: str
+    number: Fraction
 
 
 def read_gsm8k(path: str) -> list[WordProblem]:
@@ -43,66 +44,76 @@ def read_gsm8k(path: str) -> list[WordProblem]:
     found = []
     for where, record in read_records(path, "JSON lines of GSM8K"):
         question, answer = (text_field(record, name, where) for name in ("question", "answer"))
-        number = strict(answer)
-        if number is None:
+        value = marked_number(answer)
+        if value is None:
             ends = answer[-40:]
             raise UserError(f"{where}: expected an answer that ends in '#### N', got {ends!r}.")
-        found.append(WordProblem(question, answer, number))
+        found.append(WordProblem(question, answer, value))
     return found
 
 
-def strict(answer: str) -> str | None:
-    """The number marked as the result; None without one."""
-    found = _STRICT.search(answer)
-    return _plain(found[1]) if found else None
+def gsm8k_prompt(question: str, shots: Sequence[WordProblem], choices: Choices) -> Prompt:
+    """What a model is given: the question, behind solved ones; asked, or to be continued.
 
-
-def flexible(answer: str) -> str | None:
-    """The last number; None without one."""
-    found = [one or other for one, other in _FLEXIBLE.findall(answer)]
-    return _plain(found[-1]) if found else None
-
-
-def _plain(number: str) -> str:
-    return number.replace(",", "").replace("$", "")
-
-
-def gsm8k_prompt(question: str, shots: Sequence[WordProblem], chat: bool) -> str:
-    """What a model is given: the question as it is, or behind solved ones, to be continued."""
-    if chat:
-        return question
+    Solved ones before a question are earlier turns, each with an empty line behind it. The style
+    "plain" ends in a space, as the reference has it; without a style a continued text does not.
+    """
+    if choices.chat:
+        before = [turn for shot in shots for turn in (shot.question, f"{shot.answer}\n")]
+        return Prompt(question, before=tuple(before))
     shown = [f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots]
-    return "".join(shown) + f"Question: {question}\nAnswer:"
+    last = " " if choices.prompt_style == "plain" else ""
+    return Prompt("".join(shown) + f"Question: {question}\nAnswer:{last}")
 
 
-def gsm8k_score(problem: WordProblem, answer: str, chat: bool) -> dict[str, object]:
-    """Both rules; a continuation counts up to the next question that it asks itself."""
+def gsm8k_score(problem: WordProblem, answer: str, chat: bool) -> Record:
+    """What all rules but the reference's read, and whether it is right.
+
+    A continuation counts up to the next question that it asks itself.
+    """
     if not chat:
         answer = answer.partition(_NEXT)[0]
+    value, right = number(answer), harness_text(problem.answer)
     read = {"strict": strict(answer), "flexible": flexible(answer)}
-    right = {f"{rule}_right": number == problem.number for rule, number in read.items()}
-    return read | {"number": problem.number} | right
+    found: Record = {"number": None if value is None else str(value)} | read
+    found |= {"gold": str(problem.number), "number_right": value == problem.number}
+    same = lambda text: text is not None and harness_text(text) == right
+    return found | {f"{rule}_right": same(text) for rule, text in read.items()}
+
+
+def reference_score(problem: WordProblem, written: str) -> Record:
+    """What the reference's rules read of all that was written, and whether it is right.
+
+    They read on behind the end of an answer, as the reference's code does.
+    """
+    right = reference_gold(problem.answer)
+    read = {"reference": reference_flexible, "reference_strict": reference_strict}
+    found: Record = {name: rule(written) for name, rule in read.items()}
+    return found | {f"{name}_right": found[name] == right for name in read}
+
+
+def summary(records: Sequence[Record]) -> Record:
+    """The share of right answers by each rule, with 95% intervals; this library's own first."""
+    row: Record = {}
+    for rule in RULES:
+        share = float(np.mean([record[f"{rule}_right"] for record in records]))
+        low, high = share_interval(share, len(records))
+        name = f"{rule}_match"
+        row |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def make_gsm8k(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
+    """GSM8K from its published JSON lines."""
     del sandbox
     problems = limited(read_gsm8k(path), choices)
     examples = read_gsm8k(choices.examples) if choices.examples else []
-    shots = solved_examples(examples, choices, 0, "--examples")
-
-    def summary(records: Sequence[Record]) -> Record:
-        row = {}
-        for rule in ("strict", "flexible"):
-            share = float(np.mean([record[f"{rule}_right"] for record in records]))
-            row[f"{rule}_match"] = share
-            low, high = share_interval(share, len(records))
-            row |= {f"{rule}_match_low": low, f"{rule}_match_high": high}
-        return row
-
+    shots = solved_examples(examples, choices, 0, "--examples", asked=True)
     return Benchmark(
         ids=range(len(problems)),
-        prompt=lambda i, before: Prompt(gsm8k_prompt(problems[i].question, shots, choices.chat)),
+        prompt=lambda i, before: gsm8k_prompt(problems[i].question, shots, choices),
         reference=lambda i: problems[i].answer,
         score=lambda pairs: [gsm8k_score(problems[i], a, choices.chat) for i, a in pairs],
+        score_uncut=lambda pairs: [reference_score(problems[i], text) for i, text in pairs],
         summary=summary,
     )

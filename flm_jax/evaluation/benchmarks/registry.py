@@ -18,16 +18,18 @@ class Entry(NamedTuple):
       make: (path of its data, choices, sandbox or None) -> Benchmark.
       programs: whether its answers are programs, which run in a sandbox.
       one_answer: whether each problem has one answer, not several samples.
+      styles: names of the forms of prompts that can be chosen; "chat" is that of questions.
     """
 
     make: Callable[[str, Choices, Sandbox | None], Benchmark]
     programs: bool = False
     one_answer: bool = False
+    styles: tuple[str, ...] = ()
 
 
 BENCHMARKS: dict[str, Entry] = {
-    "gsm8k": Entry(make_gsm8k),
-    "mt_bench": Entry(make_mt_bench, one_answer=True),
+    "gsm8k": Entry(make_gsm8k, styles=("chat", "plain")),
+    "mt_bench": Entry(make_mt_bench, one_answer=True, styles=("chat", "vicuna")),
     "humaneval": Entry(make_humaneval, programs=True),
     "mbpp": Entry(make_mbpp, programs=True),
 }
@@ -48,5 +50,10 @@ def make_benchmark(
     """
     one_of("task", name, BENCHMARKS)
     entry = BENCHMARKS[name]
+    style = choices.prompt_style
+    require(
+        style in ("", *entry.styles),
+        f"got prompt_style={style!r}; {name} has {', '.join(entry.styles) or 'none to choose'}.",
+    )
     require(sandbox is not None or not entry.programs, f"{name} runs programs in a sandbox.")
     return entry.make(path, choices, sandbox)

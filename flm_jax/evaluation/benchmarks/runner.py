@@ -36,6 +36,8 @@ def by_model(model: Model, how: Answering) -> Answerer:
     def answer(asked: Sequence[Prompt], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
         length = how.length or model.net.max_length
         rooms = [room(model, prompt, length, how.chat) for prompt in asked]
+        if how.cut:
+            rooms = [max(left, 1) for left in rooms]
         fit = [place for place, left in enumerate(rooms) if left >= 1]
         require(
             bool(fit),
@@ -64,7 +66,7 @@ def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Ans
         for start in range(0, len(places), batch_size):
             some = places[start : start + batch_size]
             found = [benchmark.reference(place // samples) for place in some]
-            yield [Answer(i, text, asked[i].text + text, 0) for i, text in zip(some, found)]
+            yield [Answer(i, text, asked[i].text + text, 0, text) for i, text in zip(some, found)]
 
     return answer
 
@@ -87,7 +89,7 @@ def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[st
         if path
     }
     more = dataclasses.asdict(choices)
-    for name in ("pass_at", "examples", "judge_prompts", "judge_references"):
+    for name in ("pass_at", "examples", "judge_model", "judge_prompts", "judge_references"):
         del more[name]
     where = {"isolation": sandbox.isolation, "seconds": sandbox.limits.seconds} if sandbox else {}
     return files | more | where
@@ -153,7 +155,8 @@ def collect(
         earlier = [[done[(*key[:2], t)]["answer"] for t in range(turn)] for key in keys]
         asked = [benchmark.prompt(i, before) for (i, _), before in zip(places, earlier)]
         for batch in answer(asked, lambda place, keys=keys: keys[place] not in done):
-            scores = benchmark.score([(places[one.place][0], one.text) for one in batch])
+            batch = [one._replace(text=benchmark.cleaned(one.text)) for one in batch]
+            scores = _scores(benchmark, [places[one.place][0] for one in batch], batch)
             records = [
                 _record(keys[one.place], asked[one.place], one, score)
                 for one, score in zip(batch, scores)
@@ -162,6 +165,19 @@ def collect(
             done.update((keys[one.place], record) for one, record in zip(batch, records))
             show(len(done), len(places) * benchmark.turns)
     return [done[key] for key in order]
+
+
+def _scores(
+    benchmark: Benchmark, problems: Sequence[int], answers: Sequence[Answer]
+) -> list[Record]:
+    """Fields of the records of answers; with all that was written, where that is read and more."""
+    scores = benchmark.score([(i, one.text) for i, one in zip(problems, answers)])
+    if benchmark.score_uncut is None:
+        return scores
+    written = [one.uncut or one.text for one in answers]
+    more = benchmark.score_uncut(list(zip(problems, written)))
+    kept = [{} if one.text == text else {"uncut": text} for one, text in zip(answers, written)]
+    return [{**score, **other, **text} for score, other, text in zip(scores, more, kept)]
 
 
 def _record(key: Key, prompt: Prompt, answer: Answer, score: Record) -> Record:

@@ -12,7 +12,7 @@ from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
-from flm_jax.evaluation.benchmarks import gsm8k, runner
+from flm_jax.evaluation.benchmarks import gsm8k, gsm8k_numbers, runner
 from flm_jax.evaluation.benchmarks.base import Choices
 from flm_jax.evaluation.benchmarks.registry import make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
@@ -25,6 +25,7 @@ from flm_jax.evaluation.benchmarks.runner import (
 )
 from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox
 from flm_jax.inference.answers import Answer, Answering
+from flm_jax.inference.prompts import Prompt
 from helpers.benchmarks import HUMANEVAL, gsm8k_problems, mbpp_problem, mt_bench_questions
 from helpers.files import json_lines
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
@@ -53,27 +54,31 @@ def chat():
     [
         ("It is 5.\n#### 18", "18", "18"),
         ("### 1,234", "1234", "1234"),
-        ("#### $70,000.", "70000", "70000"),
+        ("#### $70,000.", None, "70000"),
         ("#### -3", "-3", "-3"),
-        ("####18 and 7", "18", "7"),
+        ("####18 and 7", None, "7"),
+        ("#### 18. So 7.", "18", "7"),
         ("# 18", None, "18"),
+        ("#### 1\n#### 2", "1", "2"),
         ("The answer is 2.50 dollars.", None, "2.50"),
-        ("10-5", None, "5"),
+        ("10-5", None, "-5"),
         ("from 10 to -5", None, "-5"),
         ("costs $.5", None, ".5"),
+        ("It is 5...", None, "5.."),
         ("nothing", None, None),
         ("", None, None),
     ],
 )
-def test_numbers_are_read_by_both_rules(answer, strict, flexible):
-    assert (gsm8k.strict(answer), gsm8k.flexible(answer)) == (strict, flexible)
+def test_numbers_are_read_as_the_harness_reads_them(answer, strict, flexible):
+    found = gsm8k_numbers.strict(answer), gsm8k_numbers.flexible(answer)
+    assert tuple(text and gsm8k_numbers.harness_text(text) for text in found) == (strict, flexible)
 
 
 def test_gsm8k_prompts_and_scores(tmp_path):
     path = json_lines(tmp_path / "a.jsonl", *gsm8k_problems(3))
     first, *shots = gsm8k.read_gsm8k(path)
-    assert gsm8k.gsm8k_prompt(first.question, shots, True) == "0+0?"
-    prompt = gsm8k.gsm8k_prompt(first.question, shots, False)
+    assert gsm8k.gsm8k_prompt(first.question, [], Choices(chat=True)) == Prompt("0+0?")
+    prompt = gsm8k.gsm8k_prompt(first.question, shots, Choices()).text
     assert prompt.startswith("Question: 1+1?\nAnswer: So.\n#### 2\n\nQuestion: 2+2?")
     assert prompt.endswith("\n\nQuestion: 0+0?\nAnswer:")
     more = "#### 0\n\nQuestion: 9?\nAnswer: 9"
@@ -94,8 +99,10 @@ def test_right_answers_are_right(tmp_path, sandbox, task, chat):
     path = json_lines(tmp_path / "a.jsonl", *records[task])
     choices = Choices(chat=chat, pass_at=(1, 2), whole=True)
     row = _reference(tmp_path / "out", make_benchmark(task, path, choices, sandbox), samples=2)
-    rules = ("strict_match", "flexible_match") if task == "gsm8k" else ("pass@1", "pass@2")
-    assert [row[rule] for rule in rules] == [1.0, 1.0]
+    gsm8k_rules = [f"{rule}_match" for rule in gsm8k.RULES]
+    rules = gsm8k_rules if task == "gsm8k" else ["pass@1", "pass@2"]
+    assert [name for name in row if name in rules] == rules
+    assert {row[rule] for rule in rules} == {1.0}
     assert all(row[f"{rule}_low"] <= 1.0 <= row[f"{rule}_high"] + 1e-9 for rule in rules)
     assert all(row[f"{rule}_low"] < 0.95 for rule in rules)
     assert row["problems"] == len(records[task]) and row["samples_each"] == 2
@@ -123,7 +130,8 @@ def test_published_right_answers_are_right(tmp_path, sandbox, task):
         pytest.skip("no published files; FLM_JAX_BENCHMARKS is their folder")
     choices = Choices(limit=0 if task == "gsm8k" else 24)
     row = _reference(tmp_path, make_benchmark(task, str(path), choices, sandbox))
-    assert row["strict_match" if task == "gsm8k" else "pass@1"] == 1.0
+    names = [f"{rule}_match" for rule in gsm8k.RULES] if task == "gsm8k" else ["pass@1"]
+    assert {row[name] for name in names} == {1.0}
     assert row["problems"] == (1319 if task == "gsm8k" else 24)
 
 
@@ -218,7 +226,8 @@ def test_impossible_choices_are_refused(tmp_path):
     path = json_lines(tmp_path / "a.jsonl", *gsm8k_problems(2))
     for choices, message in (
         (Choices(shots=2), "got shots=2; --examples has 0"),
-        (Choices(shots=2, chat=True), "got shots=2 for questions"),
+        (Choices(shots=2, chat=True), "got shots=2; --examples has 0"),
+        (Choices(prompt_style="vicuna"), "got prompt_style='vicuna'; gsm8k has chat, plain"),
         (Choices(limit=-1), "got limit=-1"),
     ):
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,13 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
-from flm_jax.evaluation.benchmarks import chat_endpoint, mt_bench
+from flm_jax.evaluation.benchmarks import (
+    chat_endpoint,
+    judge_prompts,
+    judging,
+    mt_bench,
+    mt_bench_files,
+)
 from flm_jax.evaluation.benchmarks.base import Choices
 from flm_jax.evaluation.benchmarks.registry import make_benchmark
 from flm_jax.evaluation.benchmarks.runner import collect
@@ -28,7 +34,7 @@ def answered(tmp_path):
         yield [Answer(i, f"<{t[-1]}>", framed(*t), 1) for i, t in enumerate(turns) if wanted(i)]
 
     records = collect(benchmark, tmp_path, {}, echo)
-    return mt_bench.read_questions(path), records
+    return mt_bench_files.read_questions(path), records
 
 
 def test_both_turns_are_answered_and_written_as_fastchat_reads_them(tmp_path, answered):
@@ -57,8 +63,8 @@ def judge():
 
 def test_answers_are_judged_once(tmp_path, answered, judge):
     asked, records = answered
-    how = mt_bench.Judging(judge.endpoint)
-    row = mt_bench.judge(asked, records, "tiny", tmp_path, how)
+    how = judging.Judging(judge.endpoint)
+    row = judging.judge(asked, records, "tiny", tmp_path, how)
     assert (row["first_turn"], row["second_turn"], row["grade"]) == (4.0, 8.0, 6.0)
     assert row["grade_low"] == row["grade_high"] == 6.0 and row["not_graded"] == 0
     assert set(judge.headers) == {("/v1/chat/completions", "Bearer sesame", "judge/x")}
@@ -71,29 +77,29 @@ def test_answers_are_judged_once(tmp_path, answered, judge):
         ("judge/x", "single-v1"),
         ("judge/x", "single-v1-multi-turn"),
     }
-    assert mt_bench.judge(asked, records, "tiny", tmp_path, how) == row
+    assert judging.judge(asked, records, "tiny", tmp_path, how) == row
     assert len(judge.asked) == 6
     # Another answer is judged anew, in both turns.
     records[0]["answer"] = "other"
-    mt_bench.judge(asked, records, "tiny", tmp_path, how)
+    judging.judge(asked, records, "tiny", tmp_path, how)
     assert len(judge.asked) == 8
 
 
 def test_a_judge_that_fails_leaves_what_is_there(tmp_path, answered, judge):
     asked, records = answered
-    how = mt_bench.Judging(judge.endpoint, workers=1)
+    how = judging.Judging(judge.endpoint, workers=1)
     judge.replies["ask 2"] = lambda count, content: (401, "no such key")
     with pytest.raises(UserError, match="401, 'no such key'. 4 of 6 grades are kept") as told:
-        mt_bench.judge(asked, records, "tiny", tmp_path, how)
+        judging.judge(asked, records, "tiny", tmp_path, how)
     assert "sesame" not in str(told.value)
     judge.replies = {"ask 2": lambda count, content: (200, "<html>")}
     with pytest.raises(UserError, match="answered b'<html>'; expected the JSON"):
-        mt_bench.judge(asked, records, "tiny", tmp_path, how)
+        judging.judge(asked, records, "tiny", tmp_path, how)
     # Overloaded once for each, then without a grade.
     odd = lambda n, content: (503, "") if n % 2 else (200, content.replace("[[", "["))
     judge.replies = {"ask 2": odd}
     judge.asked.clear()
-    row = mt_bench.judge(asked, records, "tiny", tmp_path, how)
+    row = judging.judge(asked, records, "tiny", tmp_path, how)
     assert len(judge.asked) == 4
     assert row["not_graded"] == 2 and row["first_turn"] == 4.0
 
@@ -104,7 +110,7 @@ def test_an_unreachable_judge_is_one_error(tmp_path, answered):
         port = server.getsockname()[1]
     where = chat_endpoint.Endpoint(f"http://127.0.0.1:{port}", "", "x", 1.0, 0.01)
     with pytest.raises(UserError, match=rf"{port} gave no answer: .*refused.* 0 of 6 grades"):
-        mt_bench.judge(asked, records, "tiny", tmp_path, mt_bench.Judging(where))
+        judging.judge(asked, records, "tiny", tmp_path, judging.Judging(where))
 
 
 def test_the_judge_is_of_the_environment():
@@ -123,28 +129,35 @@ def test_prompts_and_references_of_fastchat(tmp_path):
         {"name": name, "system_prompt": "s", "prompt_template": f"{name} {{ref_answer_1}}"}
         for name in names
     ]
-    found = mt_bench.read_prompts(json_lines(tmp_path / "p.jsonl", *prompts))
-    answers = mt_bench.answer_line(81, ["r1", "r2"], "gpt", 0.0)
-    references = mt_bench.read_references(json_lines(tmp_path / "r.jsonl", answers))
-    asked = mt_bench.Question(81, "math", ("a {x}", "b"))
-    told = mt_bench.judge_prompt(asked, ["c", "d"], 1, found, references)
+    found = judge_prompts.read_prompts(json_lines(tmp_path / "p.jsonl", *prompts))
+    answers = mt_bench_files.answer_line(81, ["r1", "r2"], "gpt", 0.0)
+    references = mt_bench_files.read_references(json_lines(tmp_path / "r.jsonl", answers))
+    asked = mt_bench_files.Question(81, "math", ("a {x}", "b"))
+    told = judge_prompts.judge_prompt(asked, ["c", "d"], 1, found, references)
     assert told == ("single-math-v1-multi-turn", "s", "single-math-v1-multi-turn r1")
     other = asked._replace(category="writing")
-    assert mt_bench.judge_prompt(other, ["c", "d"], 0, found, references)[0] == "single-v1"
-    assert "a {x}" in mt_bench.judge_prompt(asked, ["c"], 0)[2]
+    assert judge_prompts.judge_prompt(other, ["c", "d"], 0, found, references)[0] == "single-v1"
+    assert "a {x}" in judge_prompts.judge_prompt(asked, ["c"], 0)[2]
     with pytest.raises(UserError, match="has no prompt single-v1-multi-turn"):
-        mt_bench.read_prompts(json_lines(tmp_path / "p.jsonl", prompts[0]))
-    wrong = {names[0]: mt_bench.JudgePrompt("s", "{nothing}")}
+        judge_prompts.read_prompts(json_lines(tmp_path / "p.jsonl", prompts[0]))
+    wrong = {names[0]: judge_prompts.JudgePrompt("s", "{nothing}")}
     with pytest.raises(UserError, match="judge prompt single-v1: KeyError.*expected the fields"):
-        mt_bench.judge_prompt(asked, ["c"], 0, wrong)
+        judge_prompts.judge_prompt(asked, ["c"], 0, wrong)
     with pytest.raises(UserError, match="line 1: expected 'question_id' and 'choices'"):
-        mt_bench.read_references(
+        mt_bench_files.read_references(
             json_lines(tmp_path / "r.jsonl", {"question_id": 1, "choices": []})
         )
 
 
 @pytest.mark.parametrize(
-    "text, grade", [("[[7]]", 7.0), ("so [[ 9.5 ]].", 9.5), ("[[11]]", None), ("[7]", None)]
+    "text, grade",
+    [
+        ("[[7]]", 7.0),
+        ("so [[ 9.5 ]].", 9.5),
+        ("[[11]]", None),
+        ("[7]", None),
+        ("[[5]]? [[8]]", 8.0),
+    ],
 )
 def test_grades_are_read(text, grade):
-    assert mt_bench.rating(text) == grade
+    assert judge_prompts.rating(text) == grade
