@@ -86,7 +86,8 @@ def masked_loss(
       params: parameters of a network with anchors.
       frozen: not used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden
-        like the rest and do not count.
+        like the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay visible and
+        do not count.
       key: for times, masks and dropout.
       rows: which rows of the global batch these are.
 
@@ -99,6 +100,8 @@ def masked_loss(
     tokens = batch["tokens"]
     t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
     free = after(cfg.prompt, batch["mask"])
+    if "prompt" in batch:
+        free = free & ~batch["prompt"].astype(bool)
     masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
     mask = batch["mask"] * free
     weights = token_weights(mask) * masked / t[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 from flm_jax.core.errors import check_seed
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
-from flm_jax.flows.masking import after, random_subset
+from flm_jax.flows.masking import after, highest, random_subset
 from flm_jax.losses.autoregressive import next_token_loss
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
 
@@ -63,16 +63,25 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
     L/n times the cross entropy summed over n hidden positions chosen uniformly (arXiv 2502.09992v3,
     eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that
     tau = 0 hides everything, as in a flow. Positions that are not valid are hidden like the others
-    and do not count, as in training. With cfg.prompt all this is of the positions after the prompt.
+    and do not count, as in training. With cfg.prompt, or prompts of the batch, all this is of the
+    positions after the prompt.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         tokens = batch["tokens"]
-        length = tokens.shape[1] - cfg.prompt
+        free = after(cfg.prompt, batch["mask"])
+        if "prompt" in batch:
+            free = free & ~batch["prompt"].astype(bool)
+            length = jnp.maximum(jnp.sum(free, axis=1), 1)
+        else:
+            length = tokens.shape[1] - cfg.prompt
         count = jnp.clip(jnp.ceil((1.0 - tau) * length), 1, length).astype(jnp.int32)
-        masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
+        if "prompt" in batch:
+            masked = highest(jax.random.uniform(key, free.shape), free, count)
+        else:
+            masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
         t = count / length
-        valid = batch["mask"] * after(cfg.prompt, batch["mask"])
+        valid = batch["mask"] * free
         weights = valid.astype(jnp.float32) * masked / t[:, None]
         _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg)
         return _per_row(nll, weights, valid)

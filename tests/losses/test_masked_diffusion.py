@@ -42,10 +42,13 @@ def oracle():
     )
 
 
-def test_loss_and_likelihood_are_those_of_the_rest():
+@pytest.mark.parametrize("of_the_batch", [False, True])
+def test_loss_and_likelihood_are_those_of_the_rest(of_the_batch):
     """Both estimate the mean over the positions after the prompt, which always sees it."""
     batch = {"tokens": TOKENS, "mask": jnp.ones((512, LENGTH), bool)}
-    cfg = MaskedConfig(prompt=PROMPT)
+    cfg = MaskedConfig(prompt=0 if of_the_batch else PROMPT)
+    if of_the_batch:
+        batch["prompt"] = jnp.broadcast_to(jnp.arange(LENGTH)[None] < PROMPT, (512, LENGTH))
     run = lambda key: masked_loss({}, None, batch, key, net=oracle(), cfg=cfg, rows=Rows(0, 512))[0]
     loss = np.mean([jax.jit(run)(jax.random.key(i)) for i in range(8)])
     want = float(NLL[PROMPT:].mean())
