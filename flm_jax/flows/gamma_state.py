@@ -67,8 +67,7 @@ class GammaConfig:
     ratio_high: float = setting(1.0, "largest hidden fraction of these", range="[0, 1]")
     least_cell: float = setting(
         20.0,
-        "rows (after decay) below which a bin of gamma and of the hidden fraction is left out, and "
-        "a bin of gamma",
+        "rows (after decay) below which a bin of gamma and of the hidden fraction is left out",
         range="[0, inf)",
     )
     least_examples: float = setting(

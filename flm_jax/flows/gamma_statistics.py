@@ -63,8 +63,8 @@ class Curve(NamedTuple):
     """Mean cross entropy over gamma.
 
     Attributes:
-      number: [bins], rows in each bin of gamma, after decay; 0 where there are too few.
-      values: [bins], their mean cross entropy, nats; 0 where there are too few.
+      number: [bins], rows in each bin of gamma, after decay; 0 where no cell has enough.
+      values: [bins], their mean cross entropy, nats; 0 there.
     """
 
     number: Float[Array, "k"]
@@ -72,10 +72,9 @@ class Curve(NamedTuple):
 
 
 def curve(state: GammaState, cfg: GammaConfig) -> Curve:
-    """What a fit uses: the hidden fractions of cfg, and cells and bins of enough rows."""
+    """What a fit uses: the hidden fractions of cfg, and cells of enough rows."""
     number, total = state.cells[..., 0], state.cells[..., 1]
     used = jnp.asarray(cfg.ratios)[:, None] & (number >= cfg.least_cell)
     number, total = (jnp.sum(jnp.where(used, x, 0.0), axis=0) for x in (number, total))
-    enough = (number >= cfg.least_cell) & (number > 0.0)
-    values = jnp.where(enough, total / jnp.where(enough, number, 1.0), 0.0)
-    return Curve(jnp.where(enough, number, 0.0), values)
+    seen = number > 0.0
+    return Curve(number, jnp.where(seen, total / jnp.where(seen, number, 1.0), 0.0))

@@ -187,9 +187,14 @@ def test_refits_come_when_due_and_only_good_ones_count():
 def test_what_is_too_little_is_not_fitted(more):
     cfg = GammaConfig(refit_every=1, **more)
     assert update_state(fresh_state(cfg), rise(cfg), jnp.int32(0), cfg).ready == 0
-    few = rise(cfg).at[:, 7:].set(0.0)  # bins of gamma
+
+
+@pytest.mark.parametrize("bins, ready", [(7, 0.0), (8, 1.0)])
+def test_a_fit_needs_eight_bins(bins, ready):
     cfg = GammaConfig(refit_every=1, least_examples=0.0)
-    assert update_state(fresh_state(cfg), few, jnp.int32(0), cfg).ready == 0
+    seen = jnp.zeros(cfg.bins).at[jnp.linspace(0, cfg.bins - 1, bins).astype(int)].set(1.0)
+    few = rise(cfg) * seen[None, :, None]
+    assert update_state(fresh_state(cfg), few, jnp.int32(0), cfg).ready == ready
 
 
 def test_the_empirical_curve_needs_examples_and_moves_slowly():
