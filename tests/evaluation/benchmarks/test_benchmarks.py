@@ -28,6 +28,7 @@ from flm_jax.inference.answers import Answer, Answering
 from flm_jax.inference.prompts import Prompt
 from helpers.benchmarks import HUMANEVAL, gsm8k_problems, mbpp_problem, mt_bench_questions
 from helpers.files import json_lines
+from helpers.goldens_mlfm import record
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
 
 # Folder of the published files: gsm8k/test.jsonl, humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl.
@@ -121,6 +122,16 @@ def test_pass_at_k_is_a_mean_over_problems(tmp_path, sandbox):
     assert (row["pass@1"], row["pass@2"]) == (0.5, 0.75)
     assert 0.0 <= row["pass@1_low"] < 0.5 < row["pass@1_high"] <= 1.0
     assert row["programs_not_started"] == 2
+
+
+def test_published_numbers_are_those_of_the_reference():
+    path = PUBLISHED / FILES["gsm8k"]
+    if not path.exists():
+        pytest.skip("no published files; FLM_JAX_BENCHMARKS is their folder")
+    golden, problems = record("evals"), gsm8k.read_gsm8k(str(path))
+    numbers = [gsm8k_numbers.reference_gold(problem.answer) for problem in problems]
+    assert len(problems) == golden["gsm8k_n_records"]
+    assert numbers[:20] == golden["gsm8k_golds_first_20"]
 
 
 @pytest.mark.parametrize("task", FILES)
@@ -265,6 +276,24 @@ def test_the_command_scores_a_model(tmp_path, chat):
     again = command(*flags, JUDGE_URL="host", JUDGE_MODEL="m")
     assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
     assert "JUDGE_URL is 'host'; expected the base" in again.stderr
+    other = command(*flags, "--first_turn")
+    assert other.returncode == 2 and "first_turn: False there, True now" in other.stderr
+
+
+def test_the_command_has_the_protocol_of_masked_flows(tmp_path, chat):
+    save(chat, tmp_path / "model")
+    model, flags = f"--workdir={tmp_path}/model", ["--steps=2", "--cut_prompts", "--length=150"]
+    path = json_lines(tmp_path / "q.jsonl", *mt_bench_questions(2))
+    flags += ["--first_turn", "--prompt_style=vicuna", r"--stop_strings=a,\nb", f"--data={path}"]
+    done = command("--task=mt_bench", model, f"--out={tmp_path}/mt", *flags)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "mt" / "settings.json").read_text())
+    assert told["stop_strings"] == ["a", "\nb"] and not told["chat"] and told["cut"]
+    lines = (tmp_path / "mt" / RECORDS).read_text().splitlines()
+    assert len(lines) == 2 and all(" USER: ask" in json.loads(line)["prompt"] for line in lines)
+    assert not any("too_long" in json.loads(line) for line in lines)  # Vicuna's takes 170 bytes
+    wrong = command("--task=mt_bench", model, f"--out={tmp_path}/b", *flags, "--chat")
+    assert wrong.returncode == 2 and "got --prompt_style=vicuna with --chat" in wrong.stderr
 
 
 def test_the_command_scores_right_answers(tmp_path):

@@ -1,5 +1,6 @@
 """MT-Bench: two turns answered, judged once, grades read, judges that fail."""
 
+import hashlib
 import json
 import socket
 import threading
@@ -85,6 +86,35 @@ def test_answers_are_judged_once(tmp_path, answered, judge):
     assert len(judge.asked) == 8
 
 
+def test_a_first_turn_alone_is_judged(tmp_path, answered, judge):
+    asked, records = answered
+    first = [record for record in records if not record["turn"]]
+    row = judging.judge(asked, first, "tiny", tmp_path, judging.Judging(judge.endpoint))
+    assert row["first_turn"] == row["grade"] == 4.0 and "second_turn" not in row
+    assert len(judge.asked) == 3
+
+
+def test_the_row_says_who_judged_by_what(tmp_path, answered, judge, monkeypatch):
+    asked, records = answered
+    for name, value in (("URL", judge.endpoint.url), ("MODEL", "a"), ("KEY", "sesame")):
+        monkeypatch.setenv(f"JUDGE_{name}", value)
+    choices = Choices(judge_model="gpt-4o-2024-05-13")
+    row = mt_bench.judged(asked, choices, records, "tiny", tmp_path)
+    assert (row["judge"], row["judge_prompts"]) == ("gpt-4o-2024-05-13", "own")
+    assert {model for *_, model in judge.headers} == {"gpt-4o-2024-05-13"}
+    assert (tmp_path / "judgments_gpt-4o-2024-05-13.jsonl").exists()
+
+
+def test_whose_prompts_they_are(monkeypatch):
+    own = judge_prompts.PROMPTS
+    other = {**own, "single-v1": own["single-v1"]._replace(system="s")}
+    assert (judge_prompts.whose(own), judge_prompts.whose(other)) == ("own", "other")
+    text = f"s\0{own['single-v1'].template}".encode()
+    known = {"single-v1": hashlib.sha256(text).hexdigest()[:16]}
+    monkeypatch.setattr(judge_prompts, "_PUBLISHED", known)
+    assert judge_prompts.whose(other) == "published"
+
+
 def test_a_judge_that_fails_leaves_what_is_there(tmp_path, answered, judge):
     asked, records = answered
     how = judging.Judging(judge.endpoint, workers=1)
@@ -138,6 +168,9 @@ def test_prompts_and_references_of_fastchat(tmp_path):
     other = asked._replace(category="writing")
     assert judge_prompts.judge_prompt(other, ["c", "d"], 0, found, references)[0] == "single-v1"
     assert "a {x}" in judge_prompts.judge_prompt(asked, ["c"], 0)[2]
+    for turn, name in enumerate(names[2:]):
+        own = judge_prompts.judge_prompt(asked, ["c", "d"], turn, references=references)
+        assert own[0] == name and all(word in own[2] for word in ("r1", "cd"[turn], "[[5]]"))
     with pytest.raises(UserError, match="has no prompt single-v1-multi-turn"):
         judge_prompts.read_prompts(json_lines(tmp_path / "p.jsonl", prompts[0]))
     wrong = {names[0]: judge_prompts.JudgePrompt("s", "{nothing}")}
