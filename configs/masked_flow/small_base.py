@@ -2,7 +2,8 @@
 
 python -m flm_jax.train --config=configs/masked_flow/small_base.py --workdir=runs/small/base
 
-Answers vary in length, and the end of text that fills a row behind them is learnt with them.
+Questions stay visible. Answers vary in length, and the end of text that fills a row behind them is
+learnt with them.
 
 Hardware: two CPU cores.
 """
@@ -14,12 +15,13 @@ def get_config(arg: str = ""):
     """`arg` is ignored."""
     config = recipe.small_base()
     config.data.task = "written_sums"
+    config.data.task_prompts = True
     config.model.length = 44
     config.model.dim = 128
     config.model.depth = 3
     config.optim.name = "muon"
     config.optim.lr = 3e-3
     config.train.batch = 64
-    config.train.steps = 8000
+    config.train.steps = 3000
     config.eval.sample_steps = 16
     return config
