@@ -114,7 +114,9 @@ def attention() -> None:
     for kind in here or ["xla"]:
         hows = [{}, {"causal": True}]
         if kind != "cudnn":  # a cap of 2 changes scores of this size
-            hows += [{"softcap": 2.0}, {"softcap": 2.0, "block": 64}]
+            seen = jnp.arange(256)[None] < jnp.array([[256], [200]])
+            hows += [{"softcap": 2.0}, {"softcap": 2.0, "block": 64, "visible_BM": seen}]
+            hows += [{"visible_BM": seen}]
         for how in hows:
             with jax.default_matmul_precision("highest"):
                 true = results("xla", jnp.float32, **how)

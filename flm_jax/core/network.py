@@ -62,10 +62,12 @@ class Network:
 
     Attributes:
       init: key -> parameters (nested dict of float32 arrays).
-      features: (params, x_s [B, L, D], s, t, *, key=None) -> last hidden states [B, L, D]; s and t
-        are network times (the clock tau), [B] or [B, L]; a key switches dropout on. Where
-        self_conditioned it also takes estimate=delta @ E [B, L, D], an earlier answer; zeros, or
-        None, for none. Losses and samplers call `denoiser.forward`.
+      features: (params, x_s [B, L, D], s, t, *, key=None, visible=None) -> last hidden states
+        [B, L, D]; s and t are network times (the clock tau), [B] or [B, L]; a key switches dropout
+        on; `visible` [B, L] says which positions may be attended to, None for all, and what comes
+        out at the others means nothing. Where self_conditioned it also takes estimate=delta @ E
+        [B, L, D], an earlier answer; zeros, or None, for none. Losses and samplers call
+        `denoiser.forward`.
       readout: params -> (kernel [D, V], bias [V]) of the head.
       table: params -> embedding table E [V, D], float32.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
@@ -82,6 +84,8 @@ class Network:
       any_length: whether rows may be shorter than max_length, though it was trained on those.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.time_weighting`); None for equal weights.
+      block_length: n > 0 for a network whose positions see their own block of n positions, counted
+        from the start of a row, and those before; 0 where they see all.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
         diffusion alone.
       cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
@@ -104,6 +108,7 @@ class Network:
     any_order: bool = False
     self_conditioned: bool = False
     any_length: bool = False
+    block_length: int = 0
     evidence: Evidence | None = None
     posterior_input: bool = False
     posterior_skip: bool = False

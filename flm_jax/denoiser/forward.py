@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params, States, Times
@@ -20,7 +20,15 @@ def vocabulary_head(net: Network, params: Params) -> tuple[jax.Array, jax.Array]
 
 
 def forward(
-    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, estimate=None
+    net: Network,
+    params: Params,
+    x_s: States,
+    s: Times,
+    t: Times,
+    *,
+    key=None,
+    estimate=None,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> Readout:
     """Runs the network up to, not through, its head.
 
@@ -31,11 +39,13 @@ def forward(
       s, t: network times, [B] or [B, L].
       key: switches dropout on.
       estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
+      visible: positions that may be attended to; None for all.
 
     Returns:
       The last hidden states [B, L, k] with the head that reads them.
     """
     more = {} if estimate is None else {"estimate": estimate}
+    more |= {} if visible is None else {"visible": visible}
     # A flow map reads a state as one of the middle of its jump: on the diagonal as its teacher
     # does, and from the start, where the posterior would be the same of all noise, as evidence.
     middle = 0.5 * (s + t) if net.two_time else s
@@ -48,7 +58,7 @@ def forward(
 
 
 def denoise(
-    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None
+    net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, visible=None
 ) -> Float[Array, "b l v"]:
     """Float32 logits of the (two-time) denoiser at states x_s and network times (s, t)."""
-    return logits(forward(net, params, x_s, s, t, key=key), net)
+    return logits(forward(net, params, x_s, s, t, key=key, visible=visible), net)

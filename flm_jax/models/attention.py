@@ -111,8 +111,9 @@ def check_attention(
     softcap: float,
     dtype,
     block: int = 0,
+    hides: bool = False,
 ) -> None:
-    """Refuses what the chosen kernel cannot compute.
+    """Refuses what the chosen kernel cannot compute; `hides` where some positions are not seen.
 
     Raises:
       UserError: unknown kind, another platform, a length, head size, type or cap it cannot take.
@@ -140,6 +141,11 @@ def check_attention(
     if kind == "fused":
         _check_fused(plan, head_dim, dtype)
     if kind == "cudnn":
+        require(
+            not hides,
+            "attention 'cudnn' sees all positions of a row, and answers of a given length see no "
+            "further; set config.model.attention = 'xla'.",
+        )
         require(
             block == 0,
             f"attention 'cudnn' sees all positions or those before, not blocks of {block}; set "
@@ -224,6 +230,7 @@ def attention(
     plan: AttentionPlan = AttentionPlan(),  # noqa: B008  frozen
     causal: bool = False,
     block: int = 0,
+    visible_BM: Bool[Array, "b l"] | None = None,
 ) -> Float[Array, "b l h k"]:
     """Softmax attention, scores scaled by K^-1/2, float32 softmax.
 
@@ -233,6 +240,8 @@ def attention(
       plan: which kernel, over which devices. All kinds agree within rounding.
       causal: each position sees itself and those before; by default it sees all.
       block: n > 0: each position sees its block of n positions and those before; not by cudnn.
+      visible_BM: positions that may be seen, of those that the rest allows; None for all. Not by
+        cudnn. What a position that may not be seen gets itself means nothing, but it is finite.
 
     Raises:
       UserError: a shape, type, cap or platform that the chosen kernel cannot take.
@@ -246,21 +255,31 @@ def attention(
         softcap=softcap,
         dtype=q_BLHK.dtype,
         block=block,
+        hides=visible_BM is not None,
     )
+    qkv = q_BLHK, k_BLHK, v_BLHK
     if plan.kind == "splash":
-        return _splash(q_BLHK, k_BLHK, v_BLHK, softcap, plan, causal, block)
+        return _splash(*qkv, softcap, plan, causal, block, visible_BM)
     if plan.kind == "fused":
-        mask = jnp.asarray(_blockwise(length, block)) if block and not causal else None
-        how = {"softcap": softcap, "causal": causal, "interpret": plan.interpret}
-        fused = lambda *qkv: fused_attention.fused_attention(*qkv, mask, **how)
-        return _on_own_rows(fused, plan, q_BLHK, k_BLHK, v_BLHK)
+        fused = functools.partial(
+            fused_attention.fused_attention,
+            softcap=softcap,
+            causal=causal,
+            interpret=plan.interpret,
+            visible_LM=jnp.asarray(_blockwise(length, block)) if block and not causal else None,
+        )
+        return _on_own_rows(fused, plan, *qkv, visible_BM=visible_BM)
     if not softcap and (causal or not block):
+        mask = None if visible_BM is None else visible_BM[:, None, None]
         return jax.nn.dot_product_attention(
-            q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation=plan.kind
+            *qkv, mask=mask, is_causal=causal, implementation=plan.kind
         )
     block = 1 if causal else block
-    visible_LM = jnp.asarray(_blockwise(length, block)) if block else None
-    return _capped(q_BLHK, k_BLHK, v_BLHK, softcap, visible_LM)
+    visible_BLM = jnp.asarray(_blockwise(length, block))[None] if block else None
+    if visible_BM is not None:
+        seen_BLM = visible_BM[:, None]
+        visible_BLM = seen_BLM if visible_BLM is None else visible_BLM & seen_BLM
+    return _capped(*qkv, softcap, visible_BLM)
 
 
 def cached_attention(
@@ -275,7 +294,7 @@ def cached_attention(
 
     By einsums whatever the kernel of training: one query has no score matrix to avoid.
     """
-    return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_LM)
+    return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_LM[None])
 
 
 def _capped(
@@ -283,7 +302,7 @@ def _capped(
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
     softcap: float,
-    visible_LM: jax.Array | None = None,
+    visible_BLM: jax.Array | None = None,
 ) -> jax.Array:
     scale = q_BLHK.shape[-1] ** -0.5
     scores_BHLM = jnp.einsum(
@@ -291,8 +310,10 @@ def _capped(
     )
     if softcap:
         scores_BHLM = softcap * jnp.tanh(scores_BHLM / softcap)
-    if visible_LM is not None:
-        scores_BHLM = jnp.where(visible_LM[None, None], scores_BHLM, -jnp.inf)
+    if visible_BLM is not None:
+        # Finite, since a query may see nothing: its weights would be NaN.
+        least = jnp.finfo(scores_BHLM.dtype).min
+        scores_BHLM = jnp.where(visible_BLM[:, None], scores_BHLM, least)
     weights_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(v_BLHK.dtype)
     return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, v_BLHK)
 
@@ -326,10 +347,11 @@ def _splash(
     plan: AttentionPlan,
     causal: bool,
     block: int,
+    visible_BM: jax.Array | None,
 ) -> jax.Array:
     """Splash attention on each device's own rows and heads."""
 
-    def local(*qkv_BLHK):
+    def local(*qkv_BLHK, visible_BM):
         q_BHLK, k_BHLK, v_BHLK = (x.swapaxes(1, 2) for x in qkv_BLHK)
         heads, length = q_BHLK.shape[1:3]
         if block and not causal:
@@ -343,22 +365,36 @@ def _splash(
             residual_checkpoint_name=_RESIDUALS,
             interpret=plan.interpret,
         )
-        return jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK).swapaxes(1, 2)
+
+        def one(*qkv_HLK, visible_M):
+            # What may not be seen is a segment of its own, which sees itself.
+            ids = None if visible_M is None else [visible_M.astype(jnp.int32)] * 2
+            return kernel(*qkv_HLK, segment_ids=ids and splash_kernel.SegmentIds(*ids))
+
+        return jax.vmap(one)(q_BHLK, k_BHLK, v_BHLK, visible_M=visible_BM).swapaxes(1, 2)
 
     # The kernel scales nothing itself; in float32, since K^-1/2 need not be exact in bfloat16.
     scale = q_BLHK.shape[-1] ** -0.5
     q_BLHK = (q_BLHK.astype(jnp.float32) * scale).astype(q_BLHK.dtype)
-    return _on_own_rows(local, plan, q_BLHK, k_BLHK, v_BLHK)
+    return _on_own_rows(local, plan, q_BLHK, k_BLHK, v_BLHK, visible_BM=visible_BM)
 
 
-def _on_own_rows(local: Callable, plan: AttentionPlan, *qkv_BLHK: jax.Array) -> jax.Array:
+def _on_own_rows(
+    local: Callable, plan: AttentionPlan, *qkv_BLHK: jax.Array, visible_BM: jax.Array | None
+) -> jax.Array:
     """A kernel that the compiler cannot partition, on each device's own rows and heads."""
     if plan.mesh is None or plan.mesh.size == 1:
-        return local(*qkv_BLHK)
+        return local(*qkv_BLHK, visible_BM=visible_BM)
     ways = functools.reduce(lambda n, axis: n * plan.mesh.shape[axis], plan.batch_axes, 1)
     # A few rows that do not divide (samples shown during training) are computed everywhere.
     rows = plan.batch_axes if qkv_BLHK[0].shape[0] % ways == 0 else None
     spec = PartitionSpec(rows, None, plan.head_axis)
     # check_vma: Pallas calls do not declare over which axes their results vary.
-    fn = jax.shard_map(local, mesh=plan.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-    return fn(*qkv_BLHK)
+    fn = jax.shard_map(
+        lambda seen_BM, *qkv_BLHK: local(*qkv_BLHK, visible_BM=seen_BM),
+        mesh=plan.mesh,
+        in_specs=(PartitionSpec(rows), spec, spec, spec),
+        out_specs=spec,
+        check_vma=False,
+    )
+    return fn(visible_BM, *qkv_BLHK)

@@ -44,10 +44,9 @@ class _Block(nnx.Module):
             cfg.mlp_ratio * dim, dim, kernel_init=zeros, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x_BLD, angles, key: Key | None):
-        softcap = self.cfg.attention_softcap
-        q_BLHK, k_BLHK, v_BLHK = self._heads(x_BLD, angles)
-        h_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, softcap=softcap, plan=self.plan, causal=True)
+    def __call__(self, x_BLD, angles, visible_BL, key: Key | None):
+        how = {"softcap": self.cfg.attention_softcap, "plan": self.plan, "visible_BM": visible_BL}
+        h_BLHK = attention(*self._heads(x_BLD, angles), causal=True, **how)
         return self._finish(x_BLD, h_BLHK, key)
 
     def extend(self, x_BLD, angles, cache, position):
@@ -124,7 +123,7 @@ def causal(cfg: TransformerConfig, plan: AttentionPlan | None = None) -> Network
     def trunk_of(params: Params) -> nnx.Module:
         return bind_trunk({k: v for k, v in params.items() if k != "blocks"})
 
-    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
+    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None, visible=None):
         del s, t
         trunk = trunk_of(params)
         first = jnp.broadcast_to(trunk.anchor[...], (x_s.shape[0], 1, cfg.dim))
@@ -132,7 +131,7 @@ def causal(cfg: TransformerConfig, plan: AttentionPlan | None = None) -> Network
         angles = rotary_angles(x_s.shape[1], head_dim)
 
         def block(params, x_BLD, key):
-            return bind_block(params)(x_BLD, angles, key)
+            return bind_block(params)(x_BLD, angles, visible, key)
 
         keys = None if key is None else jax.random.split(key, cfg.depth)
         x_BLD = run_blocks(cfg, block, x_BLD, params["blocks"], keys)

@@ -100,7 +100,7 @@ class _Block(nnx.Module):
         self.mlp_out = nnx.Linear(cfg.mlp_ratio * dim, dim, dtype=dtype, rngs=rngs)
         self.modulation = modulation(cfg.cond_dim, 6 * dim, dtype, rngs)
 
-    def __call__(self, x_BLD, cond, angles, key: Key | None):
+    def __call__(self, x_BLD, cond, angles, visible_BL, key: Key | None):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         k_attn, k_mlp = (None, None) if key is None else jax.random.split(key)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(cond), 6, axis=-1)
@@ -118,6 +118,7 @@ class _Block(nnx.Module):
             v_BLHK,
             softcap=cfg.attention_softcap,
             plan=self.plan,
+            visible_BM=visible_BL,
         )
         h_BLD = self.attn_out(h_BLHK.reshape(h_BLD.shape))
         x_BLD = x_BLD + gate1 * dropout(h_BLD, cfg.dropout, k_attn)
@@ -190,14 +191,23 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     def trunk_of(params: Params):
         return bind_trunk({k: v for k, v in params.items() if k != "blocks"})
 
-    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None, estimate=None):
+    def features(
+        params: Params,
+        x_s,
+        s: Times,
+        t: Times,
+        *,
+        key: Key | None = None,
+        estimate=None,
+        visible=None,
+    ):
         trunk = trunk_of(params)
         cond = trunk.time(s) + (trunk.target_time(t) if cfg.two_time else 0.0)
         cond = jax.nn.silu(cond if cond.ndim == 3 else cond[:, None, :])
         angles = rotary_angles(x_s.shape[1], cfg.head_dim)
 
         def block(params, x_BLD, key):
-            return bind_block(params)(x_BLD, cond.astype(dtype), angles, key)
+            return bind_block(params)(x_BLD, cond.astype(dtype), angles, visible, key)
 
         if estimate is not None:
             x_s = x_s + trunk.estimate(estimate)

@@ -8,6 +8,7 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 
 # Hopper and the data-centre Blackwell: the backward kernels exist for these alone.
 _CAPABILITIES = (9.0, 11.0)
@@ -70,8 +71,9 @@ def fused_attention(
     q_BLHK: jax.Array,
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
-    visible_LM: jax.Array | None,
     *,
+    visible_LM: jax.Array | None = None,
+    visible_BM: jax.Array | None = None,
     softcap: float,
     causal: bool,
     interpret: bool,
@@ -80,7 +82,8 @@ def fused_attention(
 
     Args:
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values, bfloat16 or float16.
-      visible_LM: which keys each query sees, or None.
+      visible_LM: which keys each query sees, or None for all.
+      visible_BM: which keys of each row may be seen at all, or None for all.
       softcap: cap of the scores; 0 for none.
       causal: each position sees itself and those before.
       interpret: takes tokamax's einsums in place of its kernels, on any platform and type.
@@ -88,11 +91,16 @@ def fused_attention(
     Returns:
       [B, L, H, K]. Differentiable by reverse mode alone: the kernel has no forward rule.
     """
+    mask = None if visible_LM is None else visible_LM[None, None]
+    if visible_BM is not None:
+        length = q_BLHK.shape[1]
+        seen = jnp.broadcast_to(visible_BM[:, None, None], (len(visible_BM), 1, length, length))
+        mask = seen if mask is None else mask & seen
     return _tokamax().dot_product_attention(
         q_BLHK,
         k_BLHK,
         v_BLHK,
-        mask=None if visible_LM is None else visible_LM[None, None],
+        mask=mask,
         is_causal=causal,
         logits_soft_cap=softcap or None,
         implementation="xla" if interpret else "mosaic",

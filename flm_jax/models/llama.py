@@ -160,7 +160,7 @@ class _Block(nnx.Module):
             outputs = cfg.adapters.parts * cfg.dim
             self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
 
-    def __call__(self, x_BLD, times, angles, key: Key | None):
+    def __call__(self, x_BLD, times, angles, visible_BL, key: Key | None):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         keys = dict.fromkeys((*cfg.matrices, "attn_drop", "mlp_drop"))
         if key is not None:
@@ -177,7 +177,8 @@ class _Block(nnx.Module):
             embedded = times if cfg.adapters.shared_time else jax.nn.silu(self.time(times))
             first, second = lora.conditions(self.modulation(embedded), cfg.adapters)
         norm1 = first.shifted(self.norm1(x_BLD).astype(dtype))
-        (h_BLD,) = project(self._attend(project(norm1, *lora.QKV), angles), "attn_out")
+        h_BLD = self._attend(project(norm1, *lora.QKV), angles, visible_BL)
+        (h_BLD,) = project(h_BLD, "attn_out")
         x_BLD = x_BLD + dropout(first.gated(h_BLD), cfg.dropout, keys["attn_drop"])
         norm2 = second.shifted(self.norm2(x_BLD).astype(dtype))
         gate, up = project(norm2, "gate", "up")
@@ -186,7 +187,7 @@ class _Block(nnx.Module):
             h_BLD = h_BLD + self.experts(norm2)
         return x_BLD + dropout(second.gated(h_BLD), cfg.dropout, keys["mlp_drop"])
 
-    def _attend(self, qkv, angles):
+    def _attend(self, qkv, angles, visible_BL):
         cfg = self.cfg
         q_BLD, k_BLE, v_BLE = qkv
 
@@ -214,6 +215,7 @@ class _Block(nnx.Module):
             softcap=cfg.attention_softcap,
             plan=self.plan,
             block=cfg.block_length,
+            visible_BM=visible_BL,
         )
         return out_BLHK.reshape(q_BLD.shape)
 
@@ -326,7 +328,7 @@ def llama(
         }
         return init_trunk(trunk_key) | blocks
 
-    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None):
+    def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None, visible=None):
         del t
         trunk = bind_trunk({k: v for k, v in params.items() if k not in stacks})
         angles = rotary_angles(
@@ -345,7 +347,7 @@ def llama(
         for name, (_, bind_block, start, end) in stacks.items():
 
             def block(params, x_BLD, key, bind_block=bind_block):
-                return bind_block(params)(x_BLD, read, angles, key)
+                return bind_block(params)(x_BLD, read, angles, visible, key)
 
             own = None if keys is None else keys[start:end]
             x_BLD = run_blocks(cfg, block, x_BLD, params[name], own)
@@ -361,6 +363,7 @@ def llama(
         readout=lambda params: _readout(cfg, params),
         anchor=lambda params: _anchor(cfg, params),
         any_length=True,
+        block_length=cfg.block_length,
     )
 
 

@@ -48,6 +48,25 @@ def test_splash_is_xla(softcap, length):
     assert np.abs(other[0] - want[0]).max() > 1e-2
 
 
+@pytest.mark.parametrize("how", [{}, {"block": 48}, {"causal": True}])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_positions_that_may_not_be_seen_change_nothing(softcap, how):
+    """The visible ones get what they get in a row without the others, from both kernels."""
+    qkv, seen = inputs(length=128), np.arange(128) < np.array([[128], [70]])
+    qkv[1] = qkv[1].at[1, 70:].set(7.0)
+    alone = [np.asarray(attention(*(x[1:, :70] for x in qkv), softcap=softcap, **how))[0]]
+    whole = np.asarray(attention(*qkv, softcap=softcap, **how))
+    for plan in (AttentionPlan("xla"), SPLASH):
+        run = lambda *args, plan=plan: attention(
+            *args, visible_BM=jnp.asarray(seen), softcap=softcap, plan=plan, **how
+        )
+        got = np.asarray(jax.jit(run)(*qkv))
+        assert_close([got[0], got[1, :70]], [whole[0], *alone])
+        assert np.isfinite(got).all()
+    if not how.get("causal"):
+        assert np.abs(whole[1, :70] - alone[0]).max() > 1e-2
+
+
 @pytest.mark.parametrize("shape, rows", [((4, 1, 2), 8), ((2, 2, 2), 4), ((1, 8, 1), 3)])
 def test_splash_over_devices_is_xla(shape, rows):
     """Rows over data and fsdp, heads over tensor; three rows on eight devices are replicated."""
@@ -59,6 +78,11 @@ def test_splash_over_devices_is_xla(shape, rows):
     spread = [jax.device_put(x, NamedSharding(mesh, spec)) for x in qkv]
     want = output_and_gradients(AttentionPlan("xla"), 2.0, qkv)
     assert_close(output_and_gradients(plan, 2.0, spread), want)
+    seen = np.arange(128) < 3 * np.arange(20, 20 + rows)[:, None]
+    run = lambda plan, qkv: jax.jit(
+        lambda *x: attention(*x, plan=plan, visible_BM=jnp.asarray(seen))
+    )(*qkv)
+    assert_close([run(plan, spread)[seen]], [run(AttentionPlan("xla"), qkv)[seen]])
 
 
 def test_rows_are_not_gathered():
@@ -140,6 +164,7 @@ def test_what_a_kernel_cannot_compute_is_refused():
     refused("splash", "runs on tpu, these devices are cpu", interpret=False)
     refused("cudnn", "runs on gpu, these devices are cpu", interpret=False)
     refused("splash", "multiples of 128, got 1000", length=1000)
+    refused("cudnn", "'cudnn' sees all positions.*config.model.attention = 'xla'", hides=True)
     refused("cudnn", "cannot cap scores, got a cap of 50", softcap=50.0)
     refused("cudnn", "computes in bfloat16, got float32", dtype="float32")
     refused("cudnn", "head sizes in multiples of 8 up to 128, got 100", head_dim=100)

@@ -26,6 +26,7 @@ from flm_jax.models.attention import (
 
 FUSED = AttentionPlan("fused", interpret=True)
 SIZES = dict(length=128, heads=2, head_dim=64, softcap=50.0, dtype="bfloat16")
+SEEN = jnp.arange(96)[None] < jnp.array([[96], [70]])
 installed = pytest.mark.skipif(bool(fused_attention.why_missing()), reason="needs tokamax")
 
 
@@ -47,7 +48,9 @@ def results(plan, softcap=2.0, **how):
 
 @installed
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
-@pytest.mark.parametrize("how", [{}, {"causal": True}, {"block": 32}])
+@pytest.mark.parametrize(
+    "how", [{}, {"causal": True}, {"block": 32}, {"block": 32, "visible_BM": SEEN}]
+)
 def test_fused_is_xla(softcap, how):
     for got, want in zip(results(FUSED, softcap, **how), results(AttentionPlan(), softcap, **how)):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
