@@ -23,6 +23,7 @@ from flm_jax.core.files import json_lines, write_output
 from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import read_prompts
+from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.text import unigram_entropy
 from flm_jax.samplers.base import SamplerConfig
 
@@ -77,8 +78,13 @@ def _write(path: str, lines: list[dict]) -> None:
 def _solve(model: Model, counts: list[int], rows: int, sampler: SamplerConfig) -> None:
     task, num = task_problems.task_of(model), _PROBLEMS.value
     for count in counts:
-        share, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, sampler)
-        print(f"{calls:g} network calls: {share:.4f} of {num} problems solved")
+        found, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, sampler)
+        low, high = share_interval(found["solved"], num)
+        more = "".join(f", {k} {v:.4f}" for k, v in found.items() if k not in ("solved", "kept"))
+        print(
+            f"{calls:g} network calls: {found['solved']:.4f} [{low:.4f}, {high:.4f}] of {num} "
+            f"problems solved{more}"
+        )
 
 
 def _answer(model: Model, counts: list[int], length: int, sampler: SamplerConfig) -> None:

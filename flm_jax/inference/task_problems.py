@@ -33,7 +33,7 @@ def solve(
     rows: int,
     seed: int,
     sampler: SamplerConfig | None = None,
-) -> tuple[float, float]:
+) -> tuple[dict[str, float], float]:
     """Completes problems, the same ones for all models and samplers.
 
     Args:
@@ -43,9 +43,9 @@ def solve(
       seed: of the draws.
 
     Returns:
-      Share of the problems solved, and network calls of a batch, the mean over batches.
+      Figures of `Task.report_problems`, and network calls of a batch, the mean over batches.
     """
     tokens, given = task.problems(num, _SEED)
     settings = dict(steps=steps, batch_size=rows, seed=seed, sampler=sampler)
     done = engine.complete(model, Given(tokens, given), **settings)
-    return task.report_problems(done.tokens, tokens, given)["solved"], done.calls
+    return task.report_problems(done.tokens, tokens, given), done.calls

@@ -103,10 +103,10 @@ def test_alignment_lowers_the_distances_and_says_so_beside_the_base(runs):
         assert found[name] < 0.95 * found[f"base_{name}"], kind
     assert "base_masked_nll_nats_per_token" in found
     assert task_problems.task_of(model).name == "arithmetic1"
-    share, calls = task_problems.solve(
+    solved, calls = task_problems.solve(
         model, task_problems.task_of(model), 20, 2, 20, 0, XPredictionConfig()
     )
-    assert 0.0 <= share <= 1.0 and calls <= 2
+    assert 0.0 <= solved["solved"] <= 1.0 and calls <= 2
 
 
 def test_adapters_may_be_aligned_in_the_place_of_all_parameters(runs):

@@ -29,8 +29,8 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
     model = SimpleNamespace(
         config={"objective": {"name": "masked_diffusion"}}, net=None, flow=None, params=None
     )
-    share, calls = task_problems.solve(model, task, 10, 3, rows, 0)
+    found, calls = task_problems.solve(model, task, 10, 3, rows, 0)
     odd = task.problems(10, task_problems._SEED)[0][:, 0] % 2 == 1
-    assert share == odd.mean()
+    assert found["solved"] == odd.mean()
     groups = [odd[np.arange(i, i + rows) % 10].all() for i in range(0, 10, rows)]
     assert calls == np.mean(np.where(groups, 1, 3))

@@ -139,7 +139,7 @@ def test_a_policy_is_trained_continued_and_used(model, tmp_path, monkeypatch):
     loaded = load_model(model)
     sampler = XPredictionConfig(policy=str(tmp_path / "whole"))
     settings = (loaded, task_problems.task_of(loaded), 20, 2, 20, 0)
-    assert 0.0 <= task_problems.solve(*settings, sampler)[0] <= 1.0
+    assert 0.0 <= task_problems.solve(*settings, sampler)[0]["solved"] <= 1.0
     with pytest.raises(UserError, match="expected one of train_policy"):
         task_problems.solve(*settings, XPredictionConfig(policy=model))
     with pytest.raises(UserError, match="another group"):
