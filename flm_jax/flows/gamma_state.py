@@ -134,9 +134,16 @@ class GammaState(NamedTuple):
 
 def fresh_state(cfg: GammaConfig) -> GammaState:
     """Nothing seen yet."""
-    zero, cells = jnp.zeros(()), jnp.zeros((len(RATIO_EDGES) - 1, cfg.bins, 3))
-    knots = jnp.linspace(cfg.low, cfg.high, KNOTS)
-    return GammaState(cells, cells, zero, jnp.array([cfg.center, 1.0, 1.0]), knots, zero, zero)
+    size = (len(RATIO_EDGES) - 1, cfg.bins, 3)
+    return GammaState(
+        cells=jnp.zeros(size),
+        fresh=jnp.zeros(size),
+        examples=jnp.zeros(()),
+        shape=jnp.array([cfg.center, 1.0, 1.0]),
+        knots=jnp.linspace(cfg.low, cfg.high, KNOTS),
+        r2=jnp.zeros(()),
+        ready=jnp.zeros(()),
+    )
 
 
 def state_of_knots(knots: np.ndarray | jax.Array, cfg: GammaConfig) -> GammaState:

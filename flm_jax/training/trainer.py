@@ -146,7 +146,8 @@ def _started(
     adapters, times = found or (None, None)
     times = times if teacher is None or teacher.times is None else teacher.times
     if times is not None and state.tracked is not None:
-        put = lambda x, like: jax.device_put(x, like.sharding)
+        # Copies: the state is donated, so no two arrays of it may share their memory.
+        put = lambda x, like: jnp.copy(jax.device_put(x, like.sharding))
         state = state._replace(tracked=jax.tree.map(put, times, state.tracked))
     if adapters is None:
         return state

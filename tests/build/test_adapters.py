@@ -128,6 +128,18 @@ def test_adapters_may_start_from_others(base, adapted):
     assert bias(state.params) is not bias(state.ema_params)
 
 
+def test_the_law_of_gamma_comes_with_the_adapters(base, tmp_path):
+    """The curve alone, into bins of another number."""
+    law = {"learnt": "empirical", "refit_every": 4, "least_cell": 0.0, "least_examples": 128.0}
+    law = {f"flow.law.{key}": value for key, value in (law | {"bins": 8}).items()}
+    model = run(adapt(base[0], **law, **{"train.steps": 8}), tmp_path / "first")
+    assert model.times.ready == 1.0 and np.ptp(np.diff(model.times.knots)) > 0.01
+    more = {"adapters.start": str(tmp_path / "first"), "train.steps": 2}
+    again = run(adapt(base[0], **more), tmp_path / "second").times
+    np.testing.assert_array_equal(again.knots, model.times.knots)
+    assert again.ready == 1.0 and again.examples == 2 * 64 and again.cells.shape[1] == 128
+
+
 @pytest.mark.parametrize("steps", [0, 4])
 def test_plans_count_what_runs(steps):
     """Operations of a llama with adapters: more than the least, which leaves LoRA out."""

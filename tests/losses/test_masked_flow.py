@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from flm_jax.denoiser.forward import denoise
-from flm_jax.flows import noise_schedule
+from flm_jax.flows.gamma_state import GammaConfig, fresh_state
 from flm_jax.flows.masking import masked_states
-from flm_jax.flows.noise_schedule import GammaConfig
 from flm_jax.flows.noising import hidden_states
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
@@ -98,7 +97,7 @@ def test_the_loss_observes_rows_by_gamma_and_keeps_prompts():
     cfg, law = BridgeConfig(embedding_weight=0.0, whole=1.0), GammaConfig(learnt="empirical")
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6)), "prompt": jnp.arange(6)[None] < 2}
     batch["prompt"] = jnp.broadcast_to(batch["prompt"], (4, 6))
-    flow = bridge_flow(law).settled(noise_schedule.fresh_state(law))
+    flow = bridge_flow(law).settled(fresh_state(law))
 
     def run(params, batch):
         return bridge_loss(params, batch, KEY, net=NET, flow=flow, cfg=cfg, rows=Rows(0, 4))
