@@ -11,11 +11,14 @@ from flm_jax.checkpoints.portable import named
 from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.schema import settings
 from flm_jax.config.upgrade import read_config
+from flm_jax.core.errors import require
 from flm_jax.core.types import Config, Params
 from flm_jax.flows.gamma_state import GammaState
 from flm_jax.interop import llada2, mlfm
 from flm_jax.interop.llama import state_dict_from_params
 from flm_jax.models.lora import AdapterConfig, join, merged, split
+
+_EMBEDDINGS = ("table", "anchor")  # of a base that is trained, these stay as they are
 
 
 def adapter_config(config: Config) -> AdapterConfig | None:
@@ -47,13 +50,54 @@ def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
 
 
 def trained_params(config: Config, params: Params) -> Params:
-    """The part of a network's parameters that training changes."""
-    return params if adapter_config(config) is None else split(params)[1]
+    """The part of a network's parameters that training changes.
+
+    A base that is trained is float32 there: in bfloat16 its small steps would round to nothing.
+    """
+    cfg = adapter_config(config)
+    if cfg is None:
+        return params
+    base, adapters = split(params)
+    if not cfg.base_lr:
+        return adapters
+    return join(jax.tree.map(_wide, _without_embeddings(base)), adapters)
 
 
 def whole_params(config: Config, params: Params, frozen: Params) -> Params:
     """A network's parameters from those that are trained and the frozen ones."""
     return params if adapter_config(config) is None else join(frozen, params)
+
+
+def frozen_params(config: Config, base: Params) -> Params:
+    """The part of a base's parameters that stays as it is."""
+    cfg = adapter_config(config)
+    if cfg is None or not cfg.base_lr:
+        return base
+    return {name: base[name] for name in base if name in _EMBEDDINGS} | {"blocks": {}}
+
+
+def started_params(config: Config, fresh: Params, base: Params) -> Params:
+    """Parameters of `trained_params`, those of a base that is trained taken from it.
+
+    Args:
+      fresh: with any values of these.
+      base: parameters of the base.
+    """
+    own = split(fresh)[0]
+    if not own["blocks"]:
+        return fresh
+    put = lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding)
+    return join(jax.tree.map(put, _without_embeddings(base), own), split(fresh)[1])
+
+
+def _without_embeddings(base: Params) -> Params:
+    return {name: value for name, value in base.items() if name not in _EMBEDDINGS}
+
+
+def _wide(x):
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
+    return x.astype(jnp.float32)
 
 
 def starting_adapters(
@@ -66,10 +110,12 @@ def starting_adapters(
       place: sharding of what is learnt of the law of times.
 
     Returns:
-      The adapters, and what is to be inherited of what they learnt of the law of times.
+      The adapters, with the base where both runs train it, and what is to be inherited of what
+      they learnt of the law of times.
 
     Raises:
-      UserError: no checkpoint there, or one of other sizes or of another range of gamma.
+      UserError: no checkpoint there, one of other sizes or of another range of gamma, or one whose
+        base was trained, of a run that keeps its base.
     """
     start = config["adapters"]["start"]
     if not start:
@@ -78,6 +124,13 @@ def starting_adapters(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract
     )
     theirs = read_config(start)
+    trained = settings(theirs, "adapters").base_lr > 0.0
+    require(
+        config["adapters"]["base_lr"] > 0.0 or not trained,
+        f"config.adapters.start {start} trained its base with its adapters; expected "
+        f"config.adapters.base_lr above 0, such as {theirs['adapters']['base_lr']}.",
+    )
+    shapes = shapes if trained else split(shapes)[1]
     params, _, times = load_averages(start, shapes, saved_forms(theirs, place))
     times = inherited_times(config, theirs, current(theirs, jax.device_get(times)))
     return jax.tree.map(jnp.copy, params), times

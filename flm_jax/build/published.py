@@ -77,7 +77,7 @@ def adapted(
     config = with_values(config, found.values)
     config["model"]["length"] = min(length or config["model"]["length"], base["model"]["length"])
     config["adapters"]["base"] = where
-    if found.base is not None and "base_lr" in config["adapters"]:
+    if found.base is not None:
         config["adapters"]["base_lr"] = _BASE_LR
     config = check(resolve_adapted(check(config), base, tokenizer))
     like = jax.eval_shape(make_network(config).init, jax.random.key(0))

@@ -115,7 +115,7 @@ class BatchIterator:
         batches: grain.MapDataset,
         options: grain.ReadOptions,
         identity: dict[str, Any],
-        prefix_crop: float = 0.0,
+        prefix_crop: float,
     ):
         self._batches = batches
         self._prefix_crop = prefix_crop
@@ -183,7 +183,7 @@ def make_iterator(
     repeat: bool = True,
     threads: int,
     prefetch: int,
-    prefix_crop: float = 0.0,
+    prefix_crop: float,
 ) -> BatchIterator:
     """Batches of a source, or of a mixture given as (source, weight) pairs.
 

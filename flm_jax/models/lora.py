@@ -60,6 +60,15 @@ class AdapterConfig:
     fused_qkv: bool = setting(
         True, "whether queries, keys and values share one LoRA; else each has its own"
     )
+    base_lr: float = setting(
+        0.0,
+        "peak learning rate of the base, which is then trained in float32, all but its embeddings; "
+        "0 for a frozen base",
+        range="[0, inf)",
+    )
+    base_weight_decay: float = setting(
+        0.1, "weight decay of the base's matrices and its last norm", range="[0, inf)"
+    )
     base: str = setting("", "workdir of the masked diffusion model to adapt; empty for no adapters")
     start: str = setting(
         "", "workdir whose averaged adapters training starts from; empty for fresh ones"

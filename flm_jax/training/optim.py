@@ -5,7 +5,10 @@ the transformer blocks; embeddings, heads, biases, norms, routers and conditioni
 steps are scaled to the size of AdamW's, so that both take the same learning rates.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,29 @@ from flm_jax.core.types import Config, Params
 
 _BLOCKS = ("blocks", "dense_blocks")
 _ADAM_STEP = 0.2  # root mean square of AdamW's steps, in learning rates
+
+Path = tuple[str, ...]  # of a parameter
+
+
+class Group(NamedTuple):
+    """Parameters with a learning rate and a weight decay of their own.
+
+    Attributes:
+      member: path -> whether a parameter is of the group.
+      lr: peak learning rate.
+      weight_decay: of those that `decays`.
+      decays: path -> whether a parameter has weight decay.
+    """
+
+    member: Callable[[Path], bool]
+    lr: float
+    weight_decay: float
+    decays: Callable[[Path], bool]
+
+
+def is_kernel(path: Path) -> bool:
+    """Whether a path is that of a matrix, which has weight decay."""
+    return path[-1] == "kernel"
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
@@ -56,20 +82,16 @@ def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> s
     )
 
 
-def _kernels(params: Params):
-    return jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
+def _by_path(fn: Callable[[Path], Any]) -> Callable[[Params], Any]:
+    """Parameters -> the same tree with `fn` of their paths."""
+    names = lambda path: tuple(part.key for part in path)
+    return lambda params: jax.tree_util.tree_map_with_path(lambda p, _: fn(names(p)), params)
 
 
-def _groups(params: Params):
-    """Which rule each parameter has."""
-
-    def one(path, _):
-        names = [p.key for p in path]
-        inside = names[0] in _BLOCKS and names[-1] == "kernel"
-        inside = inside and not {"modulation", "router"} & set(names)
-        return "muon" if inside else "adamw"
-
-    return jax.tree_util.tree_map_with_path(one, params)
+def _rule_of(path: Path) -> str:
+    """Which of Muon's two rules a parameter has."""
+    inside = path[0] in _BLOCKS and path[-1] == "kernel"
+    return "muon" if inside and not {"modulation", "router"} & set(path) else "adamw"
 
 
 def _stacked(params: Params):
@@ -77,11 +99,13 @@ def _stacked(params: Params):
     return jax.tree.map(lambda x: MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)
 
 
-def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW or Muon; weight decay on arrays that end in "kernel" only."""
+def _rule(
+    cfg: OptimConfig, steps: int, decays: Callable[[Path], bool]
+) -> optax.GradientTransformation:
+    """AdamW or Muon with one learning rate."""
     rate, decay = learning_rate(cfg, steps), cfg.weight_decay
-    clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
-    rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=_kernels)
+    mask = _by_path(decays)
+    rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=mask)
     if cfg.name == "muon":
         orthogonal = muon(
             rate,
@@ -89,7 +113,32 @@ def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation
             consistent_rms=_ADAM_STEP,
             muon_weight_dimension_numbers=_stacked,
         )
-        rule = optax.partition({"muon": orthogonal, "adamw": rule}, _groups)
+        rule = optax.partition({"muon": orthogonal, "adamw": rule}, _by_path(_rule_of))
+    return rule
+
+
+def make_optimizer(
+    cfg: OptimConfig,
+    steps: int,
+    groups: Sequence[Group] = (),
+    decays: Callable[[Path], bool] = is_kernel,
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW or Muon.
+
+    Args:
+      steps: at which a cosine ends.
+      groups: parameters with rates of their own; the first that a parameter is of counts.
+      decays: which of the other parameters have weight decay.
+    """
+    clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
+    rule = _rule(cfg, steps, decays)
+    if groups:
+        rules = {"": rule}
+        for i, group in enumerate(groups):
+            own = dataclasses.replace(cfg, lr=group.lr, weight_decay=group.weight_decay)
+            rules[str(i)] = _rule(own, steps, group.decays)
+        of = lambda path: next((str(i) for i, g in enumerate(groups) if g.member(path)), "")
+        rule = optax.partition(rules, _by_path(of))
     return optax.chain(*clip, rule)
 
 

@@ -22,6 +22,7 @@ from flm_jax.core.types import Params
 from flm_jax.distributed import sharding
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.noise import UnitNoise
+from flm_jax.training.adapter_groups import optimizer_groups
 from flm_jax.training.optim import fallen, make_optimizer
 from flm_jax.training.step import Companion, make_train_step
 
@@ -74,7 +75,8 @@ def assemble(
     companion = _companion(config, optim, net, flow, teacher and teacher[0])
     _check_batch(cfg, mesh, companion)
     lead = companion.auxiliary.lead if companion else 0
-    optimizer = make_optimizer(optim, cfg.steps - lead)
+    groups, decays = optimizer_groups(config)
+    optimizer = make_optimizer(optim, cfg.steps - lead, groups, decays)
     if teacher and family(config).from_noise and isinstance(flow.noise, UnitNoise):
         optimizer = without_table(optimizer)
 

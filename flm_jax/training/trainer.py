@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from flm_jax.build.adapters import starting_adapters, whole_params
+from flm_jax.build.adapters import (
+    frozen_params,
+    started_params,
+    starting_adapters,
+    whole_params,
+)
 from flm_jax.build.data import open_data, resolve_vocabulary
 from flm_jax.build.families import x_prediction
 from flm_jax.build.families.registry import family, teacher_folder
@@ -36,6 +41,7 @@ from flm_jax.data.chat import cropped
 from flm_jax.data.pipeline import make_iterator
 from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.distributed import sharding
+from flm_jax.models.lora import join
 from flm_jax.training.evaluator import make_evaluator
 from flm_jax.training.loop import Loop, Run
 from flm_jax.training.optim import rate_change
@@ -74,6 +80,8 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
             check_teacher(config, data.tokenizer, teacher)
     frozen = {} if teacher is None else teacher.params
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
+    # Of a base that is trained the state holds its own copy.
+    frozen, whole = frozen_params(config, frozen), frozen
     start = starting_params(config, data.tokenizer, mesh)
     net, cfg = program.net, program.cfg
     _write_workdir(workdir, config, data.tokenizer)
@@ -88,7 +96,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
         prefix_crop=config["data"]["prefix_crop"],
     )
     checkpoints = Checkpoints(workdir, cfg.keep_checkpoints)
-    state = program.initial_state(frozen, start)
+    state = program.initial_state(whole, start)
     found, spent = checkpoints.restore(state), 0.0
     if found is None:
         state = _started(config, state, teacher, sharding.replicated(mesh))
@@ -149,9 +157,11 @@ def _started(
         # Copies: the state is donated, so no two arrays of it may share their memory.
         put = lambda x, like: jnp.copy(jax.device_put(x, like.sharding))
         state = state._replace(tracked=jax.tree.map(put, times, state.tracked))
-    if adapters is None:
-        return state
-    return state._replace(params=adapters, ema_params=jax.tree.map(jnp.copy, adapters))
+    params = state.params
+    if config["adapters"]["base_lr"]:
+        params = started_params(config, params, teacher.params)
+    params = params if adapters is None else join(params, adapters)
+    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
 
 def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> dict[str, Any] | None:

@@ -128,6 +128,43 @@ def test_adapters_may_start_from_others(base, adapted):
     assert bias(state.params) is not bias(state.ema_params)
 
 
+def test_a_base_may_be_trained_with_its_adapters(base, adapted, tmp_path):
+    """All of it but the embeddings, in float32; it is saved, started from and exported with them."""
+    more = {"adapters.base_lr": 1e-3, "adapters.start": str(adapted[0])}
+    config = adapt(base[0], **more)
+    model = run(config, tmp_path / "run")
+    kept, adapters = split(model.params)
+    before = split(adapted[1].params)
+    for name in ("table", "anchor"):
+        np.testing.assert_array_equal(kept[name], before[0][name])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), kept, before[0])
+    assert min(leaves({k: v for k, v in moved.items() if k not in ("table", "anchor")})) > 0
+    assert max(leaves(moved["blocks"]["q"])) < 24 * 1e-3  # the base's own rate, not 3e-3
+    assert any((a != b).any() for a, b in zip(leaves(adapters), leaves(before[1])))
+    end = tmp_path / "run" / "checkpoints" / "24"
+    saved = ocp.StandardCheckpointHandler().metadata(end / "ema").tree
+    assert set(saved) == {"blocks", "lora", "norm", "head"}
+    names = set(exported_tensors(model.config, model.params))
+    assert {"model.lm_head.weight", "model.transformer.wte.weight"} < names
+    # A restart in the middle changes nothing.
+    half = adapt(base[0], **more, **{"train.steps": 12})
+    assert train_run(check(half), str(tmp_path / "again")) == 0
+    run(config, tmp_path / "again")
+    ends = [tmp_path / name / "checkpoints" / "24" / "train" for name in ("run", "again")]
+    whole, again = (ocp.StandardCheckpointHandler().restore(path) for path in ends)
+    for a, b in zip(leaves(whole), leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A run that trains its base starts from one that did, another does not.
+    more = {"adapters.base_lr": 1e-4, "adapters.start": str(tmp_path / "run"), "train.steps": 1}
+    more |= {"optim.lr": 1e-9, "optim.ema_decay": 0.0, "adapters.base_lr": 1e-9}
+    third = run(adapt(base[0], **more), tmp_path / "third")
+    for a, b in zip(leaves(third.params), leaves(model.params)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    config = adapt(base[0], **{"adapters.start": str(tmp_path / "run")})
+    with pytest.raises(UserError, match="trained its base with its adapters; expected"):
+        train_run(check(config), str(tmp_path / "refused"))
+
+
 def test_the_law_of_gamma_comes_with_the_adapters(base, tmp_path):
     """The curve alone, into bins of another number."""
     law = {"learnt": "empirical", "refit_every": 4, "least_cell": 0.0, "least_examples": 128.0}

@@ -39,7 +39,7 @@ def _part(process, count, global_batch=8):
 
 
 def _iterator(source, *, seed=0, global_batch=8, **kwargs):
-    how = {"threads": 1, "prefetch": 4} | kwargs
+    how = {"threads": 1, "prefetch": 4, "prefix_crop": 0.0} | kwargs
     return make_iterator(source, global_batch=global_batch, seed=seed, **how)
 
 
