@@ -173,7 +173,12 @@ def _run(
     )
     rows = sharding.local_rows(mesh, batch)
     batches = make_iterator(
-        data.train, global_batch=batch, seed=seed, rows=rows, threads=1, prefetch=4
+        data.train,
+        global_batch=batch,
+        seed=seed,
+        rows=rows,
+        threads=1,
+        prefetch=4,
         prefix_crop=0.0,
     )
     if found := checkpoints.restore(state):
