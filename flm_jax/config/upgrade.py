@@ -41,6 +41,9 @@ _OLDER_LAW = {
 # What sampling of masked flows was before its settings said it.
 _OLDER_STEPS = {"spacing": "uniform", "last_call": False, "reuse": True, "temperature": 0.0}
 
+# What data of exchanges were before their settings said it.
+_OLDER_DATA = {"padding": "ignored", "too_long": "cut"}
+
 
 def read_config(workdir: str | epath.Path) -> Config:
     """The configuration of a workdir or an exported folder of a model, complete.
@@ -65,6 +68,8 @@ def upgrade(config: Config) -> Config:
         objective |= config.get("alignment", {})
     if "gates" not in (adapters := config.get("adapters", {})) and adapters.get("base"):
         config = config | {"adapters": adapters | _OLDER_ADAPTERS}
+    if "padding" not in (data := config.get("data", {})):
+        config = config | {"data": data | _OLDER_DATA}
     now = {"seed": config.get("seed", 0)}
     now["model"] = {"name": model["name"]} | _completed(
         model, defaults("model", model["name"]), settings_of(MODELS[model["name"]])

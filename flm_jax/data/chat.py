@@ -1,4 +1,4 @@
-"""Questions and answers from JSON lines, each framed as one exchange; the question is the prompt.
+"""Questions and answers as rows, each framed as one exchange; the question is the prompt.
 
 A tokenizer's own chat template frames them, if it has one; if not, this does:
 
@@ -6,35 +6,23 @@ A tokenizer's own chat template frames them, if it has one; if not, this does:
 
 With a template, the token that ends a turn there stands before the EOS.
 
-A line is an object with "prompt" and "response", or, as GSM8K has them, "question" and "answer"; of
-the latter the calculator's notes <<...>> are dropped and the last line becomes "### {result}".
+`data.instruction_sets` says what the lines are.
 """
 
 import hashlib
-import re
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.data.jsonl import read_records
-from flm_jax.data.pipeline import Batch, MixedSource, Mixture, Source
-from flm_jax.data.text import tidy
+from flm_jax.data.instruction_sets import Exchange, read_exchanges
+from flm_jax.data.pipeline import MULTIPLE, Batch, MixedSource, Mixture, Source
 from flm_jax.data.tokenizers.base import Tokenizer
 
-_FIELDS = (("prompt", "response"), ("question", "answer"))
-_NOTES = re.compile(r"<<[^>]*>>")
 _HELD_OUT = 20  # every so many lines one is kept for validation
-MULTIPLE = 64  # tokens; batches are cropped to multiples of it
-
-
-class Exchange(NamedTuple):
-    """A question and its answer; `where` is its place, for messages."""
-
-    prompt: str
-    response: str
-    where: str = ""
+PADDINGS, TOO_LONG = ("answer", "ignored"), ("skip", "cut")
 
 
 def framed(*turns: str) -> str:
@@ -63,54 +51,55 @@ def told(tokenizer: Tokenizer, response: str) -> np.ndarray:
     return np.concatenate([ids, list(dict.fromkeys(ends))]).astype(np.int32)
 
 
-def read_exchanges(path: str) -> list[Exchange]:
-    """The exchange of every line.
+class Framing(NamedTuple):
+    """How exchanges become rows.
 
-    Raises:
-      UserError: no such file, no line, or one that is no JSON object with the fields (its number).
+    Attributes:
+      length: tokens of a row.
+      padding: "answer": what follows an answer is filled with its end of text and counts as answer,
+        so that models learn how long answers are; "ignored": it does not count.
+      too_long: exchanges that do not fit are left out ("skip"), or lose the end of their answer and
+        the end of text ("cut"), where a question that leaves no room is refused.
     """
-    records = read_records(path, "JSON lines of questions and answers")
-    return [_exchange(record, where) for where, record in records]
 
-
-def _exchange(record, where: str) -> Exchange:
-    for first, second in _FIELDS:
-        if first in record:
-            texts = record[first], record.get(second)
-            require(
-                all(isinstance(text, str) and text for text in texts),
-                f"{where}: {first!r} and {second!r} must both be text, got {texts[1]!r} for "
-                f"{second!r}.",
-            )
-            prompt, response = map(tidy, texts)
-            if first == "question":
-                response = _NOTES.sub("", response).replace("\n#### ", "\n### ")
-            return Exchange(prompt, response, where)
-    names = " or ".join(f"{first!r} with {second!r}" for first, second in _FIELDS)
-    raise UserError(f"{where}: expected {names}, got {sorted(record)}.")
+    length: int
+    padding: str
+    too_long: str
 
 
 class ChatSource:
-    """Random-access examples {"tokens": int32 [L], "mask", "prompt": bool [L]}.
+    """Random-access examples {"tokens": int32 [L], "mask", "prompt", "written": bool [L]}.
 
-    `mask` is True where valid, `prompt` where the question stands. An answer that does not fit
-    loses its end and the EOS; one whose question leaves no room is refused.
+    `mask` is True where tokens count, `prompt` where the question stands, and `written` up to the
+    end of the answer (see `cropped`).
+
+    Raises:
+      UserError: no exchange that fits; a question that leaves no room, where answers are cut.
     """
 
-    def __init__(self, exchanges: Sequence[Exchange], tokenizer: Tokenizer, length: int):
+    def __init__(self, exchanges: Sequence[Exchange], tokenizer: Tokenizer, how: Framing):
         require(
             tokenizer.eos_id is not None,
             f"this {tokenizer.kind} tokenizer has no EOS token, which ends every answer.",
         )
         prompts = [asked(tokenizer, [one.prompt]) for one in exchanges]
-        _check_room(exchanges, [len(prompt) for prompt in prompts], length)
-        self._rows = [
-            (len(prompt), np.concatenate([prompt, told(tokenizer, one.response)])[:length])
+        if how.too_long == "cut":
+            _check_room(exchanges, [len(prompt) for prompt in prompts], how.length)
+        rows = [
+            (len(prompt), np.concatenate([prompt, told(tokenizer, one.response)]))
             for prompt, one in zip(prompts, exchanges)
         ]
-        self._length = length
-        self._pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
-        digest = hashlib.sha256(f"{length} {tokenizer.fingerprint}".encode())
+        self._rows = [
+            (prompt, row[: how.length])
+            for prompt, row in rows
+            if how.too_long == "cut" or len(row) <= how.length
+        ]
+        _tell_skipped(exchanges, len(rows) - len(self._rows), how.length)
+        self._how = how
+        pads = how.padding == "ignored" and tokenizer.pad_id is not None
+        self._pad = tokenizer.pad_id if pads else tokenizer.eos_id
+        digest = hashlib.sha256(f"{how.length} {tokenizer.fingerprint}".encode())
+        digest.update(how.padding.encode() if how.padding != "ignored" else b"")
         for prompt, row in self._rows:
             digest.update(f" {prompt} ".encode() + row.tobytes())
         self.fingerprint = digest.hexdigest()
@@ -120,10 +109,38 @@ class ChatSource:
 
     def __getitem__(self, index: int) -> Batch:
         prompt, row = self._rows[index]
-        tokens = np.full(self._length, self._pad, np.int32)
-        tokens[: len(row)] = row
-        place = np.arange(self._length)
-        return {"tokens": tokens, "mask": place < len(row), "prompt": place < prompt}
+        return framed_row(prompt, row, self._pad, self._how)
+
+
+def framed_row(prompt: int, row: np.ndarray, pad: int, how: Framing) -> Batch:
+    """The example of an exchange.
+
+    Args:
+      prompt: tokens of the question; row: those of question and answer, int [N], N <= length.
+      pad: token that fills the rest.
+    """
+    tokens = np.full(how.length, pad, np.int32)
+    tokens[: len(row)] = row
+    place = np.arange(how.length)
+    written = place < len(row)
+    mask = np.ones_like(written) if how.padding == "answer" else written
+    return {"tokens": tokens, "mask": mask, "prompt": place < prompt, "written": written}
+
+
+def _tell_skipped(exchanges: Sequence[Exchange], skipped: int, length: int) -> None:
+    """Says how many exchanges are left out; refuses to leave out all."""
+    if not skipped:
+        return
+    where = exchanges[0].where.rpartition(",")[0] or "the data"
+    said = (
+        f"{where}: {skipped} of {len(exchanges)} exchanges are longer than {length} tokens with "
+        "their end of text"
+    )
+    require(
+        skipped < len(exchanges),
+        f"{said}; set config.model.length higher, or config.data.too_long to 'cut'.",
+    )
+    logging.warning("%s, and are left out", said)
 
 
 def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int) -> None:
@@ -139,9 +156,9 @@ def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int
 
 
 def open_chat(
-    parts: Sequence[tuple[str, float]], tokenizer: Tokenizer, length: int
+    parts: Sequence[tuple[str, float]], tokenizer: Tokenizer, how: Framing
 ) -> tuple[Mixture, Source]:
-    """Training and held-out examples of (file, weight) pairs; every 20th line is held out."""
+    """Training and held-out examples of (file, weight) pairs; every 20th record is held out."""
     train, valid = [], []
     for path, weight in parts:
         found = read_exchanges(path)
@@ -150,17 +167,18 @@ def open_chat(
         )
         held_out = found[::_HELD_OUT]
         rest = [pair for i, pair in enumerate(found) if i % _HELD_OUT]
-        train.append((ChatSource(rest, tokenizer, length), weight))
-        valid.append((ChatSource(held_out, tokenizer, length), weight))
+        train.append((ChatSource(rest, tokenizer, how), weight))
+        valid.append((ChatSource(held_out, tokenizer, how), weight))
     return train, valid[0][0] if len(valid) == 1 else MixedSource(valid)
 
 
-def cropped(batch: Batch) -> Batch:
-    """A batch without the columns in which no row is valid, its length a multiple of 64.
+def cropped(batch: Batch, multiple: int = MULTIPLE) -> Batch:
+    """A batch without the columns in which no row is written, its length a multiple.
 
-    The few lengths that occur are each compiled once.
+    The few lengths that occur are each compiled once. "written" is left out.
     """
-    length = batch["tokens"].shape[1]
-    longest = int(np.max(np.sum(batch["mask"], axis=1), initial=1))
-    keep = min(length, -(-longest // MULTIPLE) * MULTIPLE)
+    batch = dict(batch)
+    length, written = batch["tokens"].shape[1], batch.pop("written")
+    longest = int(np.max(np.sum(written, axis=1), initial=1))
+    keep = min(length, -(-longest // multiple) * multiple)
     return {name: value[:, :keep] for name, value in batch.items()}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
-from flm_jax.data.chat import open_chat
+from flm_jax.data.chat import PADDINGS, TOO_LONG, Framing, open_chat
 from flm_jax.data.corpus.store import load_prepared
 from flm_jax.data.packing import PACKINGS, PackedSource
 from flm_jax.data.pipeline import MixedSource, Mixture, Source
@@ -24,6 +24,17 @@ class DataConfig:
     mixture: tuple = setting((), "several such folders: pairs (folder, weight > 0), one tokenizer")
     chat: tuple = setting(
         (), "files of questions and answers, see data/chat.py: pairs (file, weight > 0)"
+    )
+    padding: str = setting(
+        "answer",
+        "what fills a row behind an answer of chat: answer (ends of text that count as answer, so "
+        "that models learn how long answers are) or ignored (padding that does not count)",
+        choices=PADDINGS,
+    )
+    too_long: str = setting(
+        "skip",
+        "exchanges of chat that do not fit: skip (left out) or cut (they lose their end)",
+        choices=TOO_LONG,
     )
     tokenizer: str = setting(
         "",
@@ -94,7 +105,8 @@ def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Dat
     )
     if cfg.chat:
         found = make_tokenizer(cfg.tokenizer or tokenizer, documents=lambda: ())
-        train, valid = open_chat(_mixture(cfg.chat, "chat"), found, length)
+        how = Framing(length, cfg.padding, cfg.too_long)
+        train, valid = open_chat(_mixture(cfg.chat, "chat"), found, how)
         return Data(train, valid, found, None)
     if cfg.task:
         task = make_task(cfg.task)

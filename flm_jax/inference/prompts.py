@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.data.chat import MULTIPLE, asked
@@ -41,7 +42,7 @@ class Layout(NamedTuple):
     """Rows to complete, with the answer of each at [start, stop).
 
     Attributes:
-      given: int32 and bool [N, L], NumPy.
+      given: its arrays [N, L], NumPy.
       starts, stops: int [N]; the answer begins behind the prompt's text.
     """
 
@@ -87,8 +88,9 @@ def lay_out(
     """Rows of the prompts, one each.
 
     A row begins with BOS where the model was trained with one, and as the chat template says where
-    one frames it; then come the prompt's text and template. What follows the answer is held as
-    padding by a model that was trained so, and else written and left out. Rows of networks that
+    one frames it; then come the prompt's text and template. What follows an answer of a given
+    length is not seen by models of masked diffusion, whatever stands in the other rows; by others
+    it is held as padding where they were trained so, and else written and left out. Rows of networks that
     take any length are as short as all answers allow, in steps of 64 tokens.
 
     Args:
@@ -105,15 +107,17 @@ def lay_out(
     if _any_length(model) and not whole:
         longest = max(stop for _, _, _, stop in rows)
         width = min(length, -(-longest // MULTIPLE) * MULTIPLE)
-    tokenizer = model.tokenizer
+    tokenizer, canvas = model.tokenizer, family(model.config).canvas
     pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
     tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for i, (ids, held, _, stop) in enumerate(rows):
         tokens[i, : len(ids)], mask[i, : len(ids)] = ids, held
-        if _padded(model) and pad is not None:
-            tokens[i, stop:], mask[i, stop:] = pad, True
+        if canvas or (_padded(model) and pad is not None):
+            tokens[i, stop:], mask[i, stop:] = pad or 0, True
     starts, stops = (np.array([row[i] for row in rows]) for i in (2, 3))
-    return Layout(Given(tokens, mask), starts, np.minimum(stops, width))
+    stops = np.minimum(stops, width)
+    seen = np.arange(width) < stops[:, None] if canvas and (stops < width).any() else None
+    return Layout(Given(tokens, mask, seen), starts, stops)
 
 
 def room(model: Model, prompt: Prompt, length: int, chat: bool = False) -> int:
@@ -158,7 +162,9 @@ def chatty(model: Model) -> bool:
 
 def _padded(model: Model) -> bool:
     data = model.config["data"]
-    return chatty(model) or (not data["task"] and data["packing"] == "pad")
+    if chatty(model):
+        return data["padding"] == "ignored"
+    return not data["task"] and data["packing"] == "pad"
 
 
 def _any_length(model: Model) -> bool:

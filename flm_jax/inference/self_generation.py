@@ -12,10 +12,10 @@ from flm_jax.core.errors import check_seed, require
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.types import Config
 from flm_jax.data import self_generated
-from flm_jax.data.chat import ChatSource, read_exchanges
+from flm_jax.data.chat import ChatSource, Framing, read_exchanges
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import engine
-from flm_jax.samplers.base import Given, SamplerConfig
+from flm_jax.samplers.base import Given, SamplerConfig, Steps, plain_steps
 
 
 class TrainingPrompts(NamedTuple):
@@ -36,7 +36,7 @@ def training_prompts(model: Model, num: int, seed: int, chat: str = "") -> Train
     """
     length, task = model.net.max_length, model.config["data"]["task"]
     if chat:
-        rows = ChatSource(read_exchanges(chat), model.tokenizer, length)
+        rows = ChatSource(read_exchanges(chat), model.tokenizer, Framing(length, "ignored", "cut"))
         some = [rows[i % len(rows)] for i in range(num)]
         given = np.stack([row["prompt"] for row in some])
         return TrainingPrompts(np.stack([row["tokens"] for row in some]) * given, given, "chat")
@@ -57,7 +57,7 @@ def generate(
     out: str,
     *,
     num: int,
-    steps: int,
+    steps: Steps,
     batch_size: int,
     seed: int,
     choose: Callable[[Config], SamplerConfig] = model_sampler,
@@ -69,7 +69,7 @@ def generate(
     Args:
       workdir: of a trained model.
       num: texts; a last, shorter batch is filled up and cut.
-      steps: of the sampler; 0 for one a token.
+      steps: of the sampler, a number or a share of the tokens to write; 0 for one a token.
       choose: configuration of the model -> its sampler.
       batch_size: texts of a part.
       seed: of the draws and of a task's problems. A text depends on seed and batch_size alone.
@@ -95,7 +95,7 @@ def generate(
     args = {
         "workdir": str(workdir),
         "step": model.step,
-        "steps": steps,
+        "steps": plain_steps(steps),
         "batch_size": rows,
         "seed": seed,
         "given": asked.kind,

@@ -13,9 +13,19 @@ from flm_jax.checkpoints.workdir import save_ema
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
-from flm_jax.data.chat import ChatSource, Exchange, cropped, framed, open_chat, read_exchanges
+from flm_jax.data.chat import (
+    ChatSource,
+    Exchange,
+    Framing,
+    cropped,
+    framed,
+    framed_row,
+    open_chat,
+    read_exchanges,
+)
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.training.trainer import train_run
+from helpers.goldens_mlfm import arrays
 
 BYTES = ByteTokenizer()
 
@@ -25,41 +35,14 @@ def lines(path, *records):
     return str(path)
 
 
-def test_both_pairs_of_fields_are_read(tmp_path):
-    path = lines(
-        tmp_path / "a.jsonl",
-        {"prompt": "Hi", "response": "Yes <<1>>", "more": 3},
-        "",
-        {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"},
-    )
-    assert read_exchanges(path) == [
-        Exchange("Hi", "Yes <<1>>", f"{path}, line 1"),
-        Exchange("2+2?", "It is 4.\n### 4", f"{path}, line 3"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ("{", "line 2: no JSON"),
-        ({"prompt": "a"}, "line 2: 'prompt' and 'response' must both be text, got None"),
-        ({"question": "a", "answer": 4}, "line 2: .* got 4 for 'answer'"),
-        ({"text": "a"}, r"line 2: expected 'prompt' with 'response' or .*, got \['text'\]"),
-        ([1], "line 2: expected .*, got list"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path, line, message):
-    path = lines(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, line)
-    with pytest.raises(UserError, match=message):
-        read_exchanges(path)
-    with pytest.raises(UserError, match="no file"):
-        read_exchanges(str(tmp_path / "absent.jsonl"))
-
-
 def test_examples_are_framed_and_masked():
     prompt, length = framed("Hi"), 40
     assert prompt == "USER:\nHi\nASSISTANT:\n"
-    row = ChatSource([Exchange("Hi", "Yes"), Exchange("Hi", "Y" * 90)], BYTES, length)
+    pairs, how = (
+        [Exchange("Hi", "Yes"), Exchange("Hi", "Y" * 90)],
+        Framing(length, "ignored", "cut"),
+    )
+    row = ChatSource(pairs, BYTES, how)
     first, cut = row[0], row[1]
     valid = len(prompt) + 4
     assert BYTES.decode(first["tokens"][: valid - 1]) == prompt + "Yes"
@@ -68,7 +51,43 @@ def test_examples_are_framed_and_masked():
     assert first["prompt"].tolist() == [i < len(prompt) for i in range(length)]
     assert cut["mask"].all() and BYTES.decode(cut["tokens"][len(prompt) :]) == "Y" * 20
     with pytest.raises(UserError, match=r"^the question takes 20 tokens .*model.length 20"):
-        ChatSource([Exchange("Hi", "Yes")], BYTES, 20)
+        ChatSource([Exchange("Hi", "Yes")], BYTES, how._replace(length=20))
+
+
+def test_padding_counts_as_answer_and_long_exchanges_are_left_out(caplog):
+    pairs = [
+        Exchange("Hi", "Yes", "a.jsonl, line 1"),
+        Exchange("Hi", "Y" * 90),
+        Exchange("H" * 99, "Y"),
+    ]
+    rows = ChatSource(pairs, BYTES, Framing(40, "answer", "skip"))
+    assert len(rows) == 1
+    said = "a.jsonl: 2 of 3 exchanges are longer than 40 tokens with their end of text"
+    assert caplog.messages == [f"{said}, and are left out"]
+    prompt, row = len(framed("Hi")), rows[0]
+    assert BYTES.decode(row["tokens"][prompt : prompt + 3]) == "Yes"
+    assert (row["tokens"][prompt + 3 :] == BYTES.eos_id).all() and row["mask"].all()
+    assert row["prompt"].sum() == prompt and row["written"].sum() == prompt + 4
+    ignored = ChatSource(pairs, BYTES, Framing(40, "ignored", "skip"))
+    assert ignored.fingerprint != rows.fingerprint and ignored[0]["mask"].sum() == prompt + 4
+    with pytest.raises(UserError, match="a.jsonl: 1 of 1 exchanges are longer than 20 tokens"):
+        ChatSource(pairs[:1], BYTES, Framing(20, "answer", "skip"))
+
+
+def test_rows_and_crops_are_those_of_the_authors_of_masked_flows():
+    golden = {name: np.asarray(value) for name, value in arrays("masks").items()}
+    how, rows = Framing(20, "answer", "skip"), []
+    for i in (0, 1, 2, 3, 4):  # the last is longer than a row, and left out before
+        prompt, length = golden["sft_prompt_lengths"][i], golden["sft_true_lengths"][i]
+        rows.append(framed_row(prompt, golden["sft_input_ids"][i, :length], 2, how))
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    np.testing.assert_array_equal(batch["tokens"], golden["sft_input_ids"][:5])
+    np.testing.assert_array_equal(batch["mask"] & ~batch["prompt"], golden["sft_response_mask"][:5])
+    short = {name: value[[0, 1, 3]] for name, value in batch.items()}
+    np.testing.assert_array_equal(short["written"].sum(axis=1), golden["crop_in_true_lengths"])
+    crop = cropped(short, 4)
+    np.testing.assert_array_equal(crop["tokens"], golden["crop_out_input_ids"])
+    np.testing.assert_array_equal(crop["mask"] & ~crop["prompt"], golden["crop_out_response_mask"])
 
 
 def test_a_question_that_leaves_no_room_is_named(tmp_path):
@@ -76,25 +95,27 @@ def test_a_question_that_leaves_no_room_is_named(tmp_path):
     path = lines(tmp_path / "a.jsonl", *pairs[:2], "", *pairs[2:])
     message = rf"{path}, line 4: the question takes 48 tokens .*model.length 40; .* 1 more"
     with pytest.raises(UserError, match=message):
-        open_chat([(path, 1.0)], BYTES, 40)
+        open_chat([(path, 1.0)], BYTES, Framing(40, "ignored", "cut"))
     held_out = lines(tmp_path / "b.jsonl", pairs[2], *pairs[:2])
     with pytest.raises(UserError, match=rf"{held_out}, line 1: the question takes 48 tokens"):
-        open_chat([(held_out, 1.0)], BYTES, 40)
+        open_chat([(held_out, 1.0)], BYTES, Framing(40, "ignored", "cut"))
 
 
 def test_batches_are_cropped_to_multiples_of_64():
     def batch(valid, length=200):
-        mask = np.arange(length)[None] < np.array(valid)[:, None]
-        return {"tokens": np.zeros((len(valid), length), np.int32), "mask": mask}
+        written = np.arange(length)[None] < np.array(valid)[:, None]
+        tokens = np.zeros((len(valid), length), np.int32)
+        return {"tokens": tokens, "mask": np.ones_like(written), "written": written}
 
     for valid, want in (([3, 64], 64), ([65, 1], 128), ([193, 5], 200), ([0, 0], 64)):
-        assert {v.shape[1] for v in cropped(batch(valid)).values()} == {want}
+        crop = cropped(batch(valid))
+        assert {v.shape[1] for v in crop.values()} == {want} and set(crop) == {"tokens", "mask"}
 
 
 def test_every_20th_line_is_held_out_and_mixtures_keep_weights(tmp_path):
     pairs = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(41)]
     one, two = lines(tmp_path / "a.jsonl", *pairs), lines(tmp_path / "b.jsonl", *pairs[:2])
-    train, valid = open_chat([(one, 3.0), (two, 1.0)], BYTES, 64)
+    train, valid = open_chat([(one, 3.0), (two, 1.0)], BYTES, Framing(64, "answer", "skip"))
     assert [(len(source), weight) for source, weight in train] == [(38, 3.0), (1, 1.0)]
     assert len(valid) >= 1 and train[0][0].fingerprint != train[1][0].fingerprint
 
@@ -134,7 +155,7 @@ def test_questions_are_read_as_an_editor_reads_them(tmp_path):
 def test_lone_surrogates_are_told_once_and_read_as_replacements(tmp_path, caplog):
     bad = {"prompt": "a\ud800", "response": "\udfffb"}
     path = lines(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, bad, bad)
-    train, valid = open_chat([(path, 1.0)], BYTES, 40)
+    train, valid = open_chat([(path, 1.0)], BYTES, Framing(40, "ignored", "cut"))
     assert len(train[0][0]) == 2 and len(valid) == 1
     assert read_exchanges(path)[1][:2] == ("a\ufffd", "\ufffdb")
     assert [said.partition(":")[0] for said in caplog.messages] == [f"{path}, line 2"] * 2

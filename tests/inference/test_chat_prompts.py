@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flm_jax.data.chat import ChatSource, Exchange, asked, framed, told
+from flm_jax.data.chat import ChatSource, Exchange, Framing, asked, framed, told
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.inference import engine
 from flm_jax.inference.answers import Answering, answers
@@ -21,6 +21,8 @@ BUILDERS = {
     "metaspace": chat_tokenizers.metaspace,
     "pieces": chat_tokenizers.word_pieces,
 }
+
+HOW = Framing(120, "ignored", "cut")
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +70,13 @@ def test_without_a_template_exchanges_are_framed_in_words(tokenizers):
 @pytest.mark.parametrize("name, end", [("llada", "<|eot_id|>"), ("llada2", "<|role_end|>")])
 def test_answers_are_learnt_in_the_template(tokenizers, name, end):
     tokenizer = tokenizers[name]
-    row = ChatSource([Exchange("Hi", "Yes <|eot_id|>")], tokenizer, 120)[0]
+    row = ChatSource([Exchange("Hi", "Yes <|eot_id|>")], tokenizer, HOW)[0]
     head = tokenizer.encode_turns(["Hi"])
     answer = [*tokenizer.encode("Yes <|eot_id|>"), *ids_of(tokenizer, end, "<|endoftext|>")]
     assert row["tokens"][row["mask"]].tolist() == [*head.tolist(), *answer]
     assert row["prompt"].sum() == len(head)
-    other = ChatSource([Exchange("Hi", "Yes")], tokenizers["metaspace"], 120)
-    assert other.fingerprint != ChatSource([Exchange("Hi", "Yes")], tokenizer, 120).fingerprint
+    other = ChatSource([Exchange("Hi", "Yes")], tokenizers["metaspace"], HOW)
+    assert other.fingerprint != ChatSource([Exchange("Hi", "Yes")], tokenizer, HOW).fingerprint
 
 
 def test_what_is_learnt_is_what_is_read(tokenizers):

@@ -7,6 +7,7 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
+from flm_jax.core.paths import expanded
 
 _ROWS_AT_ONCE = 1024
 
@@ -35,6 +36,30 @@ def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
                     where = f"{path} row {number}"
                     require(text is not None, f"{where}: {key!r} holds null; expected a string")
                     yield where, text
+    except (arrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}); expected a whole parquet file"
+        ) from error
+
+
+def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of every row of a file.
+
+    Raises:
+      UserError: no parquet file.
+    """
+    arrow, parquet = (
+        import_extra(name, "data", f"{path}") for name in ("pyarrow", "pyarrow.parquet")
+    )
+    number, file = 0, epath.Path(expanded(path))
+    require(file.is_file(), f"no file {path}; expected a parquet file.")
+    try:
+        with file.open("rb") as stream:
+            for batch in parquet.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
     except (arrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -15,8 +15,9 @@ class WrittenSumsTask(Task):
     """Sequences "37+8+5?37+8=45;45+5=50;#50....", a question, its solution and padding.
 
     The question holds two to four numbers, each count equally likely: the first is uniform in 10 to
-    99, the others in 1 to 9, so that there are 73,710 questions. The solution adds one number at a time and ends in "#" and the result. "." is the end
-    of text; it ends the answer and pads the row, so that a model must learn how long answers are.
+    99, the others in 1 to 9, so that there are 73,710 questions. The solution adds one number at a
+    time and ends in "#" and the result. "." is the end of text; it ends the answer and pads the
+    row, so that a model must learn how long answers are.
     There is one right solution of each question.
 
     A sequence has 44 tokens of a vocabulary of 16.
