@@ -118,7 +118,9 @@ def train_minimum(config: Config) -> int:
     What distillation adds its family says, see `build.families.base.Work`.
     """
     rows, more = config["train"]["batch"], family(config).work(config)
-    own = (2 if config["adapters"]["base"] else 3) * forward_minimum(config, rows)
+    adapters = config["adapters"]
+    frozen = adapters["base"] and not adapters["base_lr"]
+    own = (2 if frozen else 3) * forward_minimum(config, rows)
     forward = forward_minimum(config, more.forward_rows)
     return own + forward + _embedding_minimum(config, more.embedded_rows)
 
@@ -126,12 +128,12 @@ def train_minimum(config: Config) -> int:
 def sample_minimum(config: Config, steps: int) -> int:
     """Least operations of sampling a flow: network calls, and between them probabilities @ E.
 
-    Where the run itself decides how many steps there are, those of one step: counts take the body
-    of such a loop once.
+    Where the run itself decides how many steps there are, those of one step and of the call that
+    tokens are read off: counts take the body of such a loop once.
     """
     rows = config["train"]["batch"]
     if family(config).open_ended:
-        return forward_minimum(config, rows) + _embedding_minimum(config, rows)
+        return 2 * (forward_minimum(config, rows) + _embedding_minimum(config, rows))
     return steps * forward_minimum(config, rows) + (steps - 1) * _embedding_minimum(config, rows)
 
 
