@@ -70,6 +70,8 @@ class Network:
         `denoiser.forward`.
       readout: params -> (kernel [D, V], bias [V]) of the head.
       table: params -> embedding table E [V, D], float32.
+      lookup: (params, tokens) -> E[tokens] [..., D], float32, where the table is stored in 16 bits
+        and need not be cast as a whole; None for rows of `table`. See `denoiser.forward.embedded`.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
@@ -113,6 +115,7 @@ class Network:
     posterior_input: bool = False
     posterior_skip: bool = False
     log_loss: Callable[..., jax.Array] | None = None
+    lookup: Callable[[Params, jax.Array], jax.Array] | None = None
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None
     extend: Callable[..., tuple[jax.Array, Params]] | None = None

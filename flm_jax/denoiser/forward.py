@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Params, States, Times
@@ -17,6 +17,13 @@ def vocabulary_head(net: Network, params: Params) -> tuple[jax.Array, jax.Array]
         evidence = net.evidence.kernel(net.table(params))
         kernel = jnp.concatenate([kernel, evidence.astype(kernel.dtype)])
     return kernel, bias
+
+
+def embedded(net: Network, params: Params, tokens: Int[Array, "*b l"]) -> Float[Array, "*b l d"]:
+    """E[tokens], float32; in loops over network calls, where E must not be kept in float32."""
+    if net.lookup is None:
+        return net.table(params)[tokens]
+    return net.lookup(params, tokens)
 
 
 def forward(

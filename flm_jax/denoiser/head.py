@@ -2,11 +2,11 @@
 
 The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits. With
 `net.loss_tile` or `net.parallel` set, the losses and the expected embedding never hold [B, L, V]
-(see `tiled`); everything else here does.
+(see `tiled`); `read` never does; everything else here does.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import States, Times
 from flm_jax.denoiser import tiled
+from flm_jax.denoiser.tile_plan import sampling_tile
 from flm_jax.flows.shapes import over_features, over_positions
 
 
@@ -30,6 +31,28 @@ class Readout(NamedTuple):
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
     """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
     return tiled.head_logits(out.features, (out.kernel, out.bias), net.logit_softcap)
+
+
+def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -> Any:
+    """A function of each position's logits, tile by tile: [B, L, V] is never held.
+
+    Args:
+      out: features [B, L, D] and head.
+      net: for its soft cap, and its tile where it has one; see `sampling_tile`.
+      fn: (logits [B, T, V], rows [B, T, ...]) -> arrays [B, T, ...], position by position.
+      rows: what else it is told of the positions, [B, L, ...].
+
+    Returns:
+      The arrays of `fn`, [B, L, ...].
+    """
+    head = (out.kernel.astype(out.features.dtype), out.bias)
+
+    def body(_, tile):
+        features, *more = tile
+        return None, fn(tiled.head_logits(features, head, net.logit_softcap), *more)
+
+    size = sampling_tile(out.features.shape[0], out.kernel.shape[1], net.loss_tile)
+    return tiled.over_tiles(body, None, (out.features, *rows), size)[1]
 
 
 def embed_probs(probs: Float[Array, "b l v"], table: Float[Array, "v d"]) -> States:

@@ -8,6 +8,10 @@ from jax.sharding import PartitionSpec
 from flm_jax.core.errors import require
 from flm_jax.core.network import Parallel
 
+# Logits that a sampler holds at a time, 16 MiB in float32, and positions of a row of which it holds
+# them at least: each tile reads the head once.
+_SAMPLED, _LEAST_SAMPLED = 1 << 22, 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -32,6 +36,21 @@ class Plan:
     @property
     def vocab_axes(self) -> tuple[str, ...]:
         return (self.parallel.vocab_axis,) if self.parallel and self.parallel.vocab_axis else ()
+
+
+def sampling_tile(rows: int, vocab: int, loss_tile: int) -> int:
+    """Positions of each row whose logits a sampler holds at a time.
+
+    As many as fit, without being asked: who samples a model of a large vocabulary has seldom
+    configured a loss for it.
+
+    Args:
+      rows: of the batch.
+      vocab: columns of the head.
+      loss_tile: of `Network`; where it is set, no more than that.
+    """
+    fit = max(_LEAST_SAMPLED, _SAMPLED // (rows * vocab))
+    return min(loss_tile, fit) if loss_tile else fit
 
 
 def specs(plan: Plan) -> tuple[PartitionSpec, tuple[PartitionSpec, PartitionSpec]]:

@@ -362,6 +362,7 @@ def llama(
         features,
         readout=lambda params: _readout(cfg, params),
         anchor=lambda params: _anchor(cfg, params),
+        lookup=lambda params, tokens: params["table"][tokens].astype(jnp.float32),
         any_length=True,
         block_length=cfg.block_length,
     )

@@ -1,14 +1,17 @@
 """Drawing tokens from logits: temperature, top-p, Gumbel noise that does not cut tails."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.errors import require
+from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key
+from flm_jax.denoiser.head import Readout, read
 from flm_jax.samplers.base import SamplerConfig
 
 _LEAST_TEMPERATURE = 1e-20
@@ -60,10 +63,15 @@ def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]
     That is the smallest set of most probable tokens whose probabilities add up to at least top_p;
     never empty. Of equal probabilities the first token counts.
     """
-    order = jnp.argsort(-logits, axis=-1, stable=True)
-    probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+    falling = -jnp.sort(-logits, axis=-1)
+    probs = jax.nn.softmax(falling, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    kept = jnp.take_along_axis(before < top_p, jnp.argsort(order, axis=-1), axis=-1)
+    number = jnp.sum(before < top_p, axis=-1, keepdims=True)
+    last = jnp.take_along_axis(falling, number - 1, axis=-1)
+    # Of those that equal the last one kept, as many as the number allows.
+    equal = logits == last
+    room = number - jnp.sum(logits > last, axis=-1, keepdims=True)
+    kept = (logits > last) | (equal & (jnp.cumsum(equal, axis=-1) <= room))
     return jnp.where(kept, logits, -jnp.inf)
 
 
@@ -85,12 +93,40 @@ def choose(
     Returns:
       Tokens, and their probabilities under softmax(logits), without temperature and top-p.
     """
+    return _chosen(logits, choice, lambda: gumbel(key, logits.shape))
+
+
+def _chosen(logits: jax.Array, choice: Choice, noise: Callable[[], jax.Array]):
     scores = logits
     if choice.temperature > 0.0:
         scores = logits / choice.temperature
         if choice.top_p < 1.0:
             scores = keep_top(scores, choice.top_p)
-        scores = scores + gumbel(key, logits.shape)
+        scores = scores + noise()
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+
+
+def choose_at(
+    key: Key, out: Readout, net: Network, places: Int[Array, "b l"], choice: Choice
+) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
+    """`choose` of what a network says of some positions of each row, tile by tile.
+
+    Args:
+      key: of the draws; each position of a row has noise of its own, whichever others are read.
+      out: features [B, L, D] and head.
+      net: whose head it is.
+      places: where in their rows the features stand.
+      choice: temperature and top-p.
+    """
+    rows = jnp.broadcast_to(jnp.arange(places.shape[0])[:, None], places.shape)
+
+    def pick(logits: jax.Array, rows: jax.Array, places: jax.Array):
+        def one(row: jax.Array, place: jax.Array) -> jax.Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, row), place)
+            return gumbel(own, logits.shape[-1:])
+
+        return _chosen(logits, choice, lambda: jax.vmap(jax.vmap(one))(rows, places))
+
+    return read(out, net, pick, rows, places)

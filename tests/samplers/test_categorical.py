@@ -1,12 +1,16 @@
 """Tokens from logits: temperature, top-p, rare tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flm_jax.core.errors import UserError
-from flm_jax.samplers.categorical import Choice, choose, gumbel, keep_top
+from flm_jax.denoiser.head import logits
+from flm_jax.samplers.categorical import Choice, choose, choose_at, gumbel, keep_top
+from helpers.heads import B, L, head_network, readout
 from helpers.laws import KEY, PLAIN
 
 
@@ -17,6 +21,14 @@ def test_top_p_keeps_the_smallest_sufficient_set():
         assert np.flatnonzero(kept).tolist() == sorted(want), top_p
     even = np.isfinite(keep_top(jnp.zeros((2, 4)), 0.5))
     np.testing.assert_array_equal(even, [[True, True, False, False]] * 2)
+    # Many equal ones, against their order; 9 of 40 values, so that ties stand at every edge.
+    values = np.random.default_rng(0).integers(0, 9, (50, 40)) / 4.0
+    order = np.argsort(-values, axis=1, kind="stable")
+    probs = np.exp(values) / np.exp(values).sum(1, keepdims=True)
+    sums = np.cumsum(np.take_along_axis(probs, order, axis=1), axis=1)
+    for row, number in enumerate((sums < 0.8).sum(1) + 1):
+        kept = np.flatnonzero(np.isfinite(keep_top(jnp.asarray(values[row]), 0.8)))
+        assert set(kept) == set(order[row, :number])
 
 
 def test_temperature_and_top_p_shape_the_draws():
@@ -68,3 +80,22 @@ def test_the_noise_is_fine_where_it_is_large():
 def test_bad_choices_are_refused(choice, message):
     with pytest.raises(UserError, match=message):
         Choice(**({"temperature": 1.0, "top_p": 1.0} | choice))
+
+
+def test_draws_of_a_position_do_not_depend_on_what_else_is_read():
+    """Tile by tile, or of some places of a row alone: the same tokens and probabilities."""
+    net = head_network(logit_softcap=5.0)
+    out, places = readout(0), jnp.tile(jnp.arange(L)[None], (B, 1))
+    choice = Choice(1.0, 0.9)
+    run = lambda net, out, places: jax.jit(lambda: choose_at(KEY, out, net, places, choice))()
+    whole = run(net, out, places)
+    tiled = run(dataclasses.replace(net, loss_tile=2), out, places)
+    part = run(net, out._replace(features=out.features[:, 1:4]), places[:, 1:4])
+    for want, again, some in zip(whole, tiled, part):
+        np.testing.assert_allclose(again, want, rtol=1e-6)
+        np.testing.assert_allclose(some, want[:, 1:4], rtol=1e-6)
+    best, sure = choose_at(KEY, out, net, places, Choice(0.0, 1.0))
+    probs = jax.nn.softmax(logits(out, net), axis=-1)
+    np.testing.assert_array_equal(best, jnp.argmax(probs, axis=-1))
+    np.testing.assert_allclose(sure, probs.max(axis=-1), rtol=1e-5)
+    assert (whole[0] != best).any()
