@@ -15,12 +15,18 @@ from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.inference import self_generation
+from flm_jax.samplers.base import read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _OUT = DEFINE_path("out", "", "Folder to write.")
 _NUM = flags.DEFINE_integer("num", 10_000, "Texts.")
-_STEPS = flags.DEFINE_integer("steps", 0, "Network calls; 0 = one for each token.")
+_STEPS = flags.DEFINE_string(
+    "steps",
+    "0",
+    "Network calls, or a share of the tokens to write such as 1/4 (masked diffusion); 0 = one for "
+    "each token.",
+)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts drawn at a time, and of a part.")
 _SEED = DEFINE_seed("seed", 1, "Of the draws, and of a task's problems.")
 _CHAT = DEFINE_path("chat", "", "JSON lines of questions, see data/chat.py.")
@@ -34,7 +40,7 @@ def main(argv) -> None:
         _WORKDIR.value,
         _OUT.value,
         num=_NUM.value,
-        steps=_STEPS.value,
+        steps=read_steps(_STEPS.value),
         batch_size=_BATCH.value,
         seed=_SEED.value,
         choose=sampling_flags.sampler_of,

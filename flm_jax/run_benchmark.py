@@ -39,6 +39,7 @@ from flm_jax.evaluation.benchmarks.sandbox import ISOLATIONS, Limits, Sandbox, o
 from flm_jax.evaluation.tables import table
 from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import chatty
+from flm_jax.samplers.base import read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
 _TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
@@ -46,7 +47,11 @@ _DATA = DEFINE_path("data", "", "Its data file.")
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _OUT = DEFINE_path("out", "", "Folder for records and summary; the same one continues.")
 _REFERENCE = flags.DEFINE_bool("reference", False, "Score the right answers, in place of a model.")
-_STEPS = flags.DEFINE_integer("steps", 64, "Of the sampler; AR: unused.")
+_STEPS = flags.DEFINE_string(
+    "steps",
+    "64",
+    "Of the sampler, or a share of the tokens to write such as 1/4 (masked diffusion); AR: unused.",
+)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
 _SEED = DEFINE_seed("seed", 0, "Of the draws.")
 _LENGTH = flags.DEFINE_integer("length", 0, "Tokens of prompt and answer; 0 = as trained.")
@@ -145,7 +150,8 @@ def _check() -> None:
 
 def _answering(model: Model, chat: bool) -> Answering:
     length, sampler = (_LENGTH.value, _ANSWER.value), sampling_flags.sampler_of(model.config)
-    return Answering(_STEPS.value, _BATCH.value, _SEED.value, *length, chat, sampler, _CUT.value)
+    steps = read_steps(_STEPS.value)
+    return Answering(steps, _BATCH.value, _SEED.value, *length, chat, sampler, _CUT.value)
 
 
 def main(argv) -> None:

@@ -7,6 +7,7 @@ python -m flm_jax.sample --workdir=W --steps=16 --live --html=texts.html
 python -m flm_jax.sample --workdir=W --steps=64 --prompts=questions.jsonl --chat --out=answers.jsonl
 python -m flm_jax.sample --workdir=FMLM --steps=8 --sampler=posterior_refinement
 python -m flm_jax.sample --workdir=MDLM --steps=64 --sampler=confidence --block_length=32
+python -m flm_jax.sample --workdir=MDLM --steps=1/4 --prompts=asked.jsonl --answer_length=256
 python -m flm_jax.sample --workdir=MDLM --steps=16 --sampler=x_prediction --trajectory=path.jsonl
 python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
@@ -25,12 +26,15 @@ from flm_jax.inference.answers import Answering, answers
 from flm_jax.inference.prompts import read_prompts
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.text import unigram_entropy
-from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.base import SamplerConfig, Steps, plain_steps, read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _STEPS = flags.DEFINE_list(
-    "steps", ["1"], "Network calls, several counts separated by commas; AR: unused."
+    "steps",
+    ["1"],
+    "Network calls, or a share of the tokens to write such as 1/4 (masked diffusion); several "
+    "separated by commas; AR: unused.",
 )
 _NUM = flags.DEFINE_integer("num_samples", 8, "Samples for each step count.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
@@ -61,21 +65,13 @@ _LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, ste
 _SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
 
 
-def _counts(values: list[str]) -> list[int]:
-    require(
-        all(v.lstrip("-").isdigit() for v in values) and bool(values),
-        f"got --steps={','.join(values)}; expected whole numbers such as 1,4,64.",
-    )
-    return [int(v) for v in values]
-
-
 def _write(path: str, lines: list[dict]) -> None:
     if path:
         write_output(path, json_lines(lines))
         print(f"wrote {len(lines)} records to {path}")
 
 
-def _solve(model: Model, counts: list[int], rows: int, sampler: SamplerConfig) -> None:
+def _solve(model: Model, counts: list[Steps], rows: int, sampler: SamplerConfig) -> None:
     task, num = task_problems.task_of(model), _PROBLEMS.value
     for count in counts:
         found, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, sampler)
@@ -87,7 +83,7 @@ def _solve(model: Model, counts: list[int], rows: int, sampler: SamplerConfig) -
         )
 
 
-def _answer(model: Model, counts: list[int], length: int, sampler: SamplerConfig) -> None:
+def _answer(model: Model, counts: list[Steps], length: int, sampler: SamplerConfig) -> None:
     asked, records = read_prompts(_PROMPTS.value), []
     rows = min(_BATCH.value, len(asked))
     for count in counts:
@@ -95,7 +91,7 @@ def _answer(model: Model, counts: list[int], length: int, sampler: SamplerConfig
         for answer in answers(model, asked, how):
             prompt = asked[answer.place]
             own = {"infill": prompt.infill} if prompt.infill else {}
-            more = {"steps": count, "seed": _SEED.value, "calls": answer.calls}
+            more = {"steps": plain_steps(count), "seed": _SEED.value, "calls": answer.calls}
             texts = {"prompt": prompt.text, **own, "answer": answer.text, "text": answer.whole}
             records.append(texts | more)
         print(f"{count} steps: {len(asked)} prompts answered")
@@ -104,14 +100,17 @@ def _answer(model: Model, counts: list[int], length: int, sampler: SamplerConfig
     _write(_OUT.value, records)
 
 
-def _draw(model: Model, counts: list[int], rows: int, length: int, sampler: SamplerConfig) -> None:
+def _draw(
+    model: Model, counts: list[Steps], rows: int, length: int, sampler: SamplerConfig
+) -> None:
     prescribed = _PROMPT.value, _INFILL.value
     given = engine.given_tokens(model, *prescribed, rows, length, _CHAT.value)
     records, paths = [], []
     for count in counts:
+        engine.check_given(model, given, count, sampler)
         program = engine.prepare(model, given.tokens.shape, count, sampler)
         drawn = program(given, num=_NUM.value, seed=_SEED.value)
-        texts = [model.tokenizer.decode(row) for row in drawn.tokens]
+        said, texts = plain_steps(count), [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
         entropy = unigram_entropy(drawn.tokens)
         print(
@@ -125,10 +124,10 @@ def _draw(model: Model, counts: list[int], rows: int, length: int, sampler: Samp
             for text in texts[: _SHOW.value]:
                 print(f"  {text!r}")
         records += [
-            {"steps": count, "sample": i, "seed": _SEED.value, "text": t, "tokens": row.tolist()}
+            {"steps": said, "sample": i, "seed": _SEED.value, "text": t, "tokens": row.tolist()}
             for i, (t, row) in enumerate(zip(texts, drawn.tokens))
         ]
-        paths += [{"steps": count} | record for record in engine.trajectory(model, drawn)]
+        paths += [{"steps": said} | record for record in engine.trajectory(model, drawn)]
     _write(_OUT.value, records)
     _write(_TRAJECTORY.value, paths)
     if _HTML.value:
@@ -145,7 +144,7 @@ def main(argv) -> None:
     alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
     require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")
     model = load_model(_WORKDIR.value)
-    steps, length = _counts(_STEPS.value), _LENGTH.value or model.net.max_length
+    steps, length = [read_steps(v) for v in _STEPS.value], _LENGTH.value or model.net.max_length
     num = _PROBLEMS.value or _NUM.value
     engine.check_request(model, steps, num, length)
     rows, sampler = min(_BATCH.value, num), sampling_flags.sampler_of(model.config)

@@ -11,7 +11,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.settings import plain, read_settings
 from flm_jax.core.types import Config
 from flm_jax.flows.flow import Flow
-from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.base import SamplerConfig, Share, Steps
 from flm_jax.samplers.guides import NO_GUIDES, Guides
 from flm_jax.samplers.registry import SAMPLERS, name_of, samplers_of
 
@@ -54,7 +54,7 @@ def make_sampler(
     config: Config,
     net: Network,
     flow: Flow,
-    steps: int,
+    steps: Steps,
     cfg: SamplerConfig | None = None,
     guides: Guides = NO_GUIDES,
 ) -> Callable:
@@ -62,7 +62,8 @@ def make_sampler(
 
     Args:
       config, net, flow: of the model.
-      steps: steps of the sampler, most often network calls; static.
+      steps: steps of the sampler, most often network calls, or their share of the tokens to write;
+        static.
       cfg: settings; None for those of config.sampler.
       guides: networks that `cfg` names.
 
@@ -73,6 +74,11 @@ def make_sampler(
     name = name_of(cfg)
     _check_samples(config, name)
     objective = settings(config, "objective")
+    require(
+        SAMPLERS[name].shares or not isinstance(steps, Share),
+        f"got steps={steps} with sampler {name}; expected a whole number: shares of the tokens to "
+        f"write are for {' and '.join(key for key, one in SAMPLERS.items() if one.shares)}.",
+    )
     SAMPLERS[name].check(cfg, net, steps, objective)
     how = {"net": net, "flow": flow, "steps": steps, "cfg": cfg, "guides": guides}
     return functools.partial(SAMPLERS[name].sample, objective=objective, **how)

@@ -17,6 +17,13 @@ def masked_states(
     return jnp.where(masked[..., None], anchor[None, : tokens.shape[1]], table[tokens])
 
 
+def mean_progress(t: Float[Array, "b l"], visible: Shaped[Array, "b l"] | None) -> Times:
+    """Mean progress [B] of the positions that are seen; of all where `visible` is None."""
+    if visible is None:
+        return jnp.mean(t, axis=1)
+    return jnp.sum(t * visible, axis=1) / jnp.maximum(jnp.sum(visible, axis=1), 1)
+
+
 def after(prompt: int, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
     """Positions behind the first `prompt` ones of each row; of `mask` the shape alone is read."""
     return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= prompt, mask.shape)

@@ -10,7 +10,7 @@ from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.inference import engine
 from flm_jax.inference.prompts import Layout, Prompt, answer_texts, lay_out, uncut_text
-from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.base import SamplerConfig, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Answering:
     """How prompts are answered.
 
     Attributes:
-      steps: of the sampler; unused where a model writes token by token.
+      steps: of the sampler, a number or a share of the tokens to write; unused where a model writes
+        token by token.
       batch_size: prompts at a time.
       seed: of the draws.
       length: most tokens of prompt and answer; 0 for as many as the model was trained for.
@@ -29,7 +30,7 @@ class Answering:
       cut: prompts that leave no room lose their beginning.
     """
 
-    steps: int
+    steps: Steps
     batch_size: int = 32
     seed: int = 0
     length: int = 0

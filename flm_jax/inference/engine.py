@@ -14,7 +14,15 @@ from flm_jax.build.sampler import make_sampler, model_sampler
 from flm_jax.core.errors import check_seed, require
 from flm_jax.inference.guides import load_guides
 from flm_jax.inference.prompts import Prompt, lay_out
-from flm_jax.samplers.base import Given, SamplerConfig, Samples, nothing_given
+from flm_jax.samplers.base import (
+    Given,
+    SamplerConfig,
+    Samples,
+    Share,
+    Steps,
+    nothing_given,
+)
+from flm_jax.samplers.unmasking import check_calls
 
 
 class Draw(NamedTuple):
@@ -37,11 +45,14 @@ class Draw(NamedTuple):
     steps_progress: np.ndarray | None = None
 
 
-def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> None:
+def check_request(model: Model, steps: Sequence[Steps], num: int, length: int) -> None:
     """Refuses impossible requests before anything is compiled."""
     require(bool(steps), "got no step counts; expected for example --steps=1,4.")
     for count in steps:
-        require(count >= 1, f"got steps={count}; expected at least 1 network call.")
+        require(
+            isinstance(count, Share) or count >= 1,
+            f"got steps={count}; expected at least 1 network call.",
+        )
     require(num >= 1, f"got num_samples={num}; expected at least 1.")
     require(
         1 <= length <= model.net.max_length,
@@ -49,7 +60,7 @@ def check_request(model: Model, steps: Sequence[int], num: int, length: int) -> 
     )
 
 
-def step_counts(model: Model, steps: Sequence[int], length: int) -> list[int]:
+def step_counts(model: Model, steps: Sequence[Steps], length: int) -> list[Steps]:
     """The step counts to sample with: those asked for, or L where a model writes token by token."""
     return list(steps) if family(model.config).steps_free else [length]
 
@@ -68,19 +79,38 @@ def given_tokens(
     if not (prompt or infill):
         return nothing_given(num, length)
     row = lay_out(model, [Prompt(prompt, infill)], length, chat=chat, whole=True).given
-    return Given(*(jnp.asarray(np.tile(x, (num, 1))) for x in row))
+    return jax.tree.map(lambda x: jnp.asarray(np.tile(x, (num, 1))), row)
 
 
-def _program(model: Model, steps: int, sampler: SamplerConfig | None) -> tuple[Any, dict]:
-    """Jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`."""
-    cfg = model_sampler(model.config) if sampler is None else sampler
+def check_given(
+    model: Model, given: Given, steps: Steps, sampler: SamplerConfig | None = None
+) -> None:
+    """Refuses rows that have fewer network calls than blocks to write."""
+    cfg = _sampler(model, sampler)
+    check_calls(model.net, given, steps, getattr(cfg, "block_length", 0))
+
+
+def _sampler(model: Model, sampler: SamplerConfig | None) -> SamplerConfig:
+    return model_sampler(model.config) if sampler is None else sampler
+
+
+def _program(
+    model: Model, steps: Steps, sampler: SamplerConfig | None, given: Given | None = None
+) -> tuple[Any, dict]:
+    """Jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`.
+
+    Rows of `given`, if any, are checked first.
+    """
+    cfg = _sampler(model, sampler)
+    if given is not None:
+        check_given(model, given, steps, cfg)
     guides, extra = load_guides(model, cfg)
     made = make_sampler(model.config, model.net, model.flow, steps, cfg, guides)
     return jax.jit(made), extra
 
 
 def prepare(
-    model: Model, shape: tuple[int, ...], steps: int, sampler: SamplerConfig | None = None
+    model: Model, shape: tuple[int, ...], steps: Steps, sampler: SamplerConfig | None = None
 ) -> Callable[..., Draw]:
     """Compiles a sampler for batches of one shape.
 
@@ -104,7 +134,7 @@ def prepare(
         given: Given, *, num: int, seed: int, show: Callable[[int], None] = lambda done: None
     ) -> Draw:
         root, parts = jax.random.key(check_seed(seed)), []
-        given = Given(*map(jnp.asarray, given))
+        given = jax.tree.map(jnp.asarray, given)
         began = time.perf_counter()
         for batch in range(-(-num // rows)):
             key = jax.random.fold_in(root, batch)
@@ -129,7 +159,7 @@ def draw(
     model: Model,
     given: Given,
     *,
-    steps: int,
+    steps: Steps,
     num: int,
     seed: int,
     sampler: SamplerConfig | None = None,
@@ -148,6 +178,7 @@ def draw(
     Raises:
       UserError: a sampler that does not fit the model or the steps.
     """
+    check_given(model, given, steps, sampler)
     run = prepare(model, given.tokens.shape, steps, sampler)
     return run(given, num=num, seed=seed, show=show)
 
@@ -170,7 +201,7 @@ def completions(
     model: Model,
     given: Given,
     *,
-    steps: int,
+    steps: Steps,
     batch_size: int,
     seed: int,
     sampler: SamplerConfig | None = None,
@@ -178,11 +209,13 @@ def completions(
 ) -> Iterator[Completed]:
     """Completes each row of `given`, batch after batch of one shape.
 
-    Row i depends on the seed, the batch size and its own batch alone. A last batch that they do not
-    fill holds the first rows again: where a sampler stops early, it does when all are done.
+    Row i depends on the seed, the batch size and its own batch alone; with temperature 0, or a
+    sampler that draws nothing, masked diffusion writes a row by that row alone. A last batch that
+    they do not fill holds the first rows again: where a sampler stops early, it does when all are
+    done.
 
     Args:
-      given: tokens and which of them are prescribed, [N, L], as of `Task.problems`.
+      given: tokens and which of them are prescribed, [N, L], as of `Task.problems` or `lay_out`.
       steps, seed, sampler: as of `draw`.
       batch_size: rows at a time.
       wanted: place of a row -> whether it is asked for; a batch without such a row is left out.
@@ -192,14 +225,14 @@ def completions(
     """
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
-    program, extra = _program(model, steps, sampler)
+    program, extra = _program(model, steps, sampler, given)
     root = jax.random.key(check_seed(seed))
     for batch in range(-(-num // rows)):
         places = np.arange(batch * rows, (batch + 1) * rows)
         asked = np.array([place < num and wanted(int(place)) for place in places])
         if not asked.any():
             continue
-        some = Given(*(jnp.asarray(np.asarray(x)[places % num]) for x in given))
+        some = jax.tree.map(lambda x, at=places % num: jnp.asarray(np.asarray(x)[at]), given)
         key = jax.random.fold_in(root, batch)
         found = jax.device_get(program(key, model.params, some, extra))
         yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))

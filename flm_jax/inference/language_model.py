@@ -29,7 +29,7 @@ from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories
 from flm_jax.metrics.likelihood import sequence_nats
-from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.base import SamplerConfig, Steps, read_steps
 from flm_jax.samplers.registry import name_of
 
 _MOST_ROWS = 32
@@ -150,7 +150,7 @@ class LanguageModel:
     def sample(
         self,
         num: int = 1,
-        steps: int | None = None,
+        steps: Steps | str | None = None,
         *,
         prompt: str = "",
         infill: str = "",
@@ -164,8 +164,9 @@ class LanguageModel:
 
         Args:
           num: how many.
-          steps: of the sampler, each one network call for most; by default that of the
-            configuration's own samples. Unused by autoregressive models.
+          steps: of the sampler, each one network call for most; of masked diffusion also a share
+            of the tokens to write, such as "1/4". By default that of the configuration's own
+            samples; unused by autoregressive models.
           prompt: text that each begins with.
           infill: instead of a prompt, a template in which {n} stands for n tokens to write.
           length: tokens of each, at most `max_length`, which is the default.
@@ -179,6 +180,7 @@ class LanguageModel:
         """
         model, count = self._model, length or self.max_length
         wanted = self.config["eval"]["sample_steps"] if steps is None else steps
+        wanted = read_steps(wanted) if isinstance(wanted, str) else wanted
         engine.check_request(model, [wanted], num, count)
         rows = batch_size or min(_MOST_ROWS, 1 << (num - 1).bit_length())
         require(rows >= 1, f"got batch_size={batch_size}; expected at least 1.")
@@ -186,6 +188,7 @@ class LanguageModel:
         wanted = engine.step_counts(model, [wanted], count)[0]
         cfg = self._chosen(sampler, changes)
         key = (rows, count, wanted, cfg)
+        engine.check_given(model, given, wanted, cfg)
         if key not in self._programs:
             self._programs[key] = engine.prepare(model, (rows, count), wanted, cfg)
         drawn = self._programs[key](given, num=num, seed=seed)

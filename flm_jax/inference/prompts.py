@@ -90,8 +90,8 @@ def lay_out(
     A row begins with BOS where the model was trained with one, and as the chat template says where
     one frames it; then come the prompt's text and template. What follows an answer of a given
     length is not seen by models of masked diffusion, whatever stands in the other rows; by others
-    it is held as padding where they were trained so, and else written and left out. Rows of networks that
-    take any length are as short as all answers allow, in steps of 64 tokens.
+    it is held as padding where they were trained so, and else written and left out. Rows of
+    networks that take any length are as short as all answers allow, in steps of 64 tokens.
 
     Args:
       length: most tokens of a row.

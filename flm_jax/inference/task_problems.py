@@ -5,7 +5,7 @@ from flm_jax.core.errors import require
 from flm_jax.data.tasks.base import Task
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.inference import engine
-from flm_jax.samplers.base import Given, SamplerConfig
+from flm_jax.samplers.base import Given, SamplerConfig, Steps
 
 _SEED = 12345  # apart from those of training data
 
@@ -29,7 +29,7 @@ def solve(
     model: Model,
     task: Task,
     num: int,
-    steps: int,
+    steps: Steps,
     rows: int,
     seed: int,
     sampler: SamplerConfig | None = None,
@@ -38,7 +38,7 @@ def solve(
 
     Args:
       num: problems.
-      steps: of the sampler.
+      steps: of the sampler, a number or a share of the tokens to write.
       rows: problems in a batch, see `engine.completions`.
       seed: of the draws.
 

@@ -1,12 +1,13 @@
 """What the samplers share: start, given tokens, read-out, grid, result."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flm_jax.core.errors import require
+from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import check_values
 from flm_jax.core.types import Times
@@ -21,10 +22,77 @@ class SamplerConfig:
 
 
 class Given(NamedTuple):
-    """Prescribed tokens of a prompt or an infill: tokens int32 [B, L], mask bool [B, L]."""
+    """What is prescribed of rows that are to be written: of a prompt, an infill, a length.
+
+    Attributes:
+      tokens: int32 [B, L].
+      mask: bool [B, L], True where the token is given.
+      visible: bool [B, L], True where the network may look; None for everywhere. What is not
+        visible is given.
+    """
 
     tokens: Int[Array, "b l"]
     mask: Bool[Array, "b l"]
+    visible: Bool[Array, "b l"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Network calls of a row as a share of the tokens that it has to write, rounded up."""
+
+    numerator: int
+    denominator: int
+
+    def __post_init__(self):
+        require(
+            0 < self.numerator <= self.denominator,
+            f"got a share of {self} calls a token; expected more than 0 and at most 1, such as "
+            "1/4.",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.numerator}/{self.denominator}"
+
+    def calls(self, tokens: int) -> int:
+        """Network calls of a row that has so many tokens to write."""
+        return -(-self.numerator * tokens // self.denominator)
+
+
+# Network calls of a row: a number, or a share of the tokens that it has to write.
+Steps = int | Share
+
+
+def read_steps(text: str) -> Steps:
+    """A number of network calls, "64", or a share of the tokens to write, "1/4" or "0.25".
+
+    Raises:
+      UserError: neither.
+    """
+    part = "/" in text or "." in text
+    try:
+        found = Fraction(text) if part else int(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"got steps={text}; expected a whole number of network calls such as 64, or a share of "
+            "the tokens to write such as 1/4 or 0.25."
+        ) from error
+    return Share(*found.as_integer_ratio()) if part else int(found)
+
+
+def plain_steps(steps: Steps) -> int | str:
+    """What `read_steps` reads, as records hold it."""
+    return str(steps) if isinstance(steps, Share) else steps
+
+
+def most_calls(steps: Steps, length: int) -> int:
+    """Network calls of a row of which all `length` tokens are to be written."""
+    return steps.calls(length) if isinstance(steps, Share) else steps
+
+
+def calls_of(steps: Steps, tokens: Int[Array, "b"], length: int) -> Int[Array, "b"]:
+    """Network calls of rows with so many tokens to write, at most `length` each."""
+    calls = [most_calls(steps, count) for count in range(length + 1)]
+    return jnp.asarray(calls, jnp.int32)[tokens]
 
 
 class Samples(NamedTuple):
@@ -48,37 +116,13 @@ class Samples(NamedTuple):
     steps_progress: Float[Array, "k b l"] | None = None
 
 
-def check_blocks(cfg: Any, net: Network, steps: int, objective: Any) -> None:
+def check_blocks(cfg: Any, net: Network, steps: Steps, objective: Any) -> None:
     """Refuses blocks that are longer than the model's sequences."""
     del steps, objective
     require(
         cfg.block_length <= net.max_length,
         f"got block_length={cfg.block_length}; expected 0 (one block) to {net.max_length} tokens.",
     )
-
-
-class Blocks(NamedTuple):
-    """Positions written in turn from the left: `number` blocks of `size`, `calls` for each."""
-
-    size: int
-    number: int
-    calls: int
-
-
-def in_blocks(steps: int, length: int, block_length: int) -> Blocks:
-    """Splits `steps` calls over blocks of `block_length` positions; 0 for one block.
-
-    Raises:
-      UserError: steps that do not divide over the blocks.
-    """
-    size = block_length or length
-    number = -(-length // size)
-    require(
-        steps % number == 0,
-        f"{steps} steps do not divide over {number} blocks of {size} tokens; give a multiple of "
-        f"{number}, or another block length.",
-    )
-    return Blocks(size, number, steps // number)
 
 
 def nothing_given(num: int, length: int) -> Given:

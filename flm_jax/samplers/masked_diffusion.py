@@ -11,9 +11,9 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.base import Given, Samples, in_blocks
+from flm_jax.samplers.base import Given, Samples, Steps, calls_of
 from flm_jax.samplers.categorical import Choice, DrawnConfig, choose
-from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
+from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ConfidenceConfig(DrawnConfig):
 
     block_length: int = setting(
         0,
-        "length of a block, written in turn from the left; 0 for one block",
+        "length of a block, written in turn from the prompt's end; 0 for one block",
         unit="tokens",
         range="[0, inf)",
     )
@@ -40,7 +40,7 @@ def sample_by_config(
     extra: dict | None = None,
     *,
     net: Network,
-    steps: int,
+    steps: Steps,
     cfg: AncestralConfig | ConfidenceConfig,
     objective: Any,
     **unused: Any,
@@ -54,20 +54,19 @@ def sample_by_config(
     return sample_ancestral(key, net, params, **how)
 
 
-def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, plan, reveal):
+def _run(key, net, params, given: Given, steps: Steps, choice: Choice, progress, plan, reveal):
     """Reveals positions in `steps` steps; see `reveal_in_steps`.
 
     Args:
-      progress: (partial, step) -> progress the network is told, scalar or [B].
+      progress: (partial, step) -> progress the network is told, [B].
     """
-    rows = given.tokens.shape[0]
 
     def predict(partial: Partial, k):
-        told = jnp.broadcast_to(progress(partial, k), (rows,))
+        told = progress(partial, k)
         states = masked_states(
             partial.tokens, partial.masked, net.table(params), net.anchor(params)
         )
-        logits = denoise(net, params, states, told, told)
+        logits = denoise(net, params, states, told, told, visible=given.visible)
         tokens, confidence = choose(jax.random.fold_in(key, k), logits, choice)
         tokens = jnp.where(partial.masked, tokens, partial.tokens)
         return tokens, jnp.where(partial.masked, confidence, 1.0)
@@ -75,17 +74,23 @@ def _run(key, net, params, given: Given, steps: int, choice: Choice, progress, p
     return reveal_in_steps(given, steps, predict, plan, reveal)
 
 
+def _calls(given: Given, steps: Steps) -> jax.Array:
+    """Network calls of each row, [B]; 1 of a row that is all given."""
+    free = jnp.sum(~given.mask, axis=1)
+    return jnp.maximum(calls_of(steps, free, given.mask.shape[1]), 1)
+
+
 def sample_ancestral(
     key: Key,
     net: Network,
     params: Params,
     *,
-    steps: int,
+    steps: Steps,
     given: Given,
     choice: Choice,
     time_conditioning: bool,
 ) -> Samples:
-    """Ancestral sampling of MDLM (arXiv 2406.07524v2) on a uniform grid of `steps` times.
+    """Ancestral sampling of MDLM (arXiv 2406.07524v2) on a uniform grid of K times.
 
     From t to s each masked position is revealed with probability (t-s)/t, whatever the network
     says. So on a uniform grid the step of its revealing is uniform over the steps, and is drawn
@@ -93,23 +98,24 @@ def sample_ancestral(
     network call (with many more steps than tokens, most of them).
 
     Args:
-      steps: K >= 1; static.
+      steps: K of each row, a number or a share of the tokens to write; static.
       given: prescribed tokens, visible from the start and never changed.
       choice: temperature and top-p of the token of a revealed position.
       time_conditioning: as the network was trained.
 
     Returns:
-      Samples; calls counts the network calls that were made, at most `steps`. The read-out of a
-      step without a call is that of the call before.
+      Samples; calls counts the network calls that were made, at most the largest K. The read-out of
+      a step without a call is that of the call before.
     """
     when_key, key = jax.random.split(key)
-    when = jax.random.randint(when_key, given.tokens.shape, 0, steps)
+    calls = _calls(given, steps)
+    when = jax.random.randint(when_key, given.tokens.shape, 0, calls[:, None])
 
     def plan(partial: Partial, k):
         now = when == k
         return jnp.any(now & partial.masked), now
 
-    progress = lambda partial, k: k / steps if time_conditioning else jnp.zeros(())
+    progress = lambda partial, k: k / calls if time_conditioning else jnp.zeros(calls.shape)
     reveal = lambda partial, confidence, now: now
     return _run(key, net, params, given, steps, choice, progress, plan, reveal)
 
@@ -119,7 +125,7 @@ def sample_confident(
     net: Network,
     params: Params,
     *,
-    steps: int,
+    steps: Steps,
     given: Given,
     choice: Choice,
     block_length: int,
@@ -131,34 +137,30 @@ def sample_confident(
     rest is masked again. The masked positions of a block are spread evenly over its steps.
 
     Args:
-      steps: K, a multiple of the number of blocks; static.
+      steps: K of each row, a number or a share of the tokens to write; static. See `schedule` for
+        how they are spread over blocks.
       given: prescribed tokens, visible from the start and never changed.
       choice: temperature and top-p of the predictions.
-      block_length: positions in a block, from the left; 0 for one block.
-      time_conditioning: as the network was trained; it is told the share of visible positions.
+      block_length: positions in a block, from the prompt's end; 0 for one block.
+      time_conditioning: as the network was trained; it is told the share of the positions to write
+        that are written.
 
     Returns:
-      Samples; calls counts the network calls that were made: none for a step of a block whose
-      tokens are all there.
-
-    Raises:
-      UserError: steps that do not divide over the blocks.
+      Samples; calls counts the network calls that were made: none for a step that writes nothing in
+      any row. With temperature 0 a row's tokens do not depend on the other rows.
     """
-    length = given.tokens.shape[1]
-    size, blocks, each = in_blocks(steps, length, block_length)
-    block = jnp.arange(length) // size
-    index = jax.lax.broadcasted_iota(jnp.int32, (1, blocks), 1)
-    # [B, blocks]: positions to write.
-    total = jnp.sum((~given.mask)[:, :, None] & (block[None, :, None] == index[:, None]), axis=1)
+    plan_of = schedule(net, given, steps, block_length)
+    free = jnp.sum(~given.mask, axis=1)
 
     def plan(partial: Partial, k):
-        now, part = k // each, k % each
-        todo = jnp.take(total, now, axis=1)
-        count = even_share(todo, each, part)
-        return jnp.any(count > 0), (jnp.broadcast_to(block == now, given.mask.shape), count)
+        block = plan_of.at(k)
+        first, calls = plan_of.span(block)
+        count = even_share(plan_of.todo(block), jnp.maximum(calls, 1), k - first)
+        return jnp.any(count > 0), (plan_of.place == block[:, None], count)
 
     def progress(partial: Partial, k):
-        return 1.0 - jnp.mean(partial.masked, axis=1) if time_conditioning else jnp.zeros(())
+        left = jnp.sum(partial.masked, axis=1) / jnp.maximum(free, 1)
+        return 1.0 - left if time_conditioning else jnp.zeros(left.shape)
 
     def reveal(partial: Partial, confidence, details):
         inside, count = details

@@ -8,7 +8,7 @@ from flm_jax.core.network import Network
 from flm_jax.samplers import autoregressive, masked_diffusion, masked_flow, posterior_refinement
 from flm_jax.samplers import x_prediction as x_predictions
 from flm_jax.samplers.adaptive import AdaptiveConfig
-from flm_jax.samplers.base import SamplerConfig, Samples, check_blocks
+from flm_jax.samplers.base import SamplerConfig, Samples, Steps, check_blocks
 from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
@@ -18,7 +18,7 @@ FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint", "distribution_ma
 MASKED = ("masked_diffusion", "alignment")
 
 
-def _any(cfg: Any, net: Network, steps: int, objective: Any) -> None:
+def _any(cfg: Any, net: Network, steps: Steps, objective: Any) -> None:
     """Refuses nothing."""
 
 
@@ -35,12 +35,14 @@ class Sampler(NamedTuple):
         objective in `SAMPLERS` is its default.
       check: (cfg, net, steps, objective) -> None; raises UserError for what does not fit, before
         anything is compiled.
+      shares: whether `steps` may be a share of the tokens to write, see `samplers.base.Share`.
     """
 
     settings: type[SamplerConfig]
     sample: Callable[..., Samples]
     objectives: tuple[str, ...]
-    check: Callable[[Any, Network, int, Any], None] = _any
+    check: Callable[[Any, Network, Any, Any], None] = _any
+    shares: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -55,13 +57,17 @@ SAMPLERS: dict[str, Sampler] = {
         posterior_refinement.check_any_order,
     ),
     "ancestral": Sampler(
-        masked_diffusion.AncestralConfig, masked_diffusion.sample_by_config, MASKED
+        masked_diffusion.AncestralConfig, masked_diffusion.sample_by_config, MASKED, shares=True
     ),
     "confidence": Sampler(
-        masked_diffusion.ConfidenceConfig, masked_diffusion.sample_by_config, MASKED, check_blocks
+        masked_diffusion.ConfidenceConfig,
+        masked_diffusion.sample_by_config,
+        MASKED,
+        check_blocks,
+        shares=True,
     ),
     "x_prediction": Sampler(
-        x_predictions.XPredictionConfig, x_predictions.sample, MASKED, check_blocks
+        x_predictions.XPredictionConfig, x_predictions.sample, MASKED, check_blocks, shares=True
     ),
     "masked_flow": Sampler(masked_flow.MaskedFlowConfig, masked_flow.sample, ("masked_flow",)),
     "autoregressive": Sampler(

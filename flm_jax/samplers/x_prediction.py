@@ -29,8 +29,9 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
-from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.base import Given, SamplerConfig, Samples, in_blocks
+from flm_jax.flows.masking import highest, masked_states, mean_progress
+from flm_jax.samplers.base import Given, SamplerConfig, Samples, Steps, most_calls
+from flm_jax.samplers.unmasking import schedule
 
 DONE = 0.99  # progress at which a token counts as written
 RE_EDIT = -0.1  # confidence - progress below which a token is edited again
@@ -57,7 +58,7 @@ class XPredictionConfig(SamplerConfig):
     hard_commit: bool = setting(True, "whether each call writes the most confident token")
     block_length: int = setting(
         0,
-        "length of a block, written in turn from the left; 0 for one block",
+        "length of a block, written in turn from the prompt's end; 0 for one block",
         unit="tokens",
         range="[0, inf)",
     )
@@ -83,7 +84,8 @@ class Walk(NamedTuple):
       y: float32 [B, L, D]; t: float32 [B, L], progress; tokens: int32 [B, L].
       reached: float32 [B, L], progress before the last call of a block wrote what was left.
       seen: float32 [B, L], the last confidence.
-      block: int32 [B], the block that a row is in; past the last one where it is done.
+      block: int32 [B], the block that a row is in, see `unmasking.Schedule`; past the last one
+        where it is done.
       count: int32 [B], calls that the row has had in this block.
     """
 
@@ -103,6 +105,7 @@ class Look(NamedTuple):
       tokens: int32 [B, L], the most probable ones; confidence: their probabilities.
       features: float32 [B, L, 8]: the four largest probabilities, the entropy of these four
         (renormalised) over log 4, the first minus the second, t, and step / (T - 1) in the block.
+      calls: int32 [B], T, the network calls of the block that each row is in.
       active: positions of the block that the row is in, but for given ones; none of a row that is
         done. All others stay as they are.
     """
@@ -111,6 +114,7 @@ class Look(NamedTuple):
     confidence: Float[Array, "b l"]
     features: Float[Array, "b l f"]
     active: Bool[Array, "b l"]
+    calls: Int[Array, "b"]
 
     def moves(self, walk: Walk) -> Bool[Array, "b l"]:
         """Positions whose step size matters."""
@@ -181,7 +185,7 @@ def decoder(
     net: Network,
     params: Params,
     *,
-    steps: int,
+    steps: Steps,
     given: Given,
     how: XPredictionConfig,
     time_conditioning: bool,
@@ -189,29 +193,30 @@ def decoder(
     """The parts of a decoding; arguments as of `sample`.
 
     Raises:
-      UserError: steps that do not divide over the blocks; a network without an anchor.
+      UserError: a network without an anchor.
     """
     rows, length = given.tokens.shape
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
-    size, blocks, each = in_blocks(steps, length, how.block_length)
-    place = jnp.broadcast_to(jnp.arange(length) // size, (rows, length))
+    plan = schedule(net, given, steps, how.block_length)
     free = ~given.mask
     table, anchor = net.table(params), net.anchor(params)
     anchor = jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim))
 
     def block_of(t: jax.Array) -> jax.Array:
-        return jnp.min(jnp.where(free & (t < DONE), place, blocks), axis=1)
+        return jnp.min(jnp.where(free & (t < DONE), plan.place, plan.blocks), axis=1)
 
     def look(walk: Walk) -> Look:
-        told = jnp.mean(walk.t, axis=1) if time_conditioning else jnp.zeros(rows)
-        tokens, top = _top(denoise(net, params, walk.y, told, told))
-        active = free & (place == walk.block[:, None])
-        seen = features(top, walk.t, walk.count / max(each - 1, 1))
-        return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active)
+        told = mean_progress(walk.t, given.visible) if time_conditioning else jnp.zeros(rows)
+        logits = denoise(net, params, walk.y, told, told, visible=given.visible)
+        tokens, top = _top(logits)
+        active = free & (plan.place == walk.block[:, None])
+        _, calls = plan.span(walk.block)
+        seen = features(top, walk.t, walk.count / jnp.maximum(calls - 1, 1))
+        return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active, calls)
 
     def advance(walk: Walk, look: Look, a: jax.Array) -> Walk:
         walk = _moved(walk, look, a, table, anchor, how)
-        left = look.active & (walk.count == each - 1)[:, None]
+        left = look.active & (walk.count == look.calls - 1)[:, None]
         t = jnp.where(left, 1.0, walk.t)
         y = jnp.where(left[..., None], table[walk.tokens], walk.y)
         block = block_of(t)
@@ -222,13 +227,14 @@ def decoder(
     y = masked_states(given.tokens, free, table, net.anchor(params))
     zeros = jnp.zeros(rows, jnp.int32)
     start = Walk(y, t, given.tokens, t, t, block_of(t), zeros)
-    return Decoder(start, look, advance, lambda walk: walk.block < blocks)
+    return Decoder(start, look, advance, lambda walk: walk.block < plan.blocks)
 
 
-def fixed(how: XPredictionConfig, calls: int) -> Stepper:
-    """The step size of `how` everywhere; `calls` are those of a block."""
-    size = how.step_size or 1.0 - (1.0 - DONE) ** (1.0 / calls)
-    return lambda seen: jnp.full(seen.shape[:2], size)
+def fixed(how: XPredictionConfig, look: Look) -> Float[Array, "b l"]:
+    """The step size of `how` everywhere; by default that of the calls of a row's block."""
+    size = 1.0 - (1.0 - DONE) ** (1.0 / jnp.maximum(look.calls, 1))
+    size = jnp.full(size.shape, how.step_size) if how.step_size else size
+    return jnp.broadcast_to(size[:, None], look.tokens.shape)
 
 
 class Rollout(NamedTuple):
@@ -254,7 +260,8 @@ def rollout(
     params: Params,
     act: Callable[[Key, jax.Array], tuple[jax.Array, Any]],
     *,
-    steps: int,
+    steps: Steps,
+    given: Given,
     **settings: Any,
 ) -> Rollout:
     """Decodes with step sizes that are drawn, all K calls in one loop.
@@ -262,9 +269,9 @@ def rollout(
     Args:
       key: of the draws.
       act: (key, features [B, L, 8]) -> step sizes [B, L], and whatever is to be kept.
-      steps, settings: as of `decoder`.
+      steps, given, settings: as of `decoder`.
     """
-    made = decoder(net, params, steps=steps, **settings)
+    made = decoder(net, params, steps=steps, given=given, **settings)
 
     def body(walk: Walk, k):
         look = made.look(walk)
@@ -272,7 +279,8 @@ def rollout(
         kept = (look.features, look.moves(walk), made.going(walk), acts)
         return made.advance(walk, look, a), kept
 
-    walk, (seen, moves, going, acts) = jax.lax.scan(body, made.start, jnp.arange(steps))
+    index = jnp.arange(most_calls(steps, given.mask.shape[1]))
+    walk, (seen, moves, going, acts) = jax.lax.scan(body, made.start, index)
     calls = jnp.sum(going.astype(jnp.int32), axis=0)
     return Rollout(walk.tokens, walk.reached, calls, seen, moves, acts)
 
@@ -281,18 +289,19 @@ def sample_x_prediction(
     net: Network,
     params: Params,
     *,
-    steps: int,
+    steps: Steps,
     given: Given,
     how: XPredictionConfig,
     time_conditioning: bool,
     stepper: Stepper | None = None,
 ) -> Samples:
-    """Decodes in at most `steps` network calls, without any draw.
+    """Decodes in a bounded number of network calls, without any draw.
 
     Args:
       net: a network of masked diffusion, with an anchor.
-      steps: K >= 1, a multiple of the number of blocks; static. The last call of a block writes
-        what is left of it by its predictions.
+      steps: most calls of each row, a number or a share of the tokens to write; static. See
+        `schedule` for how they are spread over blocks. The last call of a block writes what is left
+        of it by its predictions.
       given: prescribed tokens, at t = 1 from the start and never changed.
       how: step size, what else a step does, and the length of a block; each row goes on to its
         next block by itself.
@@ -305,17 +314,17 @@ def sample_x_prediction(
       result does not depend on the other rows.
 
     Raises:
-      UserError: steps that do not divide over the blocks; a network without an anchor.
+      UserError: a network without an anchor.
     """
     settings = dict(steps=steps, given=given, how=how)
     made = decoder(net, params, time_conditioning=time_conditioning, **settings)
-    calls = in_blocks(steps, given.tokens.shape[1], how.block_length).calls
-    step_sizes = stepper or fixed(how, calls)
+    most = most_calls(steps, given.mask.shape[1])
 
     def body(state):
         walk, calls, paths = state
         look = made.look(walk)
-        after = made.advance(walk, look, step_sizes(look.features))
+        sizes = stepper(look.features) if stepper else fixed(how, look)
+        after = made.advance(walk, look, sizes)
         ahead = made.going(walk)[:, None] & ~look.active & (walk.t < DONE)
         shown = (jnp.where(ahead, look.tokens, after.tokens), after.seen, after.t)
         paths = tuple(path.at[calls].set(now) for path, now in zip(paths, shown))
@@ -325,10 +334,10 @@ def sample_x_prediction(
         return jnp.any(made.going(state[0]))
 
     walk = made.start
-    paths = tuple(jnp.tile(x[None], (steps, 1, 1)) for x in (walk.tokens, walk.seen, walk.t))
+    paths = tuple(jnp.tile(x[None], (most, 1, 1)) for x in (walk.tokens, walk.seen, walk.t))
     walk, calls, paths = jax.lax.while_loop(going, body, (walk, jnp.int32(0), paths))
     # Calls that were not made repeat the last one's read-out.
-    index = jnp.clip(jnp.arange(steps), 0, jnp.maximum(calls - 1, 0))
+    index = jnp.clip(jnp.arange(most), 0, jnp.maximum(calls - 1, 0))
     tokens, confidence, progress = (path[index] for path in paths)
     return Samples(walk.tokens, tokens, confidence, calls, progress)
 
@@ -340,7 +349,7 @@ def sample(
     extra: dict | None = None,
     *,
     net: Network,
-    steps: int,
+    steps: Steps,
     cfg: XPredictionConfig,
     guides: Any,
     objective: Any,

@@ -293,11 +293,6 @@ def test_bad_settings_are_refused(name, changes, message):
         make_sampler(config, DIT, None, 4, choose_sampler(config, name, **changes))
 
 
-def test_steps_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match="multiple of 4"):
-        decode("dit", 6, block_length=2)
-
-
 def test_drawn_texts_come_with_progress():
     config = base_config()
     choose(config, objective="masked_diffusion")

@@ -54,6 +54,8 @@ class Family:
       steps_free: whether the number of steps is a choice; else it is the length.
       timed: whether row_nll depends on tau.
       sees_ahead: whether sampling takes account of given tokens that stand after a position.
+      canvas: whether positions behind an answer of a given length are not seen; else they are held
+        as padding, or written and left out.
       aligned: (config, net) -> figures of `metrics.alignment` for training to report beside its
         base's; None where there are none.
       tracker: config -> statistics that the objective gathers; None for none.
@@ -82,6 +84,7 @@ class Family:
     steps_free: bool = True
     timed: bool = True
     sees_ahead: bool = True
+    canvas: bool = False
     aligned: Callable[..., Callable] | None = None
     tracker: Callable[[Config], Tracker | None] = times_tracker
     row_group: Callable[[Config], int] = lambda config: 1

@@ -55,4 +55,5 @@ MASKED_DIFFUSION = Family(
     draws=16,
     anchored=True,
     takes_step_policy=True,
+    canvas=True,
 )

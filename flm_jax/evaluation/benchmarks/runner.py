@@ -19,6 +19,7 @@ from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference.answers import Answer, Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, room
+from flm_jax.samplers.base import plain_steps
 
 SETTINGS, RECORDS, SUMMARY = "settings.json", "records.jsonl", "summary.json"
 Key = tuple[str | int, int, int]
@@ -99,7 +100,7 @@ def described(model: Model, workdir: str, how: Answering) -> dict[str, Any]:
     """The settings of a model's answers."""
     config = _digest(json.dumps(model.config, sort_keys=True, default=str).encode())
     own = {"model": workdir, "model_step": model.step, "config_sha256": config}
-    return own | dataclasses.asdict(how)
+    return own | dataclasses.asdict(how) | {"steps": plain_steps(how.steps)}
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
