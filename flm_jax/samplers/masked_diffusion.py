@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
-from flm_jax.denoiser.forward import denoise
+from flm_jax.denoiser.forward import forward
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.base import Given, Samples, Steps, calls_of
-from flm_jax.samplers.categorical import Choice, DrawnConfig, choose
+from flm_jax.samplers.categorical import Choice, DrawnConfig, choose_at
 from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps, schedule
 
 
@@ -61,13 +61,16 @@ def _run(key, net, params, given: Given, steps: Steps, choice: Choice, progress,
       progress: (partial, step) -> progress the network is told, [B].
     """
 
+    rows, length = given.tokens.shape
+    places = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+
     def predict(partial: Partial, k):
         told = progress(partial, k)
         states = masked_states(
             partial.tokens, partial.masked, net.table(params), net.anchor(params)
         )
-        logits = denoise(net, params, states, told, told, visible=given.visible)
-        tokens, confidence = choose(jax.random.fold_in(key, k), logits, choice)
+        out = forward(net, params, states, told, told, visible=given.visible)
+        tokens, confidence = choose_at(jax.random.fold_in(key, k), out, net, places, choice)
         tokens = jnp.where(partial.masked, tokens, partial.tokens)
         return tokens, jnp.where(partial.masked, confidence, 1.0)
 

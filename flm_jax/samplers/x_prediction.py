@@ -27,9 +27,10 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
-from flm_jax.denoiser.forward import denoise
+from flm_jax.denoiser.forward import embedded, forward
+from flm_jax.denoiser.head import read
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
-from flm_jax.flows.masking import highest, masked_states, mean_progress
+from flm_jax.flows.masking import highest, mean_progress
 from flm_jax.samplers.base import Given, SamplerConfig, Samples, Steps, most_calls
 from flm_jax.samplers.unmasking import schedule
 
@@ -159,10 +160,9 @@ def _top(logits: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], Float[Array,
     return which[..., 0].astype(jnp.int32), top
 
 
-def _moved(walk: Walk, look: Look, a: jax.Array, table, anchor, how: XPredictionConfig) -> Walk:
+def _moved(walk: Walk, look: Look, a: jax.Array, clean, anchor, how: XPredictionConfig) -> Walk:
     """Moves, edits again, commits; see the head of this file."""
-    clean, confidence = table[look.tokens], look.confidence
-    changed = look.moves(walk)
+    confidence, changed = look.confidence, look.moves(walk)
     a = jnp.where(changed, a, 0.0)
     # With a = 1 the embedding itself, bit for bit.
     t = jnp.where(a == 1.0, 1.0, jnp.clip(walk.t + a * (1.0 - walk.t), 0.0, 1.0))
@@ -199,32 +199,32 @@ def decoder(
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
     plan = schedule(net, given, steps, how.block_length)
     free = ~given.mask
-    table, anchor = net.table(params), net.anchor(params)
-    anchor = jnp.broadcast_to(anchor[None, :length], (rows, length, net.dim))
+    anchor = jnp.broadcast_to(net.anchor(params)[None, :length], (rows, length, net.dim))
 
     def block_of(t: jax.Array) -> jax.Array:
         return jnp.min(jnp.where(free & (t < DONE), plan.place, plan.blocks), axis=1)
 
     def look(walk: Walk) -> Look:
         told = mean_progress(walk.t, given.visible) if time_conditioning else jnp.zeros(rows)
-        logits = denoise(net, params, walk.y, told, told, visible=given.visible)
-        tokens, top = _top(logits)
+        out = forward(net, params, walk.y, told, told, visible=given.visible)
+        tokens, top = read(out, net, _top)
         active = free & (plan.place == walk.block[:, None])
         _, calls = plan.span(walk.block)
         seen = features(top, walk.t, walk.count / jnp.maximum(calls - 1, 1))
         return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active, calls)
 
     def advance(walk: Walk, look: Look, a: jax.Array) -> Walk:
-        walk = _moved(walk, look, a, table, anchor, how)
+        clean = embedded(net, params, look.tokens)
+        walk = _moved(walk, look, a, clean, anchor, how)
         left = look.active & (walk.count == look.calls - 1)[:, None]
         t = jnp.where(left, 1.0, walk.t)
-        y = jnp.where(left[..., None], table[walk.tokens], walk.y)
+        y = jnp.where(left[..., None], embedded(net, params, walk.tokens), walk.y)
         block = block_of(t)
         count = jnp.where(block == walk.block, walk.count + 1, 0)
         return walk._replace(y=y, t=t, block=block, count=count)
 
     t = jnp.where(free, 0.0, 1.0)
-    y = masked_states(given.tokens, free, table, net.anchor(params))
+    y = jnp.where(free[..., None], anchor, embedded(net, params, given.tokens))
     zeros = jnp.zeros(rows, jnp.int32)
     start = Walk(y, t, given.tokens, t, t, block_of(t), zeros)
     return Decoder(start, look, advance, lambda walk: walk.block < plan.blocks)
