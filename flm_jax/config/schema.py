@@ -91,22 +91,26 @@ def base_config(
     config["objective"] = defaults("objective", objective)
     config["sampler"] = defaults("sampler", sampler or samplers_of(objective)[0])
     config |= {group: defaults(group) for group in ("optim", "train", "eval", "mesh")}
-    return _tuples(ConfigDict(config))
+    return _as_config(config)
 
 
 def policy_config() -> ConfigDict:
     """A complete configuration of `train_policy`."""
-    return ConfigDict(plain(PolicyRunConfig()))
+    return _as_config(plain(PolicyRunConfig()))
 
 
-def _tuples(config: ConfigDict) -> ConfigDict:
-    """Lists of JSON as tuples: ml_collections lets a command line replace those whole."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            _tuples(value)
-        elif isinstance(value, list):
-            config[key] = tuple(value)
-    return config
+def _as_config(values: Config) -> ConfigDict:
+    """Lists of JSON become tuples: ml_collections lets a command line replace those whole.
+
+    It keeps a list a list, whatever is assigned to it later.
+    """
+    tuples = lambda value: tuple(value) if isinstance(value, list) else value
+    return ConfigDict(
+        {
+            key: _as_config(value) if isinstance(value, dict) else tuples(value)
+            for key, value in values.items()
+        }
+    )
 
 
 def choose(config: ConfigDict, **names: str) -> ConfigDict:
@@ -137,7 +141,7 @@ def choose(config: ConfigDict, **names: str) -> ConfigDict:
             if key in new and key != "name" and _changed(value, before.get(key))
         }
         with config.unlocked():
-            config[group] = _tuples(ConfigDict(new | kept))
+            config[group] = _as_config(new | kept)
         if group == "objective":
             _follow(config, name)
     return config

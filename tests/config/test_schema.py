@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flm_jax.config.schema import GROUPS, NAMED, base_config, choose, settings
+from flm_jax.config.schema import GROUPS, NAMED, base_config, choose, policy_config, settings
 from flm_jax.core.errors import UserError
 from flm_jax.core.settings import settings_of
 from flm_jax.flows.registry import FLOWS, flows_of
@@ -129,3 +129,14 @@ def test_a_key_that_two_paths_share_keeps_what_was_given():
     assert config.flow.noise == "onehot" and config.flow.clock == "learnt"
     with pytest.raises(UserError, match="unknown config.flow.name"):
         base_config(flow="lineer")
+
+
+def test_lists_are_tuples_which_a_command_line_may_replace():
+    """ml_collections refuses to override a list, and turns a tuple that takes its place into one."""
+    config = choose(base_config(), model="llama", objective="masked_flow")
+    assert config.data.chat == config.objective.special_ids == ()
+    for path in (config.data.chat, config.objective.special_ids, policy_config().calls):
+        assert isinstance(path, tuple)
+    config.objective.special_ids = (1, 2)
+    again = choose(config, objective="masked_diffusion")
+    assert isinstance(again.data.mixture, tuple)
