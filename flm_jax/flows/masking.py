@@ -41,6 +41,11 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
     return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
 
 
+def written_positions(batch: dict[str, jax.Array]) -> Bool[Array, "b l"]:
+    """Positions that a sampler writes: all outside of the prompt, also behind the text's end."""
+    return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, 0)
+
+
 def hide_below(
     draws: Float[Array, "b l"], share: Times, free: Bool[Array, "b l"]
 ) -> Bool[Array, "b l"]:

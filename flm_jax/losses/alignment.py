@@ -20,7 +20,7 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, summary
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
-from flm_jax.flows.masking import free_positions, hide_independently
+from flm_jax.flows.masking import free_positions, hide_independently, written_positions
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import number_of, token_weights
 
@@ -153,6 +153,9 @@ def alignment_loss(
 ) -> tuple[jax.Array, Metrics]:
     """The loss, each position hidden with probability s, s low-discrepancy U(0, 1) over the batch.
 
+    What stands behind the end of a text is hidden like the text, as in decoding, which writes it as
+    well, and does not count.
+
     Args:
       params: of a network with an anchor.
       batch: "tokens" int32 [B, L], "mask" [B, L], and optionally "prompt", see `free_positions`.
@@ -166,7 +169,7 @@ def alignment_loss(
     share_key, hide_key, t_key, dropout_key = jax.random.split(key, 4)
     tokens, counted = batch["tokens"], free_positions(batch, 0)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
-    hidden = hide_independently(rows.fold(hide_key), share, counted)
+    hidden = hide_independently(rows.fold(hide_key), share, written_positions(batch))
     shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows)
     dropout_key = rows.fold(dropout_key)
     distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=dropout_key, shown=shown)
@@ -174,7 +177,7 @@ def alignment_loss(
     loss = mean(counted)
     return loss, {
         "squared_distance_per_token": loss,
-        "hidden_squared_distance_per_token": mean(hidden),
+        "hidden_squared_distance_per_token": mean(counted & hidden),
         "visible_squared_distance_per_token": mean(counted & ~hidden),
         "counted": number_of(counted),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.head import logits, token_nll
-from flm_jax.flows.masking import free_positions, hide_independently
+from flm_jax.flows.masking import free_positions, hide_independently, written_positions
 from flm_jax.losses.alignment import AlignmentConfig, aligned_at
 
 # params, batch, key -> sums over positions by name, and how many positions they are over.
@@ -27,8 +27,8 @@ def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
     def figures(params: Params, batch: dict[str, jax.Array], key: Key):
         tokens, counted = batch["tokens"], free_positions(batch, 0)
         share = (jnp.arange(tokens.shape[0]) + 0.5) / tokens.shape[0]
-        masked = hide_independently(key, share, counted)
-        t = jnp.where(masked, 0.0, 1.0)
+        hidden = hide_independently(key, share, written_positions(batch))
+        masked, t = counted & hidden, jnp.where(hidden, 0.0, 1.0)
         distance, out = aligned_at(params, tokens, t, net=net, cfg=cfg)
         nll = token_nll(logits(out, net), tokens)
         parts = {

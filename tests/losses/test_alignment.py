@@ -9,6 +9,7 @@ import pytest
 
 from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.time_sampling import Rows
+from flm_jax.losses import alignment
 from flm_jax.losses.alignment import (
     INPUTS,
     AlignmentConfig,
@@ -53,11 +54,23 @@ def test_all_positions_that_may_be_written_count_and_no_other():
     assert min(hidden, visible) < loss < max(hidden, visible)
     prompted = batch | {"prompt": ~MASKED}
     first = loss_of(prompted | {"mask": MASKED | ~MASKED})
-    # Prompts are seen, whole; what is not valid neither counts nor is hidden.
+    # Prompts are seen, whole.
     other = loss_of(prompted | {"tokens": TOKENS.at[:, 0].set((TOKENS[:, 0] + 1) % 11)})
     assert first[0] != other[0]
     nothing = loss_of(prompted | {"mask": ~MASKED})
     assert nothing[0] == 0.0
+
+
+def test_what_follows_a_text_is_hidden_like_it_and_does_not_count(monkeypatch):
+    """As decoding finds it: where all is hidden, its tokens change nothing."""
+    text = jnp.arange(6)[None] < jnp.array([[3], [4], [6], [4]])
+    batch = {"tokens": TOKENS, "mask": text, "prompt": jnp.arange(6)[None] < jnp.ones((4, 1))}
+    other = batch | {"tokens": jnp.where(text, TOKENS, (TOKENS + 1) % 11)}
+    assert loss_of(batch)[0] != loss_of(other)[0]
+    monkeypatch.setattr(alignment, "hide_independently", lambda key, share, free: free)
+    loss, metrics, _ = loss_of(batch)
+    assert loss == loss_of(other)[0] == metrics["hidden_squared_distance_per_token"] > 0.0
+    assert metrics["counted"] == text.sum() - 4
 
 
 def test_the_embeddings_are_no_way_out():
