@@ -99,7 +99,7 @@ def policy_config() -> ConfigDict:
     return _as_config(plain(PolicyRunConfig()))
 
 
-def _as_config(values: Config) -> ConfigDict:
+def _as_config(values: Mapping[str, Any]) -> ConfigDict:
     """Lists of JSON become tuples: ml_collections lets a command line replace those whole.
 
     It keeps a list a list, whatever is assigned to it later.

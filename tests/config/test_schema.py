@@ -132,7 +132,7 @@ def test_a_key_that_two_paths_share_keeps_what_was_given():
 
 
 def test_lists_are_tuples_which_a_command_line_may_replace():
-    """ml_collections refuses to override a list, and turns a tuple that takes its place into one."""
+    """ml_collections refuses to override a list, and makes one of a tuple in its place."""
     config = choose(base_config(), model="llama", objective="masked_flow")
     assert config.data.chat == config.objective.special_ids == ()
     for path in (config.data.chat, config.objective.special_ids, policy_config().calls):
