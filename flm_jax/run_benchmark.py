@@ -73,7 +73,7 @@ _EXAMPLES = DEFINE_path("examples", "", "gsm8k: file of the solved problems.")
 _WHOLE = flags.DEFINE_bool("whole", False, "mbpp: all problems, not the test split alone.")
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "humaneval, mbpp: time of a program.")
 _ISOLATION = flags.DEFINE_string(
-    "isolation", "auto", f"Of programs: auto, {', '.join(ISOLATIONS)}."
+    "isolation", "namespaces", f"Of programs: {', '.join(ISOLATIONS)}; guard promises less."
 )
 _FIRST_TURN = flags.DEFINE_bool("first_turn", False, "mt_bench: the first turn alone.")
 _STOPS = flags.DEFINE_list(

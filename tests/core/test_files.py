@@ -73,6 +73,7 @@ def test_there_is_one_writer_of_json():
         "evaluation/benchmarks/chat_endpoint.py",
         "evaluation/benchmarks/runner.py",
         "evaluation/benchmarks/sandbox.py",
+        "evaluation/benchmarks/sandbox_exchange.py",
         "profiling/bench_group.py",
         "profiling/bench_worker.py",
     }

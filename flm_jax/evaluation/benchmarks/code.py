@@ -31,7 +31,7 @@ from flm_jax.evaluation.benchmarks.base import (
     limited,
     solved_examples,
 )
-from flm_jax.evaluation.benchmarks.sandbox import Sandbox, run_programs
+from flm_jax.evaluation.benchmarks.sandbox import Program, Sandbox, run_programs
 from flm_jax.inference.prompts import Prompt
 from flm_jax.metrics.intervals import interval, share_interval
 
@@ -158,32 +158,34 @@ def _task(problem: CodeProblem) -> str:
     )
 
 
-def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> str:
-    """The program that tests an answer.
+def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
+    """The program of an answer with its tests.
 
     A continuation follows the header and is cut where another top-level statement begins. Of a
     chat's answer the code counts: if it defines the function it takes the place of header and body,
-    behind what stands before the header, such as imports; else it is the body.
+    behind what stands before the header, such as imports; else it is the body. The tests have what
+    stands before the header as well, so that they need no helper of the answer.
     """
-    tests = "\n".join(problem.tests)
+    before = problem.text[: max(problem.text.rfind(f"def {problem.names[0]}"), 0)]
+    more = "\n".join(problem.tests), before, problem.names
     if not chat:
         places = [place for stop in _AFTER_FUNCTION if (place := answer.find(stop)) >= 0]
-        return f"{problem.text}{answer[: min(places, default=None)]}\n{tests}\n"
+        return Program(f"{problem.text}{answer[: min(places, default=None)]}\n", *more)
     code = answer_code(answer, problem.names)
     if not defined(code, problem.names):
         if parsed(problem.text + code) is None:
             code = body_among_prose(code)
-        return f"{problem.text}{code}\n{tests}\n"
-    before = problem.text[: max(problem.text.rfind(f"def {problem.names[0]}"), 0)]
+        return Program(f"{problem.text}{code}\n", *more)
     futures, code = split_futures(code)
-    return f"{futures}{before}\n{code}\n{tests}\n"
+    return Program(f"{futures}{before}\n{code}\n", *more)
 
 
-def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> str:
-    """The program that tests an answer: all up to [DONE], and of a chat's answer its code."""
+def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
+    """The program of an answer with its tests: all to [DONE], and of a chat's answer its code."""
     code = answer.partition(_DONE)[0].replace("\r", "")
     code = answer_code(code, problem.names) if chat else code
-    return "\n".join([code, problem.setup, *problem.tests]) + "\n"
+    tests = "\n".join(problem.tests)
+    return Program(f"{code}\n{problem.setup}\n", tests, problem.setup, problem.names)
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -204,7 +206,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return float(1 - Fraction(math.comb(samples - right, k), math.comb(samples, k)))
 
 
-def _tested(sandbox: Sandbox, programs: Sequence[str]) -> list[Record]:
+def _tested(sandbox: Sandbox, programs: Sequence[Program]) -> list[Record]:
     return [
         {
             "passed": outcome.status == "passed",

@@ -1,18 +1,19 @@
-"""Runs programs that a model wrote, each in a process of its own that can harm nothing.
+"""Runs programs that a model wrote, each in processes of its own that can harm nothing.
 
 Limits on time, memory, processes, files and output, an empty working folder that is removed
-afterwards, an environment without variables of this one. Of two isolations the stronger that the
-machine permits is taken:
+afterwards, an environment without variables of this one, a filter of system calls. There are two
+isolations, and no step from one to the other that nobody asked for:
 
-- "namespaces" (Linux; root, or where users may make namespaces): no network but an own loopback, no
-  other process in sight, a root folder in memory that shows the interpreter and the system's
-  libraries, read-only; everything that the program started ends with it.
-- "guard": audit hooks of the interpreter (PEP 578) refuse sockets, new processes and files outside
-  the working folder; as root the program runs under a user id of its own. It stops what a model
-  writes by mistake, not one who studies how to get around it.
+- "namespaces" (Linux 5.12; root, or where users may make namespaces): no network, no other process
+  in sight, a root folder in memory that shows the interpreter and the system's libraries,
+  read-only; everything that the program started ends with it.
+- "guard": no new processes; files by Landlock where the kernel has it (5.13); audit hooks of the
+  interpreter (PEP 578). As root the program has a user id of its own. Without Landlock it stops
+  what a model writes by mistake, not one who studies how to get around it.
 
-A program passes when it runs to its last line: leaving early, however, is no pass. Only one that
-searches the interpreter's own memory for the word that says so could claim it.
+A program passes when it runs to its last line and its tests pass. The tests run in a process that
+the program does not reach (`sandbox_exchange`), and see its results as values. A program without
+tests is believed that it ran to its end. docs/reference/security.md says what each layer promises.
 """
 
 import concurrent.futures
@@ -20,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import selectors
 import signal
 import subprocess
@@ -35,14 +35,35 @@ from flm_jax.core.errors import UserError, one_of, require
 
 ISOLATIONS = {
     "namespaces": "namespaces: no network, no files but the interpreter's, no other processes",
-    "guard": "audit hooks: sockets, new processes and files outside are refused by the interpreter",
+    "guard": "guard: Landlock or audit hooks refuse files outside, a filter processes and sockets",
 }
 _RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _START_SECONDS = 20.0  # for an interpreter to start on a busy machine
 _RESULT_BYTES = 1 << 14
 # Modules that the runner has not loaded, of which some interpreters have the first one built in:
 # the second must be read from the library, which a user id of its own may not be allowed to.
-_TRIAL = "import math, random"
+# Threads, since the limit of processes may count what is not the program's.
+_TRIAL = """
+import math, random, threading
+threads = [threading.Thread(target=math.sqrt, args=(4,)) for _ in range(2)]
+for thread in threads: thread.start()
+"""
+
+
+class Program(NamedTuple):
+    """A program and how it is tested.
+
+    Attributes:
+      code: of the program.
+      tests: code that fails by an exception; it runs in another process than the program.
+      setup: code before the tests, which is trusted as they are.
+      names: of the program, which the tests take whatever the setup or Python call so.
+    """
+
+    code: str
+    tests: str = ""
+    setup: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,50 +116,58 @@ class Sandbox(NamedTuple):
 
 
 def open_sandbox(
-    limits: Limits | None = None, isolation: str = "auto", python: str = sys.executable
+    limits: Limits | None = None, isolation: str = "namespaces", python: str = sys.executable
 ) -> Sandbox:
     """A sandbox that was tried with a small program.
 
     Args:
       limits: of each program.
-      isolation: one of `ISOLATIONS`; "auto" for the first that works.
+      isolation: one of `ISOLATIONS`.
       python: interpreter of the programs.
 
     Raises:
-      UserError: no isolation works here.
+      UserError: it does not work here.
     """
-    one_of("isolation", isolation, ("auto", *ISOLATIONS))
-    limits, reasons = limits or Limits(), []
-    for kind in ISOLATIONS if isolation == "auto" else [isolation]:
-        tried = run_program(
-            Sandbox(dataclasses.replace(limits, seconds=20.0), kind, python), _TRIAL
-        )
+    one_of("isolation", isolation, ISOLATIONS)
+    limits = limits or Limits()
+    reason = f"{sys.platform} has none"
+    if sys.platform == "linux":
+        most = dataclasses.replace(limits, seconds=20.0, processes=max(limits.processes, 3))
+        tried = run_program(Sandbox(most, isolation, python), _TRIAL)
         if tried.status == "passed":
-            return Sandbox(limits, kind, python)
-        reasons.append(f"{kind}: {tried.detail or tried.status}")
+            return Sandbox(limits, isolation, python)
+        reason = tried.detail or tried.status
+    mend = {
+        "namespaces": "root, or users who may make namespaces; --isolation=guard does with less, "
+        "and promises less (docs/reference/security.md)",
+        "guard": "an interpreter that other users may read, where root starts it",
+    }
     raise UserError(
-        f"no sandbox for programs works here ({'; '.join(reasons)}); expected Linux, with an "
-        "interpreter that other users may read, or as a user who may make namespaces."
+        f"no sandbox for programs works here (isolation {isolation}: {reason}); expected Linux, "
+        f"with {mend[isolation]}."
     )
 
 
-def run_program(sandbox: Sandbox, program: str) -> Outcome:
+def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
     """Runs one program; returns within its seconds and those of the interpreter's start."""
+    program = Program(program) if isinstance(program, str) else program
     began = time.monotonic()
-    secret = secrets.token_hex(16)
     # Removal must not fail the run: the program may have made what cannot be removed.
     with tempfile.TemporaryDirectory(prefix="flm_jax_", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         result, write = os.pipe()
-        line = [sandbox.python, "-I", "-B", str(_RUNNER)]
+        line, task = [sandbox.python, "-s", str(_RUNNER)], os.memfd_create("task")
+        os.write(task, _task(sandbox, program, folder, write))
+        os.lseek(task, 0, os.SEEK_SET)
         try:
             process = subprocess.Popen(
                 line,
-                stdin=subprocess.PIPE,
+                stdin=task,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write,),
-                env={},
+                # The same order of sets in each run. The library's folder is not searched.
+                env={"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"},
                 cwd="/",
                 start_new_session=True,
             )
@@ -147,37 +176,43 @@ def run_program(sandbox: Sandbox, program: str) -> Outcome:
             return Outcome("error", f"{line[0]}: {error}", "", 0.0)
         finally:
             os.close(write)
-        task = dataclasses.asdict(sandbox.limits) | {
-            "isolation": sandbox.isolation,
-            "folder": folder,
-            "program": program,
-            "secret": secret,
-            "result": write,
-        }
+            os.close(task)
         try:
-            output, said = _watch(process, result, task)
+            output, said = _watch(process, result, sandbox.limits)
         finally:
             _end(process)
             os.close(result)
-    return _outcome(output, said, secret, sandbox.limits, time.monotonic() - began)
+    return _outcome(output, said, sandbox.limits, time.monotonic() - began)
 
 
-def run_programs(sandbox: Sandbox, programs: Sequence[str], workers: int = 0) -> Iterator[Outcome]:
+def _task(sandbox: Sandbox, program: Program, folder: str, result: int) -> bytes:
+    """What the runner reads: the length of a first part, that part, and one for the tests alone."""
+    first = dataclasses.asdict(sandbox.limits) | {
+        "isolation": sandbox.isolation,
+        "folder": folder,
+        "program": program.code,
+        "result": result,
+    }
+    tests = {"setup": program.setup, "tests": program.tests, "names": program.names}
+    head, rest = (json.dumps(part).encode() for part in (first, tests))
+    return f"{len(head):16d}".encode() + head + rest
+
+
+def run_programs(
+    sandbox: Sandbox, programs: Sequence[Program | str], workers: int = 0
+) -> Iterator[Outcome]:
     """Outcomes in the order of the programs, several at a time; workers 0 for one a core."""
     count = workers or os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         yield from pool.map(lambda program: run_program(sandbox, program), programs)
 
 
-def _watch(process: subprocess.Popen, result: int, task: dict) -> tuple[bytes, bytes]:
+def _watch(process: subprocess.Popen, result: int, limits: Limits) -> tuple[bytes, bytes]:
     """What the program printed and what was said of it, until it ends or has had its time."""
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(task).encode())
-        process.stdin.close()
-    most = {process.stdout.fileno(): task["output_bytes"], result: _RESULT_BYTES}
+    most = {process.stdout.fileno(): limits.output_bytes, result: _RESULT_BYTES}
     found = {number: b"" for number in most}
     ended = os.pidfd_open(process.pid)
-    deadline = time.monotonic() + task["seconds"] + _START_SECONDS
+    deadline = time.monotonic() + limits.seconds + _START_SECONDS
     try:
         with selectors.DefaultSelector() as ready:
             for number in (*most, ended):
@@ -222,21 +257,30 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _outcome(output: bytes, said: bytes, secret: str, limits: Limits, seconds: float) -> Outcome:
+def _outcome(output: bytes, said: bytes, limits: Limits, seconds: float) -> Outcome:
     text = output[: limits.output_bytes].decode("utf8", "replace")
-    lines = said.decode("utf8", "replace").splitlines()
-    words = [line[len(secret) + 1 :] for line in lines if line.startswith(secret + " ")]
-    said_of = {word.partition(" ")[0]: word.partition(" ")[2] for word in reversed(words)}
+    lines = _shown(said.decode("utf8", "replace")).splitlines()
+    said_of = {line.partition(" ")[0]: line.partition(" ")[2] for line in reversed(lines)}
     if len(output) > limits.output_bytes or len(said) > _RESULT_BYTES:
         return Outcome("output", f"more than {limits.output_bytes} bytes printed", text, seconds)
     if "setup" in said_of:
         return Outcome("error", said_of["setup"], text, seconds)
-    if "timeout" in said_of:
-        return Outcome("timeout", f"no end within {limits.seconds:g} s", text, seconds)
     if "passed" in said_of:
         return Outcome("passed", "", text, seconds)
     if "failed" in said_of:
         return Outcome("failed", said_of["failed"], text, seconds)
+    if "files" in said_of:
+        return Outcome("failed", "more or larger files than it may have", text, seconds)
+    if "timeout" in said_of:
+        return Outcome("timeout", f"no end within {limits.seconds:g} s", text, seconds)
     if "ended" in said_of:
         return Outcome("failed", f"ended early with status {said_of['ended']}", text, seconds)
-    return Outcome("error", f"the runner said nothing; it printed {text[-300:]!r}", text, seconds)
+    if "gone" in said_of:
+        return Outcome("failed", "ended early", text, seconds)
+    detail = f"the runner said nothing; it printed {text[-300:]!r}"
+    return Outcome("error", detail, text, seconds)
+
+
+def _shown(text: str) -> str:
+    """Text without terminal controls; they stand as Python writes them."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -1,64 +1,92 @@
 """Runs one program under limits; started by `sandbox` as a process of its own.
 
-Standard library alone, since it runs as `python -I -B sandbox_runner.py`. Its standard input is a
-JSON object, see `sandbox`. Three processes, each the parent of the next: the keeper, which
-watches the time; with namespaces the first process of a new process namespace, whose end ends all
-others in it; and the program, without privileges. Each line of the result begins with a secret.
+Standard library and its two neighbours alone, since it runs as a script, also by an interpreter
+that has no package. Its standard input is a file with a task of two parts, see `sandbox`. Four
+processes:
+
+- the keeper watches the time, and in "guard" the folder;
+- the first one below it makes the root folder and starts the other two; with namespaces it is the
+  first of a new process namespace, whose end ends all others in it;
+- the program's process (`sandbox_exchange.serve`) never held the tests, nor a way to the result;
+- the tests' process (`sandbox_exchange.judge`) says the verdict.
 """
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
-import resource
 import signal
+import stat
 import sys
 import time
-import types
+
+
+def _neighbour(name):
+    """A module that stands beside this one, whatever package there is."""
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+limits, exchange = _neighbour("sandbox_limits"), _neighbour("sandbox_exchange")
+checked = limits.checked
 
 _NEW_MOUNTS, _NEW_NAMES, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USERS, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXECUTION, _REMOUNT = 1, 2, 4, 8, 32
-_NO_TIMES, _BIND, _DEEP, _PRIVATE, _RELATIVE_TIMES = 1024 | 2048, 4096, 16384, 1 << 18, 1 << 21
-_PR_DEATH_SIGNAL, _PR_NO_NEW_PRIVILEGES, _PR_SUBREAPER = 1, 38, 36
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _checked(name, *args):
-    if getattr(_LIBC, name)(*args) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
+_NO_SUID, _NO_DEVICES, _BIND, _DEEP, _PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_MOUNT_SETATTR, _RECURSIVE = 442, 0x8000
+_PR_SUBREAPER = 36
+_UNIX, _STREAM, _BOTH_WAYS = 1, 1, 2
+_NOBODY = 65534
+_FILES = 4096  # files and folders of a program at a time
+_LOOK_SECONDS = 0.05  # between two looks at the folder of a guarded program
 
 
 def _mount(source, target, kind, flags, data=None):
     words = [None if x is None else os.fsencode(x) for x in (source, target, kind)]
-    _checked("mount", *words, ctypes.c_ulong(flags), None if data is None else data.encode())
+    checked("mount", *words, ctypes.c_ulong(flags), None if data is None else data.encode())
 
 
-def _die_with_parent():
-    _checked("prctl", _PR_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+def _unshare(uid):
+    """New namespaces of everything, of users as well unless root gives the program a user id.
 
-
-def _unshare():
-    """New namespaces of everything; of users as well where this is not root, or not a free one."""
+    Returns:
+      How many processes the kernel counts for the program's user besides the program's own.
+    """
     flags = _NEW_MOUNTS | _NEW_NAMES | _NEW_IPC | _NEW_PIDS | _NEW_NETWORK
-    uid, gid = os.getuid(), os.getgid()
-    if uid == 0 and _LIBC.unshare(flags) == 0:
-        return
-    _checked("unshare", flags | _NEW_USERS)
+    own, group = os.getuid(), os.getgid()
+    if uid is not None:
+        checked("unshare", flags)
+        return 0
+    release = os.uname().release.split(".")
+    each = (int(release[0]), int(release[1].partition("-")[0])) >= (5, 14)
+    others = 3 if each else _tasks_of(own)  # counted in each namespace of users, or in all
+    checked("unshare", flags | _NEW_USERS)
     for name, text in (
         ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
+        ("uid_map", f"{_NOBODY} {own} 1"),
+        ("gid_map", f"{_NOBODY} {group} 1"),
     ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    return others
+
+
+def _tasks_of(uid):
+    """Processes and threads of a user."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/status") as file:
+            said = dict(line.split(":", 1) for line in file if line.startswith(("Uid", "Threads")))
+            count += int(said["Threads"]) if int(said["Uid"].split()[0]) == uid else 0
+    return count
 
 
 def _show(source, root):
-    """Makes a file or folder visible under another root, read-only."""
+    """Makes a file or folder visible under another root, read-only, without mounts below it."""
     target = root + source
     if os.path.islink(source):
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -66,32 +94,35 @@ def _show(source, root):
         return
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
-    else:
+    elif not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         open(target, "w").close()
-    _mount(source, target, None, _BIND | _DEEP)
-    if source not in _DEVICES:
-        had = os.statvfs(target).f_flag  # what a mount forbids already must stay forbidden
-        kept = had & (_NO_EXECUTION | _NO_TIMES) | (_RELATIVE_TIMES if had & os.ST_RELATIME else 0)
-        _mount(None, target, None, _BIND | _REMOUNT | _READ_ONLY | _NO_SUID | _NO_DEVICES | kept)
+    try:
+        _mount(source, target, None, _BIND)
+    except OSError:  # users may not leave out what is mounted below
+        _mount(source, target, None, _BIND | _DEEP)
+    # Read-only, without the powers of files and devices; of the mounts below as well.
+    bits = 1 | 2 | (0 if source in limits.DEVICES else 4)
+    wanted = bits.to_bytes(8, sys.byteorder) + bytes(24)
+    checked("syscall", _MOUNT_SETATTR, -100, os.fsencode(target), _RECURSIVE, wanted, 32)
+
+
+def _seen(path, root):
+    """Whether a path shows the same under the other root."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, root + path)
+    return False
 
 
 def _new_root(task, uid):
     """A root of its own in memory: the interpreter, the system's libraries and an empty folder."""
     root = task["folder"]
     _mount(None, "/", None, _PRIVATE | _DEEP)
-    size = f"size={4 * task['file_bytes']},nr_inodes=4096,mode=755"
+    size = f"size={4 * task['file_bytes']},nr_inodes={_FILES},mode=755"
     _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEVICES, size)
-    shown = []
-    for path in (*_SYSTEM, sys.base_prefix, sys.prefix, *_DEVICES):
-        inside = any(path == other or path.startswith(other + "/") for other in shown)
-        if os.path.exists(path) and not inside:
+    for path in (*limits.SYSTEM, sys.base_prefix, sys.prefix, *limits.DEVICES):
+        if os.path.exists(path) and not _seen(path, root):
             _show(path, root)
-            shown.append(path)
-    with contextlib.suppress(OSError):  # shared memory is under no other limit
-        for name in ("shmall", "shmmax", "msgmnb"):
-            with open(f"/proc/sys/kernel/{name}", "w") as file:
-                file.write("0")
     for name, mode in (("tmp", 0o1777), ("work", 0o700)):
         os.makedirs(f"{root}/{name}", exist_ok=True)
         os.chmod(f"{root}/{name}", mode)
@@ -101,134 +132,131 @@ def _new_root(task, uid):
     return "/work"
 
 
-def _own_uid():
-    """A user id that no other process has, where this one may choose; else None."""
+def _own_uids():
+    """Two user ids that no other process has, where this one may choose; else None twice."""
     if os.getuid() != 0:
-        return None
+        return None, None
     with open("/proc/self/uid_map") as file:
         ranges = [[int(x) for x in line.split()] for line in file]
     count = min(next((n for first, _, n in ranges if first == 0), 1), 1 << 31)
-    return count - 2 - os.getpid() % min(10_000, count // 4) if count >= 1000 else None
+    if count < 1000:
+        return None, None
+    span = min(10_000, count // 4)
+    first = count - 2 - os.getpid() % span
+    return first, first - span
 
 
-def _limit(task):
-    seconds = int(task["seconds"]) + 2
-    most = {
-        "AS": task["memory_bytes"],
-        "CPU": seconds,
-        "FSIZE": task["file_bytes"],
-        "NOFILE": 64,
-        "NPROC": task["processes"],
-        "CORE": 0,
-        "MSGQUEUE": 0,
-        "MEMLOCK": 0,
-    }
-    for name, value in most.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
-def _drop(uid):
-    if uid is not None:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    _checked("capset", header, none)
-    _checked("prctl", _PR_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    _die_with_parent()
-
-
-_SPAWNS = (
-    "os.fork",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "os.kill",
-    "pty.",
-    "subprocess.",
-)
-_REFUSED = (*_SPAWNS, "socket.", "ctypes.", "signal.pthread_kill", "syslog.")
-_CHANGES = ("remove", "rename", "rmdir", "mkdir", "chmod", "chown", "link", "symlink", "truncate")
-_FILES = {f"os.{name}" for name in (*_CHANGES, "utime", "setxattr", "removexattr", "chflags")}
-
-
-def _guard(folder):
-    """Refuses sockets, processes and files outside, where no namespace does; see PEP 578."""
-    readable = (*_SYSTEM, *_DEVICES, sys.base_prefix, sys.prefix, folder)
-    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    real, fsdecode = os.path.realpath, os.fsdecode
-
-    def within(path, places):
-        path = real(fsdecode(path))
-        return any(path == place or path.startswith(place + "/") for place in places)
-
-    def hook(event, args):
-        if event.startswith(_REFUSED):
-            raise PermissionError(f"{event} is not allowed here")
-        paths = ()
-        if event == "open" and isinstance(args[0], (str, bytes)):
-            writing = args[2] & writes if isinstance(args[2], int) else True
-            paths, places = args[:1], (folder, "/dev/null") if writing else readable
-        elif event in ("os.listdir", "os.scandir") and isinstance(args[0], (str, bytes)):
-            paths, places = args[:1], readable
-        elif event in _FILES:
-            paths, places = [x for x in args if isinstance(x, (str, bytes, os.PathLike))], (folder,)
-            if any(isinstance(x, int) and x > 2 for x in args[2 if event == "os.chmod" else 1 :]):
-                places = ()  # relative to an open folder, or of an open file
-        if not all(within(path, places) for path in paths):
-            raise PermissionError(f"{event} is not allowed outside the working folder")
-
-    sys.addaudithook(hook)
-
-
-def _program(task, folder, uid, say):
-    """The program itself; never returns."""
+def _environment(folder):
+    """Signals and variables as a program expects them."""
     os.setsid()
     os.chdir(folder)
-    _drop(uid)
-    _limit(task)
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ.clear()
     own = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-    os.environ.update(own | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
-    module = types.ModuleType("program")
-    sys.modules["program"], sys.argv = module, ["program.py"]
-    code = task.pop("program")
+    own |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    os.environ.update(own)
+    sys.dont_write_bytecode = True
+
+
+def _program(task, folder, uid, link):
+    """The program's process; never returns. It gives the way to the result up before it begins."""
+    code, result = task.pop("program"), task["result"]
+    _environment(folder)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     if task["isolation"] == "guard":
-        _guard(folder)
-    verdict = "passed"
-    try:
-        exec(compile(code, "program.py", "exec", dont_inherit=True), module.__dict__)
-    except BaseException as error:
-        verdict = "failed"
-        with contextlib.suppress(BaseException):
-            verdict = f"failed {type(error).__name__}: {str(error)[:500]}"
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BaseException):
-            stream.flush()
-    say(verdict)
+        limits.hide(False)  # the keeper looks at the files that it holds open
+    limits.confine(task, folder, uid, task["others"])
+    os.close(result)
+    exchange.serve(link, code)
+
+
+def _tests(task, uid, link, say):
+    """The tests' process; never returns."""
+    start = task["length"]
+    more = json.loads(os.pread(0, os.fstat(0).st_size - start, start))
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    _environment("/")
+    limits.confine(task, None, uid, task["others"])
+    say(exchange.judge(link, more["setup"], more["tests"], more["names"]))
     os._exit(0)
 
 
-def _first(task, uid, say):
-    """The first process of the namespaces, or None's place without them: starts the program."""
-    os.setsid()
-    _die_with_parent()
-    folder = _new_root(task, uid)
+def _forked(work, say):
+    """A process that does one thing; a failure of it is one of the set-up."""
     child = os.fork()
     if child == 0:
-        _program(task, folder, uid, say)
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            say(f"ended {os.waitstatus_to_exitcode(status)}")
-            os._exit(0)
+        try:
+            work()
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                say(f"setup {type(error).__name__}: {error}")
+        finally:
+            os._exit(3)
+    return child
+
+
+def _first(task, say):
+    """The first process under the keeper: starts the program and its tests, never returns."""
+    os.setsid()
+    limits.die_with_parent()
+    uid, other = task["uids"]
+    if task["isolation"] == "namespaces":
+        folder = _new_root(task, uid)
+    else:
+        folder = os.path.join(task["folder"], "work")
+        os.mkdir(folder, 0o700)
+        if uid is not None:
+            os.chown(folder, uid, uid)
+    ends = (ctypes.c_int * 2)()
+    checked("socketpair", _UNIX, _STREAM | os.O_CLOEXEC, 0, ends)
+    theirs, ours = ends
+
+    def program():
+        os.close(ours)
+        _program(task, folder, uid, theirs)
+
+    def tests():
+        os.close(theirs)
+        task.pop("program")
+        _tests(task, other, ours, say)
+
+    answer, judge = _forked(program, say), _forked(tests, say)
+    os.close(ours)
+    while (ended := os.wait())[0] != judge:
+        if ended[0] == answer:
+            say(f"ended {os.waitstatus_to_exitcode(ended[1])}")
+            checked("shutdown", theirs, _BOTH_WAYS)  # a copy that it left may hold the link open
+    os._exit(0)
+
+
+def _used(folder, process):
+    """Bytes and files of a folder, with those a process holds open though they are removed."""
+    size = count = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            count += 1
+            with contextlib.suppress(OSError):
+                size += 512 * os.lstat(os.path.join(place, name)).st_blocks
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{process}/fd"):
+            found = os.stat(f"/proc/{process}/fd/{number}")
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                size += 512 * found.st_blocks
+    return size, count
+
+
+def _children(process):
+    with contextlib.suppress(OSError), open(f"/proc/{process}/task/{process}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+    return []
+
+
+def _overfull(task, first):
+    """Whether a guarded program has more in its folder than namespaces would give it."""
+    size, count = _used(os.path.join(task["folder"], "work"), next(iter(_children(first)), 0))
+    return size > 4 * task["file_bytes"] or count > _FILES
 
 
 def _sweep(uid):
@@ -239,8 +267,7 @@ def _sweep(uid):
             os.kill(-1, signal.SIGKILL)
         os._exit(0)
     for _ in range(1000):
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = [int(pid) for pid in file.read().split()]
+        children = _children(os.getpid())
         if not children:
             return
         for pid in children:
@@ -251,62 +278,57 @@ def _sweep(uid):
                 os.waitpid(pid, 0)
 
 
-def _keep(task, uid, say):
+def _keep(task, say):
     """Starts the program, directly or in namespaces, and ends it after its time."""
-    if task["isolation"] == "namespaces":
-        _unshare()
+    guarded = task["isolation"] == "guard"
+    if guarded:
+        checked("prctl", _PR_SUBREAPER, 1, 0, 0, 0)
+        if os.getuid() == 0 and task["uids"][0] is None:
+            raise OSError("root has no other user id to give to a program")
+        task["others"] = 0 if os.getuid() == 0 else _tasks_of(os.getuid()) + 3
     else:
-        _checked("prctl", _PR_SUBREAPER, 1, 0, 0, 0)
+        task["others"] = _unshare(task["uids"][0])
+    limits.hide(True)
     signals = (signal.SIGCHLD, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    child = os.fork()
-    if child == 0:
-        try:
-            if task["isolation"] == "namespaces":
-                _first(task, uid, say)
-            folder = os.path.join(task["folder"], "work")
-            os.mkdir(folder, 0o700)
-            if uid is not None:
-                os.chown(folder, uid, uid)
-            _program(task, folder, uid, say)
-        except BaseException as error:
-            say(f"setup {type(error).__name__}: {error}")
-        finally:
-            os._exit(3)
-    deadline, status = time.monotonic() + task["seconds"], None
-    while status is None:
+    first = _forked(lambda: _first(task, say), say)
+    deadline, ended = time.monotonic() + task["seconds"], False
+    while not ended:
         left = deadline - time.monotonic()
-        got = signal.sigtimedwait(signals, max(left, 0.0))
-        if got is None or got.si_signo == signal.SIGTERM:
+        got = signal.sigtimedwait(signals, max(min(left, _LOOK_SECONDS if guarded else left), 0.0))
+        if got is None and guarded and _overfull(task, first):
+            say("files")
+            break
+        if (got is None and left <= 0) or (got and got.si_signo == signal.SIGTERM):
             say("timeout" if got is None else "stopped")
             break
-        pid, found = os.waitpid(child, os.WNOHANG)
-        status = found if pid == child else None
+        ended = os.waitpid(first, os.WNOHANG)[0] == first
     with contextlib.suppress(OSError):
-        os.kill(child, signal.SIGKILL)
-    if status is None:
-        status = os.waitpid(child, 0)[1]
-    if task["isolation"] == "guard":
-        _sweep(uid)
-        say(f"ended {os.waitstatus_to_exitcode(status)}")
+        os.kill(first, signal.SIGKILL)
+    if not ended:
+        os.waitpid(first, 0)
+    if guarded:
+        for uid in set(task["uids"]):
+            _sweep(uid)
 
 
 def main():
-    task = json.loads(sys.stdin.buffer.read())
-    result, secret = task["result"], task.pop("secret")
+    length = int(os.pread(0, 16, 0))
+    task = json.loads(os.pread(0, length, 16)) | {"length": 16 + length}
+    result = task["result"]
     os.closerange(3, result)
     os.closerange(result + 1, 4096)
-    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.umask(0o022)
 
     def say(line):
-        os.write(result, f"{secret} {' '.join(line.split())}\n".encode("utf8", "replace"))
+        os.write(result, f"{' '.join(line.split())}\n".encode("utf8", "replace"))
 
-    _die_with_parent()
+    limits.die_with_parent()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    task["uids"] = _own_uids()
     try:
-        _keep(task, _own_uid(), say)
+        _keep(task, say)
     except OSError as error:
         say(f"setup {error}")
         sys.exit(3)

@@ -8,7 +8,8 @@ import pytest
 
 from flm_jax.data.tasks.functions import body
 from flm_jax.data.tasks.tiny_python import passes
-from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox, run_program
+from flm_jax.evaluation.benchmarks.sandbox import Limits, run_program
+from helpers.sandbox import opened
 from helpers.texts import FUNCTIONS
 
 OPERATIONS = ("add", "sub", "times")
@@ -89,7 +90,7 @@ def test_results_are_those_of_python_in_the_sandbox():
     same = [(x, x) for x in (-5, 0, 1, 2, 9)]
     cases += [(text, same) for text in ODD if "\n" not in text]
     program = JUDGE.format(cases=json.dumps(cases))
-    outcome = run_program(open_sandbox(Limits(seconds=20.0)), program + "pass\n")
+    outcome = run_program(opened(Limits(seconds=20.0)), program + "pass\n")
     assert outcome.status == "passed", outcome.detail
     wanted, got = json.loads(outcome.output), [passes(*case) for case in cases]
     assert [cases[i] for i in range(len(cases)) if got[i] != wanted[i]] == []

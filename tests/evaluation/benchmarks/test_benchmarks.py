@@ -23,13 +23,14 @@ from flm_jax.evaluation.benchmarks.runner import (
     open_folder,
     summarise,
 )
-from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox
+from flm_jax.evaluation.benchmarks.sandbox import Limits
 from flm_jax.inference.answers import Answer, Answering
 from flm_jax.inference.prompts import Prompt
 from helpers.benchmarks import HUMANEVAL, gsm8k_problems, mbpp_problem, mt_bench_questions
 from helpers.files import json_lines
 from helpers.goldens_mlfm import record
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
+from helpers.sandbox import opened
 
 # Folder of the published files: gsm8k/test.jsonl, humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl.
 PUBLISHED = Path(os.environ.get("FLM_JAX_BENCHMARKS", "absent"))
@@ -42,7 +43,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def sandbox():
-    return open_sandbox(Limits(seconds=20))
+    return opened(Limits(seconds=20))
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from flm_jax.evaluation.benchmarks.code import (
     read_humaneval,
     read_mbpp,
 )
-from flm_jax.evaluation.benchmarks.sandbox import Limits, open_sandbox, run_programs
+from flm_jax.evaluation.benchmarks.sandbox import Limits, run_programs
 from helpers.benchmarks import HUMANEVAL, mbpp_problem
+from helpers.sandbox import opened
 
 PUBLISHED = Path(os.environ.get("FLM_JAX_BENCHMARKS", "absent"))
 
@@ -37,7 +38,7 @@ def half(tmp_path_factory):
 
 
 def passes(programs):
-    outcomes = list(run_programs(open_sandbox(Limits(seconds=20)), programs))
+    outcomes = list(run_programs(opened(Limits(seconds=20)), programs))
     return [outcome.status == "passed" for outcome in outcomes]
 
 

@@ -1,12 +1,7 @@
 """Hostile programs harm nothing and stall nothing, under both isolations."""
 
-import dataclasses
-import os
 import socket
-import sys
 import tempfile
-import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -15,66 +10,18 @@ from flm_jax.core.errors import UserError
 from flm_jax.evaluation.benchmarks import sandbox as benchmarks_sandbox
 from flm_jax.evaluation.benchmarks.sandbox import (
     Limits,
+    Outcome,
     Sandbox,
     open_sandbox,
     run_program,
     run_programs,
 )
-
-SECONDS = 1.0
-LIMITS = Limits(seconds=SECONDS, memory_bytes=256 << 20, file_bytes=1 << 20, output_bytes=10_000)
-# As root a guarded program has a user id of its own, which must be able to read the interpreter.
-_PYTHONS = {"namespaces": (sys.executable,), "guard": (sys.executable, "/usr/bin/python3")}
+from helpers.sandbox import LIMITS, ends, opened
 
 
-@pytest.fixture(params=benchmarks_sandbox.ISOLATIONS, scope="module")
-def isolation(request):
-    for python in _PYTHONS[request.param]:
-        try:
-            return open_sandbox(LIMITS, request.param, python)
-        except UserError as error:
-            reason = str(error)
-    return pytest.skip(reason)
-
-
-@pytest.fixture
-def sandbox(isolation, tmp_path, monkeypatch):
-    """With an interpreter of a name that finds all its processes, and folders of its own."""
-    python = tmp_path / f"python-{uuid.uuid4().hex}"
-    python.symlink_to(isolation.python)
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield isolation._replace(python=str(python))
-        assert not os.listdir(folder), "a working folder is left"
-    assert not processes(python.name), "a process is left"
-
-
-def processes(name):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if name.encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
-
-
-def ends(sandbox, program, *statuses):
-    """Runs a program; one that is to end by itself has more time, on a busy machine."""
-    seconds = SECONDS if "timeout" in statuses else 10 * SECONDS
-    limits = dataclasses.replace(LIMITS, seconds=seconds)
-    began = time.monotonic()
-    outcome = run_program(sandbox._replace(limits=limits), program)
-    assert time.monotonic() - began < seconds + 6.0
-    assert outcome.status in statuses, outcome
-    return outcome
-
-
-def test_right_and_wrong_programs(sandbox):
+def test_right_and_wrong_programs(each_sandbox):
     programs = ["print('héllo')", "assert 1 == 2, 'no'", "def f(:", "x = [1]\nx[2]", "import re"]
-    outcomes = list(run_programs(sandbox, programs, workers=2))
+    outcomes = list(run_programs(each_sandbox, programs, workers=2))
     assert [o.status for o in outcomes] == ["passed", "failed", "failed", "failed", "passed"]
     assert outcomes[0].output == "héllo\n"
     assert outcomes[1].detail == "AssertionError: no"
@@ -91,48 +38,50 @@ def test_right_and_wrong_programs(sandbox):
         " except OSError: pass",
     ],
 )
-def test_only_the_last_line_is_a_pass(sandbox, program):
-    outcome = ends(sandbox, program + "\nimport os; os._exit(0)\n", "failed")
+def test_only_the_last_line_is_a_pass(each_sandbox, program):
+    outcome = ends(each_sandbox, program + "\nimport os; os._exit(0)\n", "failed")
     assert "passed" not in outcome.detail
 
 
-def test_endless_loops(sandbox):
-    outcome = ends(sandbox, "while True: pass", "timeout")
+def test_endless_loops(each_sandbox):
+    outcome = ends(each_sandbox, "while True: pass", "timeout")
     assert outcome.detail == "no end within 1 s"
-    ends(sandbox, "import time; time.sleep(99)", "timeout")
+    ends(each_sandbox, "import time; time.sleep(99)", "timeout")
 
 
-def test_signals_are_no_escape(sandbox):
+def test_signals_are_no_escape(each_sandbox):
     ignoring = "import signal\nfor n in range(1, 65):\n try: signal.signal(n, signal.SIG_IGN)\n"
     masking = " except (OSError, ValueError): pass\nsignal.pthread_sigmask(0, range(1, 65))\n"
-    ends(sandbox, ignoring + masking + "while True: pass", "timeout")
-    ends(sandbox, "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "timeout", "failed")
-    others = "import os\nfor pid in (os.getppid(), -1, 1):\n try: os.kill(pid, 9)\n"
-    ends(sandbox, others + " except OSError: pass\nwhile True: pass", "timeout", "failed")
-
-
-def test_fork_bomb(sandbox):
-    bomb = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
-    ends(sandbox, bomb, "timeout")
+    ends(each_sandbox, ignoring + masking + "while True: pass", "timeout")
     ends(
-        sandbox,
+        each_sandbox, "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "timeout", "failed"
+    )
+    others = "import os\nfor pid in (os.getppid(), -1, 1):\n try: os.kill(pid, 9)\n"
+    ends(each_sandbox, others + " except OSError: pass\nwhile True: pass", "timeout", "failed")
+
+
+def test_fork_bomb(each_sandbox):
+    bomb = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
+    ends(each_sandbox, bomb, "timeout")
+    ends(
+        each_sandbox,
         "import threading as t, time\nwhile 1: t.Thread(target=time.sleep, args=(9,)).start()",
         "failed",
     )
 
 
-def test_nothing_runs_on(sandbox):
+def test_nothing_runs_on(each_sandbox):
     daemon = "import os, time\nif os.fork() == 0:\n os.setsid()\n os.close(1)\n time.sleep(99)"
-    ends(sandbox, daemon, "passed", "failed")
+    ends(each_sandbox, daemon, "passed", "failed")
 
 
-def test_memory(sandbox):
-    outcome = ends(sandbox, "x = bytearray(10 << 30)", "failed")
+def test_memory(each_sandbox):
+    outcome = ends(each_sandbox, "x = bytearray(10 << 30)", "failed")
     assert outcome.detail.startswith("MemoryError")
-    ends(sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))", "failed")
+    ends(each_sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))", "failed")
 
 
-def test_files_outside_stay(sandbox):
+def test_files_outside_stay(each_sandbox):
     outside = Path(tempfile.mkdtemp(dir="/tmp"))
     victim, empty = outside / "victim", outside / "empty"
     victim.write_text("kept")
@@ -160,7 +109,7 @@ for harm in (
     except OSError: pass
 """
     try:
-        outcome = ends(sandbox, program, "passed")
+        outcome = ends(each_sandbox, program, "passed")
         assert sorted(p.name for p in outside.iterdir()) == ["empty", "victim"]
         assert victim.read_text() == "kept" and victim.stat().st_mode & 0o777 == 0o666
         assert "kept" not in outcome.output
@@ -170,12 +119,14 @@ for harm in (
         outside.rmdir()
 
 
-def test_the_working_folder_is_empty_and_small(sandbox):
-    ends(sandbox, "import os; assert os.listdir('.') == []; open('a', 'w').write('b')", "passed")
-    ends(sandbox, "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 16))", "failed")
+def test_the_working_folder_is_empty_and_small(each_sandbox):
+    ends(
+        each_sandbox, "import os; assert os.listdir('.') == []; open('a', 'w').write('b')", "passed"
+    )
+    ends(each_sandbox, "f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 16))", "failed")
 
 
-def test_the_environment_is_not_there(sandbox, monkeypatch):
+def test_the_environment_is_not_there(each_sandbox, monkeypatch):
     monkeypatch.setenv("SECRET", "hush-hush")
     program = """
 import glob, os
@@ -187,34 +138,32 @@ for way in (lambda: os.listdir("/proc/self"), lambda: os.popen("env").read()):
     try: print(way())
     except OSError: pass
 """
-    outcome = ends(sandbox, program, "passed")
+    outcome = ends(each_sandbox, program, "passed")
     assert "hush" not in outcome.output and "HOME" in outcome.output
 
 
-def test_no_network(sandbox):
+def test_no_network(each_sandbox):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
         port = server.getsockname()[1]
         connect = f"import socket; socket.create_connection(('127.0.0.1', {port}), 0.5)"
-        ends(sandbox, connect, "failed")
+        ends(each_sandbox, connect, "failed")
         with pytest.raises(TimeoutError):
             server.accept()
-    ends(sandbox, "import socket; socket.create_connection(('1.1.1.1', 53), 0.5)", "failed")
+    ends(each_sandbox, "import socket; socket.create_connection(('1.1.1.1', 53), 0.5)", "failed")
 
 
-def test_closed_and_endless_output(sandbox):
+def test_closed_and_endless_output(each_sandbox):
     closing = "import os, sys\nfor n in (0, 1, 2): os.close(n)\n"
-    ends(sandbox, closing, "passed")
-    ends(sandbox, closing + "while True: pass", "timeout")
-    outcome = ends(sandbox, "while True: print('a' * 100)", "output")
+    ends(each_sandbox, closing, "passed")
+    ends(each_sandbox, closing + "while True: pass", "timeout")
+    outcome = ends(each_sandbox, "while True: print('a' * 100)", "output")
     assert outcome.output == outcome.output[:10_000]
-    ends(sandbox, "import os\nwhile True: os.write(2, b'a' * 4096)", "output")
+    ends(each_sandbox, "import os\nwhile True: os.write(2, b'a' * 4096)", "output")
 
 
 def test_privileges_are_gone():
-    sandbox = open_sandbox(LIMITS)
-    if sandbox.isolation != "namespaces":
-        pytest.skip("namespaces are not permitted here")
+    sandbox = opened(LIMITS, "namespaces")
     program = """
 import ctypes, os
 libc = ctypes.CDLL(None)
@@ -234,6 +183,17 @@ def test_bad_settings_are_refused():
         Limits(seconds=0)
     with pytest.raises(UserError, match="no sandbox .*works here .*No such file"):
         open_sandbox(python="/absent/python")
+
+
+def test_no_isolation_takes_the_place_of_another(monkeypatch):
+    """Where namespaces are missing the weaker one is named, not taken."""
+    fails = lambda sandbox, program: Outcome("error", "unshare: not permitted", "", 0.0)
+    monkeypatch.setattr(benchmarks_sandbox, "run_program", fails)
+    with pytest.raises(UserError, match="namespaces: unshare: not permitted.*--isolation=guard"):
+        open_sandbox(LIMITS)
+    monkeypatch.setattr(benchmarks_sandbox.sys, "platform", "darwin")
+    with pytest.raises(UserError, match="darwin has none.*expected Linux"):
+        open_sandbox(LIMITS)
 
 
 def test_what_cannot_start_is_an_outcome():

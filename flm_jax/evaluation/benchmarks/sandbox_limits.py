@@ -1,0 +1,291 @@
+"""What binds a process that runs a model's program; loaded by `sandbox_runner`.
+
+Standard library alone. `confine` is called once, by the process itself, and cannot be taken back:
+
+- limits of resources, so that nothing is used up;
+- no capabilities, and none to be had by what it starts;
+- a filter of system calls (seccomp): what lies outside all limits (shared memory of System V,
+  memfd, keys of the kernel), what reaches other processes or makes namespaces, and sockets;
+- in the isolation "guard", which has no namespaces: no new process and no signal to another one by
+  the same filter, files by Landlock where the kernel has it, and audit hooks of the interpreter
+  (PEP 578) for what neither sees: modes, owners, times and attributes of files.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
+_DEATH_SIGNAL, _DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 4, 22, 38
+# Of (x86-64, ARM); numbers from 424 on are the same everywhere.
+_COLUMNS = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_BEYOND_LIMITS = {  # memory that no limit counts, and what the kernel keeps for a user
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+}
+_OTHERS = {  # what reaches into other processes, or asks more of the kernel than programs need
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_register": (427, 427),
+    "open_by_handle_at": (304, 265),
+    "fanotify_init": (300, 262),
+    "socket": (41, 198),
+}
+_STARTS = {  # "guard" alone: no process is started, and no other one is told anything
+    "fork": (57, None),
+    "vfork": (58, None),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+}
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_SOCKETPAIR, _PRLIMIT, _AFFINITY = (53, 199), (302, 261), (203, 122)
+_KILL, _TGKILL = (62, 129), (234, 131)
+_NEW_NAMESPACES, _THREAD = 0x7E020000, 0x00010000  # bits of clone's first argument
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE, _MISSING, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+
+
+def checked(name, *args):
+    """Calls a function of the C library that gives 0; OSError otherwise."""
+    if getattr(LIBC, name)(*args) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def die_with_parent():
+    checked("prctl", _DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
+def hide(hidden):
+    """Whether other processes of the same user may not look into this one."""
+    checked("prctl", _DUMPABLE, int(not hidden), 0, 0, 0)
+
+
+def confine(task, folder, uid, others):
+    """Binds this process, for good.
+
+    Args:
+      task: dict of the runner: isolation and limits.
+      folder: the working folder, the one place to change files in; None for no place.
+      uid: user id to take; None for that of this process.
+      others: how many processes and threads the kernel counts for that user besides this one's.
+    """
+    guarded = task["isolation"] == "guard"
+    _drop(uid)
+    _limit(task, others)
+    if uid is None:
+        _try_limit_of_processes()
+    locked = guarded and _landlock(folder)
+    _filter_calls(guarded)
+    if guarded:
+        _audit(folder, locked)
+
+
+def _drop(uid):
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    checked("capset", header, none)
+    checked("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    die_with_parent()
+
+
+def _limit(task, others):
+    most = {
+        "AS": task["memory_bytes"],
+        "CPU": int(task["seconds"]) + 2,
+        "FSIZE": task["file_bytes"],
+        "NOFILE": 64,
+        "NPROC": task["processes"] + others,
+        "CORE": 0,
+        "MSGQUEUE": 0,
+        "MEMLOCK": 0,
+    }
+    for name, value in most.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _try_limit_of_processes():
+    """OSError where the kernel does not hold the limit, as for root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    try:
+        child = os.fork()
+    except BlockingIOError:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        return
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    raise OSError("this user's processes have no limit")
+
+
+def _filter_calls(guarded):
+    """Refuses system calls; those of another architecture end the process."""
+    machine = os.uname().machine
+    if machine not in _COLUMNS:
+        raise OSError(f"no filter of system calls for {machine}; expected x86_64 or aarch64")
+    column, architecture = _COLUMNS[machine]
+    refused = _BEYOND_LIMITS | _OTHERS | (_STARTS if guarded else {})
+    code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL_PROCESS)]
+    code += [(_LOAD, 0, 0, 0)]
+    if machine == "x86_64":  # the numbers of x32 would be another way to the same calls
+        code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _REFUSE)]
+    for numbers in refused.values():
+        if numbers[column] is not None:
+            code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _REFUSE)]
+    # clone3 hides its flags from a filter; the C library takes clone where it is missing.
+    code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _MISSING)]
+    flags = [(_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, _REFUSE)]
+    flags += [(_ANY_BIT, 1, 0, _THREAD), (_RETURN, 0, 0, _REFUSE)] if guarded else []
+    code += _of_argument(_CLONE[column], flags)
+    only = {_SOCKETPAIR: 1, _PRLIMIT: 0, _AFFINITY: 0}  # Unix sockets; this process itself
+    only |= {_KILL: os.getpid(), _TGKILL: os.getpid()} if guarded else {}
+    for numbers, value in only.items():
+        same = [(_EQUAL, 1, 0, value), (_RETURN, 0, 0, _REFUSE)]
+        code += _of_argument(numbers[column], same)
+    code += [(_RETURN, 0, 0, _ALLOW)]
+    packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+    program = struct.pack("H6xQ", len(code), ctypes.addressof(packed))
+    checked("prctl", _SECCOMP, 2, ctypes.create_string_buffer(program), 0, 0)
+
+
+def _of_argument(number, rules):
+    """Rules on the first argument of one call, which is allowed where none of them refuses."""
+    rules = [(_LOAD, 0, 0, 16), *rules, (_RETURN, 0, 0, _ALLOW)]
+    return [(_EQUAL, 0, len(rules), number), *rules]
+
+
+_RULESET, _ADD_RULE, _RESTRICT = 444, 445, 446  # calls of Landlock
+_READS = 0b1101  # run, read files and folders
+_OF_FILES = 0b1100000000000111  # the rights that a file has, not a folder alone
+_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+
+
+def _landlock(folder):
+    """Files by Landlock: the interpreter's to read, the folder's to change; False without it."""
+    version = LIBC.syscall(_RULESET, None, 0, 1)
+    if version < 1:
+        return False
+    rights = max(bits for least, bits in _RIGHTS.items() if version >= least)
+    network, scopes = 0b11 * (version >= 4), 0b11 * (version >= 6)
+    rules = LIBC.syscall(_RULESET, struct.pack("QQQ", rights, network, scopes), 24, 0)
+    if rules < 0:
+        raise OSError(ctypes.get_errno(), "Landlock gives no rules")
+    places = {path: _READS for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
+    places |= {path: 0b110 for path in DEVICES} | ({folder: rights} if folder else {})
+    for path, allowed in places.items():
+        if not os.path.exists(path):
+            continue
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        allowed &= rights if os.path.isdir(path) else _OF_FILES
+        rule = struct.pack("=Qi", allowed & rights, place)
+        if LIBC.syscall(_ADD_RULE, rules, 1, rule, 0) != 0:
+            raise OSError(ctypes.get_errno(), f"Landlock refuses a rule of {path}")
+        os.close(place)
+    if LIBC.syscall(_RESTRICT, rules, 0) != 0:
+        raise OSError(ctypes.get_errno(), "Landlock does not bind this process")
+    os.close(rules)
+    return True
+
+
+_NATIVE = "ctypes."  # calls past the interpreter, which the hooks would not see
+# Events of changes: how many paths they begin with, how many descriptors of folders end them.
+_UNSEEN = {  # by Landlock
+    "os.chmod": (1, 1),
+    "os.chown": (1, 1),
+    "os.utime": (1, 1),
+    "os.setxattr": (1, 0),
+    "os.removexattr": (1, 0),
+}
+_CHANGES = {
+    "os.remove": (1, 1),
+    "os.rmdir": (1, 1),
+    "os.mkdir": (1, 1),
+    "os.truncate": (1, 0),
+    "os.rename": (2, 2),
+    "os.link": (2, 2),
+    "os.symlink": (2, 1),
+    "sqlite3.connect": (1, 0),
+}
+_LISTS = ("os.listdir", "os.scandir")
+
+
+def _audit(folder, locked):
+    """Audit hooks; where Landlock has `locked` the files they see to the rest alone."""
+    own = (folder,) if folder else ()
+    readable = (*SYSTEM, *DEVICES, sys.base_prefix, sys.prefix, *own)
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    real, decoded, followed = os.path.realpath, os.fsdecode, os.readlink
+    changes = _UNSEEN if locked else _UNSEEN | _CHANGES
+    whole, is_a, refusal = int, isinstance, PermissionError
+
+    def check(event, path, places, at=-1):
+        if is_a(path, whole):
+            path = followed(f"/proc/self/fd/{path}")
+        elif event == "sqlite3.connect" and path == ":memory:":
+            return
+        base = followed(f"/proc/self/fd/{at}") + "/" if is_a(at, whole) and at >= 0 else ""
+        path = decoded(path)
+        path = real(path if path.startswith("/") else base + path)
+        for place in places:
+            if path == place or path.startswith(place + "/"):
+                return
+        raise refusal(f"{event} is not allowed outside the working folder")
+
+    def hook(event, args):
+        if event.startswith(_NATIVE):
+            raise refusal(f"{event} is not allowed here")
+        if event in changes:
+            paths, folders = changes[event]
+            for n in (0, 1)[:paths]:
+                at = args[-folders:][min(n, folders - 1)] if folders else -1
+                check(event, args[n], own, at)
+        elif locked:
+            return
+        elif event == "open" and not is_a(args[0], whole):
+            writing = args[2] & writes if is_a(args[2], whole) else True
+            check(event, args[0], (*own, "/dev/null") if writing else readable)
+        elif event in _LISTS and args[0] is not None:
+            check(event, args[0], readable)
+
+    sys.addaudithook(hook)
