@@ -90,10 +90,15 @@ class Network:
         from the start of a row, and those before; 0 where they see all.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
         diffusion alone.
-      cache: (rows, length) -> empty cache; causal networks alone, whose features at position l
-        see x_s at the positions before l only, and no times.
+      cache: (rows, length) -> empty cache of keys and values, for `extend` or `window`; None for
+        networks that have neither.
+      window: (params, cache, x [B, W, D], s, *, places=None, visible=None) -> (features [B, W, D],
+        cache): features of the positions `places` [B, W] of each row, None for all, in states x.
+        They see each other, and what the cache has of the other positions; there what it had of
+        them is replaced. Times s and `visible` are as of `features`.
       extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache);
-        x is the state at position - 1, and is not read where position = 0.
+        x is the state at position - 1, and is not read where position = 0. Causal networks alone,
+        whose features at position l see x_s at the positions before l only, and no times.
     """
 
     init: Callable[[Key], Params]
@@ -119,3 +124,4 @@ class Network:
     anchor: Callable[[Params], jax.Array] | None = None
     cache: Callable[[int, int], Params] | None = None
     extend: Callable[..., tuple[jax.Array, Params]] | None = None
+    window: Callable[..., tuple[jax.Array, Params]] | None = None

@@ -64,6 +64,21 @@ def forward(
     return Readout(features, *vocabulary_head(net, params))
 
 
+def forward_window(
+    net: Network,
+    params: Params,
+    cache: Params,
+    x_s: jax.Array,
+    s: Times,
+    *,
+    places=None,
+    visible=None,
+) -> tuple[Readout, Params]:
+    """`forward` of some positions of each row beside the cached rest; see `Network.window`."""
+    out, cache = net.window(params, cache, x_s, s, places=places, visible=visible)
+    return Readout(out, *vocabulary_head(net, params)), cache
+
+
 def denoise(
     net: Network, params: Params, x_s: States, s: Times, t: Times, *, key=None, visible=None
 ) -> Float[Array, "b l v"]:

@@ -215,8 +215,8 @@ def rotary_angles(
 
 
 def rotate(x_BLHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in the half-split convention: feature k pairs with k + K/2."""
-    cos, sin = (a[None, :, None, :].astype(x_BLHK.dtype) for a in angles)
+    """Rotary embedding, feature k paired with k + K/2; angles [L, K/2], or of rows, [B, L, K/2]."""
+    cos, sin = (a.reshape(-1, *a.shape[-2:])[:, :, None].astype(x_BLHK.dtype) for a in angles)
     first, second = jnp.split(x_BLHK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -286,15 +286,15 @@ def cached_attention(
     q_BLHK: Float[Array, "b l h k"],
     k_BMHK: Float[Array, "b m h k"],
     v_BMHK: Float[Array, "b m h k"],
-    visible_LM: Bool[Array, "l m"],
+    visible_BLM: Bool[Array, "#b l m"],
     *,
     softcap: float = 0.0,
 ) -> Float[Array, "b l h k"]:
-    """`attention` of a few queries to cached keys and values, of which `visible_LM` says which.
+    """`attention` of a few queries to cached keys and values, of which `visible_BLM` says which.
 
     By einsums whatever the kernel of training: one query has no score matrix to avoid.
     """
-    return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_LM[None])
+    return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_BLM)
 
 
 def _capped(

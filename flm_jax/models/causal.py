@@ -55,8 +55,8 @@ class _Block(nnx.Module):
         cache = tuple(
             jax.lax.dynamic_update_slice_in_dim(old, n, position, 1) for old, n in zip(cache, new)
         )
-        visible_LM = (jnp.arange(cache[0].shape[1]) <= position)[None]
-        h_BLHK = cached_attention(q_BLHK, *cache, visible_LM, softcap=self.cfg.attention_softcap)
+        seen_BLM = (jnp.arange(cache[0].shape[1]) <= position)[None, None]
+        h_BLHK = cached_attention(q_BLHK, *cache, seen_BLM, softcap=self.cfg.attention_softcap)
         return self._finish(x_BLD, h_BLHK, None), cache
 
     def _heads(self, x_BLD, angles):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
 from flm_jax.interop.llama import read_llada, read_smdm
 from flm_jax.models import attention
-from flm_jax.models.llama import llama
+from flm_jax.models.llama import LlamaConfig, llama
+from helpers.llada2 import MIXTURE
 from helpers.llama import (
     CONFIG,
     DEPTH,
@@ -176,3 +178,44 @@ def test_bfloat16_is_kept(tmp_path):
 def test_bad_sizes_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         llama(dataclasses.replace(CONFIG, **change))
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_a_window_beside_cached_keys_is_the_whole_call(block):
+    """Of each row its own places, with experts and hidden positions."""
+    net = llama(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            length=9,
+            dim=32,
+            depth=2,
+            heads=4,
+            kv_heads=2,
+            qk_norm=True,
+            rotary_share=0.5,
+            attention_softcap=20.0,
+            scan_blocks=True,
+            block_length=block,
+            experts=MIXTURE,
+        )
+    )
+    params = jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, net.init(key)))(jax.random.key(0))
+    x, other = jax.random.normal(jax.random.key(1), (2, 2, 9, 32))
+    visible = jnp.arange(9)[None] < jnp.asarray([[9], [8]])
+    places, s = jnp.asarray([[3, 4, 5], [6, 7, 8]]), jnp.zeros(2)
+    whole = jax.jit(lambda x: net.features(params, x, s, s, visible=visible))
+    want = whole(x)
+    rows = jnp.arange(2)[:, None]
+    # The cache is of other states in the window, which it replaces.
+    before = x.at[rows, places].set(other[rows, places])
+    run = jax.jit(lambda *args, **more: net.window(params, *args, s, visible=visible, **more))
+    features, cache = run(net.cache(2, 9), before if block else x)
+    np.testing.assert_allclose(features, whole(before if block else x), atol=2e-5)
+    features, cache = run(cache, x[rows, places], places=places)
+    assert np.abs(want - whole(before)).max() > 1e-2
+    # Position 8 of the second row may not be seen: what it gets means nothing.
+    np.testing.assert_allclose(features[0], want[0, 3:6], atol=2e-5)
+    np.testing.assert_allclose(features[1, :2], want[1, 6:8], atol=2e-5)
+    _, again = run(net.cache(2, 9), x)
+    for got, kept in zip(jax.tree.leaves(cache), jax.tree.leaves(again)):
+        np.testing.assert_allclose(got[:, 0, :6], kept[:, 0, :6], atol=2e-5)
