@@ -20,7 +20,7 @@ from flm_jax.inference import engine
 from flm_jax.models.dit import DiTConfig, dit
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.samplers import x_prediction
-from flm_jax.samplers.base import Given, nothing_given
+from flm_jax.samplers.base import Given, Share, nothing_given
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.masked_diffusion import sample_confident
 from flm_jax.samplers.x_prediction import XPredictionConfig, sample_x_prediction
@@ -152,13 +152,14 @@ def test_progress_stays_in_bounds_and_given_tokens_stay(settings):
     assert np.isfinite(out.steps_confidence).all() and int(out.calls) <= 8
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:1] + SETTINGS[5:])
+@pytest.mark.parametrize("settings", SETTINGS[:1] + SETTINGS[5:] + [dict(steps=Share(1, 2))])
 def test_a_row_does_not_depend_on_the_others(settings):
     """Bit for bit, whatever stands beside it, also in rows that take more calls."""
     # Rows 0 and 2 are given as a whole: they never hold the others back.
     rest = jnp.array([0, 2])
     mixed = Given(TOKENS.at[rest].set(TOKENS[rest] // 2), GIVEN.mask.at[rest].set(True))
-    first, second = decode("llama", 8, **settings), decode("llama", 8, mixed, **settings)
+    settings = {"steps": 8} | settings
+    first, second = (decode("llama", given=given, **settings) for given in (GIVEN, mixed))
     assert int(second.calls) <= int(first.calls)
     for got, want in zip(second, first):
         if np.ndim(got):
