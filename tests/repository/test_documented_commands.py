@@ -44,9 +44,18 @@ python -m flm_jax.train --config=configs/masked_flow/small_adapt.py $chat --work
 BEFORE = {
     "x_prediction.md": "python -m flm_jax.train --config=configs/x_prediction/sums_base.py "
     "--workdir=runs/xflow/base; ln -s runs/xflow/base W",
-    "masked_flow.md": f"{PREPARE}book.txt --tokenizer=bytes_tokenizer --out=data/pretraining; "
-    "ln -s runs/mlfm_sft W",
+    "masked_flow.md": "ln -s runs/mlfm_sft W",
     "benchmarks.md": "ln -s runs/chat W",
+}
+# A record of each set that masked flows are fine-tuned on, in its own fields.
+INSTRUCTIONS = {
+    "general": {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]
+    },
+    "code": {"instruction": "Print 1.", "input": "", "output": "print(1)"},
+    "gsm8k_aug_nl": {"question": "2+2?", "cot": "2 and 2.", "answer": "4"},
+    "metamathqa": {"query": "1+1?", "response": "It is 2.\nThe answer is: 2"},
+    "numinamath": {"problem": "x?", "solution": "So \\boxed{1}."},
 }
 INLINE = re.compile(r"`(python -m flm_jax\.\w+ --[^`]+)`")
 NEEDS = re.compile(r"^(?:[^\n]*\\\n)*[^\n]*# needs [^\n]*\n", re.MULTILINE)
@@ -136,6 +145,9 @@ def files(folder):
         json_lines(folder / name / "train.jsonl", *gsm8k_problems(40))
         json_lines(folder / name / "test.jsonl", *gsm8k_problems(2))
     json_lines(folder / "test.jsonl", *gsm8k_problems(2))
+    (folder / "data/sft").mkdir()
+    for name, record in INSTRUCTIONS.items():
+        json_lines(folder / f"data/sft/{name}.jsonl", *[record] * 21)
     json_lines(folder / "mbpp.jsonl", *(mbpp_problem(n) for n in (2, 3, 4, 11, 12)))
     json_lines(folder / "question.jsonl", *mt_bench_questions(2))
     with gzip.open(folder / "HumanEval.jsonl.gz", "wt") as file:
