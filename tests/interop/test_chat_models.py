@@ -58,8 +58,8 @@ def test_from_published_files_to_answers_and_a_score(tmp_path, source):
     FOLDERS[source](folder)
     said = command("convert", source=source, checkpoint=folder, workdir=workdir, length=LENGTH)
     assert "its tokenizer has a chat template" in said
-    how = {"workdir": workdir, "steps": 4, "sampler": "confidence", "temperature": 0, "chat": True}
-    how |= {"answer_length": 32, "batch_size": 2}
+    how = {"workdir": workdir, "steps": "1/4", "sampler": "confidence", "temperature": 0}
+    how |= {"answer_length": 32, "batch_size": 2, "chat": True}
     asked = ["Say <|eot_id|>.", "Why?"]
     path = json_lines(tmp_path / "q.jsonl", *({"prompt": one} for one in asked))
     command("sample", **how, prompts=path, out=tmp_path / "a.jsonl")
@@ -69,8 +69,11 @@ def test_from_published_files_to_answers_and_a_score(tmp_path, source):
         head = tokenizer.decode(tokenizer.encode_turns([question]))
         assert line["prompt"] == question and question in head
         assert line["text"] == head + line["answer"]
+        assert line["steps"] == "1/4" and line["calls"] == 8
     problems = json_lines(tmp_path / "mbpp.jsonl", *(mbpp_problem(n) for n in (11, 12)))
     command("run_benchmark", **how, task="mbpp", data=problems, out=tmp_path / "out")
     records = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
     assert len(records) == 2 and not any(json.loads(r).get("too_long") for r in records)
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["pass@1"] == 0.0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["steps"] == "1/4"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["pass@1"] == 0.0 and summary["calls"] == 8
