@@ -90,8 +90,8 @@ class Network:
         from the start of a row, and those before; 0 where they see all.
       anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
         diffusion alone.
-      cache: (rows, length) -> empty cache of keys and values, for `extend` or `window`; None for
-        networks that have neither.
+      cache: (rows, length) -> empty cache of keys and values, [blocks, B, ...], for `extend` or
+        `window`; None for networks that have neither.
       window: (params, cache, x [B, W, D], s, *, places=None, visible=None) -> (features [B, W, D],
         cache): features of the positions `places` [B, W] of each row, None for all, in states x.
         They see each other, and what the cache has of the other positions; there what it had of

@@ -2,7 +2,7 @@
 
 import dataclasses
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -114,15 +114,6 @@ class Samples(NamedTuple):
     steps_confidence: Float[Array, "k b l"]
     calls: Int[Array, ""] | None = None
     steps_progress: Float[Array, "k b l"] | None = None
-
-
-def check_blocks(cfg: Any, net: Network, steps: Steps, objective: Any) -> None:
-    """Refuses blocks that are longer than the model's sequences."""
-    del steps, objective
-    require(
-        cfg.block_length <= net.max_length,
-        f"got block_length={cfg.block_length}; expected 0 (one block) to {net.max_length} tokens.",
-    )
 
 
 def nothing_given(num: int, length: int) -> Given:

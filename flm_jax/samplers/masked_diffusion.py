@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.core.network import Network
-from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
-from flm_jax.denoiser.forward import forward
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.base import Given, Samples, Steps, calls_of
 from flm_jax.samplers.categorical import Choice, DrawnConfig, choose_at
-from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps, schedule
+from flm_jax.samplers.unmasking import Partial, reveal_in_steps, schedule
+from flm_jax.samplers.windows import BlocksConfig, asker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +21,8 @@ class AncestralConfig(DrawnConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConfidenceConfig(DrawnConfig):
+class ConfidenceConfig(DrawnConfig, BlocksConfig):
     """Low-confidence remasking, block after block."""
-
-    block_length: int = setting(
-        0,
-        "length of a block, written in turn from the prompt's end; 0 for one block",
-        unit="tokens",
-        range="[0, inf)",
-    )
 
 
 def sample_by_config(
@@ -50,31 +42,34 @@ def sample_by_config(
     how = {"steps": steps, "given": given, "choice": cfg.choice}
     how["time_conditioning"] = objective.time_conditioning
     if isinstance(cfg, ConfidenceConfig):
-        return sample_confident(key, net, params, block_length=cfg.block_length, **how)
+        return sample_confident(key, net, params, blocks=cfg, **how)
     return sample_ancestral(key, net, params, **how)
 
 
-def _run(key, net, params, given: Given, steps: Steps, choice: Choice, progress, plan, reveal):
+def _run(
+    key, net, params, given: Given, steps: Steps, choice: Choice, progress, plan, reveal, ask=None
+):
     """Reveals positions in `steps` steps; see `reveal_in_steps`.
 
     Args:
       progress: (partial, step) -> progress the network is told, [B].
+      ask: (asker, (partial, step) -> block [B] that each row is in); None to ask for whole rows.
     """
+    asked, block_of = ask or (asker(net, params, given), lambda partial, k: None)
 
-    rows, length = given.tokens.shape
-    places = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+    def states(partial: Partial) -> jax.Array:
+        return masked_states(partial.tokens, partial.masked, net.table(params), net.anchor(params))
 
     def predict(partial: Partial, k):
-        told = progress(partial, k)
-        states = masked_states(
-            partial.tokens, partial.masked, net.table(params), net.anchor(params)
-        )
-        out = forward(net, params, states, told, told, visible=given.visible)
-        tokens, confidence = choose_at(jax.random.fold_in(key, k), out, net, places, choice)
+        told, block = progress(partial, k), block_of(partial, k)
+        call = asked.call(partial.kept, states(partial), told, block)
+        found = choose_at(jax.random.fold_in(key, k), call.out, net, call.places, choice)
+        tokens, confidence = (call.spread(*pair) for pair in zip(found, partial.seen))
         tokens = jnp.where(partial.masked, tokens, partial.tokens)
-        return tokens, jnp.where(partial.masked, confidence, 1.0)
+        return (tokens, jnp.where(partial.masked, confidence, 1.0)), call.kept
 
-    return reveal_in_steps(given, steps, predict, plan, reveal)
+    first = masked_states(given.tokens, ~given.mask, net.table(params), net.anchor(params))
+    return reveal_in_steps(given, steps, predict, plan, reveal, asked.start(first))
 
 
 def _calls(given: Given, steps: Steps) -> jax.Array:
@@ -131,7 +126,7 @@ def sample_confident(
     steps: Steps,
     given: Given,
     choice: Choice,
-    block_length: int,
+    blocks: BlocksConfig,
     time_conditioning: bool,
 ) -> Samples:
     """Low-confidence remasking, block after block (arXiv 2502.09992v3, section 2.4).
@@ -144,7 +139,8 @@ def sample_confident(
         how they are spread over blocks.
       given: prescribed tokens, visible from the start and never changed.
       choice: temperature and top-p of the predictions.
-      block_length: positions in a block, from the prompt's end; 0 for one block.
+      blocks: length of a block, from the prompt's end; probability above which predictions are
+        written at once, whereupon a row may go on to its next block earlier; cached keys.
       time_conditioning: as the network was trained; it is told the share of the positions to write
         that are written.
 
@@ -152,14 +148,22 @@ def sample_confident(
       Samples; calls counts the network calls that were made: none for a step that writes nothing in
       any row. With temperature 0 a row's tokens do not depend on the other rows.
     """
-    plan_of = schedule(net, given, steps, block_length)
+    plan_of = schedule(net, given, steps, blocks.block_length)
     free = jnp.sum(~given.mask, axis=1)
+    early = blocks.threshold < 1.0
+
+    def block_of(partial: Partial, k) -> jax.Array:
+        if not early:
+            return plan_of.at(k)
+        return jnp.min(jnp.where(partial.masked, plan_of.place, plan_of.blocks), axis=1)
 
     def plan(partial: Partial, k):
-        block = plan_of.at(k)
-        first, calls = plan_of.span(block)
-        count = even_share(plan_of.todo(block), jnp.maximum(calls, 1), k - first)
-        return jnp.any(count > 0), (plan_of.place == block[:, None], count)
+        left = jnp.sum(partial.masked, axis=1)
+        count = plan_of.due(k + 1) - plan_of.due(k)
+        if early:
+            count = jnp.where(left > 0, jnp.maximum(plan_of.due(k + 1) - (free - left), 1), 0)
+        inside = plan_of.place == block_of(partial, k)[:, None]
+        return jnp.any(count > 0), (inside, count)
 
     def progress(partial: Partial, k):
         left = jnp.sum(partial.masked, axis=1) / jnp.maximum(free, 1)
@@ -167,6 +171,8 @@ def sample_confident(
 
     def reveal(partial: Partial, confidence, details):
         inside, count = details
-        return highest(confidence, inside & partial.masked, count)
+        best = highest(confidence, inside & partial.masked, count)
+        return best | (inside & (confidence > blocks.threshold)) if early else best
 
-    return _run(key, net, params, given, steps, choice, progress, plan, reveal)
+    asked = asker(net, params, given, plan_of, blocks, time_conditioning)
+    return _run(key, net, params, given, steps, choice, progress, plan, reveal, (asked, block_of))

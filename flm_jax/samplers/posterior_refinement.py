@@ -113,7 +113,8 @@ def sample_refined(
         now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
         denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
         xi, zero = denoiser.noise(now), jnp.zeros(())
-        return denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + until))[2]
+        seen = denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + until))[2]
+        return seen, None
 
     def plan(partial: Partial, k):
         count = even_share(total, steps, k)

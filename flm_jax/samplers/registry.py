@@ -8,10 +8,11 @@ from flm_jax.core.network import Network
 from flm_jax.samplers import autoregressive, masked_diffusion, masked_flow, posterior_refinement
 from flm_jax.samplers import x_prediction as x_predictions
 from flm_jax.samplers.adaptive import AdaptiveConfig
-from flm_jax.samplers.base import SamplerConfig, Samples, Steps, check_blocks
+from flm_jax.samplers.base import SamplerConfig, Samples, Steps
 from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
+from flm_jax.samplers.windows import check_blocks
 
 FLOWS = ("denoising",)
 FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint", "distribution_matching")

@@ -49,6 +49,15 @@ class Schedule(NamedTuple):
         """Positions to write in a block of each row; none past the last block."""
         return _pick(jnp.pad(self.total, ((0, 0), (0, 1))), block)
 
+    def due(self, calls: jax.Array) -> Int[Array, "b"]:
+        """Positions of each row that are written after so many calls."""
+        block = self.at(calls)
+        first, parts = self.span(block)
+        whole = jnp.pad(jnp.cumsum(self.total, axis=1), ((0, 0), (1, 0)))
+        todo, done = self.todo(block), calls - first
+        parts = jnp.maximum(parts, 1)
+        return _pick(whole, block) + done * (todo // parts) + jnp.minimum(done, todo % parts)
+
 
 def _pick(x_BN: jax.Array, index_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_BN, index_B[:, None], axis=1)[:, 0]
@@ -131,29 +140,34 @@ class Partial(NamedTuple):
       masked: bool [B, L], True where not written yet.
       seen: the last read-out (tokens, confidence), each [B, L].
       calls: int32 scalar, network calls so far.
+      kept: what a call leaves to the next one.
     """
 
     tokens: jax.Array
     masked: jax.Array
     seen: Seen
     calls: jax.Array
+    kept: Any
 
 
 def reveal_in_steps(
     given: Given,
     steps: Steps,
-    predict: Callable[[Partial, jax.Array], Seen],
+    predict: Callable[[Partial, jax.Array], tuple[Seen, Any]],
     plan: Callable[[Partial, jax.Array], tuple[jax.Array, Any]],
     reveal: Callable[[Partial, jax.Array, Any], jax.Array],
+    kept: Any = None,
 ) -> Samples:
     """Writes positions step by step, in one loop; a step that writes none makes no call.
 
     Args:
       given: written from the start and never changed.
       steps: how many, as network calls of a row; static.
-      predict: (partial, step) -> read-out of one network call, (tokens, confidence), each [B, L].
+      predict: (partial, step) -> read-out of one network call, (tokens, confidence), each [B, L],
+        and what it leaves to the next one.
       plan: (partial, step) -> whether this step writes anything, and what `reveal` needs for it.
       reveal: (partial, confidence, plan) -> positions [B, L] that take their predicted tokens.
+      kept: what the first call goes on from.
 
     Returns:
       Samples. The read-out of a step without a call is that of the call before.
@@ -163,16 +177,16 @@ def reveal_in_steps(
         wanted, details = plan(partial, k)
 
         def call(partial: Partial) -> Partial:
-            seen = predict(partial, k)
+            seen, kept = predict(partial, k)
             now = partial.masked & reveal(partial, seen[1], details)
             tokens = jnp.where(now, seen[0], partial.tokens)
-            return Partial(tokens, partial.masked & ~now, seen, partial.calls + 1)
+            return Partial(tokens, partial.masked & ~now, seen, partial.calls + 1, kept)
 
         partial = jax.lax.cond(wanted, call, lambda partial: partial, partial)
         return partial, partial.seen
 
     confidence = jnp.where(given.mask, 1.0, 0.0)
-    first = Partial(given.tokens, ~given.mask, (given.tokens, confidence), jnp.int32(0))
+    first = Partial(given.tokens, ~given.mask, (given.tokens, confidence), jnp.int32(0), kept)
     last, seen = jax.lax.scan(step, first, jnp.arange(most_calls(steps, given.mask.shape[1])))
     return Samples(last.tokens, *seen, last.calls)
 

@@ -27,12 +27,13 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
-from flm_jax.denoiser.forward import embedded, forward
+from flm_jax.denoiser.forward import embedded
 from flm_jax.denoiser.head import read
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
 from flm_jax.flows.masking import highest, mean_progress
-from flm_jax.samplers.base import Given, SamplerConfig, Samples, Steps, most_calls
+from flm_jax.samplers.base import Given, Samples, Steps, most_calls
 from flm_jax.samplers.unmasking import schedule
+from flm_jax.samplers.windows import BlocksConfig, Kept, asker
 
 DONE = 0.99  # progress at which a token counts as written
 RE_EDIT = -0.1  # confidence - progress below which a token is edited again
@@ -46,7 +47,7 @@ Stepper = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class XPredictionConfig(SamplerConfig):
+class XPredictionConfig(BlocksConfig):
     """Masked diffusion decoded as a flow."""
 
     step_size: float = setting(
@@ -57,12 +58,6 @@ class XPredictionConfig(SamplerConfig):
     )
     re_edit: bool = setting(True, "whether tokens whose confidence fell are edited again")
     hard_commit: bool = setting(True, "whether each call writes the most confident token")
-    block_length: int = setting(
-        0,
-        "length of a block, written in turn from the prompt's end; 0 for one block",
-        unit="tokens",
-        range="[0, inf)",
-    )
     policy: str = setting("", "workdir of train_policy, whose step sizes are taken")
 
     def __post_init__(self):
@@ -88,6 +83,7 @@ class Walk(NamedTuple):
       block: int32 [B], the block that a row is in, see `unmasking.Schedule`; past the last one
         where it is done.
       count: int32 [B], calls that the row has had in this block.
+      kept: cached keys and values, None without; see `windows.Kept`.
     """
 
     y: Float[Array, "b l d"]
@@ -97,6 +93,7 @@ class Walk(NamedTuple):
     seen: Float[Array, "b l"]
     block: Int[Array, "b"]
     count: Int[Array, "b"]
+    kept: Kept | None = None
 
 
 class Look(NamedTuple):
@@ -109,6 +106,7 @@ class Look(NamedTuple):
       calls: int32 [B], T, the network calls of the block that each row is in.
       active: positions of the block that the row is in, but for given ones; none of a row that is
         done. All others stay as they are.
+      kept: of the walk after this call.
     """
 
     tokens: Int[Array, "b l"]
@@ -116,6 +114,7 @@ class Look(NamedTuple):
     features: Float[Array, "b l f"]
     active: Bool[Array, "b l"]
     calls: Int[Array, "b"]
+    kept: Kept | None = None
 
     def moves(self, walk: Walk) -> Bool[Array, "b l"]:
         """Positions whose step size matters."""
@@ -174,6 +173,7 @@ def _moved(walk: Walk, look: Look, a: jax.Array, clean, anchor, how: XPrediction
         changed |= again
     if how.hard_commit:
         now = highest(confidence, look.active & (t < DONE), jnp.ones(t.shape[0], jnp.int32))
+        now |= look.active & (t < DONE) & (confidence > how.threshold)
         y, t = jnp.where(now[..., None], clean, y), jnp.where(now, 1.0, t)
     tokens = jnp.where(changed, look.tokens, walk.tokens)
     reached = jnp.where(look.active, t, walk.reached)
@@ -198,6 +198,7 @@ def decoder(
     rows, length = given.tokens.shape
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
     plan = schedule(net, given, steps, how.block_length)
+    asked = asker(net, params, given, plan, how, time_conditioning)
     free = ~given.mask
     anchor = jnp.broadcast_to(net.anchor(params)[None, :length], (rows, length, net.dim))
 
@@ -206,12 +207,16 @@ def decoder(
 
     def look(walk: Walk) -> Look:
         told = mean_progress(walk.t, given.visible) if time_conditioning else jnp.zeros(rows)
-        out = forward(net, params, walk.y, told, told, visible=given.visible)
-        tokens, top = read(out, net, _top)
+        call = asked.call(walk.kept, walk.y, told, walk.block)
+        tokens, top = read(call.out, net, _top)
+        tokens = call.spread(tokens, walk.tokens)
+        confidence = call.spread(top[..., 0], walk.seen)
+        top = call.spread(top, jnp.zeros((rows, length, _TOP)))
         active = free & (plan.place == walk.block[:, None])
         _, calls = plan.span(walk.block)
         seen = features(top, walk.t, walk.count / jnp.maximum(calls - 1, 1))
-        return Look(tokens, jnp.where(free, top[..., 0], 1.0), seen, active, calls)
+        confidence = jnp.where(free, confidence, 1.0)
+        return Look(tokens, confidence, seen, active, calls, call.kept)
 
     def advance(walk: Walk, look: Look, a: jax.Array) -> Walk:
         clean = embedded(net, params, look.tokens)
@@ -221,12 +226,12 @@ def decoder(
         y = jnp.where(left[..., None], embedded(net, params, walk.tokens), walk.y)
         block = block_of(t)
         count = jnp.where(block == walk.block, walk.count + 1, 0)
-        return walk._replace(y=y, t=t, block=block, count=count)
+        return walk._replace(y=y, t=t, block=block, count=count, kept=look.kept)
 
     t = jnp.where(free, 0.0, 1.0)
     y = jnp.where(free[..., None], anchor, embedded(net, params, given.tokens))
     zeros = jnp.zeros(rows, jnp.int32)
-    start = Walk(y, t, given.tokens, t, t, block_of(t), zeros)
+    start = Walk(y, t, given.tokens, t, t, block_of(t), zeros, asked.start(y))
     return Decoder(start, look, advance, lambda walk: walk.block < plan.blocks)
 
 

@@ -20,6 +20,7 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.masked_diffusion import sample_confident
+from flm_jax.samplers.windows import BlocksConfig
 from flm_jax.samplers.x_prediction import sample_x_prediction
 from helpers.llada2 import (
     BLOCK,
@@ -235,7 +236,7 @@ def test_sampling_in_blocks(imported, method):
     def run(tokens, known, steps):
         how = dict(steps=steps, given=Given(tokens, known), time_conditioning=False)
         if method == "confidence":
-            how |= {"choice": Choice(0.0, 1.0), "block_length": BLOCK}
+            how |= {"choice": Choice(0.0, 1.0), "blocks": BlocksConfig(BLOCK)}
             return sample_confident(jax.random.key(0), net, params, **how).tokens
         cfg = x_prediction.XPredictionConfig(block_length=BLOCK)
         return sample_x_prediction(net, params, how=cfg, **how).tokens

@@ -10,6 +10,7 @@ import pytest
 
 from flm_jax.samplers import masked_diffusion
 from flm_jax.samplers.base import Given, nothing_given
+from flm_jax.samplers.windows import BlocksConfig
 from helpers.laws import EXACT, KEY, LAW, LENGTH, PLAIN, SEQUENCES, VOCAB
 
 
@@ -25,7 +26,7 @@ def masked_draw(
 ):
     how = {"steps": steps, "given": given, "choice": choice, "time_conditioning": False}
     if method is masked_diffusion.sample_confident:
-        how["block_length"] = 0
+        how["blocks"] = BlocksConfig()
     run = lambda: method(KEY, net, {}, **how | more)
     return jax.device_get(jax.jit(run)())
 
@@ -68,12 +69,12 @@ def test_confident_samples_reveal_the_same_number_each_step():
 def test_blocks_are_written_in_turn():
     """With blocks of 2 and 2 steps, the first call settles the first block alone."""
     free = nothing_given(256, LENGTH)
-    out = masked_draw(free, 2, masked_diffusion.sample_confident, block_length=2)
+    out = masked_draw(free, 2, masked_diffusion.sample_confident, blocks=BlocksConfig(2))
     np.testing.assert_array_equal(out.steps_tokens[1][:, :2], out.steps_tokens[0][:, :2])
     assert (out.steps_tokens[1][:, 2:] != out.steps_tokens[0][:, 2:]).any()
     np.testing.assert_array_equal(out.steps_confidence[1][:, :2], 1.0)
     np.testing.assert_array_equal(out.tokens, out.steps_tokens[1])
-    three = masked_draw(free, 3, masked_diffusion.sample_confident, block_length=2)
+    three = masked_draw(free, 3, masked_diffusion.sample_confident, blocks=BlocksConfig(2))
     whole = [(three.steps_confidence[k][:, :2] == 1.0).all() for k in range(3)]
     assert whole == [False, False, True] and three.calls == 3  # two calls, then one
 

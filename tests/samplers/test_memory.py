@@ -9,6 +9,7 @@ from flm_jax.models.step_policy import PolicyConfig, expected_step_size, policy
 from flm_jax.samplers import masked_diffusion
 from flm_jax.samplers.base import Given
 from flm_jax.samplers.categorical import Choice
+from flm_jax.samplers.windows import BlocksConfig
 from flm_jax.samplers.x_prediction import XPredictionConfig, sample_x_prediction
 
 ROWS, LENGTH, VOCAB = 2, 512, 126_464  # LLaDA's vocabulary
@@ -29,7 +30,7 @@ NET = llama(
 def confident(temperature, top_p):
     how = {"steps": 4, "choice": Choice(temperature, top_p), "time_conditioning": False}
     return lambda key, params, given: masked_diffusion.sample_confident(
-        key, NET, params, given=given, block_length=0, **how
+        key, NET, params, given=given, blocks=BlocksConfig(), **how
     )
 
 

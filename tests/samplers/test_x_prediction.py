@@ -23,6 +23,7 @@ from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given, Share, nothing_given
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.masked_diffusion import sample_confident
+from flm_jax.samplers.windows import BlocksConfig
 from flm_jax.samplers.x_prediction import XPredictionConfig, sample_x_prediction
 
 LENGTH, VOCAB = 8, 11
@@ -115,7 +116,7 @@ def test_the_hard_commit_alone_is_low_confidence_remasking(name, block_length):
         steps=LENGTH,
         given=given,
         choice=Choice(0.0, 1.0),
-        block_length=block_length,
+        blocks=BlocksConfig(block_length),
         time_conditioning=False,
     )
     want = jax.device_get(jax.jit(run)())

@@ -1,0 +1,298 @@
+"""Network calls of samplers that write blocks in turn: whole, or of a block beside cached keys.
+
+Where a network sees blocks causally, what is written is settled: keys and values of the blocks
+before the current one are computed once, and a call of the current block alone gives what a call of
+the whole row would. Elsewhere all keys change with every token, and those outside of a window of
+each row are taken from an earlier call (Fast-dLLM, arXiv 2505.22618): the window is the current
+block and all behind it (prefix), or the block alone (dual).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.core.errors import require
+from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
+from flm_jax.core.types import Params
+from flm_jax.denoiser.forward import forward, forward_window, vocabulary_head
+from flm_jax.denoiser.head import Readout
+from flm_jax.samplers.base import Given, SamplerConfig, Steps
+from flm_jax.samplers.unmasking import Schedule
+
+CACHES = ("auto", "none", "prefix", "dual")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlocksConfig(SamplerConfig):
+    """Settings of samplers that write blocks in turn."""
+
+    block_length: int = setting(
+        0,
+        "length of a block, written in turn from the prompt's end; 0 for one block",
+        unit="tokens",
+        range="[0, inf)",
+    )
+    threshold: float = setting(
+        1.0,
+        "probability above which predictions are written beyond the budget; 1 for none",
+        range="[0, 1]",
+    )
+    cache: str = setting(
+        "auto",
+        "positions whose keys and values a call takes from an earlier one: none; prefix, those "
+        "before the block; dual, all but the block's; auto for prefix where a network sees blocks "
+        "causally, which changes nothing, and none elsewhere",
+        choices=CACHES,
+    )
+    refresh: int = setting(
+        0,
+        "calls after which a cache that is not exact is made anew within a block; 0 for none, as a "
+        "block begins alone",
+        unit="calls",
+        range="[0, inf)",
+    )
+
+
+def check_blocks(cfg: BlocksConfig, net: Network, steps: Steps, objective: Any) -> None:
+    """Refuses blocks that are longer than the model's sequences, and caches that do not fit it."""
+    del steps
+    require(
+        cfg.block_length <= net.max_length,
+        f"got block_length={cfg.block_length}; expected 0 (one block) to {net.max_length} tokens.",
+    )
+    cache_of(cfg, net, objective.time_conditioning)
+
+
+def cache_of(cfg: BlocksConfig, net: Network, time_conditioning: bool) -> str:
+    """What a sampler caches: none, exact, prefix or dual.
+
+    Args:
+      cfg: settings.
+      net: the network.
+      time_conditioning: whether it is told the progress, on which all keys depend then.
+
+    Raises:
+      UserError: a cache that this network cannot have.
+    """
+    causal = net.block_length
+    fits = cfg.block_length and (not causal or cfg.block_length % causal == 0)
+    if cfg.cache == "auto":
+        able = net.window is not None and causal and fits and not time_conditioning
+        return "exact" if able else "none"
+    if cfg.cache == "none":
+        return "none"
+    require(
+        net.window is not None and not time_conditioning,
+        f"got cache={cfg.cache} for a model that is "
+        f"{'told the time' if net.window is not None else 'no llama'}; expected a llama that is "
+        "not, or cache=none.",
+    )
+    require(
+        bool(fits),
+        f"got cache={cfg.cache} with block_length={cfg.block_length}; expected "
+        f"{f'a multiple of {causal}, over which the model is causal' if causal else '1 or more'}.",
+    )
+    require(
+        not (causal and (cfg.cache == "dual" or cfg.refresh)),
+        f"got cache={cfg.cache}, refresh={cfg.refresh} for a model that sees blocks causally; "
+        "expected cache=prefix, which is exact there, and refresh=0.",
+    )
+    return "exact" if causal else cfg.cache
+
+
+class Kept(NamedTuple):
+    """Cached keys and values.
+
+    Attributes:
+      cache: see `Network.window`.
+      first: int32 [B]; exact: positions of each row, from its start, that are there for good; else
+        the first position of the block for which the row's cache was made, -1 for none.
+      age: int32 [B], calls of a row since.
+    """
+
+    cache: Params
+    first: jax.Array
+    age: jax.Array
+
+
+class Call(NamedTuple):
+    """What a network says of some positions.
+
+    Attributes:
+      out: features [B, W, D] with the head.
+      places: int32 [B, W], where in their row they stand; those beyond it mean nothing.
+      kept: what the next call goes on from; None without a cache.
+    """
+
+    out: Readout
+    places: jax.Array
+    kept: Kept | None
+
+    def spread(self, values: jax.Array, rest: jax.Array) -> jax.Array:
+        """Values [B, W, ...] in their places; `rest` [B, L, ...] where the call says nothing."""
+        if self.kept is None:
+            return values
+        return rest.at[jnp.arange(len(values))[:, None], self.places].set(values)
+
+
+class Asker(NamedTuple):
+    """A network as a sampler in blocks asks it.
+
+    Attributes:
+      start: states [B, L, D] -> what the first call goes on from.
+      call: (what the call before left, states [B, L, D], network times [B], block [B] that each row
+        is in, see `Schedule`) -> Call.
+    """
+
+    start: Callable[[jax.Array], Kept | None]
+    call: Callable[[Kept | None, jax.Array, jax.Array, jax.Array], Call]
+
+
+def asker(
+    net: Network,
+    params: Params,
+    given: Given,
+    plan: Schedule | None = None,
+    cfg: BlocksConfig | None = None,
+    time_conditioning: bool = False,
+) -> Asker:
+    """Calls of a network; of whole rows without settings.
+
+    Args:
+      net, params: the network.
+      given: for what may be seen.
+      plan: which positions make the blocks.
+      cfg: which of them a call is of.
+      time_conditioning: as of `cache_of`.
+    """
+    kind = cache_of(cfg, net, time_conditioning) if cfg else "none"
+    if kind == "none":
+        return _whole(net, params, given)
+    if kind == "exact":
+        return _exact(net, params, given, plan, cfg.block_length)
+    return _refreshed(net, params, given, plan, cfg, kind)
+
+
+def _whole(net: Network, params: Params, given: Given) -> Asker:
+    rows, length = given.tokens.shape
+    places = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+
+    def call(kept, states, told, block) -> Call:
+        out = forward(net, params, states, told, told, visible=given.visible)
+        return Call(out, places, None)
+
+    return Asker(lambda states: None, call)
+
+
+def _first(plan: Schedule, block: jax.Array) -> jax.Array:
+    """The first position of the block that each row is in, [B]; 0 where it is done."""
+    found = jnp.argmax(plan.place == block[:, None], axis=1)
+    return jnp.where(block < plan.blocks, found, 0).astype(jnp.int32)
+
+
+def _windows(net: Network, params: Params, given: Given) -> Callable[..., tuple[Readout, Params]]:
+    """(cache, states [B, L, D], first position [B], W) -> read-out of W positions, cache.
+
+    A width of None for all positions of a row.
+    """
+    rows = given.tokens.shape[0]
+    none = jnp.zeros(rows)
+
+    def run(cache, states, first, width):
+        if width is None:
+            return forward_window(net, params, cache, states, none, visible=given.visible)
+        places = places_of(first, width)
+        own = jnp.take_along_axis(states, places[..., None], axis=1, mode="clip")
+        return forward_window(net, params, cache, own, none, places=places, visible=given.visible)
+
+    return run
+
+
+def places_of(first: jax.Array, width: int) -> jax.Array:
+    """Positions [B, W] from the first ones on."""
+    return first[:, None] + jnp.arange(width)[None]
+
+
+def _exact(net: Network, params: Params, given: Given, plan: Schedule, size: int) -> Asker:
+    """For networks that see blocks causally.
+
+    A call is of the current block. Before a row goes on to its next block, the one that was written
+    is called once more for its keys, and so are blocks in between that are given.
+    """
+    rows, length = given.tokens.shape
+    window = _windows(net, params, given)
+
+    def start(states) -> Kept:
+        # Positions are settled up to the first block that is written.
+        block = jnp.min(plan.place, axis=1)
+        _, cache = window(net.cache(rows, length), states, None, None)
+        return Kept(cache, _first(plan, block) // size * size, jnp.zeros(rows, jnp.int32))
+
+    def call(kept, states, told, block) -> Call:
+        aim = _first(plan, block) // size * size
+
+        def settle(kept: Kept) -> Kept:
+            _, cache = window(kept.cache, states, kept.first, size)
+            return kept._replace(cache=cache, first=jnp.minimum(kept.first + size, aim))
+
+        behind = lambda kept: jnp.any(kept.first < aim)
+        kept = jax.lax.while_loop(behind, settle, kept._replace(first=jnp.minimum(kept.first, aim)))
+        out, cache = window(kept.cache, states, aim, size)
+        return Call(out, places_of(aim, size), kept._replace(cache=cache))
+
+    return Asker(start, call)
+
+
+def _refreshed(
+    net: Network, params: Params, given: Given, plan: Schedule, cfg: BlocksConfig, kind: str
+) -> Asker:
+    """For networks that see all positions.
+
+    A row's cache is made anew, by a call of whole rows, as it begins a block, and after
+    cfg.refresh calls. The block's own read-out is of a call of its window always, so that a row
+    does not depend on when others make theirs anew.
+    """
+    rows, length = given.tokens.shape
+    window, size = _windows(net, params, given), cfg.block_length
+    widths = [size]
+    while kind == "prefix" and widths[-1] < length:
+        widths.append(min(2 * widths[-1], length))
+
+    def start(states) -> Kept:
+        return Kept(net.cache(rows, length), jnp.full(rows, -1), jnp.zeros(rows, jnp.int32))
+
+    def call(kept, states, told, block) -> Call:
+        first, going = _first(plan, block), block < plan.blocks
+        due = kept.first != first
+        if cfg.refresh:
+            due |= kept.age >= cfg.refresh
+        due &= going
+
+        def anew(old: Params) -> Params:
+            _, new = window(old, states, None, None)
+            # Rows lie on the second axis, behind the blocks.
+            own = lambda x: due.reshape(1, -1, *[1] * (x.ndim - 2))
+            return jax.tree.map(lambda new, old: jnp.where(own(old), new, old), new, old)
+
+        cache = jax.lax.cond(jnp.any(due), anew, lambda old: old, kept.cache)
+
+        def of_width(width: int):
+            def run(cache):
+                out, cache = window(cache, states, first, width)
+                return out.features[:, :size], cache
+
+            return run
+
+        # The narrowest window that reaches the end of all rows that are written.
+        needed = jnp.max(jnp.where(going, length - first, size)) if kind == "prefix" else size
+        which = jnp.sum(jnp.asarray(widths) < needed)
+        features, cache = jax.lax.switch(which, [of_width(width) for width in widths], cache)
+        age = jnp.where(due, 1, kept.age + 1)
+        now = Kept(cache, jnp.where(going, first, kept.first), age)
+        return Call(Readout(features, *vocabulary_head(net, params)), places_of(first, size), now)
+
+    return Asker(start, call)
