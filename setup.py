@@ -19,7 +19,7 @@ EXTRAS = {
     ],
     # Corpora in parquet files, or packed by Zstandard.
     "data": ["pyarrow>=17", "zstandard>=0.23"],
-    "torch": ["torch>=2.4"],
+    "torch": ["torch>=2.6"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10", KERNELS],
     "cuda12": ["jax[cuda12]>=0.10", KERNELS],

@@ -1,9 +1,10 @@
 """Models as portable folders: model.safetensors, config.json, tokenizer/ and a model card.
 
-Every command takes such a folder as a workdir, one on the Hugging Face hub as hf:OWNER/NAME, and
-one that comes with the library by its name (`tales`), unless a folder of that name is there. It
-holds the averaged parameters alone, under the names of this library's own tree, and no paths of
-the machine it was written on.
+Every command takes such a folder as a workdir, one on the Hugging Face hub as hf:OWNER/NAME (or
+hf:OWNER/NAME@REVISION, of which the model's own files are fetched, and no others), and one that
+comes with the library by its name (`tales`), unless a folder of that name is there. It holds the
+averaged parameters alone, under the names of this library's own tree, and no paths of the machine
+it was written on.
 """
 
 import contextlib
@@ -20,18 +21,19 @@ from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.times import fitting
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
-from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.paths import check_folder, expanded, hub_name
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 
 WEIGHTS = "model.safetensors"
 HUB = "hf:"
+_FETCHED = (WEIGHTS, "config.json", "README.md", "tokenizer/*.json", "tokenizer/*.model")
 PRETRAINED = epath.Path(__file__).parent.parent / "pretrained"
 _TIMES = "times."  # before the names of what is learnt of the law of times
 
 
 def located(workdir: str | epath.Path) -> epath.Path:
-    """The local folder of a workdir; one named hf:OWNER/NAME is fetched first (extra `hf`).
+    """The local folder of a workdir; one named hf:OWNER/NAME[@REVISION] is fetched (extra `hf`).
 
     The name of a model that comes with the library stands for its folder, if there is no other.
 
@@ -44,7 +46,9 @@ def located(workdir: str | epath.Path) -> epath.Path:
         own = str(workdir) == folder.name and not folder.exists()
         return shipped if own and (shipped / "config.json").exists() else folder
     with _hub(f"{workdir} could not be fetched") as hub:
-        return epath.Path(hub.snapshot_download(str(workdir).removeprefix(HUB)))
+        name, revision = hub_name(str(workdir).removeprefix(HUB))
+        found = hub.snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED))
+        return epath.Path(found)
 
 
 def upload_folder(folder: str | epath.Path, name: str, private: bool = False) -> None:

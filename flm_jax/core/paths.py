@@ -16,6 +16,12 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def hub_name(name: str) -> tuple[str, str | None]:
+    """The parts of OWNER/NAME@REVISION: a branch, a tag or a commit; None for the newest."""
+    name, _, revision = name.partition("@")
+    return name, revision or None
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is of an object store, whose folders need not be made."""
     return "://" in str(path)

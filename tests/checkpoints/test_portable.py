@@ -1,5 +1,6 @@
 """Saved folders: the same model again, damages named, the hub asked."""
 
+import fnmatch
 import json
 
 import numpy as np
@@ -66,14 +67,19 @@ def test_the_hub_is_asked_for_its_names(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "there")
     asked = []
 
-    def snapshot_download(name):
-        asked.append(name)
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        files = [str(p.relative_to(tmp_path / "there")) for p in (tmp_path / "there").rglob("*.*")]
+        kept = [f for f in files if any(fnmatch.fnmatch(f, p) for p in allow_patterns)]
+        assert sorted(kept) == sorted(files) and not fnmatch.filter(["a.py"], allow_patterns[0])
         if name != "owner/name":
             raise hub.errors.HFValidationError(f"no such model: {name}\nlong explanations")
         return str(tmp_path / "there")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    assert flm_jax.load("hf:owner/name").step == model.step and asked == ["owner/name"]
+    assert flm_jax.load("hf:owner/name").step == model.step
+    assert flm_jax.load("hf:owner/name@v1.0").step == model.step
+    assert asked == [("owner/name", None), ("owner/name", "v1.0")]
     with pytest.raises(flm_jax.UserError, match="hf:a/b could not be fetched: no such model: a/b$"):
         flm_jax.load("hf:a/b")
 

@@ -1,6 +1,7 @@
 """Round trips, determinism, special tokens and persistence of every tokenizer."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from flm_jax.core.errors import UserError
+from flm_jax.core.reading import read_object
 from flm_jax.data.corpus import encoder as corpus_encoder
 from flm_jax.data.tokenizers.builtin import (
     ByteTokenizer,
@@ -232,3 +234,74 @@ def test_hub_failure_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"fetched from the hub \(no network\)") as caught:
         make_tokenizer("hf:bert-base-uncased", lambda: [])
     assert "\n" not in str(caught.value)
+
+
+def test_a_spec_of_another_s_hand_reads_its_own_files_alone(every_tokenizer, tmp_path):
+    """Devices, pipes, files elsewhere; files too large; damaged ones of every kind."""
+    folder = tmp_path / "tokenizer"
+    every_tokenizer["sentencepiece"].save(folder)
+    spec, model = json.loads((folder / "spec.json").read_text()), folder / "sentencepiece.model"
+    (tmp_path / "secret").write_text("hush")
+    for files in (
+        ["/dev/zero"],
+        ["../secret"],
+        ["sentencepiece.model", "../secret"],
+        [],
+        None,
+        "a",
+    ):
+        (folder / "spec.json").write_text(json.dumps(spec | {"files": files}))
+        with pytest.raises(UserError, match=r"names the files .* has \['sentencepiece.model'\]"):
+            load_tokenizer(folder)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    model.write_bytes(b"garbage")
+    with pytest.raises(UserError, match="tokenizer .* is damaged .*; restore its files"):
+        load_tokenizer(folder)
+    model.unlink()
+    os.mkfifo(model)
+    with pytest.raises(UserError, match="sentencepiece.model is no plain file; expected"):
+        load_tokenizer(folder)
+    for kind, value in (("characters", 5), ("words", [["a"]]), ("bytes", None), ("nothing", 1)):
+        told = {"kind": kind, "files": [], "characters": value, "words": value}
+        (folder / "spec.json").write_text(json.dumps(told))
+        if kind == "bytes":
+            assert load_tokenizer(folder).kind == kind
+            continue
+        with pytest.raises(UserError, match="is damaged|unknown tokenizer kind"):
+            load_tokenizer(folder)
+    for damage in (b"", b"{", b"[]", b"5", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000):
+        (folder / "spec.json").write_bytes(damage)
+        with pytest.raises(UserError, match="spec.json (is no JSON|holds a JSON)"):
+            load_tokenizer(folder)
+    (folder / "spec.json").write_bytes(b" " * 101)
+    with pytest.raises(UserError, match="spec.json has more than 100 bytes"):
+        read_object(folder / "spec.json", "settings", most=100)
+
+
+def test_damaged_files_of_hugging_face_are_named(hf_folder, tmp_path):
+    for damage in (b"", b"{}", b"[]", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "tokenizer.json").write_bytes(damage)
+        with pytest.raises(UserError, match="tokenizer hf:.* is damaged"):
+            make_tokenizer(f"hf:{tmp_path}", lambda: [])
+    (tmp_path / "tokenizer.json").write_bytes((hf_folder / "tokenizer.json").read_bytes())
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes(b"[" * 100_000)
+        with pytest.raises(UserError, match=f"{name} is no JSON"):
+            make_tokenizer(f"hf:{tmp_path}", lambda: [])
+        (tmp_path / name).unlink()
+
+
+def test_a_revision_is_asked_for(hf_folder, monkeypatch):
+    hub, asked = pytest.importorskip("huggingface_hub"), []
+
+    def download(name, filename, revision):
+        asked.append((name, filename, revision))
+        if not (hf_folder / filename).exists():
+            raise OSError("none")
+        return str(hf_folder / filename)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert make_tokenizer("hf:owner/name@abc123", lambda: []).kind == "hf"
+    assert asked[0] == ("owner/name", "tokenizer.json", "abc123")
+    make_tokenizer("hf:owner/name", lambda: [])
+    assert asked[-1][::2] == ("owner/name", None)

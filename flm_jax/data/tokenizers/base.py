@@ -23,12 +23,14 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       kind: the name `load_tokenizer` finds the class by.
+      file_names: of the files that stand beside the spec.
       vocab_size: ids are in [0, vocab_size).
       bos_id, eos_id, pad_id, mask_id: int, or None where the tokenizer has no such token.
       unknown_id: what text becomes that it cannot spell; None where it can spell all.
     """
 
     kind: str
+    file_names: tuple[str, ...] = ()
     vocab_size: int
     bos_id: int | None = None
     eos_id: int | None = None

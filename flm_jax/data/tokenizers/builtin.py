@@ -132,6 +132,7 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     kind = "sentencepiece"
+    file_names = ("sentencepiece.model",)
     unknown_id, bos_id, eos_id, pad_id, mask_id = 0, 1, 2, 3, 4
 
     def __init__(self, model: bytes):

@@ -5,13 +5,13 @@ A template is a program of whoever published the tokenizer, so that it runs in J
 
 import datetime
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.files import to_json
+from flm_jax.core.reading import loads
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -63,7 +63,7 @@ def read_chat_settings(found: Mapping[str, bytes]) -> ChatSettings:
 
 def _read(found: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
-        value = json.loads(found.get(name, b"{}"))
+        value = loads(found.get(name, b"{}"))
     except ValueError as error:
         raise UserError(f"the tokenizer's {name} is no JSON ({error}); restore it.") from error
     require(

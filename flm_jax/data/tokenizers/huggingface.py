@@ -10,6 +10,8 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.extras import import_extra
+from flm_jax.core.paths import hub_name
+from flm_jax.core.reading import read_bounded
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.chat_template import (
     CHAT_FILES,
@@ -43,6 +45,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     kind = "hf"
+    file_names = ("tokenizer.json",)
 
     def __init__(
         self,
@@ -143,7 +146,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """Reads a folder that holds `tokenizer.json`, or fetches a name from the hub."""
         folder = epath.Path(name)
         if folder.is_dir():
-            found = {f: (folder / f).read_bytes() for f in _HF_FILES if (folder / f).exists()}
+            there = [f for f in _HF_FILES if (folder / f).exists()]
+            found = {f: read_bounded(folder / f, "a tokenizer's file") for f in there}
         else:
             found = _fetch_hf(name)
         require(
@@ -185,13 +189,15 @@ def _import_hf(package: str) -> ModuleType:
 
 
 def _fetch_hf(name: str) -> dict[str, bytes]:
-    """The tokenizer's files from the Hugging Face hub or its local cache."""
+    """The tokenizer's files from the Hugging Face hub or its local cache; NAME or NAME@REVISION."""
     hub = _import_hf("huggingface_hub")
     hub.utils.logging.set_verbosity_error()  # it logs each retry; the error below says it once
     found = {}
+    source, revision = hub_name(name)
     for filename in _HF_FILES:
         try:
-            found[filename] = epath.Path(hub.hf_hub_download(name, filename)).read_bytes()
+            path = hub.hf_hub_download(source, filename, revision=revision)
+            found[filename] = read_bounded(path, "a tokenizer's file")
         except Exception as error:  # the hub raises many kinds; only the first file is needed
             if filename == "tokenizer.json":
                 reason = str(error).strip().partition("\n")[0]

@@ -1,13 +1,14 @@
 """Tokenizers by name: made, trained, and loaded from a folder."""
 
-import json
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-from flm_jax.core.errors import one_of, require, unknown_name
+from flm_jax.core.errors import UserError, one_of, require, unknown_name
 from flm_jax.core.paths import expanded
+from flm_jax.core.reading import read_bounded, read_object
 from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
 from flm_jax.data.tokenizers.builtin import (
     SAMPLE_CHARACTERS,
@@ -33,7 +34,13 @@ KINDS: dict[str, type[Tokenizer]] = {
 
 
 def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
-    """A saved tokenizer, from its own folder or from a prepared folder that contains one."""
+    """A saved tokenizer, from its own folder or from a prepared folder that contains one.
+
+    Files are read by the names that their kind has, whatever the spec says: it may be downloaded.
+
+    Raises:
+      UserError: none there, or a damaged one.
+    """
     folder = epath.Path(path)
     if not (folder / SPEC_FILE).exists() and (folder / TOKENIZER_FOLDER / SPEC_FILE).exists():
         folder = folder / TOKENIZER_FOLDER
@@ -42,12 +49,33 @@ def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
         f"{folder} holds no saved tokenizer ({SPEC_FILE} is missing); expected a folder written by "
         "prepare_data",
     )
-    spec = json.loads((folder / SPEC_FILE).read_bytes())
-    one_of(f"tokenizer kind in {folder / SPEC_FILE}", spec["kind"], KINDS)
-    missing = [name for name in spec["files"] if not (folder / name).exists()]
+    place = folder / SPEC_FILE
+    spec = read_object(place, "the settings of a tokenizer")
+    cls = KINDS[one_of(f"tokenizer kind in {place}", str(spec.get("kind")), KINDS)]
+    named, wanted = spec.get("files"), sorted(cls.file_names)
+    require(
+        named == wanted,
+        f"{place} names the files {named!r}, a tokenizer {cls.kind} has {wanted!r}; restore it.",
+    )
+    missing = [name for name in wanted if not (folder / name).exists()]
     require(not missing, f"tokenizer {folder} lacks {', '.join(missing)}; prepare the data again")
-    files = {name: (folder / name).read_bytes() for name in spec["files"]}
-    return KINDS[spec["kind"]].from_spec(spec, files)
+    files = {name: read_bounded(folder / name, "a tokenizer's file") for name in wanted}
+    with _named_damage(folder):
+        return cls.from_spec(spec, files)
+
+
+@contextlib.contextmanager
+def _named_damage(where: object) -> Iterator[None]:
+    """Tells damaged files of a tokenizer in one line; their libraries raise many kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"tokenizer {where} is damaged ({reason}); restore its files, or make it again."
+        ) from error
 
 
 def needs_training(name: str) -> bool:
@@ -66,8 +94,8 @@ def make_tokenizer(
     """A tokenizer by name.
 
     Args:
-      name: "bytes", "characters", "sentencepiece", "hf:NAME_OR_FOLDER", or the path of a folder
-        with a saved tokenizer.
+      name: "bytes", "characters", "sentencepiece", "hf:NAME_OR_FOLDER" (a name may end in
+        @REVISION), or the path of a folder with a saved tokenizer.
       documents: starts a pass over the training text; called only if `needs_training(name)`.
       vocab_size, model, sample_characters: sentencepiece only.
     """
@@ -79,7 +107,8 @@ def make_tokenizer(
     if name == "sentencepiece":
         return SentencePieceTokenizer.train(documents(), vocab_size, model, sample_characters)
     if name.startswith("hf:"):
-        return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
+        with _named_damage(name):
+            return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
     if epath.Path(name).is_dir():
         return load_tokenizer(name)
     valid = ("bytes", *TRAINED, "hf:NAME_OR_FOLDER", "the path of a folder with a saved tokenizer")

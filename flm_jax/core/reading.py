@@ -1,0 +1,79 @@
+"""Files and texts that others wrote: read whole up to a bound, and refused in one line."""
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.paths import is_remote
+
+MOST_BYTES = 256 << 20  # of a file that is read whole
+
+
+def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> bytes:
+    """The content of a file.
+
+    Args:
+      path: of the file, which may be in an object store.
+      expected: what should stand there, for messages: "a configuration".
+      most: bytes that it may have.
+
+    Raises:
+      UserError: no plain file (a folder, a device, a pipe), a larger one, or one that the storage
+        does not give.
+    """
+    file = epath.Path(path)
+    try:
+        # The `is_file` of epath is true of pipes and devices, which may give no end.
+        plain = file.is_file() if is_remote(file) else os.path.isfile(file)
+        require(plain, f"{path} is no plain file; expected {expected}: restore it.")
+        with file.open("rb") as opened:
+            content = opened.read(most + 1)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); expected {expected}: restore it."
+        ) from error
+    require(
+        len(content) <= most,
+        f"{path} has more than {most} bytes; expected {expected}: restore it.",
+    )
+    return content
+
+
+def loads(text: str | bytes) -> Any:
+    """As `json.loads`, where all that is wrong with a text is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deeply") from error
+
+
+def parse_object(content: str | bytes, where: object, expected: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+      content: text, or bytes in UTF-8.
+      where: what is parsed, for messages: a path, or a path and a line.
+      expected: what it should be: "a configuration".
+
+    Raises:
+      UserError: no JSON, or no object.
+    """
+    try:
+        found = loads(content)
+    except ValueError as error:
+        raise UserError(
+            f"{where} is no JSON ({error}); expected {expected}: restore it."
+        ) from error
+    require(
+        isinstance(found, dict),
+        f"{where} holds a JSON {type(found).__name__}; expected {expected}, an object: restore it.",
+    )
+    return found
+
+
+def read_object(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> dict[str, Any]:
+    """A JSON file that holds an object; errors and arguments as of its two parts above."""
+    return parse_object(read_bounded(path, expected, most), path, expected)
