@@ -105,6 +105,8 @@ def smaller(module, words):
         flags.append("--steps=8")
     if module == "run_benchmark":
         flags += ["--steps=2", "--answer_length=8", "--seconds=10"]
+        # Trained above on rows of 64 tokens.
+        flags += ["--length=64"] if _value(words, "workdir") == "runs/mlfm_sft" else []
     if module in ("prepare_data", "sample", "evaluate", "run_benchmark"):
         given = {flag: _value(words, flag) for flag in AT_MOST}
         flags += [f"--{flag}={min(int(n), AT_MOST[flag])}" for flag, n in given.items() if n]
