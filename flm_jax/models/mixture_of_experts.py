@@ -148,7 +148,8 @@ def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
 def _grouped(x_TSK: jax.Array, kernel_EKF: jax.Array, expert_T: jax.Array) -> jax.Array:
     """Each tile by the matrix of its expert, tile after tile.
 
-    `jax.lax.ragged_dot` is the same, but off TPUs it copies the rows once for each expert.
+    `jax.lax.ragged_dot` is the same, but off TPUs it copies the rows once for each expert: on a CPU
+    it takes 20 to 40 times as long (32 and 64 experts, 128 to 4096 rows) and 10 times the memory.
     """
     # Cast matrix by matrix: all at once would be a copy of all experts.
     one = lambda tile: tile[0] @ kernel_EKF[tile[1]].astype(x_TSK.dtype)

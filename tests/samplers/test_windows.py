@@ -13,6 +13,8 @@ from flm_jax.config.check import check
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
 from flm_jax.models.llama import LlamaConfig, llama
+from flm_jax.models.mixture_of_experts import ExpertsConfig
+from flm_jax.profiling.flops import total_flops
 from flm_jax.samplers.base import Given, Share
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.masked_diffusion import sample_confident
@@ -119,25 +121,29 @@ def test_a_threshold_ends_blocks_early():
     assert blocks < calls[1][0] < 13 and blocks < calls[1][1] < 13, calls
 
 
-def operations(cfg, width=None):
-    """Of one call, by the compiler: of a row of 1024, or of a block beside its cached keys."""
+def calls_of(cfg, width):
+    """Programs with the arguments of one call: of a whole row, and of a block beside its cache."""
     net, length = llama(cfg), cfg.length
     params = jax.eval_shape(net.init, jax.random.key(0))
-    states = jax.ShapeDtypeStruct((1, width or length, cfg.dim), jnp.float32)
-    s = jax.ShapeDtypeStruct((1,), jnp.float32)
-    if width is None:
-        lowered = jax.jit(lambda p, x, s: net.features(p, x, s, s)).lower(params, states, s)
-    else:
-        places = jax.ShapeDtypeStruct((1, width), jnp.int32)
-        cache = jax.eval_shape(lambda: net.cache(1, length))
-        run = lambda p, c, x, s, places: net.window(p, c, x, s, places=places)
-        lowered = jax.jit(run).lower(params, cache, states, s, places)
-    return lowered.compile().cost_analysis()["flops"]
+    states = lambda number: jax.ShapeDtypeStruct((1, number, cfg.dim), jnp.float32)
+    s, places = (jax.ShapeDtypeStruct(*x) for x in (((1,), jnp.float32), ((1, width), jnp.int32)))
+    cache = jax.eval_shape(lambda: net.cache(1, length))
+    whole = lambda p, x, s: net.features(p, x, s, s)
+    block = lambda p, c, x, s, places: net.window(p, c, x, s, places=places)
+    yield whole, (params, states(length), s)
+    yield block, (params, cache, states(width), s, places)
 
 
 def test_a_block_of_32_in_a_row_of_1024_costs_less_than_a_tenth():
+    """By the compiler; with experts, whose loops it takes once, from the traced program."""
     cfg = dataclasses.replace(SIZES, length=1024, block_length=32, scan_blocks=False)
-    assert operations(cfg, 32) < operations(cfg) / 10
+    compiled = [jax.jit(fn).lower(*args).compile() for fn, args in calls_of(cfg, 32)]
+    whole, block = (program.cost_analysis()["flops"] for program in compiled)
+    assert block < whole / 10
+    many = ExpertsConfig(number=256, groups=8, active_groups=4)
+    cfg = dataclasses.replace(cfg, experts=many)
+    whole, block = (total_flops(jax.make_jaxpr(fn)(*args)) for fn, args in calls_of(cfg, 32))
+    assert block < whole / 10
 
 
 BAD = [
