@@ -129,7 +129,7 @@ def test_adapters_may_start_from_others(base, adapted):
 
 
 def test_a_base_may_be_trained_with_its_adapters(base, adapted, tmp_path):
-    """All of it but the embeddings, in float32; it is saved, started from and exported with them."""
+    """All but the embeddings, in float32; it is saved, started from and exported with them."""
     more = {"adapters.base_lr": 1e-3, "adapters.start": str(adapted[0])}
     config = adapt(base[0], **more)
     model = run(config, tmp_path / "run")

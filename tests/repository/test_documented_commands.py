@@ -125,7 +125,7 @@ def weights(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama, "VOCAB", BYTES.vocab_size)
         save_file(llama.smdm(), folder / "mdm-1028M.safetensors")
-        llama.llada_folder(folder / "LLaDA-8B-Base", llama.llada())
+        llama.llada_folder(folder / "LLaDA-8B-Base", llama.llada(vocab=BYTES.vocab_size))
     llada2_folder(folder / "LLaDA2.0-mini", llada2_weights())
     BYTES.save(folder / "bytes_tokenizer")
     CharacterTokenizer(list(string.ascii_lowercase[:18])).save(folder / "letters")
