@@ -37,6 +37,7 @@ def get_config(arg: str = ""):
     config.model.loss_tile = 256
     config.optim.lr = 1e-4
     config.optim.warmup_steps = 3000
+    config.optim.first_step = "rising"
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.999
     config.train.steps = 200_000

@@ -82,11 +82,13 @@ def load_model(
     # Every device of a mesh holds statistics as a whole.
     place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
     forms = saved_forms(config, place)
+    abstract = abstract_params(net, mesh)
+    trained = trained_params(config, abstract)
     if (folder / WEIGHTS).exists():
-        params, step, times = read_folder(folder, abstract_params(net, mesh), forms)
+        whole = whole_params(config, trained, abstract)
+        params, step, times = read_folder(folder, whole, forms)
     else:
-        abstract = trained_params(config, abstract_params(net, mesh))
-        params, step, times = load_averages(folder, abstract, forms)
+        params, step, times = load_averages(folder, trained, forms)
         if adapter_config(config):
             base = load_model(config["adapters"]["base"], mesh, attention)
             params = whole_params(config, params, base.params)

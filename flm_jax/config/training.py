@@ -56,7 +56,7 @@ class OptimConfig:
     """The optimizer and the average of the parameters."""
 
     lr: float = setting(3e-4, "peak learning rate", range="(0, inf)")
-    warmup_steps: int = setting(100, "steps of linear warm-up from 0", range="[0, inf)")
+    warmup_steps: int = setting(100, "steps of linear warm-up", range="[0, inf)")
     schedule: str = setting(
         "constant",
         "learning rate after the warm-up: constant, or cosine (to 10% at the last step)",
@@ -76,6 +76,12 @@ class OptimConfig:
         "adamw",
         "optimizer: adamw, or muon (orthogonalised steps for the matrices of the blocks)",
         choices=("adamw", "muon"),
+    )
+    first_step: str = setting(
+        "still",
+        "learning rate of the first step of a warm-up: still (0, and the peak after the warm-up) "
+        "or rising (its share of the peak, which the warm-up's last step has)",
+        choices=("still", "rising"),
     )
 
 

@@ -69,6 +69,11 @@ class AdapterConfig:
     base_weight_decay: float = setting(
         0.1, "weight decay of the base's matrices and its last norm", range="[0, inf)"
     )
+    time_decays: bool = setting(
+        False,
+        "whether the matrices of the time conditioning have config.optim.weight_decay, as the "
+        "paper's text has it",
+    )
     base: str = setting("", "workdir of the masked diffusion model to adapt; empty for no adapters")
     start: str = setting(
         "", "workdir whose averaged adapters training starts from; empty for fresh ones"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flm_jax.build.adapters import whole_params
+from flm_jax.build.adapters import frozen_params, whole_params
 from flm_jax.build.families.registry import family
 from flm_jax.build.model import abstract_params, make_network, network_kind
 from flm_jax.build.sampler import make_sampler
@@ -78,7 +78,8 @@ def train_job(config: Config, mesh: Mesh) -> aot.Job:
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         "mask": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
     }
-    args = (made.state, teacher[1] if teacher else {}, batch)
+    frozen = frozen_params(config, teacher[1]) if teacher else {}
+    args = (made.state, frozen, batch)
     return aot.Job("train step", made.train_step, args, mesh, train_minimum(config))
 
 

@@ -11,13 +11,14 @@ from flm_jax.training.optim import Group, Path, is_kernel
 def optimizer_groups(config: Config) -> tuple[list[Group], Callable[[Path], bool]]:
     """Groups of parameters with an optimizer's rates of their own, and which others decay.
 
-    As the authors of masked flows have it, LoRA has weight decay and the time conditioning none; of
-    a base that is trained its matrices and the last norm have it.
+    As the code of the authors of masked flows has it, LoRA has weight decay and the time
+    conditioning none; of a base that is trained its matrices and the last norm have it.
     """
     cfg = adapter_config(config)
     if cfg is None:
         return [], is_kernel
-    decays = lambda path: is_kernel(path) and not {"time", "modulation"} & set(path)
+    without = set() if cfg.time_decays else {"time", "modulation"}
+    decays = lambda path: is_kernel(path) and not without & set(path)
     if not cfg.base_lr:
         return [], decays
     base = Group(

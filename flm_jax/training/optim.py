@@ -49,7 +49,8 @@ def is_kernel(path: Path) -> bool:
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant or a cosine to 10% of the peak at `steps`."""
     warmup = min(cfg.warmup_steps, steps)
-    rise = optax.linear_schedule(0.0 if warmup else cfg.lr, cfg.lr, warmup)
+    ahead = cfg.lr / max(warmup, 1) if cfg.first_step == "rising" else 0.0
+    rise = optax.linear_schedule(ahead if warmup else cfg.lr, cfg.lr + ahead, warmup)
     if cfg.schedule == "constant":
         return optax.join_schedules([rise, optax.constant_schedule(cfg.lr)], [warmup])
     fall = optax.cosine_decay_schedule(cfg.lr, max(steps - warmup, 1), alpha=0.1)

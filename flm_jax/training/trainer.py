@@ -109,6 +109,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
             moved = rate_change(saved or config, config, int(state.step))
             if moved and not program.rate:
                 print(moved, file=sys.stderr, flush=True)
+    del teacher, whole  # of a base that is trained, the memory of what the state has a copy of
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)
     if config["data"]["chat"] and jax.process_count() == 1:  # several would need to agree

@@ -1,11 +1,13 @@
 """Adaptation of masked diffusion into masked flows: training, restarts, plans, exports."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from flm_jax.build.adapters import exported_tensors
+from flm_jax.build.export import save_model
 from flm_jax.build.load import load_model
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.config.check import check
@@ -13,7 +15,7 @@ from flm_jax.config.schema import base_config, choose, settings
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.inference import engine, task_problems
-from flm_jax.models.lora import split
+from flm_jax.models.lora import join, split
 from flm_jax.profiling import flops, plan
 from flm_jax.training import trainer
 from flm_jax.training.schedule_log import read_schedule
@@ -195,6 +197,7 @@ def test_plans_count_what_runs(steps):
         ({"flow.law.learnt": "logistics"}, "did you mean 'logistic'"),
         ({"flow.law.uniform": 0.9}, "more than 1 together"),
         ({"adapters.rank": 0}, "config.adapters.rank is 0"),
+        ({"adapters.base_lr": -1.0}, "config.adapters.base_lr is -1"),
         ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
     ],
 )
@@ -204,6 +207,56 @@ def test_bad_adaptations_are_refused(base, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
         trainer.train_run(check(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_alignment_keeps_its_base(base, tmp_path):
+    config = tiny(**{"adapters.base": str(base[0]), "adapters.base_lr": 1e-5})
+    choose(config, objective="alignment")
+    with pytest.raises(UserError, match="config.adapters.base_lr is 1e-05; expected 0 by"):
+        trainer.train_run(check(config), str(tmp_path / "run"))
+
+
+def test_a_trained_base_stays_float32_where_its_file_was_not(base, tmp_path):
+    """Small steps survive in a workdir and an exported folder; samples of both are equal."""
+    folder = tmp_path / "base"
+    config = tiny(**{"model.param_dtype": "bfloat16", "train.steps": 1})
+    run(config, folder)
+    small = {"adapters.base_lr": 1e-6, "train.steps": 3, "optim.ema_decay": 0.0}
+    model = run(adapt(folder, **small), tmp_path / "run")
+    own, before = split(model.params)[0], load_model(folder).params
+    assert own["table"].dtype == before["head"]["kernel"].dtype == jnp.bfloat16
+    step = own["head"]["kernel"] - before["head"]["kernel"].astype(jnp.float32)
+    assert 0 < np.abs(step).max() < 1e-5
+    save_model(tmp_path / "exported", model)
+    again = load_model(tmp_path / "exported")
+    for a, b in zip(leaves(model.params), leaves(again.params), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    state = ocp.StandardCheckpointHandler().restore(tmp_path / "run" / "checkpoints" / "3" / "ema")
+    held = model._replace(params=join(before, jax.device_get(state)))
+    given = engine.given_tokens(model, "", "", 4, 2)
+    texts = [engine.draw(m, given, steps=4, num=8, seed=0).tokens for m in (model, again, held)]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    np.testing.assert_array_equal(texts[0], texts[2])
+
+
+def test_plans_count_a_base_that_is_trained():
+    """A copy of it in float32, its average and two moments; the backward pass of its weights."""
+    mesh = sharding.make_mesh(settings(check(adapt("elsewhere")), "mesh"))
+    found = []
+    for rate in (0.0, 1e-5):
+        config = adapt("elsewhere", **{"adapters.base_lr": rate, "model.dim": 64})
+        config = plan.resolve(check(config), vocab_size=256, batch=8)
+        job = plan.train_job(config, mesh)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(job.args))
+        found.append((size, flops.total_flops(flops.trace(job.program, *job.args))))
+        assert 1.0 <= found[-1][1] / job.minimum_flops < 2.0
+        kept = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(job.args[1])}
+        assert ("head" in kept) == (rate == 0.0)
+    matrices = settings(config, "model").matrices.values()
+    base = 256 * 64 + sum(inputs * outputs for inputs, outputs in matrices)
+    assert found[1][0] - found[0][0] >= 3 * 4 * base
+    assert found[1][1] > found[0][1]
 
 
 def test_problems_need_a_task(adapted):

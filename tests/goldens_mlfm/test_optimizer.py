@@ -1,5 +1,7 @@
 """Groups of parameters and learning rates of both stages, as the authors' code."""
 
+from dataclasses import replace
+
 import pytest
 
 from configs.masked_flow import adapt, sft
@@ -49,10 +51,22 @@ def test_rates_and_weight_decay(stage):
 
 @pytest.mark.parametrize("stage, steps, warmup", [("train", 200_000, 3000), ("sft", 30_000, 200)])
 def test_learning_rates(stage, steps, warmup):
-    """Theirs warms up from 1/warmup at step 0, ours from 0; the cosine is the same."""
+    """Rates are float32; the step that is a share of one warm-up later is another by 3e-4."""
     config = STAGES[stage].get_config()
     config.optim.warmup_steps, config.optim.lr = warmup, 1.0
-    rate = learning_rate(settings(check(config), "optim"), steps)
+    cfg = settings(check(config), "optim")
+    rate, still = (learning_rate(one, steps) for one in (cfg, replace(cfg, first_step="still")))
     for step, factor in record("loss")[f"lr_multiplier_{stage}"].items():
-        at = int(step) + (int(step) < warmup)
-        assert_close(rate(at), factor, atol=1e-5)
+        assert_close(rate(int(step)), factor, atol=1e-6)
+        if int(step) < warmup:
+            assert_close(still(int(step) + 1), factor, atol=1e-6)
+    assert still(0) == 0.0
+
+
+def test_time_conditioning_may_decay_as_the_paper_has_it():
+    config = adapt.get_config()
+    time = [path for parts in paths().values() for path in parts if "time" in path]
+    kernels = [path for path in time if path[-1] == "kernel"]
+    assert kernels and not any(map(optimizer_groups(check(config))[1], time))
+    config.adapters.time_decays = True
+    assert list(filter(optimizer_groups(check(config))[1], time)) == kernels

@@ -55,6 +55,11 @@ def x_prediction_objective(
         not (adapted and config["objective"]["teacher"]),
         "got config.objective.teacher and config.adapters.base; set one of them.",
     )
+    require(
+        not config["adapters"]["base_lr"],
+        f"config.adapters.base_lr is {config['adapters']['base_lr']}; expected 0 by objective "
+        "alignment, which compares with its base as it was.",
+    )
     require(net.anchor is not None, "objective alignment needs config.model.name dit or llama.")
     cfg = alignment_config(config)
 
