@@ -1,6 +1,7 @@
 """Questions and answers of instruction data sets, read off their published files.
 
-Each of these records is one exchange; of a conversation the first two turns are taken:
+Each of these records is one exchange; of a conversation the first two turns are taken. Records
+that hold none (an empty text, a conversation that begins otherwise) are left out, and counted.
 
 | set | fields |
 |---|---|
@@ -14,14 +15,19 @@ Each of these records is one exchange; of a conversation the first two turns are
 | ShareGPT | "conversations" of "from" and "value" |
 
 Answers of the mathematical sets end in a line "### N". The names of fields are those of the data
-sets' public descriptions and of code that reads them; the files themselves were not at hand.
+sets' public descriptions and of code that reads them (of GSM8K-Aug-NL as zen-E/GSM8k-Aug-NL has it,
+of NuminaMath as AI-MO/NuminaMath-CoT); the files themselves were not at hand.
 """
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.paths import expanded
 from flm_jax.data.corpus.parquet import records as parquet_records
 from flm_jax.data.jsonl import read_records
 from flm_jax.data.text import tidy
@@ -29,6 +35,7 @@ from flm_jax.data.text import tidy
 _NOTES = re.compile(r"<<[^>]*>>")
 _METAMATH = re.compile(r"\n*(?:####\s*[^\n]*\n)?The answer is:\s*(.+?)\s*$", re.DOTALL)
 _EXPECTED = "JSON lines of questions and answers"
+_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")  # of a folder's files
 _ASKS, _ANSWERS = ("user", "human"), ("assistant", "gpt")
 
 
@@ -43,19 +50,45 @@ class Exchange(NamedTuple):
 def read_exchanges(path: str) -> list[Exchange]:
     """The exchange of every record of a file: JSON lines, a JSON array, either gzipped, or parquet.
 
+    Args:
+      path: of the file, or of a folder of such files, which are read in the order of their names.
+
     Raises:
       UserError: no such file, no record, or one that is of no form above (its place).
     """
-    if str(path).endswith(".parquet"):
-        found = list(parquet_records(path))
-        require(bool(found), f"{path} has no row; expected questions and answers.")
-    else:
-        found = read_records(path, _EXPECTED)
-    return [exchange(record, where) for where, record in found]
+    found = [record for file in _files(path) for record in _records(file)]
+    exchanges = [exchange(record, where) for where, record in found]
+    kept = [one for one in exchanges if one is not None]
+    if len(kept) < len(found):
+        said = (
+            f"{path}: {len(found) - len(kept)} of {len(found)} records hold no question with its "
+            "answer (an empty text, or a conversation that begins otherwise)"
+        )
+        require(bool(kept), f"{said}; expected {_EXPECTED}.")
+        logging.warning("%s, and are left out", said)
+    return kept
 
 
-def exchange(record: dict[str, Any], where: str) -> Exchange:
-    """The exchange of one record.
+def _files(path: str) -> list[str]:
+    """The file, or those of a folder."""
+    folder = epath.Path(expanded(str(path)))
+    if not folder.is_dir():
+        return [str(path)]
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(_ENDINGS))
+    require(bool(names), f"{path} has no file; expected files ending in {', '.join(_ENDINGS)}.")
+    return [f"{path}/{name}" for name in names]
+
+
+def _records(path: str) -> list[tuple[str, dict[str, Any]]]:
+    if not path.endswith(".parquet"):
+        return read_records(path, _EXPECTED)
+    found = list(parquet_records(path))
+    require(bool(found), f"{path} has no row; expected questions and answers.")
+    return found
+
+
+def exchange(record: dict[str, Any], where: str) -> Exchange | None:
+    """The exchange of one record; None of one that holds none.
 
     Args:
       where: its place, for messages.
@@ -66,7 +99,7 @@ def exchange(record: dict[str, Any], where: str) -> Exchange:
     for fields, read in _FORMS:
         if all(field in record for field in fields):
             prompt, response = (tidy(text) for text in read(record, where))
-            return Exchange(prompt, response, where)
+            return Exchange(prompt, response, where) if prompt and response else None
     names = "; ".join(" with ".join(map(repr, fields)) for fields, _ in _FORMS)
     raise UserError(f"{where}: expected one of {names}, got {sorted(record)}.")
 
@@ -78,7 +111,7 @@ def mathematical(reasoning: str, result: str) -> str:
 
 def _texts(record: dict[str, Any], where: str, *fields: str) -> list[str]:
     values = [record[field] for field in fields]
-    good = [isinstance(value, str) and bool(value) for value in values]
+    good = [isinstance(value, str) for value in values]
     if not all(good):
         bad = good.index(False)
         names = " and ".join(map(repr, fields))
@@ -150,17 +183,9 @@ def _conversation(field: str, role: str, content: str) -> Callable[..., list[str
             f"got {str(turns)[:60]}.",
         )
         said = [turn for turn in turns if turn.get(role) != "system"]
-        roles = [turn.get(role) for turn in said[:2]]
-        require(
-            len(said) >= 2 and roles[0] in _ASKS and roles[1] in _ANSWERS,
-            f"{where}: expected {field!r} to begin with a turn of the user and one of the "
-            f"assistant, got {roles}.",
-        )
-        question, answer = said[0], said[1]
-        return [
-            *_texts(question, f"{where}, first turn", content),
-            *_texts(answer, f"{where}, second turn", content),
-        ]
+        if len(said) < 2 or said[0].get(role) not in _ASKS or said[1].get(role) not in _ANSWERS:
+            return ["", ""]
+        return [said[0][content], said[1][content]]
 
     return read
 

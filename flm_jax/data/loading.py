@@ -23,7 +23,9 @@ class DataConfig:
     path: str = setting("", "folder written by prepare_data")
     mixture: tuple = setting((), "several such folders: pairs (folder, weight > 0), one tokenizer")
     chat: tuple = setting(
-        (), "files of questions and answers, see data/chat.py: pairs (file, weight > 0)"
+        (),
+        "files of questions and answers, or folders of them, see data/instruction_sets.py: pairs "
+        "(path, weight > 0)",
     )
     padding: str = setting(
         "answer",
