@@ -24,6 +24,7 @@ _OLDER_ADAPTERS = {
     "shared_time": True,
     "time": "progress",
     "fused_qkv": False,
+    "time_decays": True,
 }
 
 # What laws of gamma were before their settings said it.
