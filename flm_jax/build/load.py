@@ -210,8 +210,9 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
     objective = config["objective"]
     if objective.get("eos_id", 0) < 0 and tokenizer.eos_id is not None:
         objective = objective | {"eos_id": tokenizer.eos_id}
+    special = tokenizer.special_ids | {i for i in (tokenizer.unknown_id,) if i is not None}
     if "special_ids" in objective and not objective["special_ids"]:
-        objective = objective | {"special_ids": sorted(tokenizer.special_ids)}
+        objective = objective | {"special_ids": sorted(special)}
     own = {key: given[key] for key in _COMPUTE}
     return config | {"model": given | model | own, "objective": objective}
 

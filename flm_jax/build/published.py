@@ -19,6 +19,12 @@ from flm_jax.interop.mlfm import Published
 from flm_jax.models.lora import join
 
 _BASE_LR = 1e-5  # at which the authors train the base in fine-tuning
+_FINE_TUNING = {
+    "embedding_weight": 10.0,
+    "reduction": "inverse_length",
+    "hide_special": True,
+    "whole": 0.5,
+}
 
 
 def imported_config(model: dict[str, Any], objective: str, data: str = "") -> Config:
@@ -79,6 +85,8 @@ def adapted(
     config["adapters"]["base"] = where
     if found.base is not None:
         config["adapters"]["base_lr"] = _BASE_LR
+        # Going on with it is going on with fine-tuning.
+        config["objective"] |= _FINE_TUNING
     config = check(resolve_adapted(check(config), base, tokenizer))
     like = jax.eval_shape(make_network(config).init, jax.random.key(0))
     own = trained_params(config, like)

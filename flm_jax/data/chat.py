@@ -9,6 +9,8 @@ With a template, the token that ends a turn there stands before the EOS.
 `data.instruction_sets` says what the lines are.
 """
 
+import copy
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -95,14 +97,24 @@ class ChatSource:
             if how.too_long == "cut" or len(row) <= how.length
         ]
         _tell_skipped(exchanges, len(rows) - len(self._rows), how.length)
-        self._how = how
+        self._how, self._tokenizer = how, tokenizer
         pads = how.padding == "ignored" and tokenizer.pad_id is not None
         self._pad = tokenizer.pad_id if pads else tokenizer.eos_id
-        digest = hashlib.sha256(f"{how.length} {tokenizer.fingerprint}".encode())
-        digest.update(how.padding.encode() if how.padding != "ignored" else b"")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._how.length} {self._tokenizer.fingerprint}".encode())
+        digest.update(self._how.padding.encode() if self._how.padding != "ignored" else b"")
         for prompt, row in self._rows:
             digest.update(f" {prompt} ".encode() + row.tobytes())
-        self.fingerprint = digest.hexdigest()
+        return digest.hexdigest()
+
+    def split(self, every: int) -> tuple["ChatSource", "ChatSource"]:
+        """The rest, and every so many of the examples from the first on."""
+        parts = copy.copy(self), copy.copy(self)
+        parts[0]._rows = [row for i, row in enumerate(self._rows) if i % every]
+        parts[1]._rows = self._rows[::every]
+        return parts
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -158,17 +170,17 @@ def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int
 def open_chat(
     parts: Sequence[tuple[str, float]], tokenizer: Tokenizer, how: Framing
 ) -> tuple[Mixture, Source]:
-    """Training and held-out examples of (file, weight) pairs; every 20th record is held out."""
+    """Training and held-out examples of (file, weight) pairs; every 20th that fits is held out."""
     train, valid = [], []
     for path, weight in parts:
-        found = read_exchanges(path)
+        source = ChatSource(read_exchanges(path), tokenizer, how)
         require(
-            len(found) >= 2, f"{path} has {len(found)} line; expected at least 2, one is held out."
+            len(source) >= 2,
+            f"{path} has {len(source)} exchange that fits; expected at least 2, one is held out.",
         )
-        held_out = found[::_HELD_OUT]
-        rest = [pair for i, pair in enumerate(found) if i % _HELD_OUT]
-        train.append((ChatSource(rest, tokenizer, how), weight))
-        valid.append((ChatSource(held_out, tokenizer, how), weight))
+        rest, held_out = source.split(_HELD_OUT)
+        train.append((rest, weight))
+        valid.append((held_out, weight))
     return train, valid[0][0] if len(valid) == 1 else MixedSource(valid)
 
 

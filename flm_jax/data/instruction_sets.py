@@ -133,8 +133,9 @@ def _reasoned(field: str) -> Callable[..., list[str]]:
         steps = record[field]
         if isinstance(steps, list):
             record = record | {field: " ".join(map(str, steps))}
-        if isinstance(record["answer"], int | float):
-            record = record | {"answer": f"{record['answer']:g}"}
+        answer = record["answer"]
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            record = record | {"answer": repr(answer).removesuffix(".0")}
         question, reasoning, answer = _texts(record, where, "question", field, "answer")
         result = answer.rpartition("####")[2].strip()
         return [question, mathematical(_NOTES.sub("", reasoning).strip(), result)]

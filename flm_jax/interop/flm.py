@@ -14,6 +14,7 @@ from absl import logging
 from safetensors.numpy import load_file
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import named_damage
 from flm_jax.core.types import Params
 from flm_jax.interop.tensors import check_shapes, flip, get, put, some
 from flm_jax.models.dit import DiTConfig, dit
@@ -243,7 +244,8 @@ def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = Fal
         path.suffix in SUFFIXES,
         f"{path} has an unknown ending; expected one of {', '.join(SUFFIXES)}.",
     )
-    return _weights(load_torch(path, trust_pickle), ema)
+    with named_damage(path, "expected a state dict of tensors"):
+        return _weights(load_torch(path, trust_pickle), ema)
 
 
 def load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
             f"{path} holds objects besides tensors, or is damaged. Unpickling such objects can run "
             "code: if the origin of the file is trusted, allow it with --trust_pickle."
         ) from error
-    except (RuntimeError, EOFError, ImportError, AttributeError) as error:
+    except Exception as error:  # a damaged file makes it raise anything
         raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
     require(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected a dict.")
     return found
@@ -283,7 +285,9 @@ def _numpy(tensor: Any) -> np.ndarray:
 def _weights(checkpoint: dict[str, Any], ema: bool) -> State:
     """Weights of a Lightning checkpoint, or of a bare state dict."""
     state = checkpoint.get("state_dict", checkpoint)
+    require(isinstance(state, dict), f"`state_dict` is {type(state).__name__}; expected tensors.")
     state = {name: value for name, value in state.items() if hasattr(value, "detach")}
+    require(bool(state), "the checkpoint holds no tensors; expected a state dict of them.")
     averages = checkpoint.get("ema") if ema else None
     if averages is None:
         if ema and "state_dict" in checkpoint:

@@ -3,7 +3,6 @@
 Read with safetensors alone: neither PyTorch nor `transformers` is needed.
 """
 
-import json
 import re
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.numpy import load as load_tensors
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
+from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
 
 _WEIGHTS = "model.safetensors"
@@ -48,7 +48,7 @@ def load_gpt2(folder: str | epath.Path) -> tuple[Network, Params]:
             (folder / name).exists(),
             f"{folder} lacks {name}; expected a GPT-2 folder as save_pretrained writes it.",
         )
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / "config.json", "that of GPT-2")
     _check(config, folder)
     try:
         tensors = load_tensors((folder / _WEIGHTS).read_bytes())
@@ -62,6 +62,8 @@ def _check(config: dict[str, Any], folder: epath.Path) -> None:
     require(got == "gpt2", f"{folder} holds a model of type {got!r}; expected 'gpt2'.")
     missing = [key for key in _SIZES if key not in config]
     require(not missing, f"{folder / 'config.json'} lacks {', '.join(missing)}.")
+    wrong = {key: config[key] for key in _SIZES if type(config[key]) is not int or config[key] < 1}
+    require(not wrong, f"{folder / 'config.json'} has {wrong}; expected whole numbers from 1.")
     for key, known in _SETTINGS.items():
         require(
             config.get(key, known) == known,

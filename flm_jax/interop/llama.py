@@ -6,7 +6,6 @@ its value. Its mask is the last row of the embedding, ours an anchor besides the
 is a token among the others.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import require
+from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
 from flm_jax.interop.tensors import TensorFiles, Tensors, check_shapes, flip, get, put, some
 from flm_jax.models import lora
@@ -340,12 +340,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Keys of a JSON file; none where there is no file. Raises UserError for another content."""
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    require(isinstance(found, dict), f"{path} holds no keys; expected a model's config.json.")
-    return found
+    return read_object(path, "a model's config.json")
 
 
 def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:

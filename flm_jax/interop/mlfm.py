@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import named_damage
 from flm_jax.core.types import Params
 from flm_jax.interop.flm import load_torch
 from flm_jax.interop.llama import (
@@ -220,7 +221,8 @@ def _opened(path: Path, ema: bool, trust_pickle: bool) -> tuple[Tensors, dict[st
     )
     if path.suffix == ".safetensors":
         return TensorFiles(path), {}, 0
-    return payload_tensors(load_torch(path, trust_pickle), ema)
+    with named_damage(path, "expected a checkpoint of MLFM"):
+        return payload_tensors(load_torch(path, trust_pickle), ema)
 
 
 def payload_tensors(
@@ -293,12 +295,16 @@ def values_of(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
         "flow": {"law": {}},
     }
     for theirs, (*groups, key) in _SETTINGS.items():
-        if theirs in says:
+        if says.get(theirs) is not None:
             place = values
             for group in groups:
                 place = place[group]
             place[key] = says[theirs]
     if shares := says.get("gamma_active_mixture_weights"):
+        require(
+            isinstance(shares, list | tuple) and len(shares) == 3 and sum(shares) > 0,
+            f"gamma_active_mixture_weights is {shares!r}; expected three weights, not all 0.",
+        )
         uniform, normal = (float(share) / sum(shares) for share in shares[:2])
         values["flow"]["law"] |= {"uniform": uniform, "normal": normal}
     if law := _LAWS.get(says.get("gamma_curve_estimator", "")):
@@ -308,7 +314,7 @@ def values_of(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
 
 def _knots(says: dict[str, Any]) -> np.ndarray | None:
     """The learnt curve at 101 even shares, low gamma first; None before the first fit."""
-    if not says.get(CURVE[0]):
+    if says.get(CURVE[0]) is None or len(says[CURVE[0]]) == 0:
         return None
     try:
         gamma, share = (np.asarray(says.get(key), np.float64) for key in CURVE)
@@ -318,5 +324,10 @@ def _knots(says: dict[str, Any]) -> np.ndarray | None:
         gamma.ndim == 1 and gamma.shape == share.shape and bool(np.all(np.diff(share) > 0)),
         f"{CURVE[0]} has shape {gamma.shape}, {CURVE[1]} {share.shape}; expected two lists of "
         "one length, the second increasing.",
+    )
+    require(
+        bool(np.all(np.isfinite(gamma)) and np.all(np.diff(gamma) >= 0.0)),
+        f"{CURVE[0]} holds numbers that fall or are none; expected gamma that rises with "
+        f"{CURVE[1]}.",
     )
     return np.interp(np.linspace(0.0, 1.0, _KNOTS), share, gamma)

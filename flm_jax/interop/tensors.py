@@ -1,6 +1,5 @@
 """What all formats of weights share: paths in parameter trees, names and shapes, files."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -138,7 +138,7 @@ def _homes(path: Path) -> dict[Path, set[str]]:
         return {file: set() for file in found}
     homes: dict[Path, set[str]] = {}
     try:
-        told = json.loads(index.read_text())["weight_map"]
+        told = read_object(index, "an index of shards")["weight_map"]
         for file, name in sorted((file, name) for name, file in told.items()):
             homes.setdefault(path / file, set()).add(name)
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States
@@ -117,9 +118,20 @@ def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
       steps: K, static.
       how: spacing and ends.
     """
+    told = flow.told
+    require(
+        told.low <= how.lowest < told.high,
+        f"got lowest={how.lowest}; expected a gamma from {told.low}, the law's lowest, to below "
+        f"{told.high}.",
+    )
     if how.spacing == "law":
         gamma = flow.times.sampling_gammas(steps, how.lowest, how.first_quantile)
     else:
+        require(
+            how.lowest == told.low and how.first_quantile == 1.0,
+            f"got spacing='uniform' with lowest={how.lowest}, first_quantile={how.first_quantile}; "
+            f"it covers all of gamma: leave them at {told.low} and 1.",
+        )
         gamma = flow.told.gamma(jnp.linspace(0.0, 1.0, steps + 1))
     t = flow.path.time_at(gamma)
     if how.exact_ends:

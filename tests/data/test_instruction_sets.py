@@ -35,6 +35,7 @@ def lines(path, *records):
             "Take 2.\n### 4",
         ),
         ({"question": "2+2?", "cot": "So", "answer": 4}, "2+2?", "So\n### 4"),
+        ({"question": "2?", "cot": "So", "answer": 3200000.0}, "2?", "So\n### 3200000"),
         (
             {
                 "query": "2+2?",

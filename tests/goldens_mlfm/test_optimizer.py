@@ -70,3 +70,36 @@ def test_time_conditioning_may_decay_as_the_paper_has_it():
     assert kernels and not any(map(optimizer_groups(check(config))[1], time))
     config.adapters.time_decays = True
     assert list(filter(optimizer_groups(check(config))[1], time)) == kernels
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_objective_and_law_are_those_of_their_configurations(stage):
+    config, theirs = STAGES[stage].get_config(), record("gamma_law")[f"config_{stage}"]
+    objective, law = config.objective, config.flow.law
+    assert objective.embedding_weight == theirs["lambda_mse"]
+    whole = theirs["sft_full_response_mask_prob"] if stage == "sft" else 0.0
+    assert objective.whole == whole and objective.hide_special == (stage == "sft")
+    assert objective.reduction == ("inverse_length" if stage == "sft" else "inverse_count")
+    uniform, normal, _ = theirs["gamma_active_mixture_weights"]
+    learnt = {"generalized_logistic": "logistic", "empirical": "empirical"}
+    want = {
+        "low": theirs["gamma_min"],
+        "high": theirs["gamma_max"],
+        "center": theirs["gamma_loc"],
+        "spread": theirs["gamma_scale"],
+        "uniform": uniform,
+        "normal": normal,
+        "learnt": learnt[theirs["gamma_curve_estimator"]],
+        "decay": theirs["loss_diagnostic_ema_decay"],
+        "refit_every": theirs["log_freq"],
+        "knot_rate": theirs["gamma_curve_update_rate"],
+        "ratio_low": theirs["gamma_curve_mask_p_min"],
+        "least_r2": theirs["gamma_curve_min_r2"],
+        "least_examples": theirs["gamma_curve_min_examples"],
+        "bins": {"train": 128, "sft": 134}[stage],
+    }
+    assert {key: law[key] for key in want} == want
+    assert config.flow.sigma == theirs["brownian_bridge_sigma"]
+    assert config.optim.ema_decay == theirs["ema_decay1"]
+    assert (config.adapters.base_lr == 0.0) == theirs["freeze_backbone"]
+    assert config.adapters.time == theirs["time_conditioning"]

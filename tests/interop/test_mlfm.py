@@ -18,7 +18,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import denoise
 from flm_jax.interop import mlfm
 from flm_jax.interop.llama import read_smdm
-from flm_jax.models import llama as llamas
+from flm_jax.models import llama_block as llamas
 from flm_jax.models.attention import rotary_angles
 from flm_jax.models.layers import time_features
 from flm_jax.models.llama import LlamaConfig, llama

@@ -107,5 +107,10 @@ def test_the_loss_observes_rows_by_gamma_and_keeps_prompts():
     assert count.sum() == count[-1].sum() == 4  # all hidden: the last bin of hidden fractions
     np.testing.assert_allclose(total.sum() / 4, loss, rtol=1e-5)
     assert metrics["nll_nats_per_token"] == loss
+    # Ends of text are learnt, but the law does not see them.
+    ended = dataclasses.replace(cfg, eos_id=int(TOKENS[0, -1]))
+    less = bridge_loss(PARAMS, batch, KEY, net=NET, flow=flow, cfg=ended, rows=Rows(0, 4))
+    np.testing.assert_allclose(less[0], loss, rtol=1e-6)
+    assert abs(less[1]["observed"][..., 1].sum() - total.sum()) > 1e-3
     other = batch | {"tokens": TOKENS.at[:, :2].set((TOKENS[:, :2] + 1) % 11)}
     assert jax.jit(run)(PARAMS, other)[0] != loss  # prompts are seen

@@ -1,5 +1,7 @@
 """The sampler of masked language flows: promotion, context guidance, given tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
+from flm_jax.denoiser.head import Readout
 from flm_jax.samplers import masked_flow
 from flm_jax.samplers.base import Given, nothing_given
 from flm_jax.samplers.masked_flow import MaskedFlowConfig, sample_masked_flow
+from flm_jax.samplers.masked_flow_draws import make_draws
 from flm_jax.samplers.promotion import promoted
 from helpers.masked_flow import FLOW, KEY, NET, PARAMS, TOKENS
 
@@ -209,3 +213,31 @@ def test_last_tokens_are_drawn_at_their_temperature():
     np.testing.assert_allclose(
         np.mean(np.asarray(sharp.tokens)[:, 0] == 0), odds / (odds + 7), atol=0.01
     )
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"spacing": "law", "lowest": 10.0}, "expected a gamma from -10.0, the law's lowest"),
+        ({"spacing": "law", "lowest": -12.0}, "expected a gamma from -10.0, the law's lowest"),
+        ({"lowest": -6.0}, "it covers all of gamma"),
+        ({"first_quantile": 0.5}, "it covers all of gamma"),
+    ],
+)
+def test_times_outside_of_the_law_are_refused(bad, message):
+    with pytest.raises(UserError, match=message):
+        masked_flow.make_mesh(FLOW, 4, MaskedFlowConfig(**PLAIN | bad))
+
+
+def test_every_draw_has_a_key_of_its_own():
+    given = nothing_given(2, 4)
+    draws = make_draws(KEY, NET, jnp.eye(16), FLOW, given, 3, 1.0)
+    found = [draws.start(run) for run in range(2)]
+    found += [of(run, k) for of in (draws.walk, draws.context) for run in (0, 1) for k in range(3)]
+    sums = [float(jnp.sum(x)) for x in found]
+    assert len(set(sums)) == len(sums) == 14
+    out = Readout(jnp.zeros((2, 4, 16)), jnp.zeros((16, 64)), jnp.zeros(64))
+    net = dataclasses.replace(NET, vocab_size=64)
+    draws = make_draws(KEY, net, jnp.ones((64, 16)), FLOW, given, 3, 1.0)
+    first, second = (draws.pick(run, out)[0] for run in (0, 1))
+    assert (first != second).any()
