@@ -1,5 +1,7 @@
 """Masked language flows (MLFM): objective, learnt noise schedule, sampler and figures."""
 
+import logging
+
 from flm_jax.build.adapters import adapter_config
 from flm_jax.build.families.base import Family
 from flm_jax.config.schema import settings
@@ -28,6 +30,11 @@ def masked_flow_objective(
         "masked diffusion model (config.model.name llama, objective masked_diffusion).",
     )
     cfg = bridge_config(config)
+    if config["data"]["chat"] and config["data"]["padding"] == "answer" and not cfg.hide_special:
+        logging.warning(
+            "config.objective.hide_special is False: ends of text behind an answer stay visible and "
+            "tell its length; set it to True to learn answers from config.data.chat"
+        )
 
     def objective(params, frozen, batch, key, rows):
         whole = join(frozen.teacher, params)
