@@ -32,8 +32,8 @@ def masked_flow_objective(
     cfg = bridge_config(config)
     if config["data"]["chat"] and config["data"]["padding"] == "answer" and not cfg.hide_special:
         logging.warning(
-            "config.objective.hide_special is False: ends of text behind an answer stay visible and "
-            "tell its length; set it to True to learn answers from config.data.chat"
+            "config.objective.hide_special is False: ends of text behind an answer stay visible "
+            "and tell its length; set it to True to learn answers from config.data.chat"
         )
 
     def objective(params, frozen, batch, key, rows):
