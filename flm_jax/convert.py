@@ -103,7 +103,7 @@ def _checkpoint() -> str:
             f"no file or folder {name}; a model of the hub is named {HUB}{name}.",
         )
         return name
-    folder = located(name)
+    folder = located(name, [*(f"*{ending}" for ending in flm.SUFFIXES), "*.json", "*.jinja"])
     if _SOURCE.value in _LLAMAS:
         return str(folder)
     found = sorted(path.name for path in folder.iterdir() if path.suffix in flm.SUFFIXES)

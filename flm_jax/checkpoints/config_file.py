@@ -1,12 +1,14 @@
 """config.json of a workdir or an exported folder: what was configured, as JSON values."""
 
-import json
 from typing import Any
 
 from etils import epath
 
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.reading import read_object
+
+_MOST_BYTES = 16 << 20
 
 
 def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
@@ -17,10 +19,14 @@ def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
 
 
 def read_config(workdir: str | epath.Path) -> dict[str, Any]:
-    """The resolved configuration of a workdir."""
+    """The resolved configuration of a workdir, as it was written.
+
+    Raises:
+      UserError: no workdir, or a damaged configuration.
+    """
     path = epath.Path(workdir) / "config.json"
     require(
         path.exists(),
         f"{workdir} is no workdir (it has no config.json); expected that of a training run.",
     )
-    return json.loads(path.read_text())
+    return read_object(path, "the configuration of a run", _MOST_BYTES)

@@ -32,10 +32,14 @@ PRETRAINED = epath.Path(__file__).parent.parent / "pretrained"
 _TIMES = "times."  # before the names of what is learnt of the law of times
 
 
-def located(workdir: str | epath.Path) -> epath.Path:
+def located(workdir: str | epath.Path, files: Sequence[str] = _FETCHED) -> epath.Path:
     """The local folder of a workdir; one named hf:OWNER/NAME[@REVISION] is fetched (extra `hf`).
 
     The name of a model that comes with the library stands for its folder, if there is no other.
+
+    Args:
+      workdir: a folder, or one of the names above.
+      files: patterns of the files to fetch; no others are.
 
     Raises:
       UserError: the extra is missing, or the hub does not give the model.
@@ -47,7 +51,7 @@ def located(workdir: str | epath.Path) -> epath.Path:
         return shipped if own and (shipped / "config.json").exists() else folder
     with _hub(f"{workdir} could not be fetched") as hub:
         name, revision = hub_name(str(workdir).removeprefix(HUB))
-        found = hub.snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED))
+        found = hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
         return epath.Path(found)
 
 

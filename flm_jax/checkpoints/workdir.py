@@ -26,6 +26,7 @@ from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.times import read_times
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import check_plain
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
@@ -287,6 +288,7 @@ def _read(path: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
       UserError: it is of another model, or the storage refused.
     """
     try:
+        check_plain(path)
         return {name: _read_item(path / name, tree) for name, tree in wanted.items()}
     except Exception as error:  # orbax raises a bare Exception for a lost shard
         for name, tree in wanted.items():

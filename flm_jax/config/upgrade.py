@@ -8,8 +8,11 @@ Before flows had a group, objectives held the keys of theirs.
 from etils import epath
 
 from flm_jax.checkpoints import config_file
+from flm_jax.config.check import check
 from flm_jax.config.schema import GROUPS, MODELS, NAMED, OBJECTIVES, defaults
+from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import as_json
+from flm_jax.core.reading import named_damage
 from flm_jax.core.settings import Setting, settings_of
 from flm_jax.core.types import Config
 from flm_jax.flows.registry import flows_of
@@ -46,13 +49,29 @@ _OLDER_STEPS = {"spacing": "uniform", "last_call": False, "reuse": True, "temper
 _OLDER_DATA = {"padding": "ignored", "too_long": "cut"}
 
 
+_GONE = "default"  # a choice of older versions, which stood for one of the others
+
+
 def read_config(workdir: str | epath.Path) -> Config:
-    """The configuration of a workdir or an exported folder of a model, complete.
+    """The configuration of a workdir or an exported folder of a model, complete and checked.
 
     Raises:
-      UserError: no workdir there.
+      UserError: no workdir there, or a configuration that training would refuse.
     """
-    return upgrade(config_file.read_config(workdir))
+    found, place = config_file.read_config(workdir), epath.Path(workdir) / "config.json"
+    for group in ("model", "objective"):
+        require(
+            isinstance(found.get(group), dict) and isinstance(found[group].get("name"), str),
+            f"{place}: config.{group} is {found.get(group)!r}; expected that of a model, with a "
+            "name: restore the file, or give the workdir of a model.",
+        )
+    try:
+        with named_damage(place):
+            whole = upgrade(found)
+        return check(whole)
+    except UserError as error:
+        where = "" if str(place) in str(error) else f"{place}: "
+        raise UserError(f"{where}{error}") from error
 
 
 def upgrade(config: Config) -> Config:
@@ -109,13 +128,13 @@ def _named(group: str, values: Config) -> Config:
 
 
 def _completed(values: Config, default: Config, known: dict[str, Setting]) -> Config:
-    """Values of known keys, and the defaults of those that are missing or no longer a choice."""
+    """Values of known keys, and the defaults of those that are missing or were one by name."""
     found = {}
     for name, one in known.items():
         value = values.get(name, default[name])
         if one.group:
             value = _completed(value, default[name], settings_of(type(one.default)))
-        elif one.choices and value not in one.choices:
+        elif one.choices and value == _GONE:
             value = default[name]
         found[name] = value
     return found

@@ -13,6 +13,7 @@ from etils import epath
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.paths import is_remote
+from flm_jax.core.reading import loads
 
 
 def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[st
     found = []
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
-            found.append(json.loads(line))
+            found.append(loads(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: no JSON ({error}); remove it.") from error
     return found
@@ -175,8 +176,9 @@ def named_errors(folder: epath.Path) -> Iterator[None]:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a record; None for the torn last line of a killed process."""
+    """The step of a record; None for the torn last line of a killed process, or no record."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        step = loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
         return None
+    return step if type(step) is int else None

@@ -1,7 +1,9 @@
 """Files and texts that others wrote: read whole up to a bound, and refused in one line."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -42,6 +44,18 @@ def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) ->
     return content
 
 
+def check_plain(folder: epath.PathLike) -> None:
+    """Refuses pipes, devices and sockets below a local folder: a read may wait on them for ever.
+
+    Raises:
+      OSError: there is one.
+    """
+    for place, _, files in [] if is_remote(folder) else os.walk(folder):
+        strange = [name for name in files if not os.path.isfile(os.path.join(place, name))]
+        if strange:
+            raise OSError(f"{os.path.join(place, strange[0])} is no plain file")
+
+
 def loads(text: str | bytes) -> Any:
     """As `json.loads`, where all that is wrong with a text is a ValueError."""
     try:
@@ -77,3 +91,23 @@ def parse_object(content: str | bytes, where: object, expected: str) -> dict[str
 def read_object(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> dict[str, Any]:
     """A JSON file that holds an object; errors and arguments as of its two parts above."""
     return parse_object(read_bounded(path, expected, most), path, expected)
+
+
+@contextlib.contextmanager
+def named_damage(what: object, mend: str = "restore it") -> Iterator[None]:
+    """Tells what libraries and code make of damaged content, whatever they raise, in one line.
+
+    Args:
+      what: what is read: "tokenizer a/b".
+      mend: what to do then.
+
+    Raises:
+      UserError: in the place of any other exception; those that are one pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{what} is damaged ({reason}); {mend}.") from error

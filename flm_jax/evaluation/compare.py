@@ -6,7 +6,6 @@ report.json and plots. What is there already is not done again.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from flm_jax.config.check import at_home, check
 from flm_jax.core.errors import UserError, check_seed, one_of, require, unknown_name
 from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_whole
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.reading import read_object
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
 from flm_jax.evaluation.judges import load_judge
@@ -224,7 +224,7 @@ class _Measuring(NamedTuple):
 
     def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
         path = self.folder / "rows" / f"{name}.json"
-        row = json.loads(path.read_text()) if path.exists() else {}
+        row = read_object(path, "a row of this command") if path.exists() else {}
         return nulls_as_nan(row) if row.get("settings") == settings else None
 
     def keep(self, name: str, row: Row) -> Row:

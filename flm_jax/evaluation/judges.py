@@ -1,7 +1,5 @@
 """Finds the judge that a command names: a workdir of this library, or a GPT-2 folder."""
 
-import json
-
 from etils import epath
 
 from flm_jax.build.data import framing
@@ -9,6 +7,7 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
+from flm_jax.core.reading import read_object
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.interop.gpt2 import load_gpt2
 from flm_jax.metrics.generative_perplexity import Judge
@@ -31,7 +30,7 @@ def load_judge(path: str) -> Judge:
         f"judge {path} has no config.json; expected a workdir of train, or a local folder of a "
         "Hugging Face GPT-2.",
     )
-    if "model_type" in json.loads((folder / "config.json").read_text()):
+    if "model_type" in read_object(folder / "config.json", "that of a judge"):
         net, params = load_gpt2(folder)
         tokenizer = HuggingFaceTokenizer.load(str(folder))
         require(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from flm_jax.build.model import abstract_params
 from flm_jax.checkpoints.config_file import read_config
 from flm_jax.checkpoints.workdir import load_ema
-from flm_jax.core.errors import require
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.settings import plain, read_settings
 from flm_jax.core.types import Params
 from flm_jax.models.step_policy import Policy, PolicyConfig, expected_step_size, policy
 from flm_jax.samplers.x_prediction import Stepper
@@ -20,8 +21,10 @@ class StepPolicy(NamedTuple):
 
 
 def step_policy_config(config: dict[str, Any]) -> PolicyConfig:
-    """Sizes and ranges of a configuration of `train_policy`."""
-    return PolicyConfig(**config["policy"])
+    """Sizes and ranges of a configuration of `train_policy`; the default of what it lacks."""
+    given = config["policy"]
+    require(isinstance(given, dict), f"config.policy must hold keys, got {given!r}.")
+    return read_settings(PolicyConfig, plain(PolicyConfig()) | given, "config.policy")
 
 
 def load_step_policy(workdir: str) -> StepPolicy:
@@ -35,7 +38,10 @@ def load_step_policy(workdir: str) -> StepPolicy:
         "policy" in config,
         f"policy={workdir} is the workdir of a model; expected one of train_policy.",
     )
-    cfg = step_policy_config(config)
+    try:
+        cfg = step_policy_config(config)
+    except UserError as error:
+        raise UserError(f"policy={workdir}: {error}") from error
     made = policy(cfg)
     return StepPolicy(cfg, made, load_ema(workdir, abstract_params(made))[0])
 

@@ -1,7 +1,6 @@
 """Opens a text classifier as a reward."""
 
 import io
-import json
 import re
 
 import jax
@@ -11,6 +10,7 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require, unknown_name
 from flm_jax.core.paths import expanded
+from flm_jax.core.reading import named_damage, read_bounded, read_object
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.models.text_classifier import ClassifierConfig, classifier
@@ -36,7 +36,10 @@ def matches(tokens: np.ndarray, tokenizer: Tokenizer, pattern: str) -> np.ndarra
 def _settings(folder: str) -> dict:
     path = epath.Path(expanded(folder)) / SETTINGS
     require(path.exists(), f"reward={folder} has no {SETTINGS}; expected a folder of train_reward.")
-    return json.loads(path.read_text())
+    found = read_object(path, "the settings of a reward")
+    good = isinstance(found.get("pattern"), str) and isinstance(found.get("sizes"), dict)
+    require(good, f"{path} lacks the pattern or the sizes of a reward; restore it.")
+    return found
 
 
 def pattern(folder: str) -> str:
@@ -52,12 +55,14 @@ def load_text_reward(folder: str, tokenizer: Tokenizer) -> tuple[Reward, Params]
     """
     settings = _settings(folder)
     require(
-        settings["tokenizer"] == tokenizer.fingerprint,
+        settings.get("tokenizer") == tokenizer.fingerprint,
         f"reward={folder} was trained with another tokenizer; train one with this model's workdir.",
     )
-    made = classifier(ClassifierConfig(**settings["sizes"]))
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
-    arrays = np.load(io.BytesIO((epath.Path(expanded(folder)) / WEIGHTS).read_bytes()))
+    content = read_bounded(epath.Path(expanded(folder)) / WEIGHTS, "the weights of a reward")
+    with named_damage(f"reward={folder}", "restore its folder, or train it again"):
+        made = classifier(ClassifierConfig(**settings["sizes"]))
+        shapes = jax.eval_shape(made.init, jax.random.key(0))
+        arrays = dict(np.load(io.BytesIO(content)))
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     missing = [name for name in names if name not in arrays]

@@ -1,12 +1,12 @@
 """Figures of benchmark runs: medians, utilisation, ratios, comparison with an earlier run."""
 
-import json
 import statistics
 from typing import Any
 
 from etils import epath
 
 from flm_jax.core.errors import require
+from flm_jax.core.reading import loads, read_bounded
 from flm_jax.profiling.bench_cases import Case
 
 
@@ -56,13 +56,13 @@ def read_baseline(path: str) -> list[dict[str, Any]]:
     file = epath.Path(path)
     require(file.exists(), f"--baseline={path} does not exist; expected the --json of a run.")
     try:
-        results = json.loads(file.read_text())
+        results = loads(read_bounded(file, "results of a run"))
         good = isinstance(results, list) and all(
             {"device", "median_seconds", "peak_mib"} <= f.keys()
             for r in results
             for f in r["variants"].values()
         )
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         good = False
     require(good, f"--baseline={path} holds no results of this benchmark; make one with --json.")
     return results

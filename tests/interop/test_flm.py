@@ -319,7 +319,13 @@ def test_the_command_line_fetches_from_the_hub(tmp_path, monkeypatch):
     there = tmp_path / "there"
     CharacterTokenizer([chr(i) for i in range(33, 33 + 92)]).save(there / "tokenizer")
     (there / "weights.safetensors").write_bytes((GOLDENS / "dit_double.safetensors").read_bytes())
-    monkeypatch.setattr(hub, "snapshot_download", {"owner/name": str(there)}.__getitem__)
+
+    def download(name, revision, allow_patterns):
+        assert (name, revision) == ("owner/name", None)
+        assert {"*.safetensors", "*.json"} < set(allow_patterns) and "*" not in allow_patterns
+        return str(there)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
 
     def run(checkpoint, workdir):
         flags = f"--checkpoint={checkpoint}", f"--workdir={workdir}", "--source=flm", "--length=16"

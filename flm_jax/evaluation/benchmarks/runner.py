@@ -15,6 +15,7 @@ from typing import Any
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.core.files import append_json_line, read_json_lines, to_json, write_whole
+from flm_jax.core.reading import read_object
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference.answers import Answer, Answering, answer_batches
@@ -112,7 +113,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / SETTINGS, json.loads(to_json(settings, default=str))
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_object(path, "the settings of a benchmark")
         keys = [k for k in settings | before if settings.get(k) != before.get(k)]
         require(
             not keys,
