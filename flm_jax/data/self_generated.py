@@ -19,6 +19,7 @@ from etils import epath
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import expanded
+from flm_jax.core.reading import read_object
 from flm_jax.data.pipeline import Batch
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -84,11 +85,11 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
         f"{folder} holds no texts of a model ({MANIFEST} is missing): run "
         f"python -m flm_jax.generate_data --workdir=... --out={folder}",
     )
-    manifest = json.loads(path.read_text())
+    manifest = read_object(path, "the manifest of generated texts")
     require(
-        manifest["format_version"] == _VERSION,
-        f"{path} has format version {manifest['format_version']}; expected {_VERSION}: generate "
-        "the texts again.",
+        manifest.get("format_version") == _VERSION,
+        f"{path} has format version {manifest.get('format_version')}; expected {_VERSION}: "
+        "generate the texts again.",
     )
     return manifest
 

@@ -1,12 +1,12 @@
 """The manifest of prepared data: what the folder holds, and all that its contents depend on."""
 
-import json
 from typing import Any
 
 from etils import epath
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.reading import read_object
 from flm_jax.data.tokenizers.base import Tokenizer
 
 FORMAT_VERSION = 1
@@ -55,10 +55,7 @@ def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
     """The manifest, or None if there is none."""
     if not (folder / name).exists():
         return None
-    try:
-        manifest = json.loads((folder / name).read_bytes())
-    except ValueError as error:
-        raise UserError(f"{folder / name} is not JSON ({error}); prepare the data again") from error
+    manifest = read_object(folder / name, "the manifest of prepared data")
     version = manifest.get("format_version")
     require(
         version == FORMAT_VERSION,

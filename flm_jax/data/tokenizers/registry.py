@@ -1,14 +1,13 @@
 """Tokenizers by name: made, trained, and loaded from a folder."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from etils import epath
 
-from flm_jax.core.errors import UserError, one_of, require, unknown_name
+from flm_jax.core.errors import one_of, require, unknown_name
 from flm_jax.core.paths import expanded
-from flm_jax.core.reading import read_bounded, read_object
+from flm_jax.core.reading import named_damage, read_bounded, read_object
 from flm_jax.data.tokenizers.base import SPEC_FILE, Tokenizer
 from flm_jax.data.tokenizers.builtin import (
     SAMPLE_CHARACTERS,
@@ -31,6 +30,7 @@ KINDS: dict[str, type[Tokenizer]] = {
         HuggingFaceTokenizer,
     )
 }
+_MEND = "restore its files, or make it again"
 
 
 def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
@@ -60,22 +60,8 @@ def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
     missing = [name for name in wanted if not (folder / name).exists()]
     require(not missing, f"tokenizer {folder} lacks {', '.join(missing)}; prepare the data again")
     files = {name: read_bounded(folder / name, "a tokenizer's file") for name in wanted}
-    with _named_damage(folder):
+    with named_damage(f"tokenizer {folder}", _MEND):
         return cls.from_spec(spec, files)
-
-
-@contextlib.contextmanager
-def _named_damage(where: object) -> Iterator[None]:
-    """Tells damaged files of a tokenizer in one line; their libraries raise many kinds."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"tokenizer {where} is damaged ({reason}); restore its files, or make it again."
-        ) from error
 
 
 def needs_training(name: str) -> bool:
@@ -107,7 +93,7 @@ def make_tokenizer(
     if name == "sentencepiece":
         return SentencePieceTokenizer.train(documents(), vocab_size, model, sample_characters)
     if name.startswith("hf:"):
-        with _named_damage(name):
+        with named_damage(f"tokenizer {name}", _MEND):
             return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
     if epath.Path(name).is_dir():
         return load_tokenizer(name)
