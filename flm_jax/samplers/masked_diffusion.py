@@ -55,7 +55,8 @@ def _run(
       progress: (partial, step) -> progress the network is told, [B].
       ask: (asker, (partial, step) -> block [B] that each row is in); None to ask for whole rows.
     """
-    asked, block_of = ask or (asker(net, params, given), lambda partial, k: None)
+    whole_rows = (asker(net, params, given, None, None, False), lambda partial, k: None)
+    asked, block_of = ask or whole_rows
 
     def states(partial: Partial) -> jax.Array:
         return masked_states(partial.tokens, partial.masked, net.table(params), net.anchor(params))

@@ -156,9 +156,9 @@ def asker(
     net: Network,
     params: Params,
     given: Given,
-    plan: Schedule | None = None,
-    cfg: BlocksConfig | None = None,
-    time_conditioning: bool = False,
+    plan: Schedule | None,
+    cfg: BlocksConfig | None,
+    time_conditioning: bool,
 ) -> Asker:
     """Calls of a network; of whole rows without settings.
 

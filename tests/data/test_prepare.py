@@ -209,7 +209,7 @@ def test_bad_manifests_are_refused(cfg, tmp_path):
     with pytest.raises(UserError, match="format version 7; expected 1"):
         load_prepared(cfg.out)
     path.write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="is no JSON"):
         load_prepared(cfg.out)
     prepare(dataclasses.replace(cfg, overwrite=True), _silent)
     load_prepared(cfg.out, verify=True)
