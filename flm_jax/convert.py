@@ -33,6 +33,7 @@ from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import one_of, require
+from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_file, check_folder
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -241,7 +242,8 @@ def main(argv) -> None:
     if _EXPORT.value:
         _export(folder, _EXPORT.value)
     else:
-        _import(folder)
+        with alone(folder, "importing"):
+            _import(folder)
 
 
 if __name__ == "__main__":

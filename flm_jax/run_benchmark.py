@@ -22,6 +22,7 @@ from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder
 from flm_jax.evaluation.benchmarks.base import STOP_STRINGS, Choices
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
@@ -169,13 +170,14 @@ def main(argv) -> None:
         own, answer = described(model, _WORKDIR.value, how), by_model(model, how)
     own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)
-    done = open_folder(folder, own | settings_of(_DATA.value, choices, sandbox))
     show = lambda count, of: print(f"{count} of {of} answers", flush=True)
-    records = collect(benchmark, folder, done, answer, _SAMPLES.value, show)
-    row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
-    row |= summarise(benchmark, records)
-    row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)
-    write_whole(folder / SUMMARY, to_json(row, indent=1) + "\n")
+    with alone(folder, "a benchmark"):
+        done = open_folder(folder, own | settings_of(_DATA.value, choices, sandbox))
+        records = collect(benchmark, folder, done, answer, _SAMPLES.value, show)
+        row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
+        row |= summarise(benchmark, records)
+        row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)
+        write_whole(folder / SUMMARY, to_json(row, indent=1) + "\n")
     print(table([row]))
 
 

@@ -1,8 +1,9 @@
 """What every command line shares: bad input becomes one line on stderr and exit status 2.
 
-So does a device that has no memory left, as one that another process holds.
+So does a device that has no memory left, as one that another process holds, and a full disk.
 """
 
+import errno
 import io
 import logging as std_logging
 import sys
@@ -15,6 +16,8 @@ from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_
 from flm_jax.core.paths import expanded
 
 USER_ERROR_EXIT = 2
+# Of disks that are full, beyond a quota, read-only or broken: what was being written is not there.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def _fail(error: Exception) -> None:
@@ -75,9 +78,9 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
 
     Args:
       main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags,
-        UserError and a device without memory left (most often a GPU that another process holds) end
-        the program with status 2 and one line `error: ...` on stderr, Stopped with status 75; any
-        other exception keeps its traceback.
+        UserError, a device without memory left (most often a GPU that another process holds) and a
+        disk that takes no more end the program with status 2 and one line `error: ...` on stderr,
+        Stopped with status 75; any other exception keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -94,6 +97,10 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(error)
         except Stopped:  # it was said when that was saved
             return STOPPED_EXIT
+        except OSError as error:
+            if error.errno not in _STORAGE:
+                raise
+            return _fail(UserError(f"{error}; make room or mend the storage, then run it again."))
         except RuntimeError as error:
             full = device_memory_error(error)
             if full is None:

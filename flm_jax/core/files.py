@@ -5,9 +5,10 @@ import io
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -84,10 +85,31 @@ def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
-    """Writes a file that is there whole or not at all: a kill leaves the old one, or none."""
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content.encode("utf8") if isinstance(content, str) else content)
-    temporary.replace(path)
+    """Writes a file that is there whole or not at all: a kill leaves the old one, or none.
+
+    It is first written under a name that nothing has: a link that waits there is not followed.
+    """
+    data = content.encode("utf8") if isinstance(content, str) else content
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open_new(temporary) as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def open_new(path: Path | epath.Path) -> IO[bytes]:
+    """A file that must not be there yet, not as a link either, open to be written.
+
+    Object stores, which have no links, replace what is there.
+    """
+    if is_remote(path):
+        return path.open("wb")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -17,6 +17,7 @@ from flm_jax.checkpoints.workdir import latest_step
 from flm_jax.config.check import at_home, check
 from flm_jax.core.errors import UserError, check_seed, one_of, require, unknown_name
 from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_whole
+from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.reading import read_object
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
@@ -133,6 +134,7 @@ def _data(folder: epath.Path) -> epath.Path:
     return folder / "data"
 
 
+@alone_in("workdir", "comparing")
 def compare_run(config: dict[str, Any], workdir: str) -> int:
     """Trains, measures and reports; continues where an earlier call was stopped.
 

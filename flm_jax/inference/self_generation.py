@@ -9,6 +9,7 @@ from etils import epath
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import model_sampler, sampler_record
 from flm_jax.core.errors import check_seed, require
+from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.types import Config
 from flm_jax.data import self_generated
@@ -52,6 +53,7 @@ def ended(tokens: np.ndarray, given: np.ndarray, end_ids: Collection[int]) -> np
     return np.cumsum(stops, axis=1) - stops == 0
 
 
+@alone_in("out", "generating texts")
 def generate(
     workdir: str,
     out: str,

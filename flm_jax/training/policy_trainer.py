@@ -27,6 +27,7 @@ from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.schema import settings
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
+from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config, Key, Params
@@ -277,6 +278,7 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
     )
 
 
+@alone_in("workdir", "training a policy", lambda: jax.process_index() == 0)
 def train_policy_run(config: Config, workdir: str) -> int:
     """Trains, or continues, the policy of `config` in `workdir`.
 

@@ -25,6 +25,7 @@ from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.files import to_json, write_whole
+from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
 from flm_jax.data.pipeline import make_iterator
@@ -66,6 +67,7 @@ def classifier_objective(made: Classifier) -> Objective:
     return objective
 
 
+@alone_in("out", "training a reward", lambda: jax.process_index() == 0)
 def train_text_reward(
     workdir: str, pattern: str, out: str, *, steps: int, batch: int, lr: float, seed: int
 ) -> RewardFigures:

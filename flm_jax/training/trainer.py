@@ -34,6 +34,7 @@ from flm_jax.config.check import check_resumable
 from flm_jax.config.schema import settings
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import check_seed, require
+from flm_jax.core.locks import alone_in
 from flm_jax.core.network import Network
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
@@ -49,6 +50,7 @@ from flm_jax.training.program import assemble
 from flm_jax.training.schedule_log import schedule_recorder
 
 
+@alone_in("workdir", "training", lambda: jax.process_index() == 0)
 def train_run(config: dict[str, Any], workdir: str) -> int:
     """Trains, or continues, the run of `config` in `workdir`.
 

@@ -1,5 +1,7 @@
 """Commands end bad input with one line and status 2."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -72,3 +74,34 @@ def _command_text(program):
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
+
+
+FILLS = """
+import resource, sys
+from absl import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+import flm_jax.{command} as command
+from flm_jax.cli.run import run_cli
+run_cli(command.main)
+"""
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    """Files that cannot grow stand for it; of commands that have no words of their own for it."""
+    (tmp_path / "a.txt").write_text("some words\n" * 4000)
+    problems = [{"question": f"{n}?", "answer": f"So.\n#### {n}"} for n in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
+    out = f"--out={tmp_path / 'out'}"
+    text = f"--source=text --path={tmp_path / 'a.txt'} --split_documents=line --tokenizer=bytes"
+    commands = {
+        "prepare_data": [*text.split(), out, "--workers=1"],
+        "run_benchmark": [f"--data={tmp_path / 'a.jsonl'}", "--task=gsm8k", "--reference", out],
+    }
+    for command, flags in commands.items():
+        line = [sys.executable, "-c", FILLS.format(command=command), *flags]
+        result = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 2, result.stderr
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: [Errno 27] File too large") and "make room" in last
+        assert "Traceback" not in result.stderr, result.stderr
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)

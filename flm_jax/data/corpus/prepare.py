@@ -1,5 +1,6 @@
 """From documents to a prepared folder: tokenise, write the shards, then the manifest."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from flm_jax.core.errors import require
+from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus import store
@@ -65,6 +67,13 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
     )
     folder = epath.Path(expanded(cfg.out))
     check_folder(folder, "--out")
+    many = cfg.shard.count > 1
+    part = contextlib.nullcontext() if not many else alone(folder, "preparing", cfg.shard.suffix)
+    with alone(folder, "preparing", shared=many), part:
+        return _prepare(cfg, folder, log)
+
+
+def _prepare(cfg: PrepareConfig, folder: epath.Path, log: Callable[[str], None]) -> dict[str, Any]:
     corpus = open_corpus(cfg.source)
     ready = None if needs_training(cfg.tokenizer) else _make_tokenizer(cfg, corpus)
     args = _arguments(cfg, corpus, ready)
@@ -84,6 +93,7 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
     manifest = manifests.build_manifest(tokenizer, args, shards)
     if cfg.shard.count == 1:
         manifests.check_not_empty(manifest)
+    store.verify(folder, manifest)
     manifests.write_manifest(folder, cfg.shard.manifest_name, manifest)
     return manifest
 

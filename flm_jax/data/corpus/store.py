@@ -20,7 +20,9 @@ import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.paths import expanded
+from flm_jax.core.files import open_new
+from flm_jax.core.locks import alone
+from flm_jax.core.paths import expanded, is_remote
 from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus.manifest import COUNTS, MANIFEST
 from flm_jax.data.corpus.shard_file import ShardFile
@@ -33,7 +35,8 @@ Numbers = np.ndarray | ShardFile
 _OFFSET_DTYPE = np.dtype("<u8")
 _PART_NAME = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 _OWN_FILES = re.compile(
-    r"(manifest(-\d+-of-\d+)?\.json|(train|valid)-\d+-of-\d+\.(tokens|offsets))(\.tmp)?"
+    r"\.?(manifest(-\d+-of-\d+)?\.json|(train|valid)-\d+-of-\d+\.(tokens|offsets))"
+    r"(\.[0-9a-f]{8})?(\.tmp)?"
 )
 _HASH_CHUNK = 1 << 24  # bytes
 
@@ -88,7 +91,7 @@ class SplitWriter:
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._eos = np.array([tokenizer.eos_id], self._dtype).tobytes()
         self._names = {kind: f"{split}{shard.suffix}.{kind}" for kind in ("tokens", "offsets")}
-        self._files = {k: (folder / f"{n}.tmp").open("wb") for k, n in self._names.items()}
+        self._files = {k: open_new(folder / f"{n}.tmp") for k, n in self._names.items()}
         self._hashes = {kind: hashlib.sha256() for kind in self._names}
         self.counts = dict.fromkeys(COUNTS, 0)
         self._unknown_id = tokenizer.unknown_id
@@ -152,12 +155,17 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
       UserError: parts are missing, or were made with different arguments or tokenizers.
     """
     folder = epath.Path(expanded(str(path)))
+    if not has_parts(folder):
+        raise UserError(
+            f"{folder} holds no manifest-i-of-n.json; run prepare_data --shard=i/n for each i first"
+        )
+    with alone(folder, "merging"):
+        return _merge(folder)
+
+
+def _merge(folder: epath.Path) -> dict[str, Any]:
     names = _names(folder)
     found = {name: match for name in names if (match := _PART_NAME.fullmatch(name))}
-    require(
-        bool(found),
-        f"{folder} holds no manifest-i-of-n.json; run prepare_data --shard=i/n for each i first",
-    )
     counts = sorted({int(match[2]) for match in found.values()})
     require(
         len(counts) == 1,
@@ -187,7 +195,7 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
     splits = {split: manifests.split_record(records) for split, records in shards.items()}
     manifest = {**first, "splits": splits}
     manifests.check_not_empty(manifest)
-    _open(folder, manifest, verify=False)
+    _open(folder, manifest, verify=not is_remote(folder))
     manifests.write_manifest(folder, MANIFEST, manifest)
     return manifest
 
@@ -272,6 +280,22 @@ class Prepared:
         """The token stream of a split."""
         one_of(f"split of {self.path}", name, self.splits)
         return self.splits[name]
+
+
+def verify(folder: epath.Path, manifest: dict[str, Any]) -> None:
+    """Compares files with a manifest that is to be written: another process may have been at them.
+
+    Those of an object store would have to be fetched again, and are believed.
+
+    Raises:
+      UserError: a file is missing, or is not what was written.
+    """
+    dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
+    kinds = {"tokens": ("tokens", dtype), "offsets": ("documents", _OFFSET_DTYPE)}
+    for record in manifest["splits"].values() if not is_remote(folder) else ():
+        for shard in record["shards"]:
+            for kind, (length, number) in kinds.items():
+                _open_array(folder, shard["files"][kind], shard[length], number, True)
 
 
 def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:

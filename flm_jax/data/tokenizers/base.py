@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from flm_jax.core.files import write_whole
+
 SPEC_FILE = "spec.json"
 _ROLES = ("bos", "eos", "pad", "mask")
 NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
@@ -143,10 +145,10 @@ class Tokenizer(abc.ABC):
         root = epath.Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
-            (root / name).write_bytes(content)
+            write_whole(root / name, content)
         spec = {**self._full_spec(), **self.unprinted(), "files": sorted(self.files())}
         content = json.dumps(spec, indent=2, ensure_ascii=False) + "\n"
-        (root / SPEC_FILE).write_bytes(content.encode("utf8"))
+        write_whole(root / SPEC_FILE, content)
 
     def _full_spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "vocab_size": self.vocab_size, **self.spec()}

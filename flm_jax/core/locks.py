@@ -1,0 +1,135 @@
+"""One writer at a time in a folder, by a lock that the system drops when its holder ends."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import inspect
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from flm_jax.core.errors import UserError
+from flm_jax.core.paths import check_folder, expanded, is_remote
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_NAME = ".flm_jax{}.lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+_held: set[str] = set()  # by this process, to which the system would give them again
+
+
+def alone_in(
+    argument: str, doing: str, first: Callable[[], bool] = lambda: True
+) -> Callable[[Function], Function]:
+    """A function that holds the lock of the folder it writes to.
+
+    Args:
+      argument: name of the argument that is the folder, and of the flag that gives it.
+      doing: what it does, for the message of others: "training".
+      first: whether this process is the one of a run that holds it.
+    """
+
+    def decorated(function: Function) -> Function:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def held(*args: Any, **named: Any) -> Any:
+            folder = expanded(str(signature.bind(*args, **named).arguments[argument]))
+            if not first():
+                return function(*args, **named)
+            check_folder(folder, f"--{argument}")
+            with alone(folder, doing):
+                return function(*args, **named)
+
+        return held  # type: ignore[return-value]
+
+    return decorated
+
+
+@contextlib.contextmanager
+def alone(
+    folder: str | os.PathLike[str], doing: str, part: str = "", shared: bool = False
+) -> Iterator[None]:
+    """Holds the lock of a folder; makes the folder, and removes it again if it stays empty.
+
+    Object stores have no locks, and some network file systems have none: there nothing is held.
+
+    Args:
+      folder: without `~`.
+      doing: what is done, for the message of others.
+      part: of the folder, where several processes write parts of it.
+      shared: whether others may hold it as well, if they say so too.
+
+    Raises:
+      UserError: another process holds it, or one that shares it; its number and host.
+    """
+    if is_remote(folder):
+        yield
+        return
+    made = _made(os.path.realpath(folder))
+    path = os.path.join(os.path.realpath(folder), _NAME.format(part))
+    try:
+        file = _taken(path, folder, doing, shared)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            if not shared:
+                os.unlink(path)  # before it is given up: see `_taken`
+            os.close(file)
+            _held.discard(path)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # what was written stays
+                os.rmdir(place)
+
+
+def _made(folder: str) -> list[str]:
+    """Makes a folder; those that were not there, innermost first."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for place in reversed(missing):
+        os.makedirs(place, exist_ok=True)
+    return missing
+
+
+def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
+    """The open file of a lock that is held now."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        if path in _held:
+            raise _in_use(folder, "this process")
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); remove it.") from error
+        try:
+            fcntl.lockf(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(file, 300, 0).decode("utf8", "replace").strip()
+            if error.errno in _TAKEN:
+                os.close(file)
+                raise _in_use(folder, holder or "another process") from error
+            print(f"WARNING: {folder} cannot be locked ({error}).", file=sys.stderr, flush=True)
+        if os.fstat(file).st_nlink:
+            break
+        os.close(file)  # the holder before removed it: another file may stand there by now
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    with contextlib.suppress(OSError):  # of a full disk: it is held without its name
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{who}, {doing} since {since}\n".encode(), 0)
+    return file
+
+
+def _in_use(folder: object, holder: str) -> UserError:
+    shown = "".join(sign if sign.isprintable() else "?" for sign in holder)
+    return UserError(
+        f"{folder} is in use by {shown}; expected one writer at a time: wait for it or end it, or "
+        "give another folder."
+    )
