@@ -88,7 +88,7 @@ def upgrade(config: Config) -> Config:
         objective |= config.get("alignment", {})
     if "gates" not in (adapters := config.get("adapters", {})) and adapters.get("base"):
         config = config | {"adapters": adapters | _OLDER_ADAPTERS}
-    if "padding" not in (data := config.get("data", {})):
+    if (data := config.get("data", {})).get("chat") and "padding" not in data:
         config = config | {"data": data | _OLDER_DATA}
     now = {"seed": config.get("seed", 0)}
     now["model"] = {"name": model["name"]} | _completed(

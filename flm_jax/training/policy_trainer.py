@@ -260,6 +260,8 @@ def _check_workdir(workdir: str, config: Config) -> Config | None:
     if not (epath.Path(workdir) / "config.json").exists():
         return None
     saved = read_config(workdir)
+    # Of an older version, the warm-up's first step was what is now its default.
+    saved = saved | {"optim": {"first_step": "still"} | saved.get("optim", {})}
     changed = [key for key in config if key not in _FREE and saved.get(key) != config[key]]
     require(
         not changed,
