@@ -22,6 +22,7 @@ from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.core.paths import expanded
+from flm_jax.core.printing import cell, shown
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
 from flm_jax.evaluation.judges import load_judge
@@ -128,9 +129,9 @@ def _report(rows: list[Row]) -> int:
     print(table(rows))
     for row in rows:
         if "calls" in row:
-            print(f"\n{row['model']}, {row['calls']:g} network calls:")
+            print(f"\n{cell(row['model'])}, {row['calls']:g} network calls:")
             for sample in row["samples"][: _SHOW.value]:
-                print(f"  {sample}")
+                print(f"  {shown(sample)}")
     if _JSON.value:
         write_output(_JSON.value, to_json(rows, indent=1) + "\n")
     return 0

@@ -2,8 +2,8 @@
 
 `ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else
 but `times`, what is learnt of the law of times, where a run has one; an imported model has only
-`ema`. `train` holds parameters, optimizer state, counters, statistics
-and a network trained beside the model; `meta` (JSON) the data iterator and the data's fingerprint.
+`ema`. `train` holds parameters, optimizer state, counters, statistics and a network trained beside
+the model; `meta` (JSON) the data iterator and the data's fingerprint.
 
 A checkpoint is complete once its folder has its number for a name. One that cannot be read is
 renamed to checkpoints/STEP.damaged, a name that orbax passes over, and the one before it is used.
@@ -26,6 +26,7 @@ from flm_jax.checkpoints.object_store import Mirror, needed
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.times import read_times
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.printing import shown
 from flm_jax.core.reading import check_plain
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
@@ -164,14 +165,13 @@ class Checkpoints:
         }
         if state.tracked is not None:
             items["times"] = ocp.args.StandardSave(state.tracked)
-        items = ocp.args.Composite(**items)
         with self._named_errors():
             self._manager.wait_until_finished()
             mirror = self._place.mirror
             if mirror:
                 mirror.wait()
             self._saving = step
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=ocp.args.Composite(**items))
             if mirror:
                 mirror.copy_behind(step, self._manager.wait_until_finished, self._keep)
 
@@ -238,7 +238,7 @@ def _pass_over(step: int) -> None:
 
 def _warn(line: str) -> None:
     if jax.process_index() == 0:
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+        print(f"WARNING: {shown(line)}", file=sys.stderr, flush=True)
 
 
 def _read_newest(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from flm_jax.core.errors import unknown_name
+from flm_jax.core.printing import shown
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -42,7 +43,7 @@ def main() -> int:
         return 0
     name, known = words[0], commands()
     if name not in known:
-        print(f"error: {unknown_name('command', name, known)}", file=sys.stderr)
+        print(f"error: {shown(str(unknown_name('command', name, known)))}", file=sys.stderr)
         return 2
     # A console script lacks what `python -m` has: recipes import `configs` from where one stands.
     if os.getcwd() not in sys.path:

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from flm_jax.cli.recipes import unreadable
 from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_error, require
 from flm_jax.core.paths import expanded
+from flm_jax.core.printing import shown
 
 USER_ERROR_EXIT = 2
 # Of disks that are full, beyond a quota, read-only or broken: what was being written is not there.
@@ -22,7 +23,7 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 def _fail(error: Exception) -> None:
     text = error.args[0] if error.args else error
-    print(f"error: {' '.join(str(text).split())}", file=sys.stderr)
+    print(f"error: {shown(' '.join(str(text).split()))}", file=sys.stderr)
     sys.exit(USER_ERROR_EXIT)
 
 

@@ -128,8 +128,7 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
 
 
 def _in_use(folder: object, holder: str) -> UserError:
-    shown = "".join(sign if sign.isprintable() else "?" for sign in holder)
     return UserError(
-        f"{folder} is in use by {shown}; expected one writer at a time: wait for it or end it, or "
+        f"{folder} is in use by {holder}; expected one writer at a time: wait for it or end it, or "
         "give another folder."
     )

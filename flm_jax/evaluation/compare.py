@@ -19,6 +19,7 @@ from flm_jax.core.errors import UserError, check_seed, one_of, require, unknown_
 from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_whole
 from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.printing import cell
 from flm_jax.core.reading import read_object
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
@@ -298,13 +299,15 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     except ImportError as error:
         raise UserError(f"plots need matplotlib ({error}): pip install 'flm-jax[plots]'") from error
     budget = "\n".join(
-        f"- {e.name}: {e.config['train']['steps']:,} steps of {e.config['train']['batch']} rows"
-        + (f", from {e.teacher}" if e.teacher else "")
+        f"- {cell(e.name)}: {e.config['train']['steps']:,} steps of "
+        + f"{e.config['train']['batch']} rows"
+        + (f", from {cell(e.teacher)}" if e.teacher else "")
         for e in trained
     )
     pictures = "\n".join(f"![{name}]({name})" for name in plots)
-    samples = "\n".join(f"- {row['model']}{_calls(row)}: {row['samples'][0]!r}" for row in rows)
-    text = f"# {title}\n\n{table(rows)}\n\n{pictures}\n\nTraining:\n\n{budget}\n\nSamples:\n\n"
-    write_whole(folder / "report.md", f"{text}{samples}\n")
+    samples = [f"- {cell(row['model'])}{_calls(row)}: {row['samples'][0]!r}" for row in rows]
+    parts = f"# {cell(title)}", table(rows), pictures, "Training:", budget, "Samples:"
+    text = "\n\n".join((*parts, "\n".join(samples)))
+    write_whole(folder / "report.md", f"{text}\n")
     report = to_json({"title": title, "rows": rows}, indent=1)
     write_whole(folder / "report.json", f"{report}\n")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from flm_jax.core.printing import cell
+
 Row = dict[str, Any]
 _APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
 
@@ -12,7 +14,7 @@ def _cell(row: Row, name: str) -> str:
     if name not in row:
         return ""
     if isinstance(row[name], str):
-        return row[name]
+        return cell(row[name])
     if f"{name}_low" not in row:
         return f"{row[name]:.4g}"
     return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
@@ -28,6 +30,6 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|" + "---|" * len(numbers),
     ]
     for row in rows:
-        cells = " | ".join(_cell(row, n) for n in numbers)
-        lines.append(f"| {row['model']} | {row['kind']} | {_cell(row, 'calls')} | {cells} |")
+        cells = [_cell(row, name) for name in ("model", "kind", "calls", *numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

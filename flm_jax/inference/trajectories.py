@@ -13,6 +13,7 @@ from etils import epath
 
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_figure
+from flm_jax.core.printing import shown
 from flm_jax.data.tokenizers.base import Tokenizer
 
 # Enough tokens before one to know how it is joined to them.
@@ -109,12 +110,12 @@ def in_terminal(
     Args:
       steps_tokens, steps_confidence: int and float [K, N, L].
       seconds: between two steps; where there is one, nothing moves.
-      write: takes text with ANSI escapes.
+      write: takes text with ANSI escapes, none of which is the model's.
     """
     for sample in frames(tokenizer, steps_tokens, steps_confidence):
         height = 0
         for step, frame in enumerate(sample, 1):
-            text = "".join(map(_ansi, frame)).replace("\n", " ")
+            text = "".join(map(_ansi, frame))
             back = f"\x1b[{height}F\x1b[J" if height else ""
             write(f"{back}\x1b[1mstep {step}/{len(sample)}\x1b[0m\n{text}\n")
             sys.stdout.flush()
@@ -132,7 +133,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _ansi(pair: list) -> str:
-    piece, confidence = pair
+    piece, confidence = shown(pair[0].replace("\n", " "), lines=False), pair[1]
     if confidence < 0.25:
         return _MASKED * len(piece)
     return f"\x1b[2m{piece}\x1b[0m" if confidence < 0.75 else piece

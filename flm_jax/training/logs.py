@@ -9,6 +9,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from flm_jax.core.files import StepLines, named_errors, write_whole
+from flm_jax.core.printing import shown
 
 
 class MetricsLog:
@@ -41,9 +42,9 @@ class MetricsLog:
             if texts:
                 folder = self._folder / "samples"
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / f"{step}.txt", "\n---\n".join(texts) + "\n")
-                shown = "\n\n".join(f"    {text}" for text in texts)
-                self._add(Event(summary=summary.text("samples", shown)), step)
+                write_whole(folder / f"{step}.txt", shown("\n---\n".join(texts)) + "\n")
+                quoted = "\n\n".join(f"    {text}" for text in texts)
+                self._add(Event(summary=summary.text("samples", quoted)), step)
             self._board.flush()
 
     def evaluated(self, step: int) -> bool:
