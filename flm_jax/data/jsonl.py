@@ -1,15 +1,16 @@
 """JSON lines, or one array, with the place of each, so that a fault can name its file and line."""
 
-import gzip
-import json
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
-from flm_jax.data.text import Mender, tidy
+from flm_jax.core.reading import loads
+from flm_jax.data.corpus.files import lines
+from flm_jax.data.text import Mender, joined, tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
@@ -28,13 +29,8 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     """
     file = epath.Path(expanded(str(path)))
     require(file.is_file(), f"no file {path}; expected {expected}.")
-    try:
-        content = file.read_bytes()
-        text = (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected {expected}.") from error
     found, mender = [], Mender()
-    for where, record in _items(path, tidy(text)) or _lines(path, tidy(text)):
+    for where, record in _values(file, path):
         require(
             isinstance(record, dict),
             f"{where}: expected an object, one of {expected}, got {type(record).__name__}.",
@@ -44,25 +40,34 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def _values(file: epath.Path, path: str) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each item of a text that is one JSON array, else of each line."""
+    # Numbered as in the file; blank ones count.
+    numbered = ((n, line) for n, line in enumerate(lines(file), 1) if line.strip())
+    for first in itertools.islice(numbered, 1):
+        if first[1].lstrip().startswith("["):
+            kept = [first]
+            rest = map(lambda one: kept.append(one) or one[1], numbered)
+            whole = joined(itertools.chain([first[1]], rest), path, "write an object a line")
+            yield from _items(path, whole) or _lines(path, kept)
+        else:
+            yield from _lines(path, itertools.chain([first], numbered))
+
+
 def _items(path: str, text: str) -> list[tuple[str, Any]]:
     """Items of a text that is one JSON array; none of another."""
-    if not text.lstrip().startswith("["):
-        return []
     try:
-        items = json.loads(text)
+        items = loads(text)
     except ValueError:
         return []
     return [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
 
 
-def _lines(path: str, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines: JSON may hold other line ends, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+def _lines(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
+    for number, line in numbered:
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(tidy(line))
+            yield where, loads(tidy(line))
         except ValueError as error:
             raise UserError(f"{where}: no JSON ({error}).") from error
 

@@ -1,9 +1,14 @@
 """What texts go through as they enter: byte order marks, line ends, halves of characters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import logging
+
+from flm_jax.core.errors import UserError
+
+LONGEST_LINE = 1 << 27  # bytes
+LONGEST_TEXT = 1 << 28  # characters of a text that is in memory as a whole
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -25,6 +30,28 @@ def split_lines(text: str) -> Iterator[str]:
         stop = text.find("\n", start) + 1 or len(text)
         yield text[start:stop]
         start = stop
+
+
+def joined(pieces: Iterable[str], where: str, mend: str) -> str:
+    """A text of pieces, which are not read on where it grows too long.
+
+    Args:
+      where: the place of the text, for the message.
+      mend: what to do about a longer one.
+
+    Raises:
+      UserError: it is longer than `LONGEST_TEXT`.
+    """
+    kept, length = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > LONGEST_TEXT:
+            raise UserError(
+                f"{where} is a text of more than {LONGEST_TEXT} characters; expected shorter ones: "
+                f"{mend}."
+            )
+    return "".join(kept)
 
 
 class Mender:

@@ -122,7 +122,7 @@ def lay_out(
 
 def room(model: Model, prompt: Prompt, length: int, chat: bool = False) -> int:
     """Tokens left to write after a prompt; 0 or less where it does not fit."""
-    return length - len(_encoded(model, prompt, chat)[0])
+    return length - len(_encoded(model, prompt, length, chat)[0])
 
 
 class Texts(NamedTuple):
@@ -171,7 +171,9 @@ def _any_length(model: Model) -> bool:
     return chatty(model) or model.net.any_length
 
 
-def _encoded(model: Model, prompt: Prompt, chat: bool) -> tuple[list[int], list[bool], int]:
+def _encoded(
+    model: Model, prompt: Prompt, length: int, chat: bool
+) -> tuple[list[int], list[bool], int]:
     """Tokens of prompt and template, which of them are held, and where the prompt ends."""
     mender = Mender()
     text = mender.text(prompt.text, prompt.where or "the prompt")
@@ -183,11 +185,22 @@ def _encoded(model: Model, prompt: Prompt, chat: bool) -> tuple[list[int], list[
         tokens += model.tokenizer.encode(text).tolist()
     held, start = [True] * len(tokens), len(tokens)
     parts = _GAP.split(infill)
-    gaps = [*map(int, parts[1::2]), 0]
+    gaps = [*(_gap(digits, length, prompt.where) for digits in parts[1::2]), 0]
     for ids, gap in zip(_around(model.tokenizer, parts[::2], chat or bool(text)), gaps):
         tokens += [*ids.tolist(), *[0] * gap]
         held += [True] * len(ids) + [False] * gap
     return tokens, held, start
+
+
+def _gap(digits: str, length: int, where: str) -> int:
+    """Tokens of a gap, which are not laid out where a row could never hold them."""
+    few = digits.lstrip("0")[: len(str(length)) + 1] or "0"
+    require(
+        int(few) <= length,
+        f"{where and where + ': '}the infill has a gap of {digits[:20]} tokens; expected at most "
+        f"{length}, those of a row.",
+    )
+    return int(few)
 
 
 def _beginning(model: Model, chat: bool) -> list[int]:
@@ -204,7 +217,7 @@ def _around(tokenizer: Tokenizer, parts: Sequence[str], behind: bool) -> list[np
 
 def _row(model: Model, prompt: Prompt, length: int, chat: bool, cut: bool = False):
     """Tokens, which of them are held, where the answer begins, and where it ends."""
-    tokens, held, start = _encoded(model, prompt, chat)
+    tokens, held, start = _encoded(model, prompt, length, chat)
     if cut:
         least = (1 if all(held) else 0) if prompt.answer_length is None else prompt.answer_length
         lost = min(start, max(0, len(tokens) + least - length))

@@ -3,14 +3,16 @@
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Collection, Iterator
+from typing import IO
 
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
 from flm_jax.data.corpus.zstandard_lines import DamagedError, unpacked_lines
-from flm_jax.data.text import line_feeds, split_lines, tidy
+from flm_jax.data.text import LONGEST_LINE, line_feeds, split_lines, tidy
 
 _PACKED = (".gz", ".zst")
 _ARCHIVE_COPIES = "__MACOSX"
@@ -97,6 +99,9 @@ def lines(path: epath.Path) -> Iterator[str]:
     """Lines of a UTF-8 file with their LF, packed by gzip or Zstandard if its name says so.
 
     A byte order mark is dropped; CRLF and CR end a line as LF does, and become it.
+
+    Raises:
+      UserError: a file that is damaged or no text, or a line of more than `LONGEST_LINE` bytes.
     """
     first = True
     try:
@@ -104,7 +109,7 @@ def lines(path: epath.Path) -> Iterator[str]:
             line = content.decode("utf8")
             yield from split_lines(tidy(line) if first else line_feeds(line))
             first = False
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, DamagedError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, DamagedError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; expected UTF-8 text, packed if the name ends in "
             f"{' or '.join(_PACKED)}"
@@ -116,8 +121,16 @@ def _content_lines(path: epath.Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         if path.name.endswith(".gz"):
             with gzip.open(stream) as unpacked:
-                yield from unpacked
+                yield from _bounded(unpacked)
         elif path.name.endswith(".zst"):
             yield from unpacked_lines(stream, path.name)
         else:
-            yield from stream
+            yield from _bounded(stream)
+
+
+def _bounded(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a stream; of one that does not end no more is read than it may have."""
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise DamagedError(f"a line has more than {LONGEST_LINE} bytes")
+        yield line

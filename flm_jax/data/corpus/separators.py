@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from absl import logging
 
 from flm_jax.core.errors import require
-from flm_jax.data.text import split_lines
+from flm_jax.data.text import joined, split_lines
 
+_SHORTER = "read parts of it by --split_documents, or name the line between them by --separator"
 # Lines that end documents in published corpora.
 _CUSTOMARY = ("<|endoftext|>", "<|end_of_text|>", "<|endofdoc|>", "</s>", "<eos>", "[EOS]")
 
@@ -41,9 +42,9 @@ class Separator:
             if not ends:
                 yield document
 
-    def joined(self, document: Iterator[str]) -> str:
+    def joined(self, document: Iterator[str], where: str) -> str:
         """The text of a document's lines."""
-        text = "".join(document)
+        text = joined(document, where, _SHORTER)
         return text.strip("\n") if self.line else text
 
     def texts(self, text: str, where: str) -> Iterator[str]:
@@ -52,7 +53,8 @@ class Separator:
         if not any(mark in text for mark in wanted):
             yield text
         elif self.line:
-            yield from map(self.joined, self.documents(split_lines(text), where))
+            for document in self.documents(split_lines(text), where):
+                yield self.joined(document, where)
         else:
             for line in split_lines(text):
                 self._watch(line, where)

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import inspect
 import itertools
-import json
 import platform
 import re
 import sysconfig
@@ -22,10 +21,11 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
+from flm_jax.core.reading import loads
 from flm_jax.data.corpus import detokenizers, parquet
 from flm_jax.data.corpus.files import find_files, lines, packed, walk
 from flm_jax.data.corpus.separators import Separator
-from flm_jax.data.text import Mender, tidy
+from flm_jax.data.text import Mender, joined, tidy
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 _STDLIB_SKIP = frozenset(
@@ -246,20 +246,20 @@ def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
         for path in files:
             for document in separator.documents(lines(path), str(path)):
                 if cfg.split_documents == "file":
-                    yield separator.joined(document)
+                    yield separator.joined(document, str(path))
                 elif cfg.split_documents == "line":
                     yield from (line.rstrip("\n") for line in document)
                 else:
-                    yield from _paragraphs(document)
+                    yield from _paragraphs(document, str(path))
 
     return _Opened({"all": read}, *names)
 
 
-def _paragraphs(found: Iterator[str]) -> Iterator[str]:
+def _paragraphs(found: Iterator[str], where: str) -> Iterator[str]:
     """Runs of non-blank lines."""
     for blank, group in itertools.groupby(found, key=lambda line: not line.strip()):
         if not blank:
-            yield "".join(group).rstrip("\n")
+            yield joined(group, where, "put blank lines into it").rstrip("\n")
 
 
 def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
@@ -279,8 +279,8 @@ def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
 
 def _json_text(line: str, key: str, where: str) -> str:
     try:
-        record = json.loads(tidy(line))
-    except json.JSONDecodeError as error:
+        record = loads(tidy(line))
+    except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}); expected one object a line") from error
     require(isinstance(record, dict), f"{where} holds {type(record).__name__}; expected an object")
     if key not in record:

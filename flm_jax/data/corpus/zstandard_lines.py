@@ -4,8 +4,10 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from flm_jax.core.extras import import_extra
+from flm_jax.data.text import LONGEST_LINE
 
-_PACKED_AT_ONCE = 1 << 18  # bytes
+# Bytes that become at most 128 MiB: four of them may stand for 128 KiB.
+_PACKED_AT_ONCE = 1 << 12
 
 
 class DamagedError(Exception):
@@ -13,19 +15,23 @@ class DamagedError(Exception):
 
 
 def unpacked_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Lines with their LF; `name` is the file's, for messages.
+    """Lines with their LF, of at most `LONGEST_LINE` bytes; `name` is the file's, for messages.
 
     Raises:
       DamagedError: see there.
       UserError: the package `zstandard` is not installed.
     """
     begun: list[bytes] = []
+    length = 0  # of what is begun
     for chunk in _chunks(stream, name):
         *whole, rest = chunk.split(b"\n")
         for line in whole:
             yield b"".join([*begun, line, b"\n"])
-            begun = []
+            begun, length = [], 0
         begun.append(rest)
+        length += len(rest)
+        if length > LONGEST_LINE:
+            raise DamagedError(f"a line has more than {LONGEST_LINE} bytes")
     if last := b"".join(begun):
         yield last
 

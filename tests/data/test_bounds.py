@@ -1,0 +1,99 @@
+"""Files that are made to fill the memory, or that are broken: one clear error each."""
+
+import gzip
+import json
+
+import pytest
+
+from flm_jax.core.errors import UserError
+from flm_jax.data import text as texts
+from flm_jax.data.corpus import files, zstandard_lines
+from flm_jax.data.corpus.sources import SourceConfig, open_corpus
+from flm_jax.data.jsonl import read_records
+from flm_jax.inference.prompts import Prompt, lay_out
+from helpers.prompts import byte_model
+
+MOST = 100_000
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Bounds that small files reach."""
+    for module in (files, zstandard_lines):
+        monkeypatch.setattr(module, "LONGEST_LINE", MOST)
+    monkeypatch.setattr(texts, "LONGEST_TEXT", 3 * MOST)
+
+
+def packed(path, content):
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    elif path.suffix == ".zst":
+        content = pytest.importorskip("zstandard").ZstdCompressor().compress(content)
+    path.write_bytes(content)
+    return str(path)
+
+
+def documents(source, path, unit="file"):
+    corpus = open_corpus(SourceConfig(source, path, unit))
+    return [text for read in corpus.splits.values() for _, text in read()]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_lines_and_documents_have_an_end(tmp_path, small, ending):
+    line = packed(tmp_path / f"line.txt{ending}", b"a" * (2 << 20))
+    for unit in ("file", "line", "paragraph"):
+        with pytest.raises(UserError, match=f"line.txt.*a line has more than {MOST} bytes"):
+            documents("text", line, unit)
+    long = packed(tmp_path / f"long.txt{ending}", b"some words\n" * 40_000)
+    assert len(documents("text", long, "line")) == 40_000
+    for unit, mend in (("file", "--split_documents"), ("paragraph", "blank lines")):
+        with pytest.raises(UserError, match=f"more than {3 * MOST} characters.*{mend}"):
+            documents("text", long, unit)
+    record = json.dumps({"text": "a" * (2 << 20)}).encode()
+    with pytest.raises(UserError, match="a line has more than"):
+        documents("jsonl", packed(tmp_path / f"a.jsonl{ending}", record))
+    array = packed(tmp_path / f"a.json{ending}", b"[\n" + b'{"a": 1},\n' * 40_000 + b'{"a": 1}]')
+    with pytest.raises(UserError, match=f"a.json.* more than {3 * MOST} characters.*object a line"):
+        read_records(array, "problems")
+    lines = packed(tmp_path / f"b.json{ending}", b'{"a": 1}\n' * 40_000)
+    assert len(read_records(lines, "problems")) == 40_000
+
+
+def test_a_frame_of_zstandard_is_unpacked_in_parts(tmp_path, monkeypatch):
+    """64 MiB of one letter are some kB packed: at no time is all of it there."""
+    pytest.importorskip("zstandard")
+    path = packed(tmp_path / "a.txt.zst", b"a" * (64 << 20))
+    monkeypatch.setattr(zstandard_lines, "_PACKED_AT_ONCE", 64)
+    monkeypatch.setattr(zstandard_lines, "LONGEST_LINE", 8 << 20)
+    longest = 0
+    with open(path, "rb") as stream, pytest.raises(zstandard_lines.DamagedError):
+        for chunk in zstandard_lines.unpacked_lines(stream, path):
+            longest = max(longest, len(chunk))
+    assert longest == 0
+
+
+def test_broken_streams_and_json_are_named(tmp_path):
+    whole = gzip.compress(b'{"text": "some words"}\n' * 5000)
+    damaged = bytearray(whole)
+    damaged[20:60] = bytes(255 - one for one in damaged[20:60])
+    for name, content in (("cut", whole[:-20]), ("broken", bytes(damaged)), ("none", b"\x1f\x8b")):
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.write_bytes(content)
+        for read in (lambda p: documents("jsonl", p), lambda p: read_records(p, "problems")):
+            with pytest.raises(UserError, match=f"{name}.jsonl.gz cannot be read"):
+                read(str(path))
+    for content in ("[" * 100_000, f'{{"text": {"9" * 10_000}}}', '{"a":' * 100_000):
+        path = tmp_path / "a.jsonl"
+        path.write_text(f'{{"text": "a"}}\n{content}\n')
+        with pytest.raises(UserError, match="a.jsonl line 2 is not JSON"):
+            documents("jsonl", str(path))
+        with pytest.raises(UserError, match="a.jsonl, line 2: no JSON"):
+            read_records(str(path), "problems")
+
+
+@pytest.mark.parametrize("gap", ["1000000000", "9" * 10_000, "0" * 5000 + "65", "65"])
+def test_gaps_larger_than_a_row_are_refused(gap):
+    model = byte_model()
+    with pytest.raises(UserError, match="the infill has a gap of .* tokens; expected at most 64"):
+        lay_out(model, [Prompt("", f"a{{{gap}}}b")], 64)
+    assert lay_out(model, [Prompt("", "a{0012}b")], 64)
