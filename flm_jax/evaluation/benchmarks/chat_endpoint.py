@@ -1,18 +1,27 @@
 """A chat model behind an OpenAI-compatible endpoint, by the standard library alone."""
 
 import http.client
+import ipaddress
 import json
+import queue
+import sys
+import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import loads
 
 URL, KEY, MODEL = "JUDGE_URL", "JUDGE_KEY", "JUDGE_MODEL"
 _TOKENS = 2048
 _AGAIN = (408, 409, 429, 500, 502, 503, 504)
+_MOVED = (301, 302, 303, 307, 308)
 _TRIES = 4
+_MOST_BYTES = 1 << 20
+_HIDDEN = "(key)"
 
 
 class Endpoint(NamedTuple):
@@ -22,7 +31,7 @@ class Endpoint(NamedTuple):
       url: base, such as https://host/v1; "/chat/completions" is added.
       key: sent as a bearer token; "" for none.
       model: name that the endpoint knows.
-      seconds: to wait for an answer.
+      seconds: for the whole of a call.
       pause: seconds before a second try, doubled for each further one.
     """
 
@@ -41,26 +50,62 @@ def from_environment(environment: Mapping[str, str], model: str = "") -> Endpoin
       model: name that goes before that of JUDGE_MODEL; "" for none.
 
     Raises:
-      UserError: a URL of another kind, or no model.
+      UserError: a URL of another kind, no model, or a key that no header can hold.
     """
-    url = environment.get(URL, "").rstrip("/")
+    url, key = environment.get(URL, "").rstrip("/"), environment.get(KEY, "")
     if not url:
         return None
+    host, scheme = _host(url)
     require(
-        url.startswith(("http://", "https://")),
+        scheme in ("http", "https") and bool(host),
         f"{URL} is {url!r}; expected the base of an OpenAI-compatible endpoint, such as "
-        "https://host/v1.",
+        "https://host/v1, without a name or a password in it.",
     )
+    require(
+        all("!" <= sign <= "~" for sign in key),
+        f"{KEY} holds a blank, a line end or another sign that no header may have; expected the "
+        "key alone.",
+    )
+    if key and scheme == "http" and not _here(host):
+        warning = f"WARNING: {KEY} goes to {host} unencrypted; expected https:// in {URL}."
+        print(warning, file=sys.stderr, flush=True)
     model = model or environment.get(MODEL, "")
     require(
         bool(model),
         f"{URL} is set and {MODEL} is not; set it, or --judge_model, to the name of the judge.",
     )
-    return Endpoint(url, environment.get(KEY, ""), model)
+    return Endpoint(url, key, model)
+
+
+def _host(url: str) -> tuple[str, str]:
+    """Host and scheme of a URL; no host where it holds a user, or is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return "" if "@" in parts.netloc else parts.hostname or "", parts.scheme
+    except ValueError:
+        return "", ""
+
+
+def _here(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: it would take the key to another place."""
+
+    def redirect_request(self, *args, **named):
+        return None
 
 
 def ask(endpoint: Endpoint, system: str, user: str) -> str:
-    """The answer at temperature 0; overload and lost connections are tried again, four times.
+    """The answer at temperature 0.
+
+    Overload, lost connections, and answers that are no chat completion, too long or too late are
+    tried again, four times. `endpoint.seconds` is for the whole of a call.
 
     Raises:
       UserError: no answer; the message does not hold the key.
@@ -77,25 +122,73 @@ def ask(endpoint: Endpoint, system: str, user: str) -> str:
         if attempt:
             time.sleep(endpoint.pause * 2 ** (attempt - 1))
         try:
-            with urllib.request.urlopen(request, timeout=endpoint.seconds) as response:
-                return _content(response.read(), endpoint)
-        except urllib.error.HTTPError as error:
-            reason = f"status {error.code}, {error.read(300).decode('utf8', 'replace')!r}"
-            if error.code not in _AGAIN:
+            status, answer = _called(request, endpoint.seconds)
+            if status == 200:
+                return _content(answer).replace(endpoint.key or "\0", _HIDDEN)
+            reason = f"status {status}, {answer[:300].decode('utf8', 'replace')!r}"
+            if status in _MOVED:
+                reason += f"; redirects are not followed, set {URL} to where it leads"
+            if status not in _AGAIN:
                 break
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+    reason = reason.replace(endpoint.key or "\0", _HIDDEN)
     raise UserError(f"the judge {endpoint.model} at {endpoint.url} gave no answer: {reason}.")
 
 
-def _content(answer: bytes, endpoint: Endpoint) -> str:
+def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
+    """Status and body of one call, of which no part is waited for any longer.
+
+    A timeout of sockets is one of each read: a server may send a byte before every one of them.
+
+    Raises:
+      OSError: no connection, or no whole answer in time.
+      ValueError: a body of more than `_MOST_BYTES`.
+    """
+    found: queue.SimpleQueue = queue.SimpleQueue()
+    opener, deadline = urllib.request.build_opener(_NoRedirect), time.monotonic() + seconds
+
+    def call() -> None:
+        try:
+            try:
+                response = opener.open(request, timeout=seconds)
+            except urllib.error.HTTPError as error:
+                response = error  # an answer with another status
+            with response:
+                found.put((response.status, _body(response, deadline)))
+        except BaseException as error:
+            found.put(error)
+
+    # The thread reads no further after the deadline, and never keeps this process from its end.
+    threading.Thread(target=call, daemon=True).start()
     try:
-        text = json.loads(answer)["choices"][0]["message"]["content"]
+        result = found.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+    if isinstance(result, BaseException):
+        raise result
+    if len(result[1]) > _MOST_BYTES:
+        raise ValueError(f"an answer of more than {_MOST_BYTES} bytes")
+    return result
+
+
+def _body(response: Any, deadline: float) -> bytes:
+    """The body of a response, of too long ones a part that is too long, in time."""
+    parts, length = [], 0
+    while length <= _MOST_BYTES and time.monotonic() < deadline:
+        part = response.read1(_MOST_BYTES + 1 - length)
+        if not part:
+            break
+        parts.append(part)
+        length += len(part)
+    return b"".join(parts)
+
+
+def _content(answer: bytes) -> str:
+    try:
+        text = loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise UserError(
-            f"the judge {endpoint.model} at {endpoint.url} answered {answer[:200]!r}; expected the "
-            "JSON of a chat completion."
-        )
+        raise ValueError(f"it answered {answer[:200]!r}; expected the JSON of a chat completion")
     return text

@@ -1,9 +1,12 @@
 """MT-Bench: two turns answered, judged once, grades read, judges that fail."""
 
+import contextlib
 import hashlib
 import json
 import socket
+import socketserver
 import threading
+import time
 
 import pytest
 
@@ -141,6 +144,99 @@ def test_an_unreachable_judge_is_one_error(tmp_path, answered):
     where = chat_endpoint.Endpoint(f"http://127.0.0.1:{port}", "", "x", 1.0, 0.01)
     with pytest.raises(UserError, match=rf"{port} gave no answer: .*refused.* 0 of 6 grades"):
         judging.judge(asked, records, "tiny", tmp_path, judging.Judging(where))
+
+
+class Hostile(socketserver.ThreadingTCPServer):
+    """Sends parts of bytes, with a wait before each; `calls` counts requests, `got` keeps them."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self):
+        self.parts, self.wait, self.got = [], 0.0, []
+        super().__init__(("127.0.0.1", 0), HostileHandler)
+        url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.endpoint = chat_endpoint.Endpoint(url, "sesame-open", "x", 30.0, 0.01)
+
+
+class HostileHandler(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.server.got.append(self.request.recv(1 << 16))
+        with contextlib.suppress(OSError):
+            for part in self.server.parts:
+                time.sleep(self.server.wait)
+                self.wfile.write(part)
+                self.wfile.flush()
+
+
+@pytest.fixture
+def hostile():
+    with Hostile() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+GOOD = b'{"choices": [{"message": {"content": "[[7]]"}}]}'
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+REPLIES = {
+    "huge": ([HEAD, *[b"a" * (1 << 16)] * 64], 0.0, "more than 1048576 bytes", 4),
+    "slow body": ([HEAD, *[b"a"] * 40], 0.1, "no whole answer within 0.5 s", 4),
+    "slow head": ([bytes([one]) for one in HEAD], 0.1, "no whole answer within 0.5 s", 4),
+    "stalled error": (
+        [b"HTTP/1.1 500 Oh\r\nContent-Length: 9\r\n\r\n", b"", b"a"],
+        0.8,
+        "no whole answer within 0.5 s",
+        4,
+    ),
+    "deep": ([HEAD, b"[" * 100_000], 0.0, "expected the JSON of a chat completion", 4),
+    "digits": ([HEAD, b"9" * 10_000], 0.0, "expected the JSON of a chat completion", 4),
+    "echo": ([b"HTTP/1.1 401 No\r\n\r\nBearer sesame-open"], 0.0, r"401, 'Bearer \(key\)'", 1),
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_hostile_replies_are_bounded_in_size_and_time(hostile, name):
+    hostile.parts, hostile.wait, message, tries = REPLIES[name]
+    began, endpoint = time.monotonic(), hostile.endpoint
+    if hostile.wait:
+        endpoint = endpoint._replace(seconds=0.5)
+    with pytest.raises(UserError, match=f"gave no answer: .*{message}") as told:
+        chat_endpoint.ask(endpoint, "s", "u")
+    assert time.monotonic() - began < 10.0
+    assert len(hostile.got) == tries and "sesame" not in str(told.value)
+    assert len(str(told.value)) < 1500
+    hostile.parts, hostile.wait = [HEAD, GOOD.replace(b"7", b"sesame-open 7")], 0.0
+    assert chat_endpoint.ask(hostile.endpoint, "s", "u") == "[[(key) 7]]"
+
+
+def test_the_key_follows_no_redirect(hostile):
+    with Hostile() as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        for status in (301, 302, 303, 307, 308):
+            line = f"HTTP/1.1 {status} Moved\r\nLocation: {other.endpoint.url}/x\r\n\r\n"
+            hostile.parts = [line.encode()]
+            with pytest.raises(UserError, match=f"status {status}.* redirects are not followed"):
+                chat_endpoint.ask(hostile.endpoint, "s", "u")
+        other.shutdown()
+        assert not other.got and len(hostile.got) == 5
+
+
+def test_the_key_and_its_way_are_checked(capsys):
+    good = {"JUDGE_URL": "http://127.0.0.1:1/v1", "JUDGE_MODEL": "m", "JUDGE_KEY": "abc"}
+    for key in ("a\r\nHost: b", "sesame open", "a\n", "schlüssel"):
+        with pytest.raises(UserError, match="JUDGE_KEY holds a blank") as told:
+            chat_endpoint.from_environment(good | {"JUDGE_KEY": key})
+        assert key not in str(told.value)
+    for url in ("http://user:word@host/v1", "https://", "ftp://a", "http://[a"):
+        with pytest.raises(UserError, match="expected the base of"):
+            chat_endpoint.from_environment(good | {"JUDGE_URL": url})
+    for url in ("http://localhost/v1", "http://[::1]/v1", "https://a.example/v1"):
+        chat_endpoint.from_environment(good | {"JUDGE_URL": url})
+    assert not capsys.readouterr().err
+    chat_endpoint.from_environment(good | {"JUDGE_URL": "http://a.example/v1"})
+    assert "JUDGE_KEY goes to a.example unencrypted" in capsys.readouterr().err
 
 
 def test_the_judge_is_of_the_environment():
