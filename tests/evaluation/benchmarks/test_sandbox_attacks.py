@@ -169,6 +169,12 @@ def test_right_programs_pass_as_root_and_as_another_user(each_sandbox):
             inside = "import os\nprint(os.getuid(), os.geteuid())"
             found = elsewhere(Path(folder), isolation, inside, extra_groups=[], **user)
             assert found == f"passed||{NOBODY} {NOBODY}" or "unshare" in found, found
+            ending = "import os, time\nfor pid in range(2, 99):\n"
+            ending += " try: pid != os.getpid() and os.kill(pid, 9)\n except OSError: pass\n"
+            ending += "time.sleep(0.5)"  # its tests have the same user, but are another process
+            killed = elsewhere(Path(folder), isolation, ending, extra_groups=[], **user)
+            status = "failed" if isolation == "namespaces" else "passed"  # no signals at all
+            assert killed.startswith(status) or "unshare" in killed, killed
 
 
 def test_calls_outside_all_limits_are_refused(isolation):
