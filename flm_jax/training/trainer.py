@@ -1,5 +1,6 @@
 """Assembles a training run from its configuration."""
 
+import contextlib
 import functools
 import sys
 import time
@@ -34,7 +35,7 @@ from flm_jax.config.check import check_resumable
 from flm_jax.config.schema import settings
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import check_seed, require
-from flm_jax.core.locks import alone_in
+from flm_jax.core.locks import alone
 from flm_jax.core.network import Network
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.data import loading
@@ -50,7 +51,6 @@ from flm_jax.training.program import assemble
 from flm_jax.training.schedule_log import schedule_recorder
 
 
-@alone_in("workdir", "training", lambda: jax.process_index() == 0)
 def train_run(config: dict[str, Any], workdir: str) -> int:
     """Trains, or continues, the run of `config` in `workdir`.
 
@@ -65,6 +65,16 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     check_seed(config["seed"], "config.seed")
     workdir = expanded(workdir)
     check_folder(workdir, "--workdir")
+    first = jax.process_index() == 0
+    with alone(workdir, "training") if first else contextlib.nullcontext():
+        run, checkpoints = _run(config, workdir, began)
+        with Loop(run, settings(config, "train"), workdir, checkpoints) as loop:
+            loop.train()
+    return 0
+
+
+def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Checkpoints]:
+    """The run of a configuration, begun or continued, and its checkpoints; `began`: seconds."""
     data = open_data(config)
     base = config["adapters"]["base"]
     if base:
@@ -137,9 +147,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     )
     if state.tracked is not None:
         run = run._replace(note=schedule_recorder(workdir, config, int(state.step)))
-    with Loop(run, cfg, workdir, checkpoints) as loop:
-        loop.train()
-    return 0
+    return run, checkpoints
 
 
 def _started(
