@@ -11,6 +11,9 @@ from flm_jax.core.types import Params
 from flm_jax.models.step_policy import Policy, PolicyConfig, expected_step_size, policy
 from flm_jax.samplers.x_prediction import Stepper
 
+# What policies were before their settings said it.
+OLDER = {"layers": 1}
+
 
 class StepPolicy(NamedTuple):
     """A policy with its averaged parameters."""
@@ -21,10 +24,10 @@ class StepPolicy(NamedTuple):
 
 
 def step_policy_config(config: dict[str, Any]) -> PolicyConfig:
-    """Sizes and ranges of a configuration of `train_policy`; the default of what it lacks."""
+    """Sizes and ranges of a configuration of `train_policy`; the older value of what it lacks."""
     given = config["policy"]
     require(isinstance(given, dict), f"config.policy must hold keys, got {given!r}.")
-    return read_settings(PolicyConfig, plain(PolicyConfig()) | given, "config.policy")
+    return read_settings(PolicyConfig, plain(PolicyConfig()) | OLDER | given, "config.policy")
 
 
 def load_step_policy(workdir: str) -> StepPolicy:

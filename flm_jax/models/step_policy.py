@@ -1,9 +1,10 @@
 """A policy of step sizes: from 8 numbers of a token to a Beta law over the logarithm of a.
 
-Source: arXiv 2606.29066. With u ~ Beta(k m, k (1 - m)), where mean m and concentration k come from
-a two-layer SiLU MLP,
+Source: arXiv 2606.29066, eq. 15. An encoder of two SiLU layers has two linear heads, f and g; with
+u ~ Beta(k m, k (1 - m)),
 
-    a = 2^(log2 a_min + u (log2 a_max - log2 a_min)),   m = .05 + .9 sigmoid,   k in [k_min, k_max].
+    a = 2^(log2 a_min + u (log2 a_max - log2 a_min)),   m = .05 + .9 sigmoid f,
+    k = k_min + (k_max - k_min) sigmoid g.
 
 When decoding, a is its expectation: with s = ln(a_max / a_min) that is a_min E[e^(s u)], a_min
 times the moment generating function of the Beta law,
@@ -35,7 +36,8 @@ _EDGE = 1e-5  # draws are kept so far from 0 and 1, where densities may be infin
 class PolicyConfig:
     """Sizes and ranges of a policy; the mean m of its start must fit, see below."""
 
-    hidden: int = setting(64, "hidden width of the MLP", range="[1, inf)")
+    hidden: int = setting(64, "width of the encoder's layers", range="[1, inf)")
+    layers: int = setting(2, "layers of the encoder", choices=(1, 2))
     least_step: float = setting(1 / 256, "smallest step size a", range="(0, 1]")
     most_step: float = setting(1.0, "largest step size a", range="(0, 1]")
     least_concentration: float = setting(
@@ -88,17 +90,23 @@ class Policy(NamedTuple):
 
 
 class _Net(nnx.Module):
-    def __init__(self, hidden: int, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(FEATURES, hidden, rngs=rngs)
-        self.out = nnx.Linear(hidden, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
+    """The encoder; both heads are the two columns of `out`."""
+
+    def __init__(self, cfg: PolicyConfig, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(FEATURES, cfg.hidden, rngs=rngs)
+        self.second = nnx.Linear(cfg.hidden, cfg.hidden, rngs=rngs) if cfg.layers == 2 else None
+        self.out = nnx.Linear(cfg.hidden, 2, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        return self.out(jax.nn.silu(self.hidden(features)))
+        seen = jax.nn.silu(self.hidden(features))
+        if self.second is not None:
+            seen = jax.nn.silu(self.second(seen))
+        return self.out(seen)
 
 
 def policy(cfg: PolicyConfig) -> Policy:
     """A policy whose fresh parameters know nothing of the token: the same law for all."""
-    init, bind = pure(lambda rngs: _Net(cfg.hidden, rngs))
+    init, bind = pure(lambda rngs: _Net(cfg, rngs))
     share = (math.log(cfg.start / cfg.least_step) / cfg.spread - 0.05) / 0.9
     shift = math.log(share / (1.0 - share))
 

@@ -82,7 +82,7 @@ class Walk(NamedTuple):
       seen: float32 [B, L], the last confidence.
       block: int32 [B], the block that a row is in, see `unmasking.Schedule`; past the last one
         where it is done.
-      count: int32 [B], calls that the row has had in this block.
+      count: int32 [B], calls that the row has had in this block; made: those of all blocks.
       kept: cached keys and values, None without; see `windows.Kept`.
     """
 
@@ -93,6 +93,7 @@ class Walk(NamedTuple):
     seen: Float[Array, "b l"]
     block: Int[Array, "b"]
     count: Int[Array, "b"]
+    made: Int[Array, "b"]
     kept: Kept | None = None
 
 
@@ -102,8 +103,9 @@ class Look(NamedTuple):
     Attributes:
       tokens: int32 [B, L], the most probable ones; confidence: their probabilities.
       features: float32 [B, L, 8]: the four largest probabilities, the entropy of these four
-        (renormalised) over log 4, the first minus the second, t, and step / (T - 1) in the block.
-      calls: int32 [B], T, the network calls of the block that each row is in.
+        (renormalised) over log 4, the first minus the second, t, and rho = step / (T - 1), the
+        calls that the row has had over those that it may have in all its blocks.
+      calls: int32 [B], the network calls of the block that each row is in.
       active: positions of the block that the row is in, but for given ones; none of a row that is
         done. All others stay as they are.
       kept: of the walk after this call.
@@ -142,7 +144,7 @@ def features(top: Float[Array, "b l k"], t: Float[Array, "b l"], share: Float[Ar
 
     Args:
       top: the four largest probabilities, falling; t: progress.
-      share: step / (T - 1) of each row.
+      share: rho of each row.
     """
     four = top / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), 1e-30)
     entropy = -jnp.sum(four * jnp.log(jnp.maximum(four, 1e-30)), axis=-1) / jnp.log(float(_TOP))
@@ -214,7 +216,7 @@ def decoder(
         top = call.spread(top, jnp.zeros((rows, length, _TOP)))
         active = free & (plan.place == walk.block[:, None])
         _, calls = plan.span(walk.block)
-        seen = features(top, walk.t, walk.count / jnp.maximum(calls - 1, 1))
+        seen = features(top, walk.t, walk.made / jnp.maximum(plan.ends[:, -1] - 1, 1))
         confidence = jnp.where(free, confidence, 1.0)
         return Look(tokens, confidence, seen, active, calls, call.kept)
 
@@ -226,12 +228,13 @@ def decoder(
         y = jnp.where(left[..., None], embedded(net, params, walk.tokens), walk.y)
         block = block_of(t)
         count = jnp.where(block == walk.block, walk.count + 1, 0)
-        return walk._replace(y=y, t=t, block=block, count=count, kept=look.kept)
+        made = walk.made + (walk.block < plan.blocks)
+        return walk._replace(y=y, t=t, block=block, count=count, made=made, kept=look.kept)
 
     t = jnp.where(free, 0.0, 1.0)
     y = jnp.where(free[..., None], anchor, embedded(net, params, given.tokens))
     zeros = jnp.zeros(rows, jnp.int32)
-    start = Walk(y, t, given.tokens, t, t, block_of(t), zeros, asked.start(y))
+    start = Walk(y, t, given.tokens, t, t, block_of(t), zeros, zeros, asked.start(y))
     return Decoder(start, look, advance, lambda walk: walk.block < plan.blocks)
 
 
@@ -247,7 +250,8 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: int32 [B, L]; reached: float32 [B, L], see `Walk`; calls: int32 [B], of each row.
-      features: float32 [K, B, L, 8]; moves: bool [K, B, L], where the step size mattered.
+      features: float32 [K, B, L, 8]; moves: bool [K, B, L], where the step size mattered: nowhere
+        in calls that were not made.
       acts: what the actor said of each step, leaves [K, ...].
     """
 
@@ -269,7 +273,7 @@ def rollout(
     given: Given,
     **settings: Any,
 ) -> Rollout:
-    """Decodes with step sizes that are drawn, all K calls in one loop.
+    """Decodes with step sizes that are drawn, its K calls in one loop, which ends with the rows.
 
     Args:
       key: of the draws.
@@ -278,16 +282,23 @@ def rollout(
     """
     made = decoder(net, params, steps=steps, given=given, **settings)
 
-    def body(walk: Walk, k):
+    def step(walk: Walk, k):
         look = made.look(walk)
         a, acts = act(jax.random.fold_in(key, k), look.features)
-        kept = (look.features, look.moves(walk), made.going(walk), acts)
-        return made.advance(walk, look, a), kept
+        return made.advance(walk, look, a), (look.features, look.moves(walk), acts)
 
-    index = jnp.arange(most_calls(steps, given.mask.shape[1]))
-    walk, (seen, moves, going, acts) = jax.lax.scan(body, made.start, index)
-    calls = jnp.sum(going.astype(jnp.int32), axis=0)
-    return Rollout(walk.tokens, walk.reached, calls, seen, moves, acts)
+    def body(state):
+        walk, k, kept = state
+        after, now = step(walk, k)
+        return after, k + 1, jax.tree.map(lambda all, x: all.at[k].set(x), kept, now)
+
+    most = most_calls(steps, given.mask.shape[1])
+    forms = jax.eval_shape(step, made.start, jnp.int32(0))[1]
+    kept = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), forms)
+    unfinished = lambda state: (state[1] < most) & jnp.any(made.going(state[0]))
+    state = jax.lax.while_loop(unfinished, body, (made.start, jnp.int32(0), kept))
+    walk, _, (seen, moves, acts) = state
+    return Rollout(walk.tokens, walk.reached, walk.made, seen, moves, acts)
 
 
 def sample_x_prediction(

@@ -34,7 +34,7 @@ from flm_jax.core.types import Config, Key, Params
 from flm_jax.data.tasks.base import Task
 from flm_jax.distributed import sharding
 from flm_jax.inference import engine, task_problems
-from flm_jax.inference.step_policy import StepPolicy, step_policy_config
+from flm_jax.inference.step_policy import OLDER, StepPolicy, step_policy_config
 from flm_jax.losses.base import Objective
 from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_rewards
 from flm_jax.models import step_policy
@@ -68,7 +68,9 @@ def policy_loss(
     clip: float,
 ):
     """`clipped_loss` of a policy's parameters."""
-    log_probs = step_policy.log_prob(made.law(params, actions.features), actions.drawn)
+    # Of calls that were not made nothing was drawn: any number of finite density will do.
+    drawn = jnp.where(actions.counted, actions.drawn, 0.5)
+    log_probs = step_policy.log_prob(made.law(params, actions.features), drawn)
     return clipped_loss(log_probs, actions.log_probs, advantages, actions.counted, clip)
 
 
@@ -262,6 +264,7 @@ def _check_workdir(workdir: str, config: Config) -> Config | None:
     saved = read_config(workdir)
     # Of an older version, the warm-up's first step was what is now its default.
     saved = saved | {"optim": {"first_step": "still"} | saved.get("optim", {})}
+    saved = saved | {"policy": OLDER | saved.get("policy", {})}
     changed = [key for key in config if key not in _FREE and saved.get(key) != config[key]]
     require(
         not changed,

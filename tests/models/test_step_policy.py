@@ -62,6 +62,27 @@ def test_laws_stay_in_their_ranges_and_start_where_told():
         assert (total > 1.99).all() and (total < 50.01).all()
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_two_heads_read_an_encoder(layers):
+    """Against the same in NumPy; of older policies the encoder had one layer."""
+    made = step_policy.policy(PolicyConfig(hidden=5, layers=layers))
+    fresh = made.init(jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(fresh)) == 45 + 30 * (layers - 1) + 12
+    wild = jax.tree.map(lambda x: x + 0.3 * np.cos(np.arange(x.size)).reshape(x.shape), fresh)
+    features = np.random.default_rng(0).random((7, 8))
+    seen = features
+    for name in ("hidden", "second")[:layers]:
+        seen = seen @ np.asarray(wild[name]["kernel"]) + np.asarray(wild[name]["bias"])
+        seen = seen / (1 + np.exp(-seen))
+    f, g = (seen @ np.asarray(wild["out"]["kernel"]) + np.asarray(wild["out"]["bias"])).T
+    law = made.law(wild, jnp.asarray(features, jnp.float32))
+    total = law.alpha + law.beta
+    np.testing.assert_allclose(total, 2 + 48 / (1 + np.exp(-g)), rtol=1e-5)
+    share = (np.log(0.5 * 256) / np.log(256) - 0.05) / 0.9  # where a fresh policy starts
+    mean = 0.05 + 0.9 / (1 + (1 / share - 1) * np.exp(-f))
+    np.testing.assert_allclose(law.alpha / total, mean, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "values, message",
     [

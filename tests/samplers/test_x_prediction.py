@@ -254,12 +254,24 @@ def test_features_of_a_look():
     net = oracle([0.6, 0.92])
     how = {"given": nothing_given(1, 2), "how": XPredictionConfig(), "time_conditioning": False}
     made = x_prediction.decoder(net, {}, steps=5, **how)
-    look = jax.jit(lambda: made.look(made.start._replace(count=jnp.array([2]))))()
+    look = jax.jit(lambda: made.look(made.start._replace(made=jnp.array([2]))))()
     four = np.array([0.6, 0.1, 0.1, 0.1])
     np.testing.assert_allclose(look.features[0, 0, :4], four, rtol=1e-5)
     q = four / four.sum()
     want = [-(q * np.log(q)).sum() / np.log(4), 0.5, 0.0, 0.5]
     np.testing.assert_allclose(look.features[0, 0, 4:], want, rtol=1e-5, atol=1e-7)
+
+
+def test_rho_is_of_the_whole_budget():
+    """Two blocks of two calls, of a row whose last position is given: rho does not begin anew."""
+    given = Given(jnp.zeros((2, 4), jnp.int32), jnp.array([[False] * 4, [False] * 3 + [True]]))
+    how = XPredictionConfig(step_size=1 / 256, hard_commit=False, block_length=2)
+    act = lambda key, seen: (jnp.full((2, 4), 1 / 256), seen[:, 0, 7])
+    more = dict(steps=4, given=given, how=how, time_conditioning=False)
+    roll = lambda: x_prediction.rollout(jax.random.key(0), oracle([0.9] * 4), {}, act, **more)
+    found = jax.jit(roll)()
+    np.testing.assert_allclose(found.acts[:, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+    assert found.calls.tolist() == [4, 4] and (found.acts[:, 0] == found.acts[:, 1]).all()
 
 
 def test_the_calls_of_a_block_end_it():

@@ -66,6 +66,30 @@ def test_a_rollout_of_fixed_steps_is_the_sampler():
     np.testing.assert_allclose(rolled.reached[:, 1:], 1 - 0.6**3, rtol=1e-5)
 
 
+def test_calls_that_were_not_made_teach_nothing():
+    """All is written in two calls of five; updates are as if there were no more."""
+    made, updates = step_policy.policy(POLICY), []
+    params = made.init(jax.random.key(0))
+    given = Given(jnp.zeros((4, 4), jnp.int32), jnp.arange(4)[None] >= jnp.array([[2]] * 4))
+    for calls in (2, 5):
+        act = policy_trainer.actor(StepPolicy(POLICY, made, params))
+        more = dict(steps=calls, given=given, how=XPredictionConfig(), time_conditioning=False)
+
+        @jax.jit
+        def grads(key, act=act, more=more):
+            rolled = x_prediction.rollout(key, oracle(), {}, act, **more)
+            seen = rolled.features.at[..., 7].set(0.0)  # rho alone is of the budget
+            actions = Actions(seen, *rolled.acts, rolled.moves)
+            loss = lambda p: policy_trainer.policy_loss(p, made, actions, jnp.ones((4, 4)), 0.2)
+            return jax.grad(loss, has_aux=True)(params)[0], rolled.calls, rolled.moves
+
+        found, used, moves = grads(jax.random.key(0))
+        assert used.tolist() == [2] * 4 and not moves[2:].any()
+        updates.append(found)
+    for a, b in zip(*map(jax.tree.leaves, updates)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_rewarded_progress_makes_steps_longer():
     """The whole chain: rollouts, rewards of tokens, updates; nothing else is rewarded."""
     made, cfg = step_policy.policy(POLICY), POLICY
