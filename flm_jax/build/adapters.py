@@ -43,9 +43,8 @@ def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
             whole = "head" in trained_params(config, params)
             return mlfm.state_dict_from_params(params, cfg, sizes.heads, sizes.groups, whole)
         params, rest = merged(params, cfg)
-    if sizes.experts:
-        return llada2.state_dict_from_params(params, sizes.heads, sizes.groups)
-    state = state_dict_from_params(params, sizes.heads, sizes.groups)
+    write = llada2.state_dict_from_params if sizes.experts else state_dict_from_params
+    state = write(params, sizes.heads, sizes.groups)
     return state | {f"adapters.{name}": np.asarray(x) for name, x in named(rest).items()}
 
 

@@ -60,10 +60,11 @@ class _Trunk(nnx.Module):
             rngs=rngs,
         )
         if cfg.adapters:
-            self.lora = lora.HeadLowRank(dim, cfg.vocab_size, cfg.adapters, rngs)
+            if cfg.adapters.head_rank:
+                self.lora = lora.HeadLowRank(dim, cfg.vocab_size, cfg.adapters, rngs)
             if cfg.adapters.trunk_time:
                 self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
-            if cfg.adapters.final_norm:
+            if cfg.adapters.trunk_time and cfg.adapters.final_norm:
                 self.modulation = modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
 
 
@@ -95,10 +96,6 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
     )
     if cfg.experts:
         check_experts(cfg.experts, cfg.depth)
-        require(
-            cfg.adapters is None,
-            "config.adapters.base is a mixture of experts; adapters are for a llama without.",
-        )
     check_transformer(cfg, plan, cfg.block_length)
 
 
@@ -220,8 +217,8 @@ def _stacks(cfg: LlamaConfig) -> dict[str, _Stack]:
 
 
 def _times(cfg: LlamaConfig, trunk: nnx.Module, told, s: Times):
-    """What the blocks' modulation reads, and the embedding of times; None each without adapters."""
-    if not cfg.adapters:
+    """What the blocks' modulation reads, and the embedding of times; None each without."""
+    if not (cfg.adapters and cfg.adapters.timed):
         return None, None
     times = s if s.ndim == 2 else s[:, None]
     times = times if told is None else told(times)
@@ -236,14 +233,14 @@ def _angles(cfg: LlamaConfig, length: int) -> tuple[jax.Array, jax.Array]:
 def _finished(cfg: LlamaConfig, trunk: nnx.Module, x_BLD: jax.Array, embedded) -> jax.Array:
     """The last hidden states, normalised."""
     x_BLD = trunk.norm(x_BLD)
-    if cfg.adapters and cfg.adapters.final_norm:
+    if cfg.adapters and cfg.adapters.trunk_time and cfg.adapters.final_norm:
         x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(embedded), 2, axis=-1))
     return x_BLD.astype(jnp.dtype(cfg.dtype))
 
 
 def _readout(cfg: LlamaConfig, params: Params) -> tuple[jax.Array, jax.Array]:
     kernel = params["head"]["kernel"]
-    if cfg.adapters:
+    if cfg.adapters and cfg.adapters.head_rank:
         low = params["lora"]["head"]
         scale = cfg.adapters.head_alpha / cfg.adapters.head_rank
         update = jnp.matmul(low["a"]["kernel"], low["b"]["kernel"])

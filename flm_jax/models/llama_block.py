@@ -127,11 +127,12 @@ class Block(nnx.Module):
         if experts:
             self.experts = Experts(experts, cfg.dim, small, dtype, param_dtype, rngs)
         if cfg.adapters:
-            self.lora = lora.LowRanks(cfg.matrices, cfg.adapters, dtype, rngs)
-            if not cfg.adapters.shared_time:
+            self.lora = lora.LowRanks(matrices, cfg.adapters, dtype, rngs)
+            if cfg.adapters.block_time:
                 self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
-            outputs = cfg.adapters.parts * cfg.dim
-            self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
+            if cfg.adapters.timed:
+                outputs = cfg.adapters.parts * cfg.dim
+                self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
 
     def __call__(self, x_BLD, times, angles, attend: Attend, key: Key | None):
         """The residual stream [B, L, D] behind the block, and what `attend` keeps.
@@ -155,7 +156,7 @@ class Block(nnx.Module):
             return outs
 
         first = second = lora.Condition()
-        if cfg.adapters:
+        if cfg.adapters and cfg.adapters.timed:
             embedded = times if cfg.adapters.shared_time else jax.nn.silu(self.time(times))
             first, second = lora.conditions(self.modulation(embedded), cfg.adapters)
         norm1 = first.shifted(self.norm1(x_BLD).astype(dtype))

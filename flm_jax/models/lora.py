@@ -4,7 +4,8 @@ Source: arXiv 2106.09685 (LoRA: W x + alpha / r B A x) and adaLN's shifts, scale
 2212.09748), as arXiv 2606.27617 adapts a masked diffusion model. B and the maps to shifts, scales
 and gates start at zero, and a branch is multiplied by 1 + gate, so that a fresh adapted network
 computes exactly what its base does. The defaults are those of that paper's released code; where
-its text differs, settings say so.
+its text differs, settings say so. In a mixture of experts the matrices that every token passes are
+adapted, those of the shared experts among them, and neither routed experts nor routers.
 
 In the tree of parameters everything that belongs to adapters lies under the names of `NAMES`, at
 the top or in the blocks; `split` and `join` go by these names.
@@ -23,10 +24,11 @@ from flm_jax.core.types import Key, Params
 from flm_jax.models.layers import dropout, modulate
 
 NAMES = ("time", "modulation", "lora")
+STACKS = ("dense_blocks", "blocks")  # of blocks, as far as a network has them
 QKV = ("q", "k", "v")
 _FUSED = "qkv"  # name of the LoRA that these three share
 # What the time embedding reads.
-TIMES = ("gamma", "t", "progress")
+TIMES = ("gamma", "t", "progress", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class AdapterConfig:
 
     rank: int = setting(256, "rank of LoRA on attention and MLP", range="[1, inf)")
     alpha: float = setting(512.0, "scale of that LoRA times its rank")
-    head_rank: int = setting(256, "rank of LoRA on the output head", range="[1, inf)")
+    head_rank: int = setting(256, "rank of LoRA on the output head; 0 for none", range="[0, inf)")
     head_alpha: float = setting(256.0, "scale of that LoRA times its rank")
     dropout: float = setting(
         0.05, "dropout rate on the input of LoRA in the blocks; the head has none", range="[0, 1)"
@@ -54,7 +56,8 @@ class AdapterConfig:
     time: str = setting(
         "gamma",
         "what the time embedding is told: gamma = log noise over signal (of flows that have it; "
-        "else the progress), t of the flow's path (the paper's text), or the progress in [0, 1]",
+        "else the progress), t of the flow's path (the paper's text), or the progress in [0, 1]; "
+        "none for LoRA alone, without time conditioning",
         choices=TIMES,
     )
     fused_qkv: bool = setting(
@@ -85,9 +88,19 @@ class AdapterConfig:
         return 6 if self.gates else 4
 
     @property
+    def timed(self) -> bool:
+        """Whether there is time conditioning."""
+        return self.time != "none"
+
+    @property
+    def block_time(self) -> bool:
+        """Whether each block has a time embedding of its own."""
+        return self.timed and not self.shared_time
+
+    @property
     def trunk_time(self) -> bool:
         """Whether there is a time embedding besides those of the blocks."""
-        return self.shared_time or self.final_norm
+        return self.timed and (self.shared_time or self.final_norm)
 
 
 class Condition(NamedTuple):
@@ -183,17 +196,25 @@ class HeadLowRank(nnx.Module):
 
 def split(params: Params) -> tuple[Params, Params]:
     """Parameters of an adapted network as (base, adapters)."""
-    blocks = params["blocks"]
     base = {k: v for k, v in params.items() if k not in NAMES}
     adapters = {k: v for k, v in params.items() if k in NAMES}
-    base["blocks"] = {k: v for k, v in blocks.items() if k not in NAMES}
-    adapters["blocks"] = {k: v for k, v in blocks.items() if k in NAMES}
+    for stack in _stacks(params):
+        blocks = params[stack]
+        base[stack] = {k: v for k, v in blocks.items() if k not in NAMES}
+        adapters[stack] = {k: v for k, v in blocks.items() if k in NAMES}
     return base, adapters
+
+
+def _stacks(*params: Params) -> list[str]:
+    return [stack for stack in STACKS if any(stack in some for some in params)]
 
 
 def join(base: Params, adapters: Params) -> Params:
     """The inverse of `split`."""
-    return base | adapters | {"blocks": base["blocks"] | adapters["blocks"]}
+    blocks = {
+        stack: base.get(stack, {}) | adapters.get(stack, {}) for stack in _stacks(base, adapters)
+    }
+    return base | adapters | blocks
 
 
 def merged(params: Params, cfg: AdapterConfig) -> tuple[Params, Params]:
@@ -216,11 +237,14 @@ def merged(params: Params, cfg: AdapterConfig) -> tuple[Params, Params]:
 
         return weights | {name: {"kernel": one(weights[name]["kernel"], name)} for name in low}
 
-    inner = adapters["blocks"]
-    blocks = add(base["blocks"], _apart(inner["lora"], base["blocks"]), cfg.alpha / cfg.rank)
-    base = add(base, adapters["lora"], cfg.head_alpha / cfg.head_rank) | {"blocks": blocks}
-    rest = {k: v for k, v in adapters.items() if k not in ("lora", "blocks")}
-    return base, rest | {"blocks": {k: v for k, v in inner.items() if k != "lora"}}
+    if cfg.head_rank:
+        base = add(base, adapters["lora"], cfg.head_alpha / cfg.head_rank)
+    rest = {k: v for k, v in adapters.items() if k not in ("lora", *STACKS)}
+    for stack in _stacks(base):
+        blocks, inner = base[stack], adapters[stack]
+        base |= {stack: add(blocks, _apart(inner["lora"], blocks), cfg.alpha / cfg.rank)}
+        rest[stack] = {k: v for k, v in inner.items() if k != "lora"}
+    return base, rest
 
 
 def _apart(low: Params, blocks: Params) -> Params:

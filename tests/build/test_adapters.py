@@ -9,6 +9,7 @@ import pytest
 from flm_jax.build.adapters import exported_tensors
 from flm_jax.build.export import save_model
 from flm_jax.build.load import load_model
+from flm_jax.build.model import abstract_params, make_network
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose, settings
@@ -20,6 +21,7 @@ from flm_jax.profiling import flops, plan
 from flm_jax.training import trainer
 from flm_jax.training.schedule_log import read_schedule
 from flm_jax.training.trainer import train_run
+from helpers.llada2 import MIXTURE
 from helpers.runs import changed
 
 
@@ -104,6 +106,31 @@ def test_adapters_of_another_objective_are_exported_merged(adapted):
     aligned |= {group: model.config[group] for group in ("model", "adapters")}
     names = exported_tensors(aligned, model.params).keys()
     assert "transformer.h.0.attn.attn.weight" in names and not any("lora" in n for n in names)
+
+
+@pytest.mark.parametrize("time", ["none", "progress"])
+def test_adapters_of_a_mixture_are_exported_merged(time):
+    values = {
+        "model.qk_norm": True,
+        "model.mask_id": 3,
+        "model.vocab_size": 12,
+        "model.depth": 2,
+        "model.experts": vars(MIXTURE),
+        "adapters.time": time,
+        "adapters.head_rank": 0,
+        "adapters.base": "elsewhere",
+    }
+    config = check(tiny(**{"objective.name": "alignment"} | values))
+    net = make_network(config)
+    ones = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), abstract_params(net))
+    state = exported_tensors(config, ones)
+    own = {name for name in state if name.startswith("adapters.")}
+    assert bool(own) == (time != "none") and not any("lora" in name for name in state)
+    # Of B A all entries are rank x 0.01, times alpha / rank.
+    shift = 4 * 0.01 * config["adapters"]["alpha"] / 4
+    for name in ("attention.dense", "mlp.shared_experts.down_proj", "mlp.experts.1.up_proj"):
+        more = 0.0 if ".experts." in name else shift
+        np.testing.assert_allclose(state[f"model.layers.1.{name}.weight"], 0.1 + more, rtol=1e-5)
 
 
 def test_a_restart_between_refits_changes_no_bit(base, adapted, tmp_path):
@@ -198,6 +225,7 @@ def test_plans_count_what_runs(steps):
         ({"flow.law.uniform": 0.9}, "more than 1 together"),
         ({"adapters.rank": 0}, "config.adapters.rank is 0"),
         ({"adapters.base_lr": -1.0}, "config.adapters.base_lr is -1"),
+        ({"adapters.time": "none"}, "expected gamma, t or progress: a masked flow"),
         ({"data.task": "arithmetic1", "model.length": 6}, "was trained for 2 tokens"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from flm_jax.models.llama import llama
 from flm_jax.models.lora import AdapterConfig, adapted_shapes, join, merged, split
+from helpers.llada2 import MIXTURE
 from helpers.llama import CONFIG, logits
 
 ADAPTERS = AdapterConfig(4, 8.0, 3, 3.0, 0.1, 6)
@@ -132,3 +133,39 @@ def test_merging_gives_the_same_function(form):
     del want["lora"]
     assert jax.tree.structure(rest) == jax.tree.structure(want)
     np.testing.assert_allclose(logits(BASE, base), logits(NETS[form], params), atol=2e-4)
+
+
+# LoRA alone, of a mixture of experts: as it is aligned for decoding as a flow.
+PLAIN = dataclasses.replace(ADAPTERS, head_rank=0, time="none", fused_qkv=False)
+MIXED = dataclasses.replace(CONFIG, experts=MIXTURE)
+
+
+@pytest.mark.parametrize("adapters", [PLAIN, ADAPTERS], ids=["plain", "code"])
+def test_a_mixture_is_adapted_where_every_token_passes(adapters):
+    base, net = llama(MIXED), llama(dataclasses.replace(MIXED, adapters=adapters))
+    params = base.init(jax.random.key(3))
+    fresh = join(params, split(net.init(jax.random.key(4)))[1])
+    before = logits(base, params)
+    np.testing.assert_array_equal(logits(net, fresh, 0.7), before)
+    own = split(random_like(net))[1]
+    timed = {"modulation", "time"} if adapters.timed else set()
+    names = set(adapted_shapes(MIXED.matrices, adapters))
+    for stack in ("dense_blocks", "blocks"):
+        assert set(own[stack]) == {"lora"} | timed and set(own[stack]["lora"]) == names
+    assert own["blocks"]["lora"]["up"]["b"]["kernel"].shape[-1] == MIXTURE.shared_hidden
+    assert ("lora" in own) == bool(adapters.head_rank)
+    params = join(params, own)
+    wanted = logits(net, params)
+    still = [p for p, _ in jax.tree_util.tree_leaves_with_path(own) if "lora" in str(p)]
+    for path in still:
+        nudge = lambda p, x, path=path: x + 0.1 if p == path else x
+        changed = jax.tree_util.tree_map_with_path(nudge, params)
+        assert np.abs(logits(net, changed) - wanted).max() > 1e-5, path
+    if adapters.timed:
+        return
+    np.testing.assert_array_equal(logits(net, params, 0.2), wanted)
+    whole, rest = merged(params, adapters)
+    assert not jax.tree.leaves(rest)
+    # Experts are chosen by scores that differ in their last digits: few tokens may change theirs.
+    gap = np.abs(logits(base, whole) - wanted).max(axis=-1)
+    assert np.median(gap) < 2e-4

@@ -29,6 +29,11 @@ def masked_flow_objective(
         "objective masked_flow trains adapters; set config.adapters.base to the workdir of a "
         "masked diffusion model (config.model.name llama, objective masked_diffusion).",
     )
+    require(
+        config["adapters"]["time"] != "none",
+        "config.adapters.time is 'none'; expected gamma, t or progress: a masked flow must be told "
+        "how noisy its states are.",
+    )
     cfg = bridge_config(config)
     if config["data"]["chat"] and config["data"]["padding"] == "answer" and not cfg.hide_special:
         logging.warning(
