@@ -45,6 +45,9 @@ _OLDER_LAW = {
 # What sampling of masked flows was before its settings said it.
 _OLDER_STEPS = {"spacing": "uniform", "last_call": False, "reuse": True, "temperature": 0.0}
 
+# What posterior refinement was before its settings said how it spreads positions over rounds.
+_OLDER_REFINEMENT = {"spread": "even", "threshold": 1.0}
+
 # What data of exchanges were before their settings said it.
 _OLDER_DATA = {"padding": "ignored", "too_long": "cut"}
 
@@ -104,6 +107,8 @@ def upgrade(config: Config) -> Config:
     sampler = config.get("sampler", {"name": samplers_of(name)[0]})
     if sampler["name"] == "masked_flow" and "spacing" not in sampler:
         sampler = _OLDER_STEPS | sampler
+    if sampler["name"] == "posterior_refinement" and "spread" not in sampler:
+        sampler = _OLDER_REFINEMENT | sampler
     now["sampler"] = _named("sampler", sampler)
     for group, cls in GROUPS.items():
         now[group] = _completed(config.get(group, {}), defaults(group), settings_of(cls))

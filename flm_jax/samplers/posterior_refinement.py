@@ -1,9 +1,9 @@
 """Posterior refinement of an any-order flow map (arXiv 2606.24773).
 
-Each call predicts all positions at once, jointly, by a jump X_0t from fresh noise (t = 1) with
-the written tokens as clean context (per-token times s in {0, 1}); some predictions are written, the
-rest is noised again. Two positions written by one call were predicted from one noise, so they fit
-each other as far as the flow map is right; masked diffusion would draw them independently.
+Each round predicts all positions at once, jointly, by a flow map from noise to t = 1 with the
+written tokens as clean context (per-token times s in {0, 1}); some predictions are written, the
+rest starts from noise again. Two positions written by one round were predicted from one noise, so
+they fit each other as far as the flow map is right; masked diffusion would draw them independently.
 """
 
 import dataclasses
@@ -19,10 +19,13 @@ from flm_jax.core.types import Key, Params
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.masking import highest
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
+from flm_jax.samplers.euler import carry
 from flm_jax.samplers.guidance import plain
-from flm_jax.samplers.unmasking import Partial, even_share, reveal_in_steps
+from flm_jax.samplers.unmasking import Partial, Seen, even_share, reveal_in_steps
 
 BUDGETS = ("topk", "uniform")
+SPREADS = ("remaining", "even")
+NOISES = ("fresh", "kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,28 +34,63 @@ class PosteriorRefinementConfig(SamplerConfig):
 
     budget: str = setting(
         "topk",
-        "positions that a call writes: topk (the most probable predictions) or uniform (random)",
+        "positions that a round writes: topk (the most probable predictions) or uniform (random)",
         choices=BUDGETS,
     )
+    spread: str = setting(
+        "remaining",
+        "how many a round writes: remaining (what is left, spread over the rounds left) or even "
+        "(what there is at first, spread over all rounds, however many the threshold wrote)",
+        choices=SPREADS,
+    )
+    tokens: int = setting(
+        0,
+        "positions that each round writes in place of the spread, the last one what is left; 0 for "
+        "the spread",
+        range="[0, inf)",
+    )
     threshold: float = setting(
-        1.0,
-        "probability above which predictions are written beyond the budget; 1 for none",
+        0.9,
+        "probability from which predictions are written beyond the budget; 1 for none",
         range="[0, 1]",
+    )
+    noise: str = setting(
+        "fresh",
+        "noise that the positions not yet written start from: fresh in each round, or kept",
+        choices=NOISES,
+    )
+    flow_steps: int = setting(
+        1, "jumps of the flow map in a round, each a network call", range="[1, inf)"
     )
     until: float = setting(
         1.0,
-        "clock time at which each jump ends; 1 for joint samples, 0 for the most probable tokens",
+        "clock time at which each jump ends; 1 for joint samples, 0 for the most probable tokens; "
+        "with one jump a round",
         range="[0, 1]",
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.until == 1.0 or self.flow_steps == 1,
+            f"sampler.until is {self.until} with flow_steps={self.flow_steps}; several jumps of a "
+            "round end at 1: expected one of them at its default.",
+        )
 
-def check_any_order(cfg: Any, net: Network, steps: int, objective: Any) -> None:
-    """Refuses a flow map that was not trained with random clean context."""
-    del cfg, steps
+
+def check_any_order(
+    cfg: PosteriorRefinementConfig, net: Network, steps: int, objective: Any
+) -> None:
+    """Refuses a flow map that was not trained with random clean context, and parts of rounds."""
     require(
         net.two_time and objective.context > 0.0,
         "sampler posterior_refinement needs a flow map trained with random clean context; train it "
         "with config.model.two_time = True and config.objective.context > 0.",
+    )
+    require(
+        steps % cfg.flow_steps == 0,
+        f"got steps={steps} network calls in rounds of flow_steps={cfg.flow_steps}; expected a "
+        f"multiple, such as steps={-(-steps // cfg.flow_steps) * cfg.flow_steps}.",
     )
 
 
@@ -70,8 +108,7 @@ def sample(
 ) -> Samples:
     """`sample_refined` as `samplers.registry.Sampler` has it."""
     del extra, unused
-    how = {"budget": cfg.budget, "threshold": cfg.threshold, "until": cfg.until}
-    return sample_refined(key, net, params, flow=flow, steps=steps, given=given, **how)
+    return sample_refined(key, net, params, flow=flow, steps=steps, given=given, cfg=cfg)
 
 
 def sample_refined(
@@ -82,49 +119,93 @@ def sample_refined(
     flow: Flow,
     steps: int,
     given: Given,
-    budget: str,
-    threshold: float,
-    until: float,
+    cfg: PosteriorRefinementConfig,
 ) -> Samples:
-    """Writes L positions in at most `steps` network calls, the free ones of a row spread evenly.
+    """Writes L positions in K / n rounds of n network calls each.
+
+    A round r of R writes, of the u positions of a row that are not yet written, the most probable
+    ceil(u / (R - r)), and all whose predicted token has probability `threshold` or more (arXiv
+    2606.24773, as its authors' code has it). The last round writes what is left.
 
     Args:
-      key: the first call's noise is that of `sample_euler` with this key; with steps = 1 so are
-        the samples of its one step.
+      key: the first round's noise is that of `sample_euler` with this key; with one round so are
+        the samples of its n steps.
       net: an any-order flow map (two times).
       flow: the flow that it maps.
-      steps: K >= 1, static. With K at least the number of free positions each call writes one.
+      steps: K >= 1, a multiple of n = cfg.flow_steps; static. With a round for each free position,
+        or more, each writes one.
       given: prescribed tokens, clean context from the start and never changed.
-      budget: which positions a call writes: "topk", those with the largest probability of their
-        predicted token; "uniform", random ones, which favours no token over another.
-      threshold: predictions of more than this probability are written as well, beyond the budget;
-        1 for none. A row then ends early; calls that find nothing left to write are not made.
-      until: clock time in [0, 1] that each jump ends at; its denoiser delta_0,until is read out. 1
-        for the tokens that the noise leads to, which fit each other; 0 for the most probable token
-        of each position by itself, whatever the noise, with its probability as confidence.
+      cfg: `budget`, which positions a round writes: "topk", those with the largest probability of
+        their predicted token; "uniform", random ones, which favours no token over another.
+        `spread` and `tokens`, how many. `threshold`, as above; a row then ends early, and calls
+        that find nothing left to write are not made. `noise`: "kept" keeps that of the first round.
+        `until`: clock time in [0, 1] that each jump ends at; its denoiser delta_0,until is read
+        out. 1 for the tokens that the noise leads to, which fit each other; 0 for the most probable
+        token of each position by itself, whatever the noise, with its probability as confidence.
 
     Returns:
-      Samples; calls counts the network calls that were made for the batch.
+      Samples, read out after each round; calls counts the network calls that were made for the
+      batch.
     """
+    rounds = steps // cfg.flow_steps
     total = jnp.sum(~given.mask, axis=1)
 
     def predict(partial: Partial, k):
-        # The first noise is that of the plain sampler: one call of either gives the same tokens.
-        now = jnp.where(k == 0, key, jax.random.fold_in(key, k))
-        denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
-        xi, zero = denoiser.noise(now), jnp.zeros(())
-        seen = denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + until))[2]
-        return seen, None
+        # The first noise is that of the plain sampler: one round of either gives the same tokens.
+        now = key if cfg.noise == "kept" else jnp.where(k == 0, key, jax.random.fold_in(key, k))
+        return _predicted(now, net, params, flow, cfg, partial), None
 
     def plan(partial: Partial, k):
-        count = even_share(total, steps, k)
-        order_key = jax.random.fold_in(jax.random.fold_in(key, steps), k)
+        count = tokens_of_round(cfg, jnp.sum(partial.masked, axis=1), total, rounds, k)
+        order_key = jax.random.fold_in(jax.random.fold_in(key, rounds), k)
         return jnp.any(partial.masked & (count > 0)[:, None]), (count, order_key)
 
     def reveal(partial: Partial, confidence, details):
         count, order_key = details
         random = jax.random.uniform(order_key, confidence.shape)
-        chosen = highest(confidence if budget == "topk" else random, partial.masked, count)
-        return chosen | (confidence > threshold)
+        scores = confidence if cfg.budget == "topk" else random
+        chosen = highest(scores, partial.masked, count)
+        return chosen | (confidence >= cfg.threshold) if cfg.threshold < 1.0 else chosen
 
-    return reveal_in_steps(given, steps, predict, plan, reveal)
+    found = reveal_in_steps(given, rounds, predict, plan, reveal)
+    calls = jnp.asarray(found.calls) * cfg.flow_steps
+    return found._replace(calls=calls)
+
+
+def _predicted(
+    key: Key,
+    net: Network,
+    params: Params,
+    flow: Flow,
+    cfg: PosteriorRefinementConfig,
+    partial: Partial,
+) -> Seen:
+    """What a round makes of the noise of `key` where nothing is written: (tokens, confidence)."""
+    denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
+    xi = denoiser.noise(key)
+    if cfg.flow_steps > 1:
+        found = carry(key, xi, denoiser, flow=flow, steps=cfg.flow_steps)
+        return found.tokens, found.steps_confidence[-1]
+    zero = jnp.zeros(())
+    return denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + cfg.until))[2]
+
+
+def tokens_of_round(
+    cfg: PosteriorRefinementConfig,
+    left: jax.Array,
+    total: jax.Array,
+    rounds: int,
+    k: jax.Array,
+) -> jax.Array:
+    """Positions that a round writes of each row at least, int32 [B]; no more than are left count.
+
+    Args:
+      cfg: spread and tokens.
+      left: positions [B] that are not yet written; total: those there were at first.
+      rounds: R; k: the round, from 0.
+    """
+    if cfg.tokens:
+        return jnp.where(k == rounds - 1, left, cfg.tokens)
+    if cfg.spread == "even":
+        return even_share(total, rounds, k)
+    return -(-left // (rounds - k))

@@ -15,6 +15,7 @@ from flm_jax.build.model import make_network
 from flm_jax.build.sampler import choose_sampler
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
+from flm_jax.config.upgrade import upgrade
 from flm_jax.core.errors import UserError
 from flm_jax.core.network import Network
 from flm_jax.denoiser.forward import denoise
@@ -25,8 +26,9 @@ from flm_jax.samplers.posterior_refinement import (
     BUDGETS,
     PosteriorRefinementConfig,
     sample_refined,
+    tokens_of_round,
 )
-from helpers.networks import FLOW, LENGTH, ROWS, VOCAB, start, tiny_network
+from helpers.networks import FLOW, LENGTH, ROWS, VOCAB, denoiser, start, tiny_network
 from helpers.routes import FIRST, SIGN
 from helpers.runs import tiny_config
 
@@ -39,15 +41,19 @@ def any_order():
     return dataclasses.replace(net, any_order=True), params
 
 
+def settings(**changes):
+    return PosteriorRefinementConfig(**({"spread": "even", "threshold": 1.0} | changes))
+
+
 @functools.lru_cache
-def refined(steps, budget, threshold=1.0):
+def refined(steps, budget="topk", threshold=1.0, **more):
     net, _ = any_order()
-    how = {"steps": steps, "budget": budget, "threshold": threshold}
-    how |= {"until": 1.0, "flow": FLOW}
+    how = {"flow": FLOW, "steps": steps}
+    how["cfg"] = settings(budget=budget, threshold=threshold, **more)
     return jax.jit(lambda key, params, given: sample_refined(key, net, params, given=given, **how))
 
 
-TOPK = {"budget": "topk", "threshold": 1.0, "until": 1.0, "flow": FLOW}
+TOPK = {"flow": FLOW, "cfg": settings()}
 
 
 def infill(mask):
@@ -131,6 +137,82 @@ def test_threshold_keeps_sure_predictions_at_once():
     assert int(slow(KEY, params, given).calls) == 6
 
 
+def by_hand(rounds, given, cfg):
+    """The authors' rule round by round: tokens, network calls, positions that each round wrote."""
+    net, params = any_order()
+    table, written, tokens = net.table(params), np.asarray(given.mask), np.asarray(given.tokens)
+    calls, counts = 0, []
+    for r in range(rounds):
+        if written.all():
+            break
+        fresh = r > 0 and cfg.noise == "fresh"
+        y = start(jax.random.fold_in(KEY, r) if fresh else KEY, net, params, given)
+        for j in range(cfg.flow_steps):
+            s, t = (jnp.where(written, 1.0, (j + i) / cfg.flow_steps) for i in (0, 1))
+            y = jnp.where(written[..., None], table[tokens], y)
+            probs = jax.nn.softmax(denoiser(net)(params, y, s, t))
+            a, b = (FLOW.t(jnp.asarray((j + i) / cfg.flow_steps)) for i in (0, 1))
+            y = (1 - b) / (1 - a) * y + (b - a) / (1 - a) * (probs @ table)
+            calls += 1
+        confidence = np.where(written, -1.0, np.asarray(probs.max(-1)))
+        now = confidence >= cfg.threshold
+        for row, left in enumerate((~written).sum(axis=1)):
+            count = cfg.tokens or int(np.ceil(left / (rounds - r)))
+            best = np.argsort(-confidence[row])[: min(left, left if r == rounds - 1 else count)]
+            now[row, best] = True
+        tokens = np.where(now, np.asarray(probs.argmax(-1)), tokens)
+        counts.append(now.sum(axis=1))
+        written = written | now
+    return tokens, calls, np.array(counts)
+
+
+@pytest.mark.parametrize(
+    "rounds, changes",
+    [
+        (3, {"threshold": 0.29}),
+        (2, {"threshold": 1.0, "flow_steps": 3, "noise": "kept"}),
+        (3, {"threshold": 1.0, "tokens": 1}),
+    ],
+)
+def test_the_authors_rule_by_hand(rounds, changes):
+    """What is left is spread over the rounds left, sure ones on top; or a number a round."""
+    _, params = any_order()
+    cfg = PosteriorRefinementConfig(**changes)
+    given = infill(UNEVEN)
+    tokens, calls, counts = by_hand(rounds, given, cfg)
+    got = refined(rounds * cfg.flow_steps, **({"spread": "remaining"} | changes))(
+        KEY, params, given
+    )
+    np.testing.assert_array_equal(got.tokens, tokens)
+    assert int(got.calls) == calls
+    if changes["threshold"] < 1.0:
+        np.testing.assert_array_equal(counts, [[2, 3, 0], [3, 1, 0], [1, 0, 0]])  # not 2, 2, 2
+
+
+def test_how_many_a_round_writes():
+    """Of 20 positions 14 and 20 are written after the first round of four."""
+    left, total = jnp.array([6, 0, 20]), jnp.array([20, 20, 20])
+    for changes, want in (
+        ({}, ([2, 0, 7], [6, 0, 20])),
+        ({"spread": "even"}, ([5, 5, 5], [5, 5, 5])),
+        ({"tokens": 3}, ([3, 3, 3], [6, 0, 20])),
+    ):
+        cfg = PosteriorRefinementConfig(**changes)
+        for k, counts in zip((1, 3), want):
+            got = tokens_of_round(cfg, left, total, 4, jnp.int32(k))
+            np.testing.assert_array_equal(got, counts, err_msg=f"{changes} {k}")
+
+
+def test_the_rule_of_the_authors_is_the_default():
+    cfg = PosteriorRefinementConfig()
+    told = (cfg.spread, cfg.threshold, cfg.noise, cfg.tokens, cfg.flow_steps, cfg.until)
+    assert told == ("remaining", 0.9, "fresh", 0, 1, 1.0)
+    older = {"name": "posterior_refinement", "budget": "topk", "threshold": 1.0, "until": 0.0}
+    config = untrained(0.5).config | {"sampler": older}
+    new = upgrade(config)["sampler"]
+    assert (new["spread"], new["threshold"], new["until"]) == ("even", 1.0, 0.0)
+
+
 def imperfect(error):
     """An any-order flow map of the flow of two sequences; its table is the identity.
 
@@ -163,7 +245,7 @@ def test_refinement_mends_what_one_call_leaves_undecided(budget):
     draw = lambda steps: jax.jit(
         lambda key: (
             sample_refined(
-                key, net, {}, steps=steps, given=given, **(TOPK | {"budget": budget})
+                key, net, {}, steps=steps, given=given, flow=FLOW, cfg=settings(budget=budget)
             ).tokens
         )
     )(KEY)
@@ -202,7 +284,8 @@ def test_jumps_end_where_they_are_told(until):
     """One call reads out delta_0t at t = until, by definition."""
     net, params = any_order()
     given = nothing_given(ROWS, LENGTH)
-    got = sample_refined(KEY, net, params, steps=1, given=given, **(TOPK | {"until": until}))
+    how = {"flow": FLOW, "cfg": settings(until=until)}
+    got = sample_refined(KEY, net, params, steps=1, given=given, **how)
     y_0, times = start(KEY, net, params, given), jnp.zeros((ROWS, LENGTH))
     probs = jax.nn.softmax(denoise(net, params, y_0, times, times + until))
     np.testing.assert_array_equal(got.tokens, probs.argmax(-1))
@@ -225,6 +308,12 @@ def test_models_are_refined_by_options():
         (0.0, {}, "needs a flow map trained with random clean context"),
         (0.5, {"budget": "top"}, "unknown sampler.budget 'top'; did you mean 'topk'"),
         (0.5, {"until": 1.5}, r"until is 1.5; expected a number in \[0, 1\]"),
+        (
+            0.5,
+            {"flow_steps": 3},
+            "got steps=2 .* flow_steps=3; expected a multiple, such as steps=3",
+        ),
+        (0.5, {"flow_steps": 2, "until": 0.5}, "until is 0.5 with flow_steps=2"),
         (0.5, {"threshold": 1.5}, r"threshold is 1.5; expected a number in \[0, 1\]"),
         (0.5, {"temperature": 1.0}, "posterior_refinement has no 'temperature'"),
     ],
