@@ -2,7 +2,7 @@
 
 python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
     --sampler=confidence --temperature=0 --out=data/own
-python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
+python -m flm_jax.generate_data --workdir=W --num=10000 --steps=1/1 --answer_length=512 \\
     --chat=questions.jsonl --out=data/own
 
 A model of a task with problems answers these; `config.data.generated` names the folder in training.
@@ -30,6 +30,14 @@ _STEPS = flags.DEFINE_string(
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Texts drawn at a time, and of a part.")
 _SEED = DEFINE_seed("seed", 1, "Of the draws, and of a task's problems.")
 _CHAT = DEFINE_path("chat", "", "JSON lines of questions, see data/chat.py.")
+_ANSWER = flags.DEFINE_integer(
+    "answer_length", 0, "Tokens of an answer, behind which nothing is seen; 0 = as there is room."
+)
+_TAIL = flags.DEFINE_bool(
+    "tail",
+    None,
+    "What is written behind an answer's end counts too; by default if the model fills rows so.",
+)
 
 
 def main(argv) -> None:
@@ -45,6 +53,8 @@ def main(argv) -> None:
         seed=_SEED.value,
         choose=sampling_flags.sampler_of,
         chat=_CHAT.value,
+        answer_length=_ANSWER.value,
+        tail=_TAIL.value,
         show=lambda part, parts: print(f"part {part}/{parts}", flush=True),
     )
     print(f"{_OUT.value}: {done}")

@@ -2,9 +2,10 @@
 
     manifest.json       what all parts depend on, how many there are, rows and length
     tokenizer/
-    part-00000.npz      tokens int32 [R, L], prompt and mask bool [R, L]
+    part-00000.npz      tokens int32 [R, L], prompt, mask and maybe visible bool [R, L]
 
-`prompt` is True where tokens were given, `mask` where the text is valid, prompt included. The
+`prompt` is True where tokens were given, `mask` where the text is valid, prompt included, and
+`visible` where the network looked while it wrote; it is missing where that was everywhere. The
 folder is complete once every part is there; a part appears whole or not at all.
 """
 
@@ -28,6 +29,7 @@ from flm_jax.data.tokenizers.registry import load_tokenizer
 MANIFEST = "manifest.json"
 _VERSION = 1
 _ARRAYS = ("tokens", "prompt", "mask")
+_OPTIONAL = "visible"
 _HELD_OUT = 20  # every so many rows one is kept for validation
 
 
@@ -74,8 +76,12 @@ def begin(
 def write_part(folder: epath.Path, part: int, rows: Batch) -> None:
     """Writes one part, whole or not at all."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: rows[name] for name in _ARRAYS})
+    np.savez_compressed(buffer, **{name: rows[name] for name in _names(rows)})
     write_whole(part_path(folder, part), buffer.getvalue())
+
+
+def _names(rows: Batch) -> list[str]:
+    return [*_ARRAYS, *(name for name in (_OPTIONAL,) if name in rows)]
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:
@@ -95,12 +101,12 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 class GeneratedSource:
-    """Random-access examples {"tokens": int32 [L], "prompt", "mask": bool [L]}."""
+    """Random-access examples {"tokens": int32 [L], "prompt", "mask" (, "visible"): bool [L]}."""
 
     def __init__(self, rows: Batch):
         self._rows = rows
         digest = hashlib.sha256()
-        for name in _ARRAYS:
+        for name in _names(rows):
             digest.update(np.ascontiguousarray(rows[name]).tobytes())
         self.fingerprint = digest.hexdigest()
 
@@ -108,7 +114,7 @@ class GeneratedSource:
         return len(self._rows["tokens"])
 
     def __getitem__(self, index: int) -> Batch:
-        return {name: self._rows[name][index] for name in _ARRAYS}
+        return {name: value[index] for name, value in self._rows.items()}
 
 
 def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSource, Tokenizer]:
@@ -126,7 +132,7 @@ def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSo
         "it again to finish it.",
     )
     parts = [_read(part_path(folder, part)) for part in range(manifest["parts"])]
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in _ARRAYS}
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in _names(parts[0])}
     got, count = rows["tokens"].shape[1], len(rows["tokens"])
     require(
         got == length,
@@ -144,7 +150,7 @@ def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSo
 def _read(path: epath.Path) -> Batch:
     try:
         arrays = np.load(io.BytesIO(path.read_bytes()))
-        return {name: arrays[name] for name in _ARRAYS}
+        return {name: arrays[name] for name in _names(arrays)}
     except (ValueError, KeyError, OSError, EOFError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete it and run the command that wrote it again."

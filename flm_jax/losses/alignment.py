@@ -20,7 +20,12 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, summary
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
-from flm_jax.flows.masking import free_positions, hide_independently, written_positions
+from flm_jax.flows.masking import (
+    free_positions,
+    hide_independently,
+    mean_progress,
+    written_positions,
+)
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import number_of, token_weights
 
@@ -61,6 +66,7 @@ def aligned_at(
     cfg: AlignmentConfig,
     key: Key | None = None,
     shown: Int[Array, "b l"] | None = None,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[Float[Array, "b l"], Readout]:
     """Squared distances of expected embeddings to E[x], at states of progress t.
 
@@ -69,11 +75,12 @@ def aligned_at(
       tokens: x; t: progress of each position, 0 = mask, 1 = its token.
       key: for dropout.
       shown: tokens that the states hold in the place of x.
+      visible: positions that may be attended to; None for all.
 
     Returns:
       Sum over the coordinates of each position, float32 [B, L]; and the read-out.
     """
-    out = _read(params, tokens if shown is None else shown, t, net, cfg, key)
+    out = _read(params, tokens if shown is None else shown, t, net, cfg, visible, key)
     table = net.table(params)
     fixed = jax.lax.stop_gradient(table)
     return jnp.sum((expected_embedding(out, fixed, net) - fixed[tokens]) ** 2, axis=-1), out
@@ -85,14 +92,15 @@ def _read(
     t: jax.Array,
     net: Network,
     cfg: AlignmentConfig,
+    visible: jax.Array | None,
     key: Key | None = None,
 ) -> Readout:
     """The network at states t E[shown] + (1-t) m."""
     clean, anchor = net.table(params)[shown], net.anchor(params)
     anchor = jnp.broadcast_to(anchor[None, : shown.shape[1]], clean.shape)
     states = MaskAnchored().at(t, clean, anchor=anchor)
-    told = jnp.mean(t, axis=1) if cfg.time_conditioning else jnp.zeros(t.shape[0])
-    return forward(net, params, states, told, told, key=key)
+    told = mean_progress(t, visible) if cfg.time_conditioning else jnp.zeros(t.shape[0])
+    return forward(net, params, states, told, told, key=key, visible=visible)
 
 
 def predicted(
@@ -102,13 +110,15 @@ def predicted(
     *,
     net: Network,
     cfg: AlignmentConfig,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
     """Tokens with the network's own predictions at hidden positions, and their probabilities.
 
     It sees masks there; no gradient goes through it.
     """
     fixed, t = jax.lax.stop_gradient(params), jnp.where(hidden, 0.0, 1.0)
-    _, (own, confidence) = summary(_read(fixed, tokens, t, net, cfg), net.table(fixed), net)
+    out = _read(fixed, tokens, t, net, cfg, visible)
+    _, (own, confidence) = summary(out, net.table(fixed), net)
     return jnp.where(hidden, own, tokens), confidence
 
 
@@ -120,6 +130,7 @@ def draw_inputs(
     net: Network,
     cfg: AlignmentConfig,
     rows: Rows,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
     """What the network is shown, by cfg.inputs.
 
@@ -135,7 +146,8 @@ def draw_inputs(
         return tokens, masked
     u = jax.random.uniform(rows.fold(key), tokens.shape)
     if cfg.inputs == "predicted":
-        shown, confidence = predicted(params, tokens, hidden, net=net, cfg=cfg)
+        more = {"net": net, "cfg": cfg, "visible": visible}
+        shown, confidence = predicted(params, tokens, hidden, **more)
         moved = hidden & (jnp.arange(tokens.shape[0]) % 2 == 1)[:, None]
         return shown, jnp.where(moved, jnp.minimum(u, confidence), masked)
     u = u if cfg.inputs == "progress" else jnp.maximum(2.0 * u - 1.0, 0.0)
@@ -154,11 +166,13 @@ def alignment_loss(
     """The loss, each position hidden with probability s, s low-discrepancy U(0, 1) over the batch.
 
     What stands behind the end of a text is hidden like the text, as in decoding, which writes it as
-    well, and does not count.
+    well. It counts where the mask says so: of models that fill rows with ends of text, as LLaDA and
+    LLaDA2.0 do.
 
     Args:
       params: of a network with an anchor.
-      batch: "tokens" int32 [B, L], "mask" [B, L], and optionally "prompt", see `free_positions`.
+      batch: "tokens" int32 [B, L], "mask" [B, L], and optionally "prompt", see `free_positions`,
+        and "visible" [B, L], 1 where the network may look, which is prompt elsewhere.
       key: for shares, masks, progress and dropout.
       rows: which rows of the global batch these are.
 
@@ -170,9 +184,10 @@ def alignment_loss(
     tokens, counted = batch["tokens"], free_positions(batch, 0)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
     hidden = hide_independently(rows.fold(hide_key), share, written_positions(batch))
-    shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows)
-    dropout_key = rows.fold(dropout_key)
-    distance, _ = aligned_at(params, tokens, t, net=net, cfg=cfg, key=dropout_key, shown=shown)
+    seen = batch.get("visible")
+    shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows, seen)
+    more = {"net": net, "cfg": cfg, "key": rows.fold(dropout_key), "visible": seen}
+    distance, _ = aligned_at(params, tokens, t, shown=shown, **more)
     mean = lambda where: jnp.sum(token_weights(where) * distance)
     loss = mean(counted)
     return loss, {

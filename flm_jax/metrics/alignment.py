@@ -29,7 +29,8 @@ def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
         share = (jnp.arange(tokens.shape[0]) + 0.5) / tokens.shape[0]
         hidden = hide_independently(key, share, written_positions(batch))
         masked, t = counted & hidden, jnp.where(hidden, 0.0, 1.0)
-        distance, out = aligned_at(params, tokens, t, net=net, cfg=cfg)
+        seen = batch.get("visible")
+        distance, out = aligned_at(params, tokens, t, net=net, cfg=cfg, visible=seen)
         nll = token_nll(logits(out, net), tokens)
         parts = {
             "masked_squared_distance": (distance, masked),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flm_jax.core.errors import UserError
 from flm_jax.data.chat import ChatSource, Exchange, Framing, asked, framed, told
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.inference import engine
@@ -144,9 +145,24 @@ def test_infills_are_encoded_with_what_is_around_them(tokenizers, name, before, 
 
 def test_questions_to_learn_from_are_asked_in_the_template(llada, tmp_path):
     path = json_lines(tmp_path / "q.jsonl", {"prompt": "Hi", "response": "Yes"})
-    asked = training_prompts(llada, 2, 0, path)
+    (asked, kind) = training_prompts(llada, 2, 0, path)
     want = llada.tokenizer.encode_turns(["Hi"]).tolist()
-    assert asked.tokens[1, asked.given[1]].tolist() == want and asked.kind == "chat"
+    assert asked.tokens[1, asked.mask[1]].tolist() == want and kind == "chat"
+
+
+def test_questions_to_learn_from_have_a_canvas(llada, tmp_path):
+    """Of one length, behind which nothing is seen; questions that leave no room are left out."""
+    long = {"prompt": "word " * ROW_LENGTH, "response": "Yes"}
+    path = json_lines(tmp_path / "q.jsonl", long, {"prompt": "Hi", "response": "Yes"})
+    (asked, _) = training_prompts(llada, 2, 0, path, answer_length=5)
+    start = len(llada.tokenizer.encode_turns(["Hi"]))
+    place = np.arange(ROW_LENGTH)
+    assert (asked.visible == (place < start + 5)).all()
+    assert (asked.mask == ((place < start) | (place >= start + 5))).all()
+    with pytest.raises(UserError, match="2 of 2 questions leave no room for an answer of"):
+        training_prompts(llada, 2, 0, path, answer_length=ROW_LENGTH)
+    with pytest.raises(UserError, match=f"answer_length={ROW_LENGTH + 1} for rows of"):
+        training_prompts(llada, 2, 0, answer_length=ROW_LENGTH + 1)
 
 
 def test_an_infill_behind_bos_begins_the_text(tokenizers):

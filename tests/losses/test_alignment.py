@@ -73,6 +73,16 @@ def test_what_follows_a_text_is_hidden_like_it_and_does_not_count(monkeypatch):
     assert metrics["counted"] == text.sum() - 4
 
 
+@pytest.mark.parametrize("inputs", ["masked", "predicted"])
+def test_what_stands_behind_a_canvas_is_not_seen(inputs):
+    seen = jnp.arange(6)[None] < jnp.array([[4], [5], [6], [4]])
+    batch = {"tokens": TOKENS, "mask": seen, "prompt": ~MASKED | ~seen}
+    other = batch | {"tokens": jnp.where(seen, TOKENS, (TOKENS + 1) % 11)}
+    assert loss_of(batch, inputs=inputs)[0] != loss_of(other, inputs=inputs)[0]
+    first, again = (loss_of(b | {"visible": seen}, inputs=inputs)[0] for b in (batch, other))
+    np.testing.assert_allclose(first, again, rtol=1e-6)
+
+
 def test_the_embeddings_are_no_way_out():
     """With everything hidden the table gets no gradient; its other uses are inputs alone."""
     batch = {"tokens": TOKENS, "mask": jnp.ones((4, 6), bool)}
