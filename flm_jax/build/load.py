@@ -102,6 +102,7 @@ _STUDENT_MAY_DIFFER = (
     "two_time",
     "dropout",
     "dtype",
+    "param_dtype",
     "remat",
     "scan_blocks",
     "loss_tile",

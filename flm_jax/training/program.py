@@ -159,7 +159,9 @@ def _check_batch(cfg: TrainConfig, mesh: Mesh, companion: Companion | None) -> N
 def student_params(fresh: Params, teacher: Params) -> Params:
     """The teacher's parameters, with what it lacks (the second time embedding) fresh.
 
-    So are the weights of the loss, which is another one.
+    So are the weights of the loss, which is another one. All have the types of the fresh ones: a
+    teacher may be kept in bfloat16, where the small steps of its student would round to nothing.
     """
     taken = {k: v for k, v in teacher.items() if k != "weighting"}
-    return {k: jax.tree.map(jnp.copy, taken.get(k, v)) for k, v in fresh.items()}
+    own = lambda x, like: jnp.copy(x).astype(like.dtype)
+    return {k: jax.tree.map(own, taken.get(k, v), v) for k, v in fresh.items()}
