@@ -43,23 +43,25 @@ def ends(sandbox, program, *statuses):
     return outcome
 
 
-# Runs a program as another process would: prints status, detail and output of it.
+# Runs a program as another process would, some times at once: prints status, detail and output.
 _RUN = """
 import sys
-from flm_jax.evaluation.benchmarks.sandbox import Limits, Program, Sandbox, run_program
-code, tests = sys.argv[3:]
+from flm_jax.evaluation.benchmarks.sandbox import Limits, Program, Sandbox, run_programs
+code, tests, times = sys.argv[3:]
 sandbox = Sandbox(Limits(seconds=10.0), *sys.argv[1:3])
-print(*run_program(sandbox, Program(code, tests, "", ("f",)))[:3], sep="|")
+programs = [Program(code, tests, "", ("f",))] * int(times)
+for outcome in run_programs(sandbox, programs, len(programs)): print(*outcome[:3], sep="|")
 """
 NOBODY = 65534
 
 
-def elsewhere(folder, isolation, code, tests="", before=(), **options):
+def elsewhere(folder, isolation, code, tests="", before=(), times=1, **options):
     """What `run_program` says in a process of its own, of a copy of its files that all may read.
 
     Args:
       folder: for the copy.
       before: words of a command before it.
+      times: how often, all at once.
       options: of `subprocess.run`: a user, for example.
     """
     home = Path(flm_jax.__file__).parent
@@ -75,7 +77,7 @@ def elsewhere(folder, isolation, code, tests="", before=(), **options):
     python = PYTHONS["guard"][-1]
     if not os.path.exists(python):
         pytest.skip(f"no {python}")
-    line = [*before, python, "-c", _RUN, isolation, python, code, tests]
+    line = [*before, python, "-c", _RUN, isolation, python, code, tests, str(times)]
     variables = {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
     done = subprocess.run(
         line, env=variables, cwd="/", capture_output=True, text=True, timeout=60, **options

@@ -19,6 +19,7 @@ tests is believed that it ran to its end. docs/reference/security.md says what e
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import selectors
@@ -182,6 +183,7 @@ def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
         finally:
             _end(process)
             os.close(result)
+            _flatten(folder)
     return _outcome(output, said, sandbox.limits, time.monotonic() - began)
 
 
@@ -257,6 +259,24 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def _flatten(folder: str) -> None:
+    """Brings folders within folders to the top, so that their removal meets no depth.
+
+    A program may have made more levels than removal can go down, or than a path can name.
+    """
+    places, number = [folder], itertools.count()
+    while places:
+        place = places.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(place, 0o700)
+            for entry in list(os.scandir(place)):
+                if entry.is_dir(follow_symlinks=False):
+                    above = os.path.join(folder, f".{next(number)}")
+                    os.chmod(entry.path, 0o700)  # it is moved by its owner alone if it is writable
+                    os.rename(entry.path, above)
+                    places.append(above)
+
+
 def _outcome(output: bytes, said: bytes, limits: Limits, seconds: float) -> Outcome:
     text = output[: limits.output_bytes].decode("utf8", "replace")
     lines = _shown(said.decode("utf8", "replace")).splitlines()
@@ -270,7 +290,9 @@ def _outcome(output: bytes, said: bytes, limits: Limits, seconds: float) -> Outc
     if "failed" in said_of:
         return Outcome("failed", said_of["failed"], text, seconds)
     if "files" in said_of:
-        return Outcome("failed", "more or larger files than it may have", text, seconds)
+        return Outcome("failed", "more, larger or deeper files than it may have", text, seconds)
+    if "threads" in said_of:
+        return Outcome("failed", "more threads than it may have", text, seconds)
     if "timeout" in said_of:
         return Outcome("timeout", f"no end within {limits.seconds:g} s", text, seconds)
     if "ended" in said_of:

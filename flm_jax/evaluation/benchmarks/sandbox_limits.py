@@ -4,8 +4,8 @@ Standard library alone. `confine` is called once, by the process itself, and can
 
 - limits of resources, so that nothing is used up;
 - no capabilities, and none to be had by what it starts;
-- a filter of system calls (seccomp): what lies outside all limits (shared memory of System V,
-  memfd, keys of the kernel), what reaches other processes or makes namespaces, and sockets;
+- a filter of system calls (seccomp): what lies outside all limits (System V, memfd, keys of the
+  kernel, open files on their way), what reaches other processes or makes namespaces, and sockets;
 - in the isolation "guard", which has no namespaces: no new process and no signal to another one by
   the same filter, files by Landlock where the kernel has it, and audit hooks of the interpreter
   (PEP 578) for what neither sees: modes, owners, times and attributes of files.
@@ -27,9 +27,22 @@ _COLUMNS = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _BEYOND_LIMITS = {  # memory that no limit counts, and what the kernel keeps for a user
     "shmget": (29, 194),
     "shmat": (30, 196),
+    "shmctl": (31, 195),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "sendmsg": (46, 211),  # open files go over by it, which then count for nobody
+    "sendmmsg": (307, 269),
+    "io_setup": (206, 0),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "add_key": (248, 217),
@@ -59,6 +72,7 @@ _OTHERS = {  # what reaches into other processes, or asks more of the kernel tha
     "io_uring_register": (427, 427),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    "syslog": (103, 116),
     "socket": (41, 198),
 }
 _STARTS = {  # "guard" alone: no process is started, and no other one is told anything
@@ -71,12 +85,27 @@ _STARTS = {  # "guard" alone: no process is started, and no other one is told an
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
 }
+_FALLOCATE = (285, 47)  # in "guard" files grow no faster than they are written
+_COMMANDS = {  # what calls may not be asked for: (place of that argument, values)
+    (72, 25): (1, (8, 10, 15, 1026)),  # fcntl: whom a file or folder tells what, by which signal
+    (16, 29): (1, (0x8901, 0x8902)),  # ioctl: the same
+    (157, 167): (0, (_DEATH_SIGNAL, _DUMPABLE)),  # prctl
+}
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _SOCKETPAIR, _PRLIMIT, _AFFINITY = (53, 199), (302, 261), (203, 122)
 _KILL, _TGKILL = (62, 129), (234, 131)
-_NEW_NAMESPACES, _THREAD = 0x7E020000, 0x00010000  # bits of clone's first argument
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+# Bits of clone's first argument; a thread with files of its own would hide them.
+_NEW_NAMESPACES, _THREAD, _SAME_FILES = 0x7E020000, 0x00010000, 0x00000400
+_UNIX, _STREAM, _KINDS = 1, 1, 15  # of sockets
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _REFUSE, _MISSING, _KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+_UNSUPPORTED = 0x0005005F
+
+
+def places():
+    """Files and folders of the system and of the interpreter, also behind a link to it."""
+    own = (sys.base_prefix, sys.prefix)
+    return dict.fromkeys((*SYSTEM, *own, *map(os.path.realpath, own)))
 
 
 def checked(name, *args):
@@ -176,33 +205,50 @@ def _filter_calls(guarded):
     # clone3 hides its flags from a filter; the C library takes clone where it is missing.
     code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _MISSING)]
     flags = [(_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, _REFUSE)]
-    flags += [(_ANY_BIT, 1, 0, _THREAD), (_RETURN, 0, 0, _REFUSE)] if guarded else []
-    code += _of_argument(_CLONE[column], flags)
-    only = {_SOCKETPAIR: 1, _PRLIMIT: 0, _AFFINITY: 0}  # Unix sockets; this process itself
+    for bit in (_THREAD, _SAME_FILES) if guarded else ():
+        flags += [(_ANY_BIT, 1, 0, bit), (_RETURN, 0, 0, _REFUSE)]
+    code += _of_argument(_CLONE[column], 0, flags)
+    only = {_PRLIMIT: 0, _AFFINITY: 0}  # this process itself
     only |= {_KILL: os.getpid(), _TGKILL: os.getpid()} if guarded else {}
     for numbers, value in only.items():
-        same = [(_EQUAL, 1, 0, value), (_RETURN, 0, 0, _REFUSE)]
-        code += _of_argument(numbers[column], same)
+        code += _of_argument(numbers[column], 0, _unless(value))
+    # Connected Unix sockets: others could be sent to any address.
+    kind = [(_LOAD, 0, 0, 24), (_AND, 0, 0, _KINDS), *_unless(_STREAM)]
+    code += _of_argument(_SOCKETPAIR[column], 0, [*_unless(_UNIX), *kind])
+    for numbers, (place, values) in _COMMANDS.items():
+        each = [[(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _REFUSE)] for value in values]
+        code += _of_argument(numbers[column], place, sum(each, []))
+    if guarded:
+        code += [(_EQUAL, 0, 1, _FALLOCATE[column]), (_RETURN, 0, 0, _UNSUPPORTED)]
     code += [(_RETURN, 0, 0, _ALLOW)]
     packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
     program = struct.pack("H6xQ", len(code), ctypes.addressof(packed))
     checked("prctl", _SECCOMP, 2, ctypes.create_string_buffer(program), 0, 0)
 
 
-def _of_argument(number, rules):
-    """Rules on the first argument of one call, which is allowed where none of them refuses."""
-    rules = [(_LOAD, 0, 0, 16), *rules, (_RETURN, 0, 0, _ALLOW)]
+def _of_argument(number, place, rules):
+    """Rules on an argument of one call, which is allowed where none of them refuses."""
+    rules = [(_LOAD, 0, 0, 16 + 8 * place), *rules, (_RETURN, 0, 0, _ALLOW)]
     return [(_EQUAL, 0, len(rules), number), *rules]
+
+
+def _unless(value):
+    return [(_EQUAL, 1, 0, value), (_RETURN, 0, 0, _REFUSE)]
 
 
 _RULESET, _ADD_RULE, _RESTRICT = 444, 445, 446  # calls of Landlock
 _READS = 0b1101  # run, read files and folders
 _OF_FILES = 0b1100000000000111  # the rights that a file has, not a folder alone
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_SHORTENING = 3  # the version from which on files are not shortened by name either
 
 
 def _landlock(folder):
-    """Files by Landlock: the interpreter's to read, the folder's to change; False without it."""
+    """Files by Landlock: the interpreter's to read, the folder's to change.
+
+    Returns:
+      Whether it keeps them from all changes; older ones do a part.
+    """
     version = LIBC.syscall(_RULESET, None, 0, 1)
     if version < 1:
         return False
@@ -211,9 +257,9 @@ def _landlock(folder):
     rules = LIBC.syscall(_RULESET, struct.pack("QQQ", rights, network, scopes), 24, 0)
     if rules < 0:
         raise OSError(ctypes.get_errno(), "Landlock gives no rules")
-    places = {path: _READS for path in (*SYSTEM, sys.base_prefix, sys.prefix)}
-    places |= {path: 0b110 for path in DEVICES} | ({folder: rights} if folder else {})
-    for path, allowed in places.items():
+    found = {path: _READS for path in places()} | {path: 0b110 for path in DEVICES}
+    found |= {folder: rights} if folder else {}
+    for path, allowed in found.items():
         if not os.path.exists(path):
             continue
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -225,7 +271,7 @@ def _landlock(folder):
     if LIBC.syscall(_RESTRICT, rules, 0) != 0:
         raise OSError(ctypes.get_errno(), "Landlock does not bind this process")
     os.close(rules)
-    return True
+    return version >= _SHORTENING
 
 
 _NATIVE = "ctypes."  # calls past the interpreter, which the hooks would not see
@@ -253,13 +299,13 @@ _LISTS = ("os.listdir", "os.scandir")
 def _audit(folder, locked):
     """Audit hooks; where Landlock has `locked` the files they see to the rest alone."""
     own = (folder,) if folder else ()
-    readable = (*SYSTEM, *DEVICES, sys.base_prefix, sys.prefix, *own)
+    readable = (*places(), *DEVICES, *own)
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     real, decoded, followed = os.path.realpath, os.fsdecode, os.readlink
     changes = _UNSEEN if locked else _UNSEEN | _CHANGES
     whole, is_a, refusal = int, isinstance, PermissionError
 
-    def check(event, path, places, at=-1):
+    def check(event, path, allowed, at=-1):
         if is_a(path, whole):
             path = followed(f"/proc/self/fd/{path}")
         elif event == "sqlite3.connect" and path == ":memory:":
@@ -267,7 +313,7 @@ def _audit(folder, locked):
         base = followed(f"/proc/self/fd/{at}") + "/" if is_a(at, whole) and at >= 0 else ""
         path = decoded(path)
         path = real(path if path.startswith("/") else base + path)
-        for place in places:
+        for place in allowed:
             if path == place or path.startswith(place + "/"):
                 return
         raise refusal(f"{event} is not allowed outside the working folder")

@@ -4,7 +4,7 @@ Standard library and its two neighbours alone, since it runs as a script, also b
 that has no package. Its standard input is a file with a task of two parts, see `sandbox`. Four
 processes:
 
-- the keeper watches the time, and in "guard" the folder;
+- the keeper watches the time, and in "guard" the folder and the threads;
 - the first one below it makes the root folder and starts the other two; with namespaces it is the
   first of a new process namespace, whose end ends all others in it;
 - the program's process (`sandbox_exchange.serve`) never held the tests, nor a way to the result;
@@ -42,7 +42,9 @@ _PR_SUBREAPER = 36
 _UNIX, _STREAM, _BOTH_WAYS = 1, 1, 2
 _NOBODY = 65534
 _FILES = 4096  # files and folders of a program at a time
-_LOOK_SECONDS = 0.05  # between two looks at the folder of a guarded program
+_LONGEST_PATH = 1024  # of a guarded program's folders; the system refuses to look at 4096
+_LOOK_SECONDS = 0.05  # between two looks at a guarded program
+_OTHER_TASKS = 1024  # that a user may start while a guarded program of that user runs
 
 
 def _mount(source, target, kind, flags, data=None):
@@ -101,10 +103,14 @@ def _show(source, root):
         _mount(source, target, None, _BIND)
     except OSError:  # users may not leave out what is mounted below
         _mount(source, target, None, _BIND | _DEEP)
-    # Read-only, without the powers of files and devices; of the mounts below as well.
-    bits = 1 | 2 | (0 if source in limits.DEVICES else 4)
+    _make_read_only(target, device=source in limits.DEVICES)
+
+
+def _make_read_only(target, device=False, flags=_RECURSIVE):
+    """Without the powers of files and devices too; of the mounts below as well, by `flags`."""
+    bits = 1 | 2 | (0 if device else 4)
     wanted = bits.to_bytes(8, sys.byteorder) + bytes(24)
-    checked("syscall", _MOUNT_SETATTR, -100, os.fsencode(target), _RECURSIVE, wanted, 32)
+    checked("syscall", _MOUNT_SETATTR, -100, os.fsencode(target), flags, wanted, 32)
 
 
 def _seen(path, root):
@@ -115,21 +121,29 @@ def _seen(path, root):
 
 
 def _new_root(task, uid):
-    """A root of its own in memory: the interpreter, the system's libraries and an empty folder."""
+    """A root of its own in memory: the interpreter, the system's libraries and an empty folder.
+
+    All but that folder is read-only, also to a user who owns it: who could move a folder above the
+    interpreter would choose what the tests import.
+    """
     root = task["folder"]
     _mount(None, "/", None, _PRIVATE | _DEEP)
-    size = f"size={4 * task['file_bytes']},nr_inodes={_FILES},mode=755"
-    _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEVICES, size)
-    for path in (*limits.SYSTEM, sys.base_prefix, sys.prefix, *limits.DEVICES):
+    _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEVICES, f"nr_inodes={_FILES},mode=755")
+    for path in (*limits.places(), *limits.DEVICES):
         if os.path.exists(path) and not _seen(path, root):
             _show(path, root)
-    for name, mode in (("tmp", 0o1777), ("work", 0o700)):
-        os.makedirs(f"{root}/{name}", exist_ok=True)
-        os.chmod(f"{root}/{name}", mode)
+    names = (f"/work{number or ''}" for number in range(_FILES))
+    folder = next(name for name in names if not os.path.exists(root + name))
+    os.mkdir(root + folder)
+    size = f"size={4 * task['file_bytes']},nr_inodes={_FILES},mode=700"
+    _mount("tmpfs", root + folder, "tmpfs", _NO_SUID | _NO_DEVICES, size)
+    if not os.path.exists(f"{root}/tmp"):
+        os.symlink(folder, f"{root}/tmp")
     if uid is not None:
-        os.chown(f"{root}/work", uid, uid)
+        os.chown(root + folder, uid, uid)
+    _make_read_only(root, flags=0)
     os.chroot(root)
-    return "/work"
+    return folder
 
 
 def _own_uids():
@@ -141,7 +155,7 @@ def _own_uids():
     count = min(next((n for first, _, n in ranges if first == 0), 1), 1 << 31)
     if count < 1000:
         return None, None
-    span = min(10_000, count // 4)
+    span = min(1 << 22, count // 4)  # of numbers that processes have
     first = count - 2 - os.getpid() % span
     return first, first - span
 
@@ -165,6 +179,7 @@ def _program(task, folder, uid, link):
     code, result = task.pop("program"), task["result"]
     _environment(folder)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if task["isolation"] == "guard":
         limits.hide(False)  # the keeper looks at the files that it holds open
     limits.confine(task, folder, uid, task["others"])
@@ -232,20 +247,50 @@ def _first(task, say):
     os._exit(0)
 
 
-def _used(folder, process):
-    """Bytes and files of a folder, with those a process holds open though they are removed."""
-    size = count = 0
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            count += 1
+def _used(folder, process, most):
+    """Bytes and files of a folder, with those that a process holds though they are removed.
+
+    Of files that are mapped alone the size is not known: each counts as `most` bytes. A folder that
+    cannot be looked at has more files than any may have.
+    """
+    size, count, held, places = 0, 0, set(), [folder]
+    while places and count <= _FILES:
+        place = places.pop()
+        if len(place) > len(folder) + _LONGEST_PATH:
+            return size, _FILES + 1
+        try:
+            found = list(os.scandir(place))
+        except PermissionError:
+            return size, _FILES + 1
+        except OSError:
+            continue  # it is gone by now
+        count += len(found)
+        for entry in found:
             with contextlib.suppress(OSError):
-                size += 512 * os.lstat(os.path.join(place, name)).st_blocks
+                size += 512 * entry.stat(follow_symlinks=False).st_blocks
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(entry.path)
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{process}/fd"):
             found = os.stat(f"/proc/{process}/fd/{number}")
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and found.st_ino not in held:
+                held.add(found.st_ino)
                 size += 512 * found.st_blocks
-    return size, count
+    return size + most * len(_mapped(folder, process) - held), count
+
+
+def _mapped(folder, process):
+    """Numbers (inodes) of removed files of a folder that a process has in its memory."""
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{process}/maps", errors="replace") as lines,
+    ):
+        return {
+            int(line.split(None, 5)[4])
+            for line in lines
+            if f" {folder}/" in line and line.endswith(" (deleted)\n")
+        }
+    return set()
 
 
 def _children(process):
@@ -254,10 +299,19 @@ def _children(process):
     return []
 
 
-def _overfull(task, first):
-    """Whether a guarded program has more in its folder than namespaces would give it."""
-    size, count = _used(os.path.join(task["folder"], "work"), next(iter(_children(first)), 0))
-    return size > 4 * task["file_bytes"] or count > _FILES
+def _threads(process):
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{process}/task"))
+    return 0
+
+
+def _excess(task, first):
+    """What a guarded program has too much of; None where it keeps what namespaces would hold."""
+    program, most = next(iter(_children(first)), 0), task["file_bytes"]
+    size, count = _used(os.path.join(os.path.realpath(task["folder"]), "work"), program, most)
+    if size > 4 * most or count > _FILES:
+        return "files"
+    return "threads" if _threads(program) > task["processes"] else None
 
 
 def _sweep(uid):
@@ -286,7 +340,8 @@ def _keep(task, say):
         checked("prctl", _PR_SUBREAPER, 1, 0, 0, 0)
         if os.getuid() == 0 and task["uids"][0] is None:
             raise OSError("root has no other user id to give to a program")
-        task["others"] = 0 if os.getuid() == 0 else _tasks_of(os.getuid()) + 3
+        # An ordinary user's limit counts what else that user runs: `_excess` looks as well.
+        task["others"] = 0 if os.getuid() == 0 else _tasks_of(os.getuid()) + _OTHER_TASKS
     else:
         task["others"] = _unshare(task["uids"][0])
     limits.hide(True)
@@ -297,8 +352,8 @@ def _keep(task, say):
     while not ended:
         left = deadline - time.monotonic()
         got = signal.sigtimedwait(signals, max(min(left, _LOOK_SECONDS if guarded else left), 0.0))
-        if got is None and guarded and _overfull(task, first):
-            say("files")
+        if got is None and guarded and (excess := _excess(task, first)):
+            say(excess)
             break
         if (got is None and left <= 0) or (got and got.si_signo == signal.SIGTERM):
             say("timeout" if got is None else "stopped")
@@ -320,6 +375,7 @@ def main():
     os.closerange(3, result)
     os.closerange(result + 1, 4096)
     os.umask(0o022)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no exception of the program's choice
 
     def say(line):
         os.write(result, f"{' '.join(line.split())}\n".encode("utf8", "replace"))

@@ -3,8 +3,10 @@
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -54,10 +56,20 @@ def f(x):
     "equal list": "class E(list):\n __eq__ = lambda *x: True\ndef f(x): return E([x])",
     "protocol": SPEAKS,
     "leaves": "import os\ndef f(x): os._exit(0)",
+    "stops": "def f(x): raise StopIteration",
+    "module": """
+import os, types
+os.chmod(".", 0o755)
+speak = "import sys\\nf = sys._getframe()\\nwhile f:\\n for one in list(f.f_locals.values()):\\n"
+speak += "  if getattr(one, '__name__', '') == 'say': one('passed')\\n f = f.f_back\\n"
+for name in ("__init__.py", "test_it.py"): open(name, "w").write(speak)
+def f(x): return types.ModuleType("unittest.__main__")  # runs what lies in folders
+""",
 }
 OTHER_TESTS = {
     "protocol": "assert all([f(1) == 4242])",
     "leaves": "try: f(1)\nexcept BaseException: pass",
+    "stops": "assert all(map(lambda x: f(x) == 4242, [1]))",
 }
 
 
@@ -175,27 +187,89 @@ def test_right_programs_pass_as_root_and_as_another_user(each_sandbox):
             killed = elsewhere(Path(folder), isolation, ending, extra_groups=[], **user)
             status = "failed" if isolation == "namespaces" else "passed"  # no signals at all
             assert killed.startswith(status) or "unshare" in killed, killed
+            interrupted = elsewhere(
+                Path(folder), isolation, ending.replace("range(2", "range(1").replace("9)", "2)"),
+                extra_groups=[], **user,
+            )  # fmt: skip
+            assert interrupted.startswith(status) or "unshare" in interrupted, interrupted
+
+
+# All but the working folder, whoever owns the root in memory: what lies above the interpreter's
+# folder, moved away, would let the program say what the tests import.
+WRITES = """
+import os, sys
+for where in ("/", "/etc", "/usr", "/home", "/dev", "/opt"):
+    for harm in (lambda: os.mkdir(where + "/new"), lambda: os.rename(where, where + "2"),
+                 lambda: os.rename("/lib", "/lib2"), lambda: os.symlink(".", where + "/link")):
+        try: harm(); print("done", where)
+        except OSError: pass
+where = "." if (sys.prefix + sys.base_prefix).count("/tmp/") else "/tmp"  # or an interpreter's
+open(where + "/a", "w").write("b")
+print(open("a").read())
+"""
+
+
+def test_the_root_is_read_only(isolation):
+    if isolation.isolation != "namespaces":
+        pytest.skip("guard has no root of its own")
+    assert run_program(isolation, WRITES).output == "b\n"
+    if os.getuid() == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            said = elsewhere(Path(folder), "namespaces", WRITES, **user)
+            assert said == "passed||b" or "unshare" in said, said
+
+
+def test_the_library_of_an_interpreter_behind_a_link_is_there(isolation, tmp_path):
+    if isolation.isolation != "namespaces":
+        pytest.skip("guard has no root of its own")
+    venv.create(tmp_path / "real", symlinks=True, with_pip=False)
+    (tmp_path / "link").symlink_to("real")
+    library = next((tmp_path / "real").glob("lib/python*/site-packages"))
+    (library / "only_there.py").write_text("word = 'found'")
+    linked = isolation._replace(python=str(tmp_path / "link/bin/python"))
+    outcome = run_program(linked, "import only_there\nprint(only_there.word)")
+    assert outcome.output == "found\n", outcome
+
+
+# The C library, of which guard's hooks refuse the module alone: the runner's frames hold it.
+LIBRARY = """
+import os, sys
+frame, libc = sys._getframe(), None
+while frame:
+    for one in list(frame.f_globals.values()): libc = libc or getattr(one, "LIBC", None)
+    frame = frame.f_back
+def refused(name, call, reason=1):
+    got = libc.syscall(*call)
+    assert got == -1 and (guarded or errno() == reason), (name, got, guarded or errno())
+"""
 
 
 def test_calls_outside_all_limits_are_refused(isolation):
     """Of the kernel itself, past the interpreter, where a program may call it."""
-    if isolation.isolation != "namespaces":
-        pytest.skip("guard has no ctypes")
     if os.uname().machine != "x86_64":
         pytest.skip("the numbers are those of x86-64")
-    code = """
-import ctypes, os, socket
-libc = ctypes.CDLL(None, use_errno=True)
-calls = {"shmget": (29, 0, 1 << 20, 0o1600), "msgget": (68, 0, 0o1600), "memfd": (319, b"a", 0),
+    guarded = isolation.isolation == "guard"
+    code = f"""{LIBRARY}
+guarded = {guarded}
+if not guarded: from ctypes import get_errno as errno
+calls = {{"shmget": (29, 0, 1 << 20, 0o1600), "msgget": (68, 0, 0o1600), "memfd": (319, b"a", 0),
+         "shmctl": (31, 0, 14, bytes(200)), "semctl": (66, 0, 0, 19, bytes(200)),
+         "semop": (65, 0, bytes(6), 1), "msgctl": (71, 0, 12, bytes(200)), "mq": (241, b"a"),
+         "sendmsg": (46, 1, bytes(56), 0), "aio": (206, 1, bytes(8)), "inotify": (294, 0),
+         "syslog": (103, 3, bytes(99), 99), "owner": (72, 1, 8, 1), "signal": (72, 1, 10, 9),
+         "told": (16, 1, 0x8901, bytes(4)), "death": (157, 1, 0), "hidden": (157, 4, 0),
          "keyctl": (250, 0, -3, 0), "add_key": (248, b"user", b"a", b"b", 1, -3),
          "vsock": (41, 40, 1, 0), "netlink": (41, 16, 3, 0), "unix": (41, 1, 1, 0),
+         "datagrams": (53, 1, 2, 0, bytes(8)), "kinds": (53, 1, 0x80805, 0, bytes(8)),
          "pair": (53, 16, 3, 0, bytes(8)), "ptrace": (101, 16, 1, 0, 0), "unshare": (272, 1 << 28),
          "clone": (56, 1 << 28 | 17, 0, 0, 0, 0), "uring": (425, 1, bytes(120)),
-         "prlimit": (302, 1, 7, None, bytes(16)), "x32": (0x40000000 | 29, 0, 1 << 20, 0o1600)}
-for name, call in calls.items():
-    got = libc.syscall(*call)
-    assert got == -1 and ctypes.get_errno() == 1, (name, got, ctypes.get_errno())
-assert libc.syscall(435, bytes(88), 88) == -1 and ctypes.get_errno() == 38
+         "prlimit": (302, 1, 7, None, bytes(16)), "x32": (0x40000000 | 29, 0, 1 << 20, 0o1600)}}
+if guarded: calls |= {{
+         "files": (56, 0x10900, 0, 0, 0, 0), "fork": (57,), "vfork": (58,), "kill": (62, 1, 0),
+         "exec": (59, b"/bin/true", 0, 0), "space": (285, os.open("a", 66), 0, 0, 4096)}}
+for name, call in calls.items(): refused(name, call)
+refused("clone3", (435, bytes(88), 88), 38)
 assert os.getuid() != 0
 """
     outcome = run_program(isolation, code)
@@ -263,8 +337,11 @@ def test_a_guarded_program_reaches_nothing_outside(isolation):
     outside.chmod(0o777)
     (outside / "victim").write_text("kept")
     (outside / "victim").chmod(0o666)
+    service = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    service.bind(str(outside / "heard"))
+    (outside / "heard").chmod(0o666)
     code = f"""
-import builtins, os, resource, signal, sqlite3
+import builtins, os, resource, signal, socket, sqlite3
 builtins.all = builtins.any = lambda *x: True
 os.path.realpath = os.fsdecode = lambda path: "/usr"
 folder = {str(outside)!r}
@@ -285,6 +362,7 @@ for harm in (
     lambda: os.setpriority(0, os.getppid(), 19),
     lambda: os.posix_spawn("/bin/true", ["true"], {{}}),
     lambda: os.fork(),
+    lambda: socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"a", folder + "/heard"),
 ):
     try: harm(); print("done")
     except OSError: pass
@@ -293,9 +371,10 @@ for harm in (
     try:
         outcome = ends(isolation, code, "passed")
         assert outcome.output == ""
-        assert [p.name for p in outside.iterdir()] == ["victim"]
+        assert sorted(p.name for p in outside.iterdir()) == ["heard", "victim"]
         assert (outside / "victim").read_text() == "kept"
     finally:
+        service.close()
         shutil.rmtree(outside)
 
 
