@@ -13,9 +13,9 @@ EXTRAS = {
     "hf": [
         "tokenizers>=0.20",
         "jinja2>=3.1",
-        "datasets>=3.0",
         "transformers>=4.45",
         "huggingface_hub>=0.25",
+        "pyarrow>=17",
     ],
     # Corpora in parquet files, or packed by Zstandard.
     "data": ["pyarrow>=17", "zstandard>=0.23"],

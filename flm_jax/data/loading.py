@@ -59,6 +59,12 @@ class DataConfig:
     packing: str = setting(
         "wrap", "how documents become sequences, see data/packing.py", choices=PACKINGS
     )
+    group: int = setting(
+        0,
+        "documents that are joined and cut by themselves, what does not fill a last sequence of "
+        "them left out; 0 for all of a split, 1000 as the published models' text",
+        range="[0, inf)",
+    )
     prefix_crop: float = setting(
         0.0,
         "probability that a training batch is cut to a prefix of random length, a multiple of 64 "
@@ -132,7 +138,8 @@ def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Dat
         )
 
     def packed(split: str):
-        sources = [PackedSource(f.split(split), f.tokenizer, length, cfg.packing) for f in folders]
+        cut = (length, cfg.packing, cfg.group)
+        sources = [PackedSource(f.split(split), f.tokenizer, *cut) for f in folders]
         return [(source, weight) for source, (_, weight) in zip(sources, parts)]
 
     return Data(packed("train"), MixedSource(packed("valid")), first.tokenizer, None)

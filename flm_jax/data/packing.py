@@ -28,9 +28,22 @@ class PackedSource:
         shorter ones are padded with PAD, or EOS where the tokenizer has no PAD.
 
     What does not fill a last block is left out. An example depends on its index alone.
+
+    Args:
+      stream, tokenizer, length, packing: see above.
+      group: documents that are joined and cut by themselves, each group beginning a block and
+        losing what does not fill its last one; 0 for the whole split. The published models'
+        preparation cuts every 1000 documents so. Not for "pad".
     """
 
-    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, length: int, packing: str):
+    def __init__(
+        self,
+        stream: TokenStream,
+        tokenizer: Tokenizer,
+        length: int,
+        packing: str,
+        group: int = 0,
+    ):
         one_of("packing", packing, PACKINGS)
         least = 1 if packing == "stream" else 3
         require(
@@ -49,10 +62,20 @@ class PackedSource:
         self._eos = tokenizer.eos_id
         self._pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
         self._block = length - 2 if packing == "wrap" else length
-        self._size = stream.documents if packing == "pad" else len(stream) // self._block
+        require(
+            group == 0 or packing != "pad",
+            f"packing 'pad' cuts no groups of documents, got groups of {group}; set group to 0",
+        )
+        self._group = group
+        starts = stream.starts(range(0, stream.documents, group)) if group else np.zeros(1, int)
+        self._starts = starts  # tokens before each group
+        blocks = np.diff(starts, append=len(stream)) // self._block
+        self._blocks = np.cumsum([0, *blocks])  # before each group, and in all
+        self._size = stream.documents if packing == "pad" else int(self._blocks[-1])
         require(
             self._size > 0,
-            f"the split has {len(stream)} tokens; one example of length {length} with packing "
+            f"the split has {len(stream)} tokens{f', cut by {group} documents' if group else ''}; "
+            f"one example of length {length} with packing "
             f"{packing!r} needs {self._block}: use a shorter length or a larger corpus",
         )
 
@@ -62,7 +85,8 @@ class PackedSource:
     def __getitem__(self, index: int) -> Example:
         if self._packing == "pad":
             return self._padded(self._stream.document(index))
-        block = self._stream.read(index * self._block, (index + 1) * self._block)
+        start = int(self._places(np.asarray([index]))[0])
+        block = self._stream.read(start, start + self._block)
         if self._packing == "wrap":
             block = np.concatenate([[self._bos], block, [self._eos]]).astype(np.int32)
         return {"tokens": block, "mask": np.ones(self._length, bool)}
@@ -72,11 +96,16 @@ class PackedSource:
         if self._packing == "pad":
             rows = [self[place] for place in places]
             return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        tokens = self._stream.blocks(np.asarray(places) * self._block, self._block)
+        tokens = self._stream.blocks(self._places(np.asarray(places)), self._block)
         if self._packing == "wrap":
             tokens = np.pad(tokens, ((0, 0), (1, 1)))
             tokens[:, 0], tokens[:, -1] = self._bos, self._eos
         return {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
+
+    def _places(self, blocks: np.ndarray) -> np.ndarray:
+        """The first token of each block."""
+        group = np.searchsorted(self._blocks, blocks, side="right") - 1
+        return self._starts[group] + (blocks - self._blocks[group]) * self._block
 
     def _padded(self, document: np.ndarray) -> Example:
         framed = np.concatenate([[self._bos], document[: self._length], [self._eos]])
@@ -89,4 +118,5 @@ class PackedSource:
     def fingerprint(self) -> str:
         """SHA-256 of the tokens and of how they are cut."""
         text = f"{self._stream.fingerprint} {self._packing} {self._length}"
+        text += f" {self._group}" if self._group else ""
         return hashlib.sha256(text.encode()).hexdigest()

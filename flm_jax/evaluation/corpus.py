@@ -5,6 +5,7 @@ import math
 from flm_jax.build.data import framing
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
+from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.data.corpus.store import load_prepared
 from flm_jax.data.packing import PackedSource
@@ -51,7 +52,8 @@ def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_s
         f"{workdir} has no likelihood: its output is no distribution.",
     )
     stream, packing = prepared.split(split), framing(model.config)
-    source = PackedSource(stream, model.tokenizer, model.net.max_length, packing)
+    group = settings(model.config, "data").group
+    source = PackedSource(stream, model.tokenizer, model.net.max_length, packing, group)
     most = -(-sequences // batch_size) if sequences else None
     found = corpus_likelihood(model, eval_batches(source, batch_size, max_batches=most))
     row = {

@@ -62,6 +62,21 @@ def test_wrap_matches_brute_force(stream, length):
     assert _rows(PackedSource(stream, TOKENIZER, length, "wrap")) == expected
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 100])
+@pytest.mark.parametrize("packing", ["wrap", "stream"])
+def test_groups_of_documents_are_cut_by_themselves(stream, packing, group):
+    length, frame = 5, packing == "wrap"
+    block, expected = length - 2 * frame, []
+    for first in range(0, len(DOCUMENTS), group):
+        texts = DOCUMENTS[first : first + group]
+        flat = [t for text in texts for t in [*text.encode(), EOS]]
+        blocks = [flat[i : i + block] for i in range(0, len(flat) - block + 1, block)]
+        expected += [[BOS, *b, EOS] if frame else b for b in blocks]
+    source = PackedSource(stream, TOKENIZER, length, packing, group)
+    assert _rows(source) == expected
+    assert source.batch(range(len(source)))["tokens"].tolist() == expected
+
+
 @pytest.mark.parametrize("length", [1, 4, 7, 36])
 def test_stream_matches_brute_force(stream, length):
     flat = _flat()
@@ -94,6 +109,7 @@ def test_documents_are_read_back(stream):
 
 def test_fingerprint_tells_cuts_apart(stream):
     cuts = [(5, "wrap"), (6, "wrap"), (5, "stream"), (5, "pad")]
+    cuts.append((5, "wrap", 2))
     assert len({PackedSource(stream, TOKENIZER, *cut).fingerprint for cut in cuts}) == len(cuts)
 
 
@@ -107,6 +123,10 @@ def test_errors(stream):
         PackedSource(stream, TOKENIZER, 2, "wrap")
     with pytest.raises(UserError, match="needs a BOS token"):
         PackedSource(stream, WordTokenizer(["a"]), 8, "wrap")
+    with pytest.raises(UserError, match="'pad' cuts no groups"):
+        PackedSource(stream, TOKENIZER, 8, "pad", 2)
+    with pytest.raises(UserError, match="cut by 1 documents; .* 'wrap' needs 58"):
+        PackedSource(stream, TOKENIZER, 60, "wrap", 1)
 
 
 @pytest.mark.parametrize("packing", ["wrap", "stream", "pad"])

@@ -2,13 +2,10 @@
 
 import gzip
 import json
-import sys
-import types
 
 import pytest
 
 from flm_jax.core.errors import UserError
-from flm_jax.data.corpus.detokenizers import detokenize_lm1b
 from flm_jax.data.corpus.sources import SourceConfig, is_valid, open_corpus
 
 
@@ -114,64 +111,6 @@ def test_empty_corpora(tmp_path):
         open_corpus(SourceConfig("text", str(tmp_path)))
 
 
-def test_hf_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install 'flm-jax\\[hf\\]'"):
-        open_corpus(SourceConfig("hf", "lm1b"))
-
-
-class _Rows(list):
-    column_names = ("text",)
-
-
-def _fake_datasets(monkeypatch, splits):
-    calls = []
-
-    def load_dataset(*args, **kwargs):
-        calls.append((args, kwargs))
-        return splits
-
-    fake = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    return calls
-
-
-def test_hf_uses_the_datasets_own_split(monkeypatch):
-    rows = {
-        "train": _Rows({"text": f"it 's {i} ."} for i in range(4)),
-        "test": _Rows([{"text": "held out"}]),
-    }
-    calls = _fake_datasets(monkeypatch, rows)
-    corpus = open_corpus(SourceConfig("hf", "lm1b:plain@v2", detokenize="lm1b"))
-    assert calls == [(("lm1b", "plain"), {"revision": "v2"})]
-    assert _texts(corpus, "train") == [f"it's {i}." for i in range(4)]
-    assert _texts(corpus, "valid") == ["held out"]
-
-
-def test_hf_without_a_split_holds_documents_out(monkeypatch):
-    calls = _fake_datasets(monkeypatch, {"train": _Rows({"text": f"d{i}"} for i in range(40))})
-    corpus = open_corpus(SourceConfig("hf", "openwebtext"))
-    assert calls == [(("openwebtext", None), {"revision": None})]
-    assert len(_texts(corpus, "valid")) == 2
-    with pytest.raises(UserError, match="text_key of 'openwebtext'"):
-        open_corpus(SourceConfig("hf", "openwebtext", text_key="body"))
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ("We do n't know , he 's out .", "We don't know, he's out."),
-        ('" Go , " she said ( twice ) ; why ?', '"Go," she said (twice); why?'),
-        ("`` We ca n't , '' he said .", '"We can\'t," he said.'),
-        ("It cost $ 5.20 , or 10 % more .", "It cost $5.20, or 10% more."),
-        ("the players ' bar : see http : / / a.org / b", "the players' bar: see http://a.org/b"),
-        ("They can not be at 10 : 30 and / or noon .", "They cannot be at 10: 30 and/or noon."),
-    ],
-)
-def test_detokenize_lm1b(raw, expected):
-    assert detokenize_lm1b(raw) == expected
-
-
 BOM = b"\xef\xbb\xbf"
 
 
@@ -200,12 +139,6 @@ def test_json_lines_are_read_as_an_editor_reads_them(tmp_path, end):
     (tmp_path / "a.jsonl").write_bytes(end.join(lines))
     corpus = open_corpus(SourceConfig("jsonl", str(tmp_path)))
     assert [text for _, text in _all_texts(corpus)] == ["a\nb\nc", "d\u2028e"]
-
-
-def test_rows_of_a_dataset_have_no_carriage_returns(monkeypatch):
-    _fake_datasets(monkeypatch, {"train": _Rows({"text": f"\ufeffd\r\n{i}"} for i in range(4))})
-    corpus = open_corpus(SourceConfig("hf", "openwebtext"))
-    assert sorted(_texts(corpus, "train")) == ["d\n0", "d\n2", "d\n3"]
 
 
 def test_the_line_of_a_fault_counts_every_kind_of_line_end(tmp_path):
@@ -290,12 +223,6 @@ def test_a_separator_ends_documents(tmp_path, unit, expected, caplog):
     assert not caplog.messages
 
 
-def test_a_separator_of_datasets(monkeypatch):
-    _fake_datasets(monkeypatch, {"train": _Rows([{"text": "a\n***\nb"}, {"text": "c"}])})
-    corpus = open_corpus(SourceConfig("hf", "stories", separator="***"))
-    assert [text for _, text in _all_texts(corpus)] == ["a", "b", "c"]
-
-
 def test_separators_that_separate_nothing_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text(STORIES)
     for separator, message in (
@@ -324,15 +251,3 @@ def test_a_separator_within_a_line_is_none(tmp_path, caplog):
     (tmp_path / "a.txt").write_text("one <|endoftext|> two\nthree\n")
     open_corpus(SourceConfig("text", str(tmp_path)))
     assert not caplog.messages
-
-
-def test_another_version_of_a_dataset_is_another_content(monkeypatch, tmp_path):
-    rows = _Rows([{"text": "a"}, {"text": "b"}])
-    _fake_datasets(monkeypatch, {"train": rows})
-    found = []
-    for version in ("one", "two"):
-        rows._fingerprint = version
-        found.append(open_corpus(SourceConfig("hf", "stories")).content)
-    assert found[0] != found[1]
-    # That of files on this machine holds their times, which differ between machines.
-    assert open_corpus(SourceConfig("hf", str(tmp_path))).content == ""

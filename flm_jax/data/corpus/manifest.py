@@ -13,7 +13,13 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 COUNTS = ("tokens", "documents", "characters", "bytes")
 # Arguments that came later, as they were before: older manifests do not list them.
-_LATER = {"separator": ""}
+_LATER = {
+    "separator": "",
+    "valid_split": "",
+    "valid_last": 0,
+    "valid_only": False,
+    "verbatim": False,
+}
 # Those of which older manifests do not tell what they were: any may be theirs.
 _UNTOLD = {"content", "sample_characters"}
 

@@ -67,6 +67,25 @@ def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
+def rows(path: epath.Path) -> int:
+    """Rows of a file, by its footer alone.
+
+    Raises:
+      UserError: no parquet file.
+    """
+    arrow, parquet = (
+        import_extra(name, "data", "source 'hf'") for name in ("pyarrow", "pyarrow.parquet")
+    )
+    try:
+        with path.open("rb") as stream:
+            return parquet.ParquetFile(stream).metadata.num_rows
+    except (arrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}); expected a whole parquet file"
+        ) from error
+
+
 def _check_column(path: epath.Path, key: str, schema: Any, types: Any) -> None:
     one_of(f"text_key of {path}", key, schema.names)
     kind = schema.field(key).type

@@ -4,36 +4,22 @@ A `Corpus` can be read any number of times and always in the same order, so a do
 identifies it: sharded preparation and the train/valid split both work on that index.
 """
 
-import ast
+import collections
 import dataclasses
-import functools
 import hashlib
-import importlib
-import inspect
 import itertools
 import platform
-import re
-import sysconfig
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from etils import epath
-
 from flm_jax.core.errors import UserError, one_of, require
-from flm_jax.core.extras import import_extra
 from flm_jax.core.reading import loads
-from flm_jax.data.corpus import detokenizers, parquet
-from flm_jax.data.corpus.files import find_files, lines, packed, walk
+from flm_jax.data.corpus import detokenizers, hub, parquet, pydoc_text, text8
+from flm_jax.data.corpus.files import find_files, lines, packed
 from flm_jax.data.corpus.separators import Separator
 from flm_jax.data.text import Mender, joined, tidy
 
 DOCUMENT_UNITS = ("file", "paragraph", "line")
-_STDLIB_SKIP = frozenset(
-    {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
-    | {"site-packages", "dist-packages", "lib-dynload", "__pycache__"}
-)
-_RULE_LINE = re.compile(r"[\W_]{3,}")
-_MIN_DOCSTRING = 20  # characters: shorter docstrings ("Init.") are noise as documents
 _POSITION_SPLIT_SLACK = 1000  # characters searched for a line end when one document is cut in two
 
 
@@ -43,13 +29,20 @@ class SourceConfig:
 
     Attributes:
       source: one of `SOURCES`.
-      path: file, folder or dataset name (`name[:config][@revision]`); empty for pydoc.
+      path: file, folder or dataset name (hf: `name[:config][@revision]`, or a folder of the hub's
+        layout); empty for pydoc.
       split_documents: text only; what one document is, one of `DOCUMENT_UNITS`.
       separator: the line that stands between the documents of a text, such as <|endoftext|>; ""
         for none. It ends documents of every unit, and is no part of them.
       text_key: jsonl, parquet and hf; the field that holds the text.
       detokenize: "" or one of `detokenizers.DETOKENIZERS`.
       valid_fraction: share of documents held out where the source has no split of its own.
+      valid_split: hf; the split to hold out, "" for the first of `hub.HELD_OUT` that is there.
+      valid_last: documents held out at the end of the training split, whatever other splits there
+        are; 0 for none.
+      valid_only: hf; whether the held-out split alone is read.
+      verbatim: whether texts stay as they are: empty ones, which else are left out, byte order
+        marks and carriage returns.
     """
 
     source: str
@@ -59,6 +52,14 @@ class SourceConfig:
     detokenize: str = ""
     valid_fraction: float = 0.05
     separator: str = ""
+    valid_split: str = ""
+    valid_last: int = 0
+    valid_only: bool = False
+    verbatim: bool = False
+
+    def text(self, text: str) -> str:
+        """A text of a record as it enters."""
+        return text if self.verbatim else tidy(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,22 +105,39 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
         f"source {cfg.source!r} needs a path (file, folder or dataset name), got none; pass --path",
     )
     clean = detokenizers.get_detokenizer(cfg.detokenize)
+    _check_held_out(cfg)
     separator = Separator(cfg.separator)
     opened = SOURCES[cfg.source](cfg, separator)
     _check_seen(separator, opened.splits, cfg)
-    splits = {name: _documents(read, clean) for name, read in opened.splits.items()}
+    splits = {name: _documents(read, clean, cfg.verbatim) for name, read in opened.splits.items()}
+    if cfg.valid_last:
+        splits = _last_held_out(next(iter(splits.values())), cfg.valid_last)
     for name, read in splits.items():
         require(
             next(read(), None) is not None,
             f"source {cfg.source!r} ({cfg.path or 'no path'}) has no text in {name!r}; "
             "expected at least one document",
         )
-    if len(splits) == 1:
+    if len(splits) == 1 and not cfg.valid_only:
         (read,) = splits.values()
         numbered = _split_train_valid(read, cfg.valid_fraction)
     else:
         numbered = {name: _enumerated(read) for name, read in splits.items()}
     return Corpus(numbered, opened.identity, opened.content)
+
+
+def _check_held_out(cfg: SourceConfig) -> None:
+    """Refuses ways to hold documents out that a source does not have."""
+    require(
+        cfg.source == "hf" or not (cfg.valid_split or cfg.valid_only),
+        f"source {cfg.source!r} has no splits to choose from, got valid_split "
+        f"{cfg.valid_split!r} and valid_only {cfg.valid_only}; leave them out",
+    )
+    require(cfg.valid_last >= 0, f"valid_last is {cfg.valid_last}; expected 0 or more documents")
+    require(
+        not (cfg.valid_last and (cfg.valid_split or cfg.valid_only)),
+        f"got valid_last {cfg.valid_last} and a split to hold out; expected one of them",
+    )
 
 
 def _check_seen(separator: Separator, raw: RawSplits, cfg: SourceConfig) -> None:
@@ -139,10 +157,25 @@ def _check_seen(separator: Separator, raw: RawSplits, cfg: SourceConfig) -> None
 
 
 def _documents(
-    read: Callable[[], Iterator[str]], clean: Callable[[str], str]
+    read: Callable[[], Iterator[str]], clean: Callable[[str], str], verbatim: bool
 ) -> Callable[[], Iterator[str]]:
-    """Cleans documents and drops empty ones, before they are numbered."""
-    return lambda: (text for text in map(clean, read()) if text.strip())
+    """Cleans documents and drops empty ones, unless they count, before they are numbered."""
+    return lambda: (text for text in map(clean, read()) if verbatim or text.strip())
+
+
+def _last_held_out(
+    read: Callable[[], Iterator[str]], count: int
+) -> dict[str, Callable[[], Iterator[str]]]:
+    """The last documents, which are held in memory, and those before them."""
+
+    def before() -> Iterator[str]:
+        waiting: collections.deque[str] = collections.deque()
+        for text in read():
+            waiting.append(text)
+            if len(waiting) > count:
+                yield waiting.popleft()
+
+    return {"train": before, "valid": lambda: iter(collections.deque(read(), maxlen=count))}
 
 
 def _enumerated(read: Callable[[], Iterator[str]]) -> Callable[[], Iterator[tuple[int, str]]]:
@@ -192,51 +225,9 @@ def _cut(text: str, fraction: float) -> tuple[str, str]:
 
 
 def _read_pydoc(cfg: SourceConfig, separator: Separator) -> _Opened:
-    """English that every Python carries: the help topics and the standard library's docstrings."""
     del cfg, separator  # has no options
     version = platform.python_version()
-    return _Opened({"all": _pydoc_documents}, f"pydoc of Python {version}")
-
-
-def _pydoc_documents() -> Iterator[str]:
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError as error:
-        raise UserError(
-            "this Python has no pydoc_data.topics; expected a full standard library: "
-            "install one that has it or use another source, such as --source=text"
-        ) from error
-    for name in sorted(topics):
-        yield _prose(topics[name])
-    yield from _library_docstrings()
-
-
-@functools.cache
-def _library_docstrings() -> tuple[str, ...]:
-    """2 MB, kept because parsing the library again takes seconds a pass."""
-    library = epath.Path(sysconfig.get_paths()["stdlib"])
-    modules = walk(library, (".py",), _STDLIB_SKIP)
-    return tuple(itertools.chain.from_iterable(map(_docstrings, modules)))
-
-
-def _docstrings(path: epath.Path) -> Iterator[str]:
-    """Docstrings of a source file, in order, found without importing it."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and deliberately broken files
-        return
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
-            text = _prose(text)
-            if len(text) >= _MIN_DOCSTRING:
-                yield text
-
-
-def _prose(text: str) -> str:
-    """Dedents and drops the rules of punctuation under and between headings."""
-    lines = (line.rstrip() for line in inspect.cleandoc(text).split("\n"))
-    return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()
+    return _Opened({"all": pydoc_text.documents}, f"pydoc of Python {version}")
 
 
 def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
@@ -271,7 +262,7 @@ def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
             for number, line in enumerate(lines(path), start=1):
                 if line.strip():
                     where = f"{path} line {number}"
-                    text = mender.text(_json_text(line, cfg.text_key, where), where)
+                    text = mender.text(cfg.text(_json_text(line, cfg.text_key, where)), where)
                     yield from separator.texts(text, where)
 
     return _Opened({"all": read}, *names)
@@ -293,7 +284,7 @@ def _json_text(line: str, key: str, where: str) -> str:
         isinstance(text, str),
         f"{where}: field {key!r} holds {type(text).__name__}; expected a string",
     )
-    return tidy(text)
+    return text
 
 
 def _read_parquet(cfg: SourceConfig, separator: Separator) -> _Opened:
@@ -303,50 +294,43 @@ def _read_parquet(cfg: SourceConfig, separator: Separator) -> _Opened:
     def read() -> Iterator[str]:
         for path in files:
             for where, text in parquet.texts(path, cfg.text_key):
-                yield from separator.texts(mender.text(tidy(text), where), where)
+                yield from separator.texts(mender.text(cfg.text(text), where), where)
 
     return _Opened({"all": read}, *names)
 
 
 def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
-    """A dataset of the Hugging Face hub, with its own held-out split if it has one."""
-    datasets = import_extra("datasets", "hf", "source 'hf'")
-    name, _, revision = cfg.path.partition("@")
-    name, _, config = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(name, config or None, revision=revision or None)
-    except Exception as error:  # noqa: BLE001 - the hub raises many kinds; all mean "not loaded"
-        raise UserError(
-            f"Hugging Face dataset {cfg.path!r} was not loaded ({error}); "
-            "expected name[:config][@revision] and, unless it is cached, a network"
-        ) from error
-    held_out = next((split for split in ("validation", "valid", "test") if split in loaded), None)
-    require(
-        "train" in loaded,
-        f"dataset {cfg.path!r} has splits {', '.join(loaded)}; expected one called train",
-    )
-    columns = loaded["train"].column_names
-    one_of(f"text_key of {cfg.path!r}", cfg.text_key, columns)
-
+    """A dataset in the hub's layout, with its own held-out split if it has one."""
+    found = hub.open_hub(cfg.path)
+    names = {"train": "train", "valid": cfg.valid_split}
+    if not cfg.valid_split:
+        names["valid"] = next((name for name in hub.HELD_OUT if name in found.splits), "")
+    if cfg.valid_only:
+        names.pop("train")
+    if cfg.valid_last or not (names["valid"] or cfg.valid_only):
+        names.pop("valid")
+    for wanted in names.values():
+        require(
+            wanted in found.splits,
+            f"dataset {cfg.path!r} has splits {', '.join(found.splits)}; expected one called "
+            f"{wanted or ' or '.join(hub.HELD_OUT)}",
+        )
     mender = Mender()
 
     def reader(split: str) -> Callable[[], Iterator[str]]:
         def read() -> Iterator[str]:
-            for number, row in enumerate(loaded[split], start=1):
-                where = f"{cfg.path}, {split} row {number}"
-                yield from separator.texts(mender.text(tidy(row[cfg.text_key]), where), where)
+            for where, text in hub.texts(found.splits[split], cfg.text_key):
+                yield from separator.texts(mender.text(cfg.text(text), where), where)
 
         return read
 
-    raw = {"train": reader("train")}
-    if held_out is not None:
-        raw["valid"] = reader(held_out)
-    rows = ", ".join(f"{split} {len(loaded[split])}" for split in raw if split in loaded)
-    # That of files on this machine depends on their times; other workers have other ones.
-    local = epath.Path(name).exists()
-    read = [] if local else [loaded[split] for split in ("train", held_out) if split in loaded]
-    versions = [str(getattr(part, "_fingerprint", "")) for part in read]
-    return _Opened(raw, f"{cfg.path}: {rows}", " ".join(filter(None, versions)))
+    raw = {name: reader(split) for name, split in names.items()}
+    return _Opened(raw, found.identity, found.content)
+
+
+def _read_text8(cfg: SourceConfig, separator: Separator) -> _Opened:
+    del separator  # the text is one line
+    return _Opened(*text8.open_text8(cfg.path))
 
 
 SOURCES: dict[str, Callable[[SourceConfig, Separator], _Opened]] = {
@@ -355,4 +339,5 @@ SOURCES: dict[str, Callable[[SourceConfig, Separator], _Opened]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "hf": _read_hf,
+    "text8": _read_text8,
 }

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,18 @@ class TokenStream:
         for row in np.flatnonzero(first != last):
             out[row] = self.read(int(starts[row]), int(starts[row]) + length)
         return out
+
+    def starts(self, documents: Sequence[int]) -> np.ndarray:
+        """Tokens of the split before each of some documents, int64."""
+        wanted = np.asarray(documents, np.int64)
+        shards = np.searchsorted(self._document_starts, wanted, side="right") - 1
+        found = np.empty(len(wanted), np.int64)
+        for shard in np.unique(shards):
+            rows = shards == shard
+            offsets = np.asarray(self._offsets[shard][:], np.int64)
+            places = wanted[rows] - self._document_starts[shard]
+            found[rows] = offsets[places] + self._token_starts[shard]
+        return found
 
     def document(self, index: int) -> np.ndarray:
         """Tokens of a document, int32, without the EOS after it."""

@@ -5,6 +5,7 @@ and both are written by `save`, so that a folder of prepared data or of weights 
 """
 
 import io
+import string
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -77,6 +78,37 @@ class CharacterTokenizer(Tokenizer):
         for text in documents:
             seen.update(text)
         return cls(seen)
+
+
+class Text8Tokenizer(Tokenizer):
+    """The ids of text8 in published models: eight special ones, then a to z and the space.
+
+    Text is read in lower case. Ids 0, 1 and 6 stand for nothing here.
+    """
+
+    kind = "text8"
+    vocab_size = 35
+    bos_id, eos_id, mask_id, pad_id = 2, 3, 4, 5
+    unknown_id = 7
+    _characters = string.ascii_lowercase + " "
+
+    def encode(self, text: str) -> np.ndarray:
+        places = {c: i for i, c in enumerate(self._characters, start=self.unknown_id + 1)}
+        return np.array([places.get(c, self.unknown_id) for c in text.lower()], np.int32)
+
+    def _decode(self, ids: list[int]) -> str:
+        table = [NO_PIECE, *self._characters]
+        return "".join(table[i - self.unknown_id] for i in ids)
+
+    def _has_piece(self, token: int) -> bool:
+        return self.unknown_id <= token < self.vocab_size
+
+    def spec(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "Text8Tokenizer":
+        return cls()
 
 
 class WordTokenizer(Tokenizer):

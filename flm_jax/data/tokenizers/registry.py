@@ -16,6 +16,7 @@ from flm_jax.data.tokenizers.builtin import (
     ByteTokenizer,
     CharacterTokenizer,
     SentencePieceTokenizer,
+    Text8Tokenizer,
     WordTokenizer,
 )
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
@@ -25,6 +26,7 @@ KINDS: dict[str, type[Tokenizer]] = {
     for cls in (
         ByteTokenizer,
         CharacterTokenizer,
+        Text8Tokenizer,
         WordTokenizer,
         SentencePieceTokenizer,
         HuggingFaceTokenizer,
@@ -80,14 +82,16 @@ def make_tokenizer(
     """A tokenizer by name.
 
     Args:
-      name: "bytes", "characters", "sentencepiece", "hf:NAME_OR_FOLDER" (a name may end in
-        @REVISION), or the path of a folder with a saved tokenizer.
+      name: "bytes", "characters", "sentencepiece", "text8", "hf:NAME_OR_FOLDER" (a name may end
+        in @REVISION), or the path of a folder with a saved tokenizer.
       documents: starts a pass over the training text; called only if `needs_training(name)`.
       vocab_size, model, sample_characters: sentencepiece only.
     """
     name = expanded(name)
     if name == "bytes":
         return ByteTokenizer()
+    if name == "text8":
+        return Text8Tokenizer()
     if name == "characters":
         return CharacterTokenizer.train(documents())
     if name == "sentencepiece":
@@ -97,5 +101,11 @@ def make_tokenizer(
             return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
     if epath.Path(name).is_dir():
         return load_tokenizer(name)
-    valid = ("bytes", *TRAINED, "hf:NAME_OR_FOLDER", "the path of a folder with a saved tokenizer")
+    valid = (
+        "bytes",
+        "text8",
+        *TRAINED,
+        "hf:NAME_OR_FOLDER",
+        "the path of a folder with a saved tokenizer",
+    )
     raise unknown_name("tokenizer", name, valid)

@@ -1,0 +1,57 @@
+"""text8: the first 100 million characters of a Wikipedia, in lower case and without punctuation.
+
+As the published models cut it (arXiv 2107.03006, 2406.07524): the first 90% of the characters are
+trained on, the last 5% are held out as the test set, the 5% between them are left out here; each
+part is cut in chunks of 256 characters, which are its documents.
+"""
+
+import functools
+import zipfile
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.data.corpus.files import find_files
+
+CHUNK = 256  # characters of a document
+
+
+def open_text8(path: str) -> tuple[dict[str, Callable[[], Iterator[str]]], str, str]:
+    """Splits, an identity and a digest of text8.
+
+    Args:
+      path: the file text8 or text8.zip, as its author publishes them.
+
+    Raises:
+      UserError: no such file, or a text that is no text8.
+    """
+    (file, *_), identity, content = find_files(path, ("text8", "text8.zip"))
+    text = _text(file)
+    # Thousandths, so that 100 million characters are cut at exactly 90 and 95 million.
+    parts = {"train": (0, 900), "valid": (950, 1000)}
+
+    def chunks(start: int, stop: int) -> Iterator[str]:
+        first, last = (len(text) * part // 1000 for part in (start, stop))
+        return (text[i : i + CHUNK] for i in range(first, last - CHUNK + 1, CHUNK))
+
+    splits = {name: functools.partial(chunks, *part) for name, part in parts.items()}
+    return splits, identity, content
+
+
+def _text(file: epath.Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            if file.name.endswith(".zip"):
+                content = zipfile.ZipFile(stream).read("text8")
+            else:
+                content = stream.read()
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({error}); expected text8.zip, whole") from error
+    other = set(content) - set(b"abcdefghijklmnopqrstuvwxyz ")
+    require(
+        not other,
+        f"{file} holds other characters than a to z and spaces, such as {chr(min(other or [0]))!r};"
+        " expected text8 as its author publishes it",
+    )
+    return content.decode("ascii")
