@@ -54,17 +54,34 @@ def kronecker_uniform(key: Key, num: int, rows: Rows) -> Times:
     return jnp.mod(turned.astype(jnp.float32) * 2.0**-24 + jax.random.uniform(key), 1.0)
 
 
+def evenly_chosen(key: Key, num: int, rows: Rows, share: float) -> jax.Array:
+    """A fixed number of rows of the global batch, spread evenly: bool [B].
+
+    Row i is chosen where i share + u passes a whole number, with a common u ~ U(0, 1): total times
+    share rows in all where that is whole, as published (8 of 256), else one of the two numbers
+    beside it. Each row is chosen with probability `share`.
+
+    Args:
+      key: the same for every (micro)batch of one global batch.
+      num: rows here, B; rows: their place in the global batch.
+    """
+    place = (rows.start + jnp.arange(num + 1)) * jnp.float32(share) + jax.random.uniform(key)
+    passed = jnp.floor(place)
+    return passed[1:] > passed[:-1]
+
+
 def time_pairs(key: Key, num: int, rows: Rows, boundary: float) -> tuple[Times, Times]:
     """Clock times tau_s <= tau_t for flow-map training (arXiv 2602.16813v3).
 
-    d ~ U(0, 1), tau_s = r (1-d) with r ~ U(0, 1), tau_t = tau_s + d; a fraction `boundary` of the
-    rows is the whole interval (0, 1). d is low-discrepancy over the global batch.
+    d ~ U(0, 1), tau_s = r (1-d) with r ~ U(0, 1), tau_t = tau_s + d; a share `boundary` of the
+    rows, of a fixed number, is the whole interval (0, 1). d and r are low-discrepancy over the
+    global batch, each alone and together.
 
     Returns:
       tau_s, tau_t, float32 [B].
     """
     d_key, r_key, b_key = jax.random.split(key, 3)
     d = stratified_uniform(d_key, num, rows)
-    tau_s = jax.random.uniform(rows.fold(r_key), (num,)) * (1.0 - d)
-    whole = jax.random.uniform(rows.fold(b_key), (num,)) < boundary
+    tau_s = kronecker_uniform(r_key, num, rows) * (1.0 - d)
+    whole = evenly_chosen(b_key, num, rows, boundary)
     return jnp.where(whole, 0.0, tau_s), jnp.where(whole, 1.0, jnp.minimum(tau_s + d, 1.0))

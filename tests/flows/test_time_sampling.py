@@ -2,9 +2,16 @@
 
 import jax
 import numpy as np
+import pytest
 from scipy import stats
 
-from flm_jax.flows.time_sampling import Rows, kronecker_uniform, stratified_uniform
+from flm_jax.flows.time_sampling import (
+    Rows,
+    evenly_chosen,
+    kronecker_uniform,
+    stratified_uniform,
+    time_pairs,
+)
 from helpers.masked_flow import KEY
 
 
@@ -28,3 +35,30 @@ def test_stratified_times_cover_the_global_batch_from_microbatches():
     shift = jax.random.uniform(jax.random.fold_in(key, 0))
     strata = np.floor(np.mod(np.concatenate(parts) - shift, 1.0) * 32 + 1e-4)
     assert len(set(strata.tolist())) >= 31  # one row may sit on the rounding of an edge
+
+
+@pytest.mark.parametrize(
+    "total, share, numbers",
+    [(256, 1 / 32, {8}), (64, 1 / 32, {2}), (10, 0.25, {2, 3}), (8, 0.0, {0}), (8, 1.0, {8})],
+)
+def test_a_fixed_number_of_rows_is_chosen(total, share, numbers):
+    keys = jax.random.split(jax.random.key(0), 200)
+    chosen = np.asarray(
+        jax.vmap(lambda key: evenly_chosen(key, total, Rows(0, total), share))(keys)
+    )
+    assert set(chosen.sum(1).tolist()) == numbers
+    assert abs(chosen.mean(0) - share).max() < 4 * np.sqrt(share * (1 - share) / 200) + 1e-6
+    halves = [evenly_chosen(keys[0], total // 2, Rows(s, total), share) for s in (0, total // 2)]
+    np.testing.assert_array_equal(np.concatenate(halves), chosen[0])
+
+
+def test_pairs_are_low_discrepancy_but_for_the_boundary():
+    total = 256
+    s, t = (np.asarray(x) for x in time_pairs(KEY, total, Rows(0, total), 1 / 32))
+    whole = (s == 0.0) & (t == 1.0)
+    assert whole.sum() == 8
+    d = (t - s)[~whole]
+    r = s[~whole] / (1.0 - d)
+    for draws in (d, r):
+        assert stats.kstest(draws, "uniform").statistic < 0.03  # independent draws: about 0.05
+    assert abs(np.corrcoef(d, r)[0, 1]) < 0.05
