@@ -123,11 +123,11 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
     """
     student, other = family(config), family(teacher.config)
     where, goal = teacher_folder(config), objective_name(teacher.config)
-    if student.anchored and student.check_teacher:
+    if student.teachers:
         require(
-            other.anchored,
-            f"config.objective.teacher {where} is a model of objective {goal}; alignment starts "
-            "from one of objective masked_diffusion.",
+            other.name in student.teachers,
+            f"config.objective.teacher {where} is a model of objective {goal}; objective "
+            f"{objective_name(config)} starts from one of {' or '.join(student.teachers)}.",
         )
     else:
         require(

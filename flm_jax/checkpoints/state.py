@@ -10,11 +10,12 @@ from flm_jax.core.types import Params, Tracker
 
 
 class AuxiliaryState(NamedTuple):
-    """A network that is trained beside the model (`losses.base.Auxiliary`): saved, never exported.
+    """A network that is trained beside the model (`losses.base.Auxiliary`), or a teacher that is
+    renewed (`losses.base.Renewal`): saved, never exported.
 
     Attributes:
       params: float32 tree.
-      opt_state: optax state.
+      opt_state: optax state; () of a teacher.
     """
 
     params: Params
@@ -30,7 +31,7 @@ class TrainState(NamedTuple):
       opt_state: optax state.
       skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
       tracked: statistics of a `Tracker`, None without one.
-      auxiliary: a network that is trained beside the model, None without one.
+      auxiliary: a network that is trained beside the model, or its renewed teacher; None without.
     """
 
     step: jax.Array

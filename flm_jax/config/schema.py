@@ -19,13 +19,16 @@ from flm_jax.flows.registry import FLOWS, flows_of
 from flm_jax.losses.alignment import AlignmentConfig
 from flm_jax.losses.autoregressive import AutoregressiveConfig
 from flm_jax.losses.denoising import DenoisingConfig
+from flm_jax.losses.distillation.discrete_consistency import ConsistencyConfig
 from flm_jax.losses.distillation.distribution_matching import MatchingConfig
 from flm_jax.losses.distillation.endpoint import EndpointConfig
 from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
 from flm_jax.losses.distillation.semigroup import SemigroupConfig
+from flm_jax.losses.distillation.through_time import ThroughTimeConfig
 from flm_jax.losses.masked_diffusion import MaskedConfig
 from flm_jax.losses.masked_flow import BridgeConfig
+from flm_jax.losses.uniform_diffusion import UniformDiffusionConfig
 from flm_jax.models.dit import DiTConfig
 from flm_jax.models.llama import LlamaConfig
 from flm_jax.models.lora import AdapterConfig
@@ -42,6 +45,9 @@ OBJECTIVES: dict[str, type] = {
     "endpoint": EndpointConfig,
     "distribution_matching": MatchingConfig,
     "masked_diffusion": MaskedConfig,
+    "through_time": ThroughTimeConfig,
+    "uniform_diffusion": UniformDiffusionConfig,
+    "discrete_consistency": ConsistencyConfig,
     "masked_flow": BridgeConfig,
     "alignment": AlignmentConfig,
     "autoregressive": AutoregressiveConfig,

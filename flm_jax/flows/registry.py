@@ -24,7 +24,8 @@ GAUSSIAN = (
     "endpoint",
     "distribution_matching",
 )
-MASKED = ("masked_diffusion", "alignment")
+MASKED = ("masked_diffusion", "through_time", "alignment")
+NONE = ("autoregressive", "uniform_diffusion", "discrete_consistency")
 
 
 class FlowKind(NamedTuple):
@@ -53,7 +54,7 @@ FLOWS: dict[str, FlowKind] = {
     ),
     "masked_bridge": FlowKind(MaskedBridgeConfig, _bridge, ("masked_flow",)),
     "mask_anchored": FlowKind(MaskAnchoredConfig, lambda cfg: MaskAnchored(), MASKED),
-    "none": FlowKind(NoFlowConfig, lambda cfg: MaskAnchored(), ("autoregressive",)),
+    "none": FlowKind(NoFlowConfig, lambda cfg: MaskAnchored(), NONE),
 }
 
 

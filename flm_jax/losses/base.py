@@ -39,14 +39,16 @@ class Frozen(NamedTuple):
       teacher: those of the teacher, {} without one.
       average: the averaged ones of the model that is trained.
       tracked: what a `Tracker` holds, None without one.
-      other: those of the network that is trained in turn with this one (see `Auxiliary`), {}
-        without one.
+      other: those of the network that is trained in turn with this one (see `Auxiliary`), or of
+        the renewed teacher (see `Renewal`); {} without one.
+      step: int32, steps taken before this one, for objectives that change as training goes on.
     """
 
     teacher: Params
     average: Params
     tracked: Any = None
     other: Params = {}
+    step: jax.Array | int = 0
 
 
 # objective(params, frozen, batch, key, rows) -> (loss, metrics). The loss is a mean over positions;
@@ -73,3 +75,19 @@ class Auxiliary(NamedTuple):
     updates: int
     lead: int
     lr: float
+
+
+class Renewal(NamedTuple):
+    """A teacher that is renewed as training goes on: at first the model that training starts from.
+
+    The objective finds its parameters in `Frozen.other`.
+
+    Attributes:
+      every: steps from one renewal to the next.
+      average: whether the new teacher has the model's averaged parameters, else its present ones.
+      restart: whether the model goes on from its averaged parameters too.
+    """
+
+    every: int
+    average: bool
+    restart: bool

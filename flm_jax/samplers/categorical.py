@@ -108,6 +108,17 @@ def _chosen(logits: jax.Array, choice: Choice, noise: Callable[[], jax.Array]):
     return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
 
 
+def position_noise(
+    key: Key, rows: Int[Array, "b t"], places: Int[Array, "b t"], number: int
+) -> Float[Array, "b t v"]:
+    """Gumbel noise of some positions, each with a key of its own, whichever others are read."""
+
+    def one(row: jax.Array, place: jax.Array) -> jax.Array:
+        return gumbel(jax.random.fold_in(jax.random.fold_in(key, row), place), (number,))
+
+    return jax.vmap(jax.vmap(one))(rows, places)
+
+
 def choose_at(
     key: Key, out: Readout, net: Network, places: Int[Array, "b l"], choice: Choice
 ) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
@@ -123,10 +134,7 @@ def choose_at(
     rows = jnp.broadcast_to(jnp.arange(places.shape[0])[:, None], places.shape)
 
     def pick(logits: jax.Array, rows: jax.Array, places: jax.Array):
-        def one(row: jax.Array, place: jax.Array) -> jax.Array:
-            own = jax.random.fold_in(jax.random.fold_in(key, row), place)
-            return gumbel(own, logits.shape[-1:])
-
-        return _chosen(logits, choice, lambda: jax.vmap(jax.vmap(one))(rows, places))
+        noise = lambda: position_noise(key, rows, places, logits.shape[-1])
+        return _chosen(logits, choice, noise)
 
     return read(out, net, pick, rows, places)

@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.samplers import autoregressive, masked_diffusion, masked_flow, posterior_refinement
+from flm_jax.samplers import (
+    autoregressive,
+    masked_diffusion,
+    masked_flow,
+    posterior_refinement,
+    remasking,
+    uniform_diffusion,
+)
 from flm_jax.samplers import x_prediction as x_predictions
 from flm_jax.samplers.adaptive import AdaptiveConfig
 from flm_jax.samplers.base import SamplerConfig, Samples, Steps
@@ -16,7 +23,8 @@ from flm_jax.samplers.windows import check_blocks
 
 FLOWS = ("denoising",)
 FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint", "distribution_matching")
-MASKED = ("masked_diffusion", "alignment")
+MASKED = ("masked_diffusion", "through_time", "alignment")
+UNIFORM = ("uniform_diffusion", "discrete_consistency")
 
 
 def _any(cfg: Any, net: Network, steps: Steps, objective: Any) -> None:
@@ -67,10 +75,14 @@ SAMPLERS: dict[str, Sampler] = {
         check_blocks,
         shares=True,
     ),
+    "remasking": Sampler(remasking.RemaskingConfig, remasking.sample, MASKED, shares=True),
     "x_prediction": Sampler(
         x_predictions.XPredictionConfig, x_predictions.sample, MASKED, check_blocks, shares=True
     ),
     "masked_flow": Sampler(masked_flow.MaskedFlowConfig, masked_flow.sample, ("masked_flow",)),
+    "uniform_diffusion": Sampler(
+        uniform_diffusion.UniformSamplerConfig, uniform_diffusion.sample, UNIFORM
+    ),
     "autoregressive": Sampler(
         autoregressive.AutoregressiveConfig, autoregressive.sample, ("autoregressive",)
     ),

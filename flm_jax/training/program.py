@@ -73,6 +73,7 @@ def assemble(
     optim = dataclasses.replace(optim, schedule="constant") if timed else optim
     tracker = family(config).tracker(config)
     companion = _companion(config, optim, net, flow, teacher and teacher[0])
+    renewal = family(config).renewal(config)
     _check_batch(cfg, mesh, companion)
     lead = companion.auxiliary.lead if companion else 0
     groups, decays = optimizer_groups(config)
@@ -84,10 +85,10 @@ def assemble(
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
         taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
         own = student_params(trained_params(config, params), start_params or taken)
-        if companion is None:
+        if companion is None and renewal is None:
             return new_state(own, optimizer, tracker)
         other = student_params(params, teacher_params)
-        beside = AuxiliaryState(other, companion.optimizer.init(other))
+        beside = AuxiliaryState(other, companion.optimizer.init(other) if companion else ())
         return new_state(own, optimizer, tracker, beside)
 
     shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})
@@ -100,6 +101,7 @@ def assemble(
         ema_decay=optim.ema_decay,
         tracker=tracker,
         companion=companion,
+        renewal=renewal,
     )
     return Assembly(
         net=net,

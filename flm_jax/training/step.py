@@ -11,7 +11,7 @@ import optax
 from flm_jax.checkpoints.state import AuxiliaryState, TrainState
 from flm_jax.core.types import Key, Metrics, Params, Tracker
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Auxiliary, Frozen, Objective
+from flm_jax.losses.base import Auxiliary, Frozen, Objective, Renewal
 from flm_jax.training.optim import update_ema
 
 
@@ -121,13 +121,15 @@ def make_train_step(
     ema_decay: float,
     tracker: Tracker | None = None,
     companion: Companion | None = None,
+    renewal: Renewal | None = None,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """train_step(state, teacher, batch) -> (state, metrics), to be jitted with `state` donated.
 
     `teacher` holds its parameters, or is {}. With a companion the batch falls into equal parts:
     one for each update of the auxiliary, and the first for that of the model, which comes last.
     Every part is taken in as many microbatches. A fourth argument scales what optimizers add to
-    parameters, and so the learning rates: one that is known at run time alone.
+    parameters, and so the learning rates: one that is known at run time alone. With a renewal the
+    auxiliary holds a teacher's parameters, which change between steps alone.
 
     A non-finite loss or gradient, of any update, leaves parameters, moments, average, statistics
     and auxiliary as they were; the step still counts, and `skipped` counts such steps in a row.
@@ -137,10 +139,12 @@ def make_train_step(
     lead = companion.auxiliary.lead if companion else 0
 
     def train_step(state: TrainState, teacher, batch, rate: jax.Array | None = None):
+        state = renewed(state, renewal) if renewal else state
         key, own, before = step_key(seed, state.step), state.auxiliary, {}
         if beside:
             own, before, batch = beside(state, teacher, batch, key, rate)
-        frozen = Frozen(teacher, state.ema_params, state.tracked, own.params if own else {})
+        other = own.params if own else {}
+        frozen = Frozen(teacher, state.ema_params, state.tracked, other, state.step)
         rows = Rows(0, batch["tokens"].shape[0])
         (_, metrics), grads = gradients(state.params, frozen, batch, key, rows)
         metrics, _, observed = _read(metrics)
@@ -165,6 +169,15 @@ def make_train_step(
         )
 
     return train_step
+
+
+def renewed(state: TrainState, renewal: Renewal) -> TrainState:
+    """The state with a new teacher, where one is due before this step."""
+    due = (state.step > 0) & (state.step % renewal.every == 0)
+    new = state.ema_params if renewal.average else state.params
+    teacher = _chosen(due, new, state.auxiliary.params)
+    params = _chosen(due, state.ema_params, state.params) if renewal.restart else state.params
+    return state._replace(params=params, auxiliary=AuxiliaryState(teacher, ()))
 
 
 def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:

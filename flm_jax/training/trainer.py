@@ -121,6 +121,8 @@ def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Check
             moved = rate_change(saved or config, config, int(state.step))
             if moved and not program.rate:
                 print(moved, file=sys.stderr, flush=True)
+    if family(config).renewal(config):
+        frozen = {}  # the state has its own copy, which is renewed
     del teacher, whole  # of a base that is trained, the memory of what the state has a copy of
     _describe(net, state, data, mesh)
     to_global = functools.partial(sharding.global_batch, mesh=mesh, rows=rows, total=cfg.batch)

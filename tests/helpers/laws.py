@@ -105,3 +105,30 @@ def learnt(kind):
     cfg = GammaConfig(learnt=kind, refit_every=1, bins=32)
     seen = observed(lambda gamma: 1.0 + 2.0 * logistic_cdf(SHAPE, gamma), cfg)
     return cfg, update_state(fresh_state(cfg), seen, jnp.int32(0), cfg)
+
+
+def exact_uniform_network():
+    """The law of a token of LAW given the noisy states of the others, in closed form.
+
+    Features are log probabilities, times the signal, states unit vectors of R^3.
+    """
+
+    def features(params, x_s, s, t, *, key=None, visible=None):
+        del params, t, key, visible
+        signal = s[:, None, None]
+        own = jax.nn.one_hot(jnp.asarray(SEQUENCES), VOCAB)
+        agrees = jnp.einsum("blv,nlv->bnl", x_s, own)
+        log = jnp.log(signal * agrees + (1.0 - signal) / VOCAB)
+        others = jnp.sum(log, axis=2, keepdims=True) - log
+        weights = jax.nn.softmax(others + jnp.log(jnp.asarray(LAW))[None, :, None], axis=1)
+        return jnp.log(jnp.maximum(jnp.einsum("bnl,nlv->blv", weights, own), 1e-30))
+
+    return Network(
+        init=lambda key: {},
+        features=features,
+        readout=lambda params: (jnp.eye(VOCAB), jnp.zeros(VOCAB)),
+        table=lambda params: jnp.eye(VOCAB),
+        vocab_size=VOCAB,
+        dim=VOCAB,
+        max_length=LENGTH,
+    )

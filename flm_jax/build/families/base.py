@@ -9,7 +9,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config, Tracker
 from flm_jax.flows.flow import Flow
-from flm_jax.losses.base import Auxiliary, Objective
+from flm_jax.losses.base import Auxiliary, Objective, Renewal
 
 
 class Work(NamedTuple):
@@ -29,7 +29,8 @@ class Family:
     """Everything that the library does with a model, found by the name of its objective.
 
     Attributes:
-      name: flow, flow_map, masked_diffusion, masked_flow, x_prediction or autoregressive.
+      name: flow, flow_map, masked_diffusion, uniform_diffusion, masked_flow, x_prediction or
+        autoregressive.
       objective: (config, net, flow, teacher network or None) -> Objective; refuses a teacher it
         cannot use, and the lack of one it needs.
       networks: names of config.model.name that it trains.
@@ -63,6 +64,8 @@ class Family:
       work: config -> operations of a train step besides the trained network's.
       auxiliary: (config, net, flow, teacher network or None) -> the network that is trained beside
         the model; None for none.
+      renewal: config -> when its teacher is renewed; None where it stays as it is.
+      teachers: names of families whose models can be its teacher; () where none can.
     """
 
     name: str
@@ -90,6 +93,34 @@ class Family:
     row_group: Callable[[Config], int] = lambda config: 1
     work: Callable[[Config], Work] = lambda config: Work()
     auxiliary: Callable[..., Auxiliary | None] = lambda config, net, flow, teacher: None
+    renewal: Callable[[Config], Renewal | None] = lambda config: None
+    teachers: tuple[str, ...] = ()
+
+
+def needs_teacher(config: Config, teacher: Network | None, of: str) -> None:
+    """Refuses the lack of a teacher of objective `of`."""
+    require(
+        teacher is not None,
+        f"objective {config['objective']['name']} distils a model; set config.objective.teacher to "
+        f"the workdir of one of objective {of}.",
+    )
+
+
+def check_time_conditioning(config: Config, teacher: Config, net: Network) -> None:
+    """Refuses a teacher that was told the time where its student is not, or the other way round.
+
+    Args:
+      config: of the student.
+      teacher: of config.objective.teacher.
+      net: the teacher's network.
+    """
+    del net
+    key, where = "time_conditioning", config["objective"]["teacher"]
+    require(
+        config["objective"][key] == teacher["objective"][key],
+        f"config.objective.{key} is {config['objective'][key]}, that of {where} is "
+        f"{teacher['objective'][key]}; set it to that.",
+    )
 
 
 def no_teacher(config: Config, teacher: Network | None) -> None:

@@ -27,16 +27,21 @@ def masked_diffusion_objective(
 ) -> Objective:
     del flow
     no_teacher(config, teacher)
+    check_masked_network(config, net)
+    return functools.partial(masked_loss, net=net, cfg=masked_config(config))
+
+
+def check_masked_network(config: Config, net: Network) -> None:
+    """Refuses networks with two times, and a llama that would be told the time."""
     require(
         not net.two_time,
-        "objective masked_diffusion has one time; set config.model.two_time = False.",
+        f"objective {config['objective']['name']} has one time; set config.model.two_time = False.",
     )
     cfg = masked_config(config)
     require(
         not cfg.time_conditioning or config["model"]["name"] != "llama",
         "a llama network is not told the time; set config.objective.time_conditioning = False.",
     )
-    return functools.partial(masked_loss, net=net, cfg=cfg)
 
 
 def masked_nll(config: Config, net: Network, flow: Flow) -> Callable:

@@ -7,6 +7,8 @@ from flm_jax.build.families.flow import FLOW
 from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
 from flm_jax.build.families.masked_flow import MASKED_FLOW
+from flm_jax.build.families.through_time import THROUGH_TIME
+from flm_jax.build.families.uniform_diffusion import DISCRETE_CONSISTENCY, UNIFORM_DIFFUSION
 from flm_jax.build.families.x_prediction import X_PREDICTION
 from flm_jax.build.flow import check_prompt
 from flm_jax.core.errors import one_of, require
@@ -20,6 +22,9 @@ OBJECTIVES: dict[str, Family] = {
     **dict.fromkeys(ROUTES, FLOW_MAP),
     "distribution_matching": DISTRIBUTION_MATCHING,
     "masked_diffusion": MASKED_DIFFUSION,
+    "through_time": THROUGH_TIME,
+    "uniform_diffusion": UNIFORM_DIFFUSION,
+    "discrete_consistency": DISCRETE_CONSISTENCY,
     "masked_flow": MASKED_FLOW,
     "alignment": X_PREDICTION,
     "autoregressive": AUTOREGRESSIVE,
@@ -86,8 +91,8 @@ def check_network(config: Config, adapted: bool) -> None:
         require(
             name in kind.networks and allowed,
             f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
-            "masked_diffusion, by masked_flow with config.adapters.base set, whose adapters tell "
-            "it the time, and by alignment either way.",
+            "masked_diffusion and through_time, by masked_flow with config.adapters.base set, "
+            "whose adapters tell it the time, and by alignment either way.",
         )
     else:
         require(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.build.adapters import adapter_config
+from flm_jax.build.families.base import check_time_conditioning
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
@@ -21,23 +22,6 @@ from flm_jax.models.lora import join
 def alignment_config(config: Config) -> AlignmentConfig:
     """The choices of a configuration."""
     return settings(config, "objective")
-
-
-def check_alignment_base(config: Config, base: Config, net: Network) -> None:
-    """Refuses to align what is no masked diffusion, or was told the time otherwise.
-
-    Args:
-      config: of the alignment.
-      base: of config.objective.teacher.
-      net: the base's network.
-    """
-    del net
-    key, where = "time_conditioning", config["objective"]["teacher"]
-    require(
-        config["objective"][key] == base["objective"][key],
-        f"config.objective.{key} is {config['objective'][key]}, that of {where} is "
-        f"{base['objective'][key]}; set it to that.",
-    )
 
 
 def x_prediction_objective(
@@ -87,7 +71,8 @@ X_PREDICTION = dataclasses.replace(
     MASKED_DIFFUSION,
     name="x_prediction",
     objective=x_prediction_objective,
-    check_teacher=check_alignment_base,
+    check_teacher=check_time_conditioning,
+    teachers=("masked_diffusion", "x_prediction"),
     adapts="either",
     aligned=lambda config, net: make_alignment_figures(net, alignment_config(config)),
 )

@@ -1,0 +1,73 @@
+"""Tokens and softened states of one-hot Gaussian states, tile by tile: [B, L, V] is never held.
+
+The states are w = (r onehot(x) + eps) / sqrt(1 + r^2), eps ~ N(0, I_V), for some signal r over
+noise; see `flows.uniform_noise`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flm_jax.core.types import Key, States, Times
+from flm_jax.denoiser.tiled import over_tiles
+
+
+def _places(tokens: Int[Array, "b l"]) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+
+def _noise(key: Key, places: Int[Array, "b t"], number: int) -> Float[Array, "b t v"]:
+    """Noise of a tile; tiles have keys of their own."""
+    return jax.random.normal(jax.random.fold_in(key, places[0, 0]), (*places.shape, number))
+
+
+def largest_entries(
+    key: Key, tokens: Int[Array, "b l"], ratios: Sequence[Times], number: int, tile: int
+) -> list[Int[Array, "b l"]]:
+    """The largest entries of states of one and the same noise, for each r [B]: argmax w.
+
+    Args:
+      key: of the noise.
+      tokens: x.
+      ratios: r of each row.
+      number: V; noise has no other entries.
+      tile: positions of a row at a time; 0 for all.
+    """
+
+    def body(_, rows):
+        tokens, places = rows
+        clean, eps = jax.nn.one_hot(tokens, number), _noise(key, places, number)
+        found = [jnp.argmax(r[:, None, None] * clean + eps, axis=-1) for r in ratios]
+        return None, [index.astype(jnp.int32) for index in found]
+
+    return over_tiles(body, None, (tokens, _places(tokens)), tile)[1]
+
+
+def softened(
+    key: Key,
+    tokens: Int[Array, "b l"],
+    ratio: Times,
+    temperature: float,
+    table: Float[Array, "v d"],
+    *,
+    number: int,
+    tile: int,
+) -> tuple[States, Int[Array, "b l"]]:
+    """softmax(w / temperature) @ E, float32, differentiable in E, and argmax w.
+
+    Arguments as of `largest_entries`; rows of `table` beyond the first `number` are no tokens.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(_, rows):
+        tokens, places = rows
+        r = ratio[:, None, None]
+        w = r * jax.nn.one_hot(tokens, number) + _noise(key, places, number)
+        probs = jax.nn.softmax(w / (temperature * jnp.sqrt(1.0 + r * r)), axis=-1)
+        states = jnp.matmul(probs, table[:number], precision=jax.lax.Precision.HIGH)
+        return None, (states, jnp.argmax(w, axis=-1).astype(jnp.int32))
+
+    return over_tiles(body, None, (tokens, _places(tokens)), tile)[1]

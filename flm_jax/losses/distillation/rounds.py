@@ -1,0 +1,33 @@
+"""Distillation in rounds: each has steps twice as long, and the last round's student as teacher."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.core.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """Choices of distillation in rounds."""
+
+    teacher: str = setting("", "workdir of the model to distil")
+    first_span: float = setting(
+        1 / 1024, "share of the time that a step of the first round covers", range="(0, 1]"
+    )
+    round_steps: int = setting(10_000, "training steps of a round", unit="steps", range="[1, inf)")
+    average_teacher: bool = setting(
+        True, "whether a new round's teacher has averaged parameters, else the present ones"
+    )
+    direction: str = setting(
+        "forward",
+        "divergence of the student's probabilities p from the teacher's q: forward, KL(q || p), or "
+        "reverse, KL(p || q)",
+        choices=("forward", "reverse"),
+    )
+
+    def span(self, step: jax.Array | int) -> jax.Array:
+        """Share of the time that a step covers, after so many training steps; at most 1."""
+        rounds = jnp.asarray(step) // self.round_steps
+        return jnp.minimum(self.first_span * 2.0 ** rounds.astype(jnp.float32), 1.0)

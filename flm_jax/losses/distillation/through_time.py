@@ -1,0 +1,135 @@
+"""Self-distillation through time of masked diffusion (SDTT, arXiv 2410.21035v2).
+
+The teacher takes two steps of ancestral sampling from a masked text; the student learns to say at
+once, of every masked token, what the teacher says of it when it reveals it. Tokens that stay masked
+have the teacher's last word.
+
+An exact teacher that reveals one token before another is its own student by the forward divergence:
+what it says of the second is, in the mean over the first, what it said before. Where it reveals
+several at once it draws them independently, and its student learns what that does to the others.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
+from flm_jax.core.types import Key, Metrics, Params, Times
+from flm_jax.denoiser.divergence import divergence
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import Readout, read
+from flm_jax.flows.masking import free_positions, hide_independently, masked_states
+from flm_jax.flows.time_sampling import Rows, stratified_uniform
+from flm_jax.losses.base import Frozen, number_of, token_weights
+from flm_jax.losses.distillation.rounds import RoundsConfig
+from flm_jax.losses.masked_diffusion import MaskedConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ThroughTimeConfig(MaskedConfig, RoundsConfig):
+    """Choices of self-distillation through time."""
+
+    restart: bool = setting(
+        True, "whether the student too goes on from averaged parameters in a new round"
+    )
+
+
+def _asked(
+    net: Network,
+    params: Params,
+    tokens: Int[Array, "b l"],
+    masked: Bool[Array, "b l"],
+    noise: Times,
+    cfg: MaskedConfig,
+    key: Key | None = None,
+) -> Readout:
+    """The read-out of a text that is masked in part, at the share `noise` [B] of masks."""
+    states = masked_states(tokens, masked, net.table(params), net.anchor(params))
+    told = 1.0 - noise if cfg.time_conditioning else jnp.zeros_like(noise)
+    return forward(net, params, states, told, told, key=key)
+
+
+def teacher_target(
+    key: Key,
+    params: Params,
+    tokens: Int[Array, "b l"],
+    masked: Bool[Array, "b l"],
+    noise: Times,
+    span: jax.Array | float,
+    *,
+    net: Network,
+    cfg: MaskedConfig,
+) -> Readout:
+    """What the teacher says of masked tokens in two steps of ancestral sampling.
+
+    Args:
+      key: for which tokens the first step reveals, and for these tokens.
+      params: the teacher's.
+      tokens: read where they are not masked.
+      noise: t [B], the share of masks.
+      span: how much of the time a step covers; one that would end below 0 ends there.
+
+    Returns:
+      The read-out of the first step at tokens that it reveals, and of the second one elsewhere.
+    """
+    when_key, draw_key = jax.random.split(key)
+    first = _asked(net, params, tokens, masked, noise, cfg)
+    now = hide_independently(when_key, jnp.minimum(span / noise, 1.0), masked)
+    revealed = jnp.where(now, _drawn(draw_key, first, net), tokens)
+    second = _asked(net, params, revealed, masked & ~now, jnp.maximum(noise - span, 0.0), cfg)
+    return first._replace(features=jnp.where(now[..., None], first.features, second.features))
+
+
+def _drawn(key: Key, out: Readout, net: Network) -> Int[Array, "b l"]:
+    """A token of each position, tile by tile; each tile has a key of its own."""
+    places = jnp.broadcast_to(jnp.arange(out.features.shape[1]), out.features.shape[:2])
+
+    def pick(logits: Float[Array, "b t v"], places: Int[Array, "b t"]):
+        own = jax.random.fold_in(key, places[0, 0])
+        return jax.random.categorical(own, logits, mode="high").astype(jnp.int32)
+
+    return read(out, net, pick, places)
+
+
+def through_time_loss(
+    params: Params,
+    frozen: Frozen,
+    batch: dict[str, jax.Array],
+    key: Key,
+    rows: Rows,
+    *,
+    net: Network,
+    cfg: ThroughTimeConfig,
+) -> tuple[jax.Array, Metrics]:
+    """The divergence between student and teacher over masked tokens.
+
+    Args:
+      params: the student's.
+      frozen: `other` holds the teacher's parameters; `step` says how long its steps are.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are masked like
+        the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay visible.
+      key: for times, masks, the teacher's draws and dropout.
+      rows: which rows of the global batch these are.
+      net: the network of both.
+      cfg: choices.
+
+    Returns:
+      Mean over masked valid tokens, nats/token, and metrics {"divergence_nats_per_token"}, the
+      same, and "counted", the number of those tokens.
+    """
+    time_key, mask_key, teacher_key, dropout_key = jax.random.split(key, 4)
+    tokens = batch["tokens"]
+    noise = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
+    free = free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, cfg.prompt)
+    masked = hide_independently(rows.fold(mask_key), noise, free)
+    teacher, span = jax.lax.stop_gradient(frozen.other), cfg.span(frozen.step)
+    target = teacher_target(
+        rows.fold(teacher_key), teacher, tokens, masked, noise, span, net=net, cfg=cfg
+    )
+    out = _asked(net, params, tokens, masked, noise, cfg, rows.fold(dropout_key))
+    counted = masked & batch["mask"].astype(bool)
+    loss, _ = divergence(out, target, token_weights(counted), net, cfg.direction)
+    return loss, {"divergence_nats_per_token": loss, "counted": number_of(counted)}

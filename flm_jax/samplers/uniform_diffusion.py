@@ -1,0 +1,113 @@
+"""Sampler of uniform-state diffusion: ancestral steps, and the greedy tail of Duo."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flm_jax.core.network import Network
+from flm_jax.core.settings import setting
+from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import embedded, forward
+from flm_jax.denoiser.head import Readout, read
+from flm_jax.flows.uniform_noise import posterior_logits
+from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.categorical import Choice, DrawnConfig, keep_top, position_noise
+
+_END = 1e-5  # noise that is left before a greedy tail
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformSamplerConfig(DrawnConfig):
+    """Ancestral sampling of uniform-state diffusion."""
+
+    tail: str = setting(
+        "ancestral",
+        "the last call: ancestral, a step like the others to a clean text, or greedy, after steps "
+        "to a text with almost no noise the most probable token of each position",
+        choices=("ancestral", "greedy"),
+    )
+
+
+def noise_levels(steps: int, tail: str) -> jax.Array:
+    """Noise before each call and after the last one, [K + 1], from 1 to 0."""
+    if tail == "ancestral":
+        return jnp.linspace(1.0, 0.0, steps + 1)
+    before = jnp.linspace(1.0, _END, steps) if steps > 1 else jnp.ones(1)
+    return jnp.append(before, 0.0)
+
+
+def sample(
+    key: Key,
+    params: Params,
+    given: Given,
+    extra: dict | None = None,
+    *,
+    net: Network,
+    steps: int,
+    cfg: UniformSamplerConfig,
+    objective: Any,
+    **unused: Any,
+) -> Samples:
+    """Steps from tokens that are drawn uniformly (arXiv 2506.10892v3, section 4.2).
+
+    Each call says what the clean token of a position may be, after temperature and top-p; a step
+    draws the next state from the posterior of `flows.uniform_noise` with that in the place of the
+    clean token. Given tokens are held. Arguments as of `samplers.registry.Sampler`.
+
+    Returns:
+      Samples; the read-out after a call is the state that it led to, with the probabilities that
+      the call gave to its tokens.
+    """
+    del extra, unused
+    number = net.tokens or net.vocab_size
+    levels = noise_levels(steps, cfg.tail)
+    start_key, key = jax.random.split(key)
+    first = jax.random.randint(start_key, given.tokens.shape, 0, number, given.tokens.dtype)
+
+    def call(state, now):
+        k, noise, later = now
+        told = jnp.full(state.shape[0], 1.0 - noise if objective.time_conditioning else 0.0)
+        shown = embedded(net, params, state)
+        out = forward(net, params, shown, told, told, visible=given.visible)
+        greedy = (cfg.tail == "greedy") & (later == 0.0)
+        drawn = _next(jax.random.fold_in(key, k), out, net, state, (noise, later, greedy), cfg)
+        tokens = jnp.where(given.mask, given.tokens, drawn[0])
+        seen = (tokens, jnp.where(given.mask, 1.0, drawn[1]))
+        return tokens, seen
+
+    grid = (jnp.arange(steps), levels[:-1], levels[1:])
+    state = jnp.where(given.mask, given.tokens, first)
+    last, seen = jax.lax.scan(call, state, grid)
+    return Samples(last, *seen)
+
+
+def _next(key: Key, out: Readout, net: Network, state: jax.Array, times, cfg: DrawnConfig):
+    """The next state and the probabilities of its tokens, tile by tile."""
+    noise, later, greedy = times
+    places = jnp.broadcast_to(jnp.arange(state.shape[1]), state.shape)
+    rows = jnp.broadcast_to(jnp.arange(state.shape[0])[:, None], state.shape)
+
+    def pick(logits, state, rows, places):
+        level = lambda x: jnp.broadcast_to(x, state.shape)
+        clean = _log_choice(logits, cfg.choice)
+        scores = posterior_logits(
+            clean, state, level(noise), level(later), net.tokens or net.vocab_size
+        )
+        scores = scores + position_noise(key, rows, places, logits.shape[-1])
+        tokens = jnp.argmax(jnp.where(greedy, logits, scores), axis=-1).astype(jnp.int32)
+        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+
+    return read(out, net, pick, state, rows, places)
+
+
+def _log_choice(logits: jax.Array, choice: Choice) -> jax.Array:
+    """Logarithms of the probabilities that tokens are drawn with."""
+    if choice.temperature == 0.0:
+        best = jnp.argmax(logits, axis=-1)
+        return jnp.where(jax.nn.one_hot(best, logits.shape[-1]) > 0, 0.0, -jnp.inf)
+    scores = logits / choice.temperature
+    scores = keep_top(scores, choice.top_p) if choice.top_p < 1.0 else scores
+    return jax.nn.log_softmax(scores, axis=-1)
