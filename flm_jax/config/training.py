@@ -42,6 +42,11 @@ class TrainConfig(LoopConfig):
     microbatches: int = setting(
         1, "parts of the batch whose gradients are taken in turn and averaged", range="[1, inf)"
     )
+    start: str = setting(
+        "",
+        "workdir, folder or hub name of a model of the same objective, sizes and tokenizer whose "
+        "averaged parameters a new run begins with; empty for random ones",
+    )
 
     def __post_init__(self):
         require(
@@ -108,17 +113,33 @@ class PolicyRunConfig:
 
     seed: int = setting(0, "root of every random draw: initialisation, prompts, rollouts")
     model: str = setting("", "workdir of the masked diffusion model, which stays as it is")
+    problems: str = setting(
+        "", "file of MBPP, whose training split is asked; empty for problems of the model's task"
+    )
+    answer_length: int = setting(
+        0, "length of an answer to a problem of a file", unit="tokens", range="[0, inf)"
+    )
+    chat: bool = setting(
+        True, "whether problems of a file are asked in the model's chat template; else to continue"
+    )
+    isolation: str = setting(
+        "namespaces",
+        "where programs that answer a problem of a file run: namespaces, or guard, which promises "
+        "less",
+        choices=("namespaces", "guard"),
+    )
+    seconds: float = setting(3.0, "time of such a program", unit="s", range="(0, inf)")
     calls: tuple = setting((4,), "network calls of a rollout; several take turns")
     block_length: int = setting(
         0, "length of a block; 0 for one block", unit="tokens", range="[0, inf)"
     )
     reward: str = setting(
         "exact_match",
-        "reward of an answer, 0 or 1: exact_match, unit_tests (task functions), or length_free "
-        "(right however long it is written)",
+        "reward of an answer, 0 or 1: exact_match, unit_tests (task functions, and problems of a "
+        "file), or length_free (right however long it is written)",
     )
     prompts: int = setting(
-        2000, "problems of the model's task; those it solves in full are kept", range="[1, inf)"
+        2000, "problems at most; those that the model solves in full are kept", range="[1, inf)"
     )
     prompt_batch: int = setting(8, "prompts of a step", range="[1, inf)")
     group: int = setting(8, "answers to each prompt", range="[2, inf)")
@@ -126,7 +147,11 @@ class PolicyRunConfig:
         0.1, "weight of the reward for the progress that a token reached", range="[0, inf)"
     )
     clip: float = setting(0.2, "clipping range of the ratio of probabilities", range="(0, inf)")
-    epochs: int = setting(1, "updates on each batch of rollouts", range="[1, inf)")
+    epochs: int = setting(
+        4,
+        "updates on each batch of rollouts; the first one is never clipped, its ratios being 1",
+        range="[1, inf)",
+    )
     policy: PolicyConfig = setting(PolicyConfig(), "the policy's network and law")
     optim: OptimConfig = setting(
         OptimConfig(lr=1e-3, warmup_steps=10, ema_decay=0.98), "the optimizer, as of `train`"

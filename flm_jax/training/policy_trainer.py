@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from flm_jax.build.families.masked_diffusion import masked_config
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model
-from flm_jax.build.sampler import choose_sampler
+from flm_jax.build.sampler import choose_sampler, make_sampler
 from flm_jax.checkpoints.config_file import read_config, write_config
 from flm_jax.checkpoints.state import TrainState, new_state
 from flm_jax.checkpoints.workdir import Checkpoints
@@ -31,22 +31,22 @@ from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config, Key, Params
-from flm_jax.data.tasks.base import Task
 from flm_jax.distributed import sharding
-from flm_jax.inference import engine, task_problems
 from flm_jax.inference.step_policy import OLDER, StepPolicy, step_policy_config
 from flm_jax.losses.base import Objective
 from flm_jax.losses.grpo import Actions, clipped_loss, group_advantages, token_rewards
 from flm_jax.models import step_policy
 from flm_jax.samplers import x_prediction
-from flm_jax.samplers.base import Given
+from flm_jax.samplers.base import Given, Share
 from flm_jax.training.loop import Loop, Run
 from flm_jax.training.optim import make_optimizer, rate_change
 from flm_jax.training.step import make_train_step, step_key
-from flm_jax.training.task_rewards import Reward, check_reward, make_reward
+from flm_jax.training.task_rewards import Problems, check_reward, problems_of_task
 
-_SEED = 977  # of the problems, apart from those that models are scored with
 _FREE = ("train", "mesh")  # groups that may change when a run is continued
+# What runs were before their configuration said it.
+_OLDER = {"problems": "", "answer_length": 0, "chat": True, "isolation": "namespaces"}
+_OLDER |= {"seconds": 3.0}
 
 
 def actor(trained: StepPolicy) -> Callable[[Key, jax.Array], tuple[jax.Array, Any]]:
@@ -105,12 +105,14 @@ class PolicyStep:
     Args:
       config: of `train_policy`.
       model: the masked diffusion model, over `mesh`.
-      reward: of completed problems.
+      reward: of completions, see `Problems`.
       mesh: devices; rollouts lie over its batch axes, the policy is replicated.
       state: shapes of the train state.
     """
 
-    def __init__(self, config: Config, model: Model, reward: Reward, mesh: Mesh, state: TrainState):
+    def __init__(
+        self, config: Config, model: Model, reward: Callable, mesh: Mesh, state: TrainState
+    ):
         self._config, self._model, self._reward, self._mesh = config, model, reward, mesh
         self._made = step_policy.policy(step_policy_config(config))
         optim, seed = settings(config, "optim"), config["seed"]
@@ -147,12 +149,12 @@ class PolicyStep:
         config, number = self._config, state.step
         calls = config["calls"][int(number) % len(config["calls"])]
         key = step_key(config["seed"], int(number))
-        given = Given(batch["tokens"], batch["given"])
+        given = _given(batch)
         rolled = self._roll(calls)(key, frozen, state.params, given)
         learnt = {
             "tokens": rolled.tokens,
             "actions": Actions(rolled.features, *rolled.acts, rolled.moves),
-            "answers": self._scored(rolled.tokens, given),
+            "answers": self._scored(rolled.tokens, batch["places"]),
             "reached": rolled.reached,
             "calls": rolled.calls,
             "free": ~given.mask,
@@ -162,10 +164,10 @@ class PolicyStep:
             state, metrics = self._update(state._replace(step=jnp.int32(int(number))), {}, learnt)
         return state, metrics
 
-    def _scored(self, tokens: jax.Array, given: Given) -> jax.Array:
+    def _scored(self, tokens: jax.Array, places: jax.Array) -> jax.Array:
         """Rewards [B]; each process scores the rows of its own devices."""
         local = lambda x: np.asarray(_everywhere(x))[self._rows]
-        answers = self._reward(local(tokens), local(given.tokens), local(given.mask))
+        answers = self._reward(local(tokens), local(places))
         placed = sharding.global_batch(
             {"answers": np.asarray(answers, np.float32)}, self._mesh, self._rows, len(tokens)
         )
@@ -186,32 +188,60 @@ def _optimizer(config: Config):
 
 
 class SolvedPrompts(NamedTuple):
-    """Problems that the model solves by itself: tokens, given [N, L]; and how many it was asked."""
+    """Problems that the model solves by itself.
 
-    tokens: np.ndarray
-    given: np.ndarray
-    asked: int
+    Attributes:
+      given: all problems, arrays [N, L].
+      places: int [M], those of them that are solved.
+    """
+
+    given: Given
+    places: np.ndarray
 
 
-def solved_prompts(model: Model, task: Task, reward: Reward, config: Config) -> SolvedPrompts:
-    """Those of config.prompts problems that low-confidence decoding solves, a token a call.
+def solved_prompts(model: Model, problems: Problems, config: Config, mesh: Mesh) -> SolvedPrompts:
+    """The problems that low-confidence decoding solves, a token a call.
 
     Raises:
       UserError: fewer than a batch of them.
     """
-    asked, given = task.problems(config["prompts"], _SEED)
-    more = {"temperature": 0.0, "block_length": config["block_length"]}
-    sampler = choose_sampler(model.config, "confidence", **more)
-    how = dict(steps=model.net.max_length, batch_size=256, seed=0, sampler=sampler)
-    answers = engine.complete(model, Given(asked, given), **how).tokens
-    good = reward(answers, asked, given) > 0.5
+    number = len(problems.given.tokens)
+    answers = _answered(model, problems.given, config, mesh)
+    good = problems.reward(answers, np.arange(number)) > 0.5
     require(
         int(good.sum()) >= config["prompt_batch"],
-        f"the model solves {int(good.sum())} of {len(good)} problems; expected at least "
+        f"the model solves {int(good.sum())} of {number} problems; expected at least "
         f"config.prompt_batch = {config['prompt_batch']}: train it further, or raise "
         "config.prompts.",
     )
-    return SolvedPrompts(asked[good], given[good], len(good))
+    return SolvedPrompts(problems.given, np.flatnonzero(good))
+
+
+def _answered(model: Model, given: Given, config: Config, mesh: Mesh) -> np.ndarray:
+    """Completions [N, L] by low-confidence decoding, as many rows at a time as a step has."""
+    number, total = len(given.tokens), _answers(config)
+    rows = sharding.local_rows(mesh, total)
+    how = {"temperature": 0.0, "block_length": config["block_length"]}
+    how = choose_sampler(model.config, "confidence", **how)
+    sample = make_sampler(model.config, model.net, model.flow, Share(1, 1), how)
+    written = lambda params, given: sample(jax.random.key(0), params, given).tokens
+    program = jax.jit(written, out_shardings=sharding.replicated(mesh))
+    parts = []
+    for start in range(0, number, total):
+        places = (np.arange(start, start + total) % number)[rows]
+        batch = sharding.global_batch(_rows(given, places), mesh, rows, total)
+        parts.append(np.asarray(program(model.params, _given(batch))))
+    return np.concatenate(parts)[:number]
+
+
+def _rows(given: Given, places: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows as a batch; without "visible" where all is."""
+    found = {"tokens": given.tokens, "given": given.mask, "visible": given.visible}
+    return {name: value[places] for name, value in found.items() if value is not None}
+
+
+def _given(batch: dict[str, jax.Array]) -> Given:
+    return Given(batch["tokens"], batch["given"], batch.get("visible"))
 
 
 class PromptBatches:
@@ -235,10 +265,10 @@ class PromptBatches:
     def __next__(self) -> dict[str, np.ndarray]:
         config, prompts = self._config, self._prompts
         rng = np.random.default_rng([config["seed"], self._step])
-        picked = rng.choice(len(prompts.tokens), config["prompt_batch"], replace=False)
-        rows = np.repeat(picked, config["group"])[self._rows]
+        picked = rng.choice(len(prompts.places), config["prompt_batch"], replace=False)
+        places = prompts.places[np.repeat(picked, config["group"])[self._rows]]
         self._step += 1
-        return {"tokens": prompts.tokens[rows], "given": prompts.given[rows]}
+        return _rows(prompts.given, places) | {"places": places.astype(np.int32)}
 
     def get_state(self) -> dict[str, Any]:
         """The number of batches drawn."""
@@ -254,6 +284,13 @@ def check_policy_config(config: Config) -> None:
     )
     check_reward(config["reward"])
     require(bool(config["model"]), "config.model is ''; expected the workdir of a masked model.")
+    asked, least = bool(config["problems"]), config["answer_length"]
+    require(
+        asked == (least > 0) and (not asked or config["reward"] == "unit_tests"),
+        f"got config.problems {config['problems']!r} with answer_length {least} and reward "
+        f"{config['reward']}; expected a file with an answer_length and reward unit_tests, or "
+        "neither file nor answer_length.",
+    )
     step_policy_config(config)
 
 
@@ -264,7 +301,7 @@ def _check_workdir(workdir: str, config: Config) -> Config | None:
     saved = read_config(workdir)
     # Of an older version, the warm-up's first step was what is now its default.
     saved = saved | {"optim": {"first_step": "still"} | saved.get("optim", {})}
-    saved = saved | {"policy": OLDER | saved.get("policy", {})}
+    saved = _OLDER | saved | {"policy": OLDER | saved.get("policy", {})}
     changed = [key for key in config if key not in _FREE and saved.get(key) != config[key]]
     require(
         not changed,
@@ -284,11 +321,20 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
 
 
 @alone_in("workdir", "training a policy", lambda: jax.process_index() == 0)
-def train_policy_run(config: Config, workdir: str) -> int:
+def train_policy_run(
+    config: Config,
+    workdir: str,
+    problems_of: Callable[[Config, Model], Problems] = problems_of_task,
+) -> int:
     """Trains, or continues, the policy of `config` in `workdir`.
 
     A step is a function of its number and the seed: a run that is stopped goes on bit for bit from
     its last checkpoint.
+
+    Args:
+      config: of `train_policy`, checked.
+      workdir: of the policy.
+      problems_of: (config, model) -> what it learns from.
 
     Returns:
       0, the exit status of a run that is finished.
@@ -312,12 +358,12 @@ def train_policy_run(config: Config, workdir: str) -> int:
         f"config.model {config['model']} is a model of objective {objective_name(model.config)}; "
         "expected masked diffusion (masked_diffusion, or better alignment).",
     )
-    task = task_problems.task_of(model)
-    reward = make_reward(config["reward"], task)
-    prompts = solved_prompts(model, task, reward, config)
+    problems = problems_of(config, model)
+    prompts = solved_prompts(model, problems, config, mesh)
     if jax.process_index() == 0:
         write_config(workdir, config)
-        print(f"{len(prompts.tokens)} of {prompts.asked} problems are solved in full", flush=True)
+        asked = len(prompts.given.tokens)
+        print(f"{len(prompts.places)} of {asked} problems are solved in full", flush=True)
     made = step_policy.policy(step_policy_config(config))
     fresh = lambda: new_state(made.init(jax.random.key(config["seed"])), _optimizer(config))
     state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
@@ -332,7 +378,7 @@ def train_policy_run(config: Config, workdir: str) -> int:
     rows = sharding.local_rows(mesh, _answers(config))
     run = Run(
         state=state,
-        train_step=PolicyStep(config, model, reward, mesh, state),
+        train_step=PolicyStep(config, model, problems.reward, mesh, state),
         frozen=model.params,
         batches=PromptBatches(prompts, config, rows, int(state.step)),
         to_global=functools.partial(

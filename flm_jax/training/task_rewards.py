@@ -1,11 +1,31 @@
-"""Rewards for completed problems of a task, as plain functions; named by config.reward."""
+"""Problems that policies learn from, and rewards for completions; named by config.reward."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from flm_jax.build.load import Model
 from flm_jax.core.errors import one_of, require
+from flm_jax.core.types import Config
 from flm_jax.data.tasks.base import Task
+from flm_jax.inference import task_problems
+from flm_jax.samplers.base import Given
+
+_SEED = 977  # of a task's problems, apart from those that models are scored with
+
+
+class Problems(NamedTuple):
+    """Problems to complete.
+
+    Attributes:
+      given: its arrays [N, L], NumPy.
+      reward: (completions int [n, L], which problems they complete int [n]) -> rewards float32 [n].
+    """
+
+    given: Given
+    reward: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 # completions [N, L], problems [N, L], given [N, L] -> reward of each row, float32 [N].
 Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -83,6 +103,22 @@ def make_reward(name: str, task: Task) -> Reward:
     """
     check_reward(name)
     return REWARDS[name](task)
+
+
+def problems_of_task(config: Config, model: Model) -> Problems:
+    """Those of the model's task.
+
+    Args:
+      config: of `train_policy`.
+
+    Raises:
+      UserError: the model was trained on no task with problems, or its task has no such reward.
+    """
+    task = task_problems.task_of(model)
+    reward = make_reward(config["reward"], task)
+    asked, given = task.problems(config["prompts"], _SEED)
+    scored = lambda tokens, places: reward(tokens, asked[places], given[places])
+    return Problems(Given(asked, given), scored)
 
 
 def check_reward(name: str) -> None:

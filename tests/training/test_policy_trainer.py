@@ -238,7 +238,7 @@ def test_steps_that_are_not_finite_change_nothing(model, tmp_path, monkeypatch):
         return lambda *rows: reward(*rows) * (np.nan if next(calls) else 1.0)
 
     monkeypatch.setitem(task_rewards.REWARDS, "exact_match", spoilt)
-    config = tiny(model, **{"train.max_skipped": 2})
+    config = tiny(model, epochs=1, **{"train.max_skipped": 2})
     with pytest.raises(UserError, match="2 steps in a row had a non-finite loss or gradient"):
         policy_trainer.train_policy_run(config, str(tmp_path))
     assert list(tmp_path.glob("bad_batch_2*.npz"))

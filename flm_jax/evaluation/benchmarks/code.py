@@ -38,7 +38,7 @@ from flm_jax.metrics.intervals import interval, share_interval
 _AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")  # of the HumanEval paper
 _DONE = "[DONE]"
 _SHOTS = (2, 3, 4)  # tasks of MBPP that are shown, in the paper's split for prompts
-_TEST_SPLIT = range(11, 511)
+TEST_SPLIT, TRAINING_SPLIT = range(11, 511), range(601, 975)
 
 
 class CodeProblem(NamedTuple):
@@ -76,8 +76,10 @@ def read_humaneval(path: str) -> list[CodeProblem]:
     return found
 
 
-def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[CodeProblem]]:
-    """Problems of a file in MBPP's format: the test split, or all where no number is in it.
+def read_mbpp(
+    path: str, whole: bool = False, split: range = TEST_SPLIT
+) -> tuple[list[CodeProblem], list[CodeProblem]]:
+    """Problems of a file in MBPP's format: those of a split, or all where no number is in it.
 
     The sanitized file (sanitized-mbpp.json, one array) is read as well: it has "prompt" for "text"
     and "test_imports" for "test_setup_code".
@@ -85,6 +87,7 @@ def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[C
     Args:
       path: of the file.
       whole: all problems.
+      split: numbers of those that are wanted, by default the paper's split for tests.
 
     Returns:
       The problems, and those to show in a prompt.
@@ -113,7 +116,7 @@ def read_mbpp(path: str, whole: bool = False) -> tuple[list[CodeProblem], list[C
         setup = "\n".join(filter(None, [*imports, str(record.get("test_setup_code") or "")]))
         names = _called(tests, code)
         found[number] = CodeProblem(f"MBPP/{number}", text, names, tuple(tests), setup, code)
-    problems = [problem for number, problem in found.items() if whole or number in _TEST_SPLIT]
+    problems = [problem for number, problem in found.items() if whole or number in split]
     return problems or list(found.values()), [found[n] for n in _SHOTS if n in found]
 
 
