@@ -24,14 +24,23 @@ def open_data(config: Config) -> Data:
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    """Fills model.vocab_size from the tokenizer, or checks that it covers it."""
+    """Fills model.vocab_size from the tokenizer, or checks that it covers it.
+
+    Where there are more rows than tokens, model.tokens says how many stand for one; else it is 0.
+    """
     got, need = config["model"]["vocab_size"], tokenizer.vocab_size
     require(
         got == 0 or got >= need,
         f"config.model.vocab_size is {got}, the data's tokenizer has {need} tokens; "
         "set it to 0 to take the tokenizer's.",
     )
-    return config | {"model": config["model"] | {"vocab_size": got or need}}
+    told = config["model"]["tokens"]
+    require(
+        told in (0, need),
+        f"config.model.tokens is {told}, the data's tokenizer has {need} tokens; set it to 0.",
+    )
+    sizes = {"vocab_size": got or need, "tokens": need if got > need else 0}
+    return config | {"model": config["model"] | sizes}
 
 
 def framing(config: Config) -> str:

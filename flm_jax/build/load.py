@@ -7,6 +7,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
+from flm_jax.build.data import resolve_vocabulary
 from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
 from flm_jax.build.flow import make_flow
@@ -73,12 +74,14 @@ def load_model(
     folder = located(workdir)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    net = make_network(_usable(config, mesh, attention), mesh)
+    rows = config["model"]["vocab_size"]
     require(
-        tokenizer.vocab_size <= net.vocab_size,
-        f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model {net.vocab_size}; "
-        "restore the tokenizer folder of the run.",
+        tokenizer.vocab_size <= rows and config["model"]["tokens"] in (0, tokenizer.vocab_size),
+        f"{workdir}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
+        f"{config['model']['tokens'] or rows}; restore the tokenizer folder of the run.",
     )
+    config = resolve_vocabulary(config, tokenizer)
+    net = make_network(_usable(config, mesh, attention), mesh)
     # Every device of a mesh holds statistics as a whole.
     place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
     forms = saved_forms(config, place)

@@ -121,6 +121,11 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
     check_network(config, adapted)
     plan = _attention(config, cfg, mesh)
     net = kind.make(dataclasses.replace(cfg, attention=plan.kind), plan, config)
+    require(
+        0 <= cfg.tokens <= net.vocab_size,
+        f"config.model.tokens is {cfg.tokens} of a vocabulary of {net.vocab_size}; set it to 0.",
+    )
+    net = dataclasses.replace(net, tokens=cfg.tokens % net.vocab_size)
     if mesh is not None and net.loss_tile:
         net = dataclasses.replace(net, parallel=loss_parallel(mesh, net.vocab_size, net.dim))
     read, skip = (getattr(cfg, f"posterior_{use}", False) for use in ("input", "skip"))

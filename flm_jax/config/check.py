@@ -23,6 +23,7 @@ _FREE = (
     "train.keep_checkpoints",
     "train.max_skipped",
     "train.watchdog_seconds",
+    "model.tokens",  # by the tokenizer, which is that of the run
     "model.attention",
     "model.remat",
     "model.scan_blocks",

@@ -74,6 +74,8 @@ class Network:
         and need not be cast as a whole; None for rows of `table`. See `denoiser.forward.embedded`.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
+      tokens: rows of the vocabulary that stand for tokens, the first ones; 0 for all. The others
+        fill it up to a size that divides well, and have no probability.
       loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
       any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
@@ -110,6 +112,7 @@ class Network:
     max_length: int
     logit_softcap: float = 0.0
     two_time: bool = False
+    tokens: int = 0
     loss_tile: int = 0
     parallel: Parallel | None = None
     any_order: bool = False

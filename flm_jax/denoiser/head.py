@@ -16,7 +16,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import States, Times
 from flm_jax.denoiser import tiled
-from flm_jax.denoiser.tile_plan import sampling_tile
+from flm_jax.denoiser.tile_plan import plan_of, sampling_tile
 from flm_jax.flows.shapes import over_features, over_positions
 
 
@@ -30,7 +30,8 @@ class Readout(NamedTuple):
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
     """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
-    return tiled.head_logits(out.features, (out.kernel, out.bias), net.logit_softcap)
+    head = (out.kernel, out.bias)
+    return tiled.head_logits(out.features, head, net.logit_softcap, net.tokens)
 
 
 def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -> Any:
@@ -49,7 +50,8 @@ def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -
 
     def body(_, tile):
         features, *more = tile
-        return None, fn(tiled.head_logits(features, head, net.logit_softcap), *more)
+        found = tiled.head_logits(features, head, net.logit_softcap, net.tokens)
+        return None, fn(found, *more)
 
     size = sampling_tile(out.features.shape[0], out.kernel.shape[1], net.loss_tile)
     return tiled.over_tiles(body, None, (out.features, *rows), size)[1]
@@ -71,7 +73,7 @@ def _plan(net: Network) -> tiled.Plan | None:
     require(net.loss_tile >= 0, f"loss_tile is {net.loss_tile}, expected 0 (all at once) or more.")
     if net.loss_tile == 0 and net.parallel is None:
         return None
-    return tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    return plan_of(net)
 
 
 def cross_entropy(

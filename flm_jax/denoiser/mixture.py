@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from flm_jax.core.network import Network
 from flm_jax.core.types import States
 from flm_jax.denoiser.head import Readout, embed_probs
-from flm_jax.denoiser.tiled import head_logits, over_tiles
+from flm_jax.denoiser.tiled import head_logits, over_tiles, standing
 
 # (positions [T], unnormalised logarithms [B, T, V]) -> (tokens, their probabilities), [B, T].
 Pick = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -48,12 +48,18 @@ def mixture(
     def body(_, rows):
         features, where = rows
         logits = [
-            head_logits(h, (part.out.kernel, part.out.bias), part.net.logit_softcap)
+            head_logits(
+                h, (part.out.kernel, part.out.bias), part.net.logit_softcap, part.net.tokens
+            )
             for part, h in zip(parts, features)
         ]
         probs = sum(part.weight * jax.nn.softmax(x, axis=-1) for part, x in zip(parts, logits))
         tiny = jnp.finfo(jnp.float32).tiny
-        scores = logits[0] if len(parts) == 1 else jnp.log(jnp.maximum(probs, tiny))
+        scores = logits[0]
+        if len(parts) > 1:
+            scores = jnp.log(jnp.maximum(probs, tiny))
+        if len(parts) > 1 and (tokens := parts[0].net.tokens):
+            scores = jnp.where(standing(scores.shape[-1], tokens), scores, -jnp.inf)
         return None, (embed_probs(probs, table), pick(where[0], scores))
 
     rows = (tuple(part.out.features for part in parts), positions)

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from flm_jax.core.errors import require
-from flm_jax.core.network import Parallel
+from flm_jax.core.network import Network, Parallel
 
 # Logits that a sampler holds at a time, 16 MiB in float32, and positions of a row of which it holds
 # them at least: each tile reads the head once.
@@ -21,7 +21,8 @@ class Plan:
       tile: positions of each row in one tile; 0 for all of them.
       softcap: cap c of logits c * tanh(l / c); 0 for none.
       parallel: mesh axes to work over explicitly; None leaves partitioning to the compiler.
-      columns: of the heads, where `_aligned` added more to them; 0 where all are the vocabulary's.
+      columns: of the heads that stand for tokens, the first ones; 0 where all do. See
+        `Network.tokens`, and `tiled._aligned`, which adds some.
     """
 
     tile: int
@@ -36,6 +37,11 @@ class Plan:
     @property
     def vocab_axes(self) -> tuple[str, ...]:
         return (self.parallel.vocab_axis,) if self.parallel and self.parallel.vocab_axis else ()
+
+
+def plan_of(net: Network) -> Plan:
+    """How a network wants its vocabulary cut."""
+    return Plan(net.loss_tile, net.logit_softcap, net.parallel, net.tokens)
 
 
 def sampling_tile(rows: int, vocab: int, loss_tile: int) -> int:

@@ -19,17 +19,23 @@ from flm_jax.denoiser.tile_plan import Plan, check_shapes, specs
 
 Head = tuple[jax.Array, jax.Array]
 _ALIGNED, _LARGE = 128, 4096
-_NONE = -1e9  # a logit of no probability; its square is finite in float32
+NONE = -1e9  # a logit of no probability; its square is finite in float32
 # Caps up to which exp(l - c) is no subnormal number for any logit l.
 _SAFE_CAP = 40.0
 # (heads, rows): heads of the target's own readouts and its [B, L, ...] arrays.
 Target = tuple[tuple[Head, ...], tuple[jax.Array, ...]]
 
 
-def head_logits(features: jax.Array, head: Head, softcap: float, columns: int = 0) -> jax.Array:
+def head_logits(
+    features: jax.Array,
+    head: Head,
+    softcap: float,
+    columns: int = 0,
+    vocab_axes: tuple[str, ...] = (),
+) -> jax.Array:
     """Float32 logits [B, L, V], the product taken in the features' type, capped c * tanh(l / c).
 
-    Those beyond the first `columns`, if that is not 0, have no probability.
+    Those beyond the first `columns` of the whole vocabulary, if that is not 0, have no probability.
     """
     kernel, bias = head
     raw = jnp.matmul(features, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
@@ -37,8 +43,19 @@ def head_logits(features: jax.Array, head: Head, softcap: float, columns: int = 
     logits = softcap * jnp.tanh(raw / softcap) if softcap else raw
     if not columns:
         return logits
-    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, kernel.shape[1]), 2)
-    return jnp.where(index < columns, logits, _NONE)
+    return jnp.where(standing(kernel.shape[1], columns, vocab_axes), logits, NONE)
+
+
+def standing(width: int, columns: int, vocab_axes: tuple[str, ...] = ()) -> jax.Array:
+    """Which of this device's columns are among the first `columns` of all, [1, 1, width]."""
+    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
+    first = jax.lax.axis_index(vocab_axes) * width if vocab_axes else 0
+    return index + first < columns
+
+
+def planned_logits(features: jax.Array, head: Head, plan: Plan) -> jax.Array:
+    """`head_logits` of this device's columns."""
+    return head_logits(features, head, plan.softcap, plan.columns, plan.vocab_axes)
 
 
 def _aligned(plan: Plan, features: jax.Array, heads: list[Head]) -> tuple[Plan, list[Head]]:
@@ -53,7 +70,7 @@ def _aligned(plan: Plan, features: jax.Array, heads: list[Head]) -> tuple[Plan, 
     if not extra or size < _LARGE or plan.vocab_axes or features.dtype.itemsize != 2:
         return plan, heads
     wide = [(jnp.pad(k, ((0, 0), (0, extra))), jnp.pad(b, (0, extra))) for k, b in heads]
-    return dataclasses.replace(plan, columns=size), wide
+    return dataclasses.replace(plan, columns=plan.columns or size), wide
 
 
 def _psum(x: Any, axes: tuple[str, ...]) -> Any:
@@ -149,7 +166,7 @@ def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Pl
     heads, rows = target
     q = jnp.zeros_like(logits)
     for head, w, features in zip(heads, rows[::2], rows[1::2]):
-        other = head_logits(features, head, plan.softcap, plan.columns)
+        other = planned_logits(features, head, plan)
         other_log_z = log_partition(other, plan.vocab_axes, plan.softcap)
         q = q + w[..., None] * jnp.exp(other - other_log_z)
     return q, jnp.sum(q * (log_z - logits), axis=-1)
@@ -163,7 +180,7 @@ def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
 
     def body(_, rows):
         h, rest = rows
-        logits = head_logits(h, head, plan.softcap, plan.columns)
+        logits = planned_logits(h, head, plan)
         log_z = log_partition(logits, plan.vocab_axes, plan.softcap)
         return None, target_fn(logits, log_z, (target[0], rest), plan)[1]
 
@@ -178,7 +195,7 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
 
     def body(sums, rows):
         h, w, rest = rows
-        logits = head_logits(h, head, plan.softcap, plan.columns)
+        logits = planned_logits(h, head, plan)
         log_z = log_partition(logits, plan.vocab_axes, plan.softcap)
         q, ce = target_fn(logits, log_z, (target[0], rest), plan)
         # exp(logits) anew instead of the exponentials of log_z: no second [B, T, V] array is kept.
@@ -198,8 +215,6 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
     sums, (ce, d_features) = over_tiles(body, zeros, (features, weights, target[1]), plan.tile)
     ce, d_features = _psum((ce, d_features), plan.vocab_axes)
     d_head = (_scatter(sums[0], plan), _psum(sums[1], plan.batch_axes))
-    if plan.columns:
-        d_head = (d_head[0][:, : plan.columns], d_head[1][: plan.columns])
     loss = _psum(jnp.sum(weights * ce), plan.batch_axes)
     return (loss, ce), (d_features.astype(dtype), d_head)
 
@@ -231,11 +246,12 @@ def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weigh
     # Cast here, before any gathering of kernels, and once for all tiles.
     heads = [(k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2])]
     head = (head[0].astype(features.dtype), head[1])
+    width = head[0].shape[1]
     plan, (head, *heads) = _aligned(plan, features, [head, *heads])
     args = (features, head, weights, (tuple(heads), target[1]))
     fn = functools.partial(local, plan, target_fn)
     if plan.parallel is None:
-        return fn(*args)
+        return _narrowed(fn(*args), width)
     check_shapes(plan.parallel, features, head[0])
     rows, columns = specs(plan)
     outputs = (PartitionSpec(), rows)
@@ -243,7 +259,17 @@ def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weigh
         scattered = PartitionSpec(plan.parallel.embed_axis, plan.vocab_axes)
         outputs = (outputs, (rows, (scattered, columns[1])))
     inputs = (rows, columns, rows, (tuple(columns for _ in heads), rows))
-    return jax.shard_map(fn, mesh=plan.parallel.mesh, in_specs=inputs, out_specs=outputs)(*args)
+    run = jax.shard_map(fn, mesh=plan.parallel.mesh, in_specs=inputs, out_specs=outputs)
+    return _narrowed(run(*args), width)
+
+
+def _narrowed(result: Any, width: int) -> Any:
+    """A result of `_run` whose gradient of the head, if any, lacks what `_aligned` added."""
+    loss, rest = result
+    if not isinstance(rest, tuple):
+        return result
+    d_features, (d_kernel, d_bias) = rest
+    return loss, (d_features, (d_kernel[:, :width], d_bias[:width]))
 
 
 def _forward(plan, target_fn, features, head, weights, target):
@@ -295,7 +321,7 @@ def summary(
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def body(_, h):
-            logits = head_logits(h, head, plan.softcap, plan.columns)
+            logits = planned_logits(h, head, plan)
             high = _high(logits, plan.vocab_axes, plan.softcap)
             # Divided by the sum after the product, which passes once less over [B, T, V]; by the
             # sum of the rounded numbers, so that rounding moves no mass.
@@ -328,7 +354,7 @@ def probability_rate(
     features: jax.Array, tangent: jax.Array, head: Head, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(logits) and its derivative [B, T, V] along a tangent of the features, of one tile."""
-    logits = head_logits(features, head, plan.softcap)
+    logits = planned_logits(features, head, plan)
     rate = head_logits(tangent, (head[0], jnp.zeros_like(head[1])), 0.0)
     if plan.softcap:
         rate = rate * (1.0 - jnp.square(logits / plan.softcap))

@@ -19,6 +19,7 @@ from flm_jax.core.types import Key, Metrics, Params
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout
+from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.noise import states_from_onehot
 from flm_jax.flows.time_sampling import Rows
@@ -35,7 +36,7 @@ def squared_to_tokens(
     Returns:
       Weighted sum, differentiable in `out`, and values [B, L] in [0, 2], without gradient.
     """
-    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    plan = plan_of(net)
     fn, head = squared(tiled.token_target), (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, ((), (tokens,)))
 
@@ -82,5 +83,8 @@ def regression_loss(
     if cfg.prediction == "probabilities":
         loss, _ = squared_to_tokens(out, tokens, weights, net)
     else:
-        loss = jnp.sum(weights * jnp.sum(jnp.square(output(out) - target), axis=-1))
+        gap = output(out) - target
+        if net.tokens:
+            gap = jnp.where(tiled.standing(net.vocab_size, net.tokens), gap, 0.0)
+        loss = jnp.sum(weights * jnp.sum(jnp.square(gap), axis=-1))
     return loss, {"squared_per_token": loss, "counted": number_of(batch["mask"])}

@@ -55,6 +55,13 @@ class TransformerConfig:
         "auto for splash, fused or xla",
         choices=(AUTO, *KINDS),
     )
+    tokens: int = setting(
+        0,
+        "rows of the vocabulary that stand for tokens; those beyond are never drawn and count in no"
+        " loss; 0 takes the size of the data's tokenizer",
+        unit="tokens",
+        range="[0, inf)",
+    )
 
     def __post_init__(self):
         require(

@@ -15,7 +15,7 @@ from flm_jax.core.settings import settings_of
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import probabilities
-from flm_jax.denoiser.tiled import head_logits
+from flm_jax.denoiser.tiled import head_logits, standing
 from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
 
@@ -71,6 +71,7 @@ def sample_onehot_from(
     times = flow.t(taus)
     table, rows = net.table(params), x_0.shape[0]
     clean = jax.nn.one_hot(given.tokens, net.vocab_size, dtype=jnp.float32)
+    tokens_alone = standing(net.vocab_size, net.tokens or net.vocab_size)
 
     def denoised(x_s, out, s):
         if prediction == "probabilities":
@@ -84,8 +85,9 @@ def sample_onehot_from(
         x_s = jnp.where(given.mask[..., None], held, x_s)
         y_s = jnp.matmul(x_s, table, precision=jax.lax.Precision.HIGH)
         delta = denoised(x_s, forward(net, params, y_s, tau_s, tau_s), s)
-        tokens = jnp.where(given.mask, given.tokens, jnp.argmax(delta, -1).astype(jnp.int32))
-        seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(delta, axis=-1)))
+        delta, scores = (jnp.where(tokens_alone, delta, rest) for rest in (0.0, -jnp.inf))
+        tokens = jnp.where(given.mask, given.tokens, jnp.argmax(scores, -1).astype(jnp.int32))
+        seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(scores, axis=-1)))
         return flow.path.step(x_s, delta, s, t), seen
 
     grid = jnp.stack([taus[:-1], times[:-1], times[1:]], axis=1)

@@ -21,6 +21,7 @@ from flm_jax.core.types import Key, Params
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
+from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
@@ -66,6 +67,6 @@ def endpoint_loss_at(
     ce_sum, ce = mixture_cross_entropy(out, target, pairs.weights, net)
     factor = over_positions(flow.path.weights(pairs.s, pairs.t).clean, pairs.weights.shape)
     head = (out.kernel, out.bias)
-    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    plan = plan_of(net)
     norm = jnp.square(factor) * tiled.squared_rate(plan, out.features, tangent, head)
     return ce_sum + jnp.sum(pairs.weights * norm), (ce, jax.lax.stop_gradient(norm))

@@ -24,6 +24,7 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.head import Readout
+from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig, Pairs, Teacher
 
@@ -139,11 +140,15 @@ def moving_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, project
     and of delta_st.
     """
     (now_head, head), (share, now, rate, features, tangent) = target
-    now_logits = tiled.head_logits(now, now_head, plan.softcap)
+    now_logits = tiled.planned_logits(now, now_head, plan)
     denoised = jnp.exp(now_logits - tiled.log_partition(now_logits, plan.vocab_axes))
     delta, d_delta = tiled.probability_rate(features, tangent, head, plan)
     share, rate = share[..., None], rate[..., None]
     q = share * denoised + (1.0 - share) * delta + rate * d_delta
+    if plan.columns and projection != "none":
+        # Nothing of it is projected onto what is no token.
+        own = tiled.standing(q.shape[-1], plan.columns, plan.vocab_axes)
+        q = jnp.where(own, q, tiled.NONE)
     q = project(q, projection, plan.vocab_axes)
     return q, jnp.sum(q * (log_z - logits), axis=-1)
 
@@ -194,6 +199,6 @@ def loss_to_target(
     share, rate = (over_positions(x, weights.shape) for x in (share, rate))
     heads = ((now.kernel, now.bias), (delta.kernel, delta.bias))
     rows = (share, now.features, rate, delta.features, tangent)
-    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    plan = plan_of(net)
     head = (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))

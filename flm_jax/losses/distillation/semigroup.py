@@ -16,6 +16,7 @@ from flm_jax.core.types import Key, Params, States, Times
 from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
+from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig
@@ -84,6 +85,6 @@ def semigroup_loss_at(
     heads = tuple((q.kernel, q.bias) for _, q in targets)
     wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
     rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
-    plan = tiled.Plan(net.loss_tile, net.logit_softcap, net.parallel)
+    plan = plan_of(net)
     fn, head = squared(tiled.mixture_target), (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))
