@@ -2,6 +2,7 @@
 
 python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \
     --tokenizer=hf:bert-base-uncased
+python -m flm_jax.convert --source=fmlm_plus --checkpoint=owt.ckpt --workdir=runs/owt_any
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=runs/llada2
@@ -25,7 +26,12 @@ from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
-from flm_jax.build.published import adapted, imported_config
+from flm_jax.build.published import (
+    adapted,
+    clean_probability,
+    imported_config,
+    imported_flow,
+)
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.portable import HUB, located
 from flm_jax.checkpoints.workdir import save_ema
@@ -39,10 +45,11 @@ from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer, needs_training
 from flm_jax.inference import language_model
-from flm_jax.interop import flm, llada2, llama, mlfm
+from flm_jax.interop import flm, flm_checkpoints, llada2, llama, mlfm
 
 _LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
-_SOURCES = ("flm", "mlfm", *_LLAMAS)
+_FLOWS = tuple(flm_checkpoints.RELEASES)
+_SOURCES = (*_FLOWS, "mlfm", *_LLAMAS)
 # Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
 _TOKENIZERS = {
     30522: "hf:bert-base-uncased",
@@ -55,7 +62,12 @@ _TOKENIZERS = {
 _FLM_LENGTH = 128
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
-_SOURCE = flags.DEFINE_string("source", "flm", f"Origin of the weights: {', '.join(_SOURCES)}.")
+_SOURCE = flags.DEFINE_string(
+    "source",
+    "flm",
+    f"Origin of the weights: {', '.join(_SOURCES)}. FLM and FMLM of February 2026, whose logits "
+    "have no cap, are flm_2026_02; any-order FMLM+ are fmlm_plus.",
+)
 _CHECKPOINT = DEFINE_path(
     "checkpoint",
     "",
@@ -72,17 +84,16 @@ _DATA = DEFINE_path("data", "", "Prepared folder on which `evaluate` measures th
 _LENGTH = flags.DEFINE_integer(
     "length",
     0,
-    "Tokens per sequence that the model was trained on; 0 = flm: 128, else as published.",
+    "Tokens per sequence that the model was trained on; 0 = as its file says or as published.",
 )
 _BASE = DEFINE_path(
     "base", "", "mlfm: workdir of the model that a checkpoint of adapters alone adapts."
 )
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
-_SOFTCAP = flags.DEFINE_float("logit_softcap", 30.0, "Cap of output logits; 0 = none.")
-_EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt where it has any.")
-_TRUST = flags.DEFINE_bool(
-    "trust_pickle", False, "Unpickle a .ckpt without restriction: it may run code."
+_SOFTCAP = flags.DEFINE_float(
+    "logit_softcap", None, "Cap of output logits, 0 for none; unset: that of the source."
 )
+_EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt where it has any.")
 _EXPORT = DEFINE_path(
     "export",
     "",
@@ -95,7 +106,7 @@ def _checkpoint() -> str:
     """The file or folder to import; one named hf:OWNER/NAME is fetched first.
 
     Raises:
-      UserError: the hub does not give it; of flm, it holds no file of weights, or several.
+      UserError: the hub does not give it; of a flow, it holds no file of weights, or several.
     """
     name = _CHECKPOINT.value
     if not name.startswith(HUB):
@@ -104,23 +115,51 @@ def _checkpoint() -> str:
             f"no file or folder {name}; a model of the hub is named {HUB}{name}.",
         )
         return name
-    folder = located(name, [*(f"*{ending}" for ending in flm.SUFFIXES), "*.json", "*.jinja"])
+    folder = located(
+        name, [*(f"*{ending}" for ending in flm_checkpoints.SUFFIXES), "*.json", "*.jinja"]
+    )
     if _SOURCE.value in _LLAMAS:
         return str(folder)
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in flm.SUFFIXES)
+    found = sorted(
+        path.name for path in folder.iterdir() if path.suffix in flm_checkpoints.SUFFIXES
+    )
+    none = f"no file ending in {', '.join(flm_checkpoints.SUFFIXES)}"
     require(
         len(found) == 1,
-        f"{name} holds {', '.join(found) or 'no file ending in ' + ', '.join(flm.SUFFIXES)}; "
+        f"{name} holds {', '.join(found) or none}; "
         "expected one file of weights: fetch the repository and name the file.",
     )
     return str(folder / found[0])
 
 
-def _read_flm(source: str) -> tuple[Any, dict[str, Any], str]:
-    state = flm.read_checkpoint(source, _EMA.value, _TRUST.value)
-    params, sizes = flm.params_from_state_dict(state, _HEADS.value)
-    more = {"length": _LENGTH.value or _FLM_LENGTH, "logit_softcap": _SOFTCAP.value}
-    return params, sizes | more, "semigroup" if sizes["two_time"] else "denoising"
+def _read_flow(source: str) -> tuple[Params, Config]:
+    found = flm_checkpoints.read_checkpoint(source, _EMA.value)
+    release = flm_checkpoints.release_of(_SOURCE.value, found.settings)
+    said = flm_checkpoints.sizes_said(found.settings)
+    params, model = flm.params_from_state_dict(found.tensors, _HEADS.value or said.get("heads"))
+    model["length"] = _LENGTH.value or said.get("length", _FLM_LENGTH)
+    if _SOFTCAP.value is not None:
+        model["logit_softcap"] = _SOFTCAP.value
+    config = imported_flow(release, model, _DATA.value)
+    if not found.settings:
+        others = ", ".join(name for name in _FLOWS if name != _SOURCE.value)
+        print(
+            f"{source} does not say its release: it is read as --source={_SOURCE.value}; others "
+            f"are {others}"
+        )
+    return params, config
+
+
+def _say_clean(config: Config, params: Params) -> None:
+    """Prints whether the network denoises, by which a wrong kind of file is seen."""
+    share = clean_probability(config, params)
+    print(f"its softmax gives {share:.3f} to the tokens of a clean state")
+    if share < 0.5:
+        print(
+            "warning: of a trained flow that is near 1. The network was not trained, or is of "
+            "another --source, or is the first stage of a two-stage distillation, whose output is "
+            "no softmax"
+        )
 
 
 def _read_llama(source: str) -> tuple[Any, dict[str, Any], str]:
@@ -163,17 +202,23 @@ def _import(folder: epath.Path) -> None:
         _import_mlfm(folder, source)
         return
     require(not _BASE.value, f"got --base for source {_SOURCE.value}; only mlfm has one.")
-    params, model, objective = (_read_llama if _SOURCE.value in _LLAMAS else _read_flm)(source)
-    config = imported_config(model, objective, _DATA.value)
+    if _SOURCE.value in _FLOWS:
+        params, config = _read_flow(source)
+    else:
+        params, model, objective = _read_llama(source)
+        config = imported_config(model, objective, _DATA.value)
     make_network(config)
-    _write(folder, params, config, _tokenizer(model["vocab_size"], source))
+    tokenizer = _tokenizer(config["model"]["vocab_size"], source)
+    if _SOURCE.value in _FLOWS:
+        _say_clean(config, params)
+    _write(folder, params, config, tokenizer)
 
 
 def _import_mlfm(folder: epath.Path, source: str) -> None:
     where = _BASE.value
     base = read_config(located(where)) if where else None
     heads = base["model"]["heads"] if base else _HEADS.value
-    found = mlfm.read(source, heads, _EMA.value, _TRUST.value)
+    found = mlfm.read(source, heads, _EMA.value)
     require(
         bool(where or found.base),
         f"{source} holds adapters alone; give the workdir of their base: --base=runs/smdm.",

@@ -4,24 +4,19 @@ Torch stores linear weights (out, in), ours are (in, out); their blocks are numb
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from safetensors.numpy import load_file
 
-from flm_jax.core.errors import UserError, require
-from flm_jax.core.reading import named_damage
+from flm_jax.core.errors import require
 from flm_jax.core.types import Params
 from flm_jax.interop.tensors import check_shapes, flip, get, put, some
 from flm_jax.models.dit import DiTConfig, dit
 
 State = dict[str, np.ndarray]
-
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files that `read_checkpoint` reads
 
 _LINEAR = {"weight": "kernel", "bias": "bias"}
 _TIME_MLP = {
@@ -48,9 +43,8 @@ _BLOCK = {
     **{f"mlp.2.{a}": f"mlp_out/{b}" for a, b in _LINEAR.items()},
     **{f"adaLN_modulation.{a}": f"modulation/{b}" for a, b in _LINEAR.items()},
 }
-_ROTARY = "rotary_emb.inv_freq"
-_LOSS_HEAD = "learnable_loss_weighting."
-_LOSS_HEAD_TENSORS = 8
+ROTARY = "rotary_emb.inv_freq"
+LOSS_HEAD = "learnable_loss_weighting."
 _PREFIXES = ("module.", "backbone.", "_orig_mod.")
 _ROTARY_BASE = 10_000.0
 
@@ -71,25 +65,33 @@ def _bare(name: str) -> str:
     return name
 
 
-def backbone_tensors(state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Tensors of the network under bare names, and the names of those ignored.
+def backbone_names(state: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Names of the network's tensors with their bare names, in order; and names of those ignored.
 
-    Ignored are a teacher's, the loss weighting's and, in a file that marks the network by
-    `backbone.`, all outside it.
+    Ignored are a teacher's and, in a file that marks the network by `backbone.`, all outside it.
 
     Raises:
       UserError: two tensors have the same name once prefixes are gone.
     """
-    marked = [name for name in state if name.removeprefix("module.").startswith("backbone.")]
-    kept, ignored = {}, [name for name in state if name not in marked] if marked else []
-    for name in marked or state:
+    names = list(state)
+    marked = [name for name in names if name.removeprefix("module.").startswith("backbone.")]
+    kept: dict[str, str] = {}
+    for name in marked or names:
         bare = _bare(name)
-        if bare.startswith(("teacher", _LOSS_HEAD)):
-            ignored.append(name)
-            continue
-        require(bare not in kept, f"two tensors are called {bare!r} once prefixes are stripped.")
-        kept[bare] = state[name]
-    return kept, ignored
+        if not bare.startswith("teacher"):
+            twice = bare in kept.values()
+            require(not twice, f"two tensors are called {bare!r} once prefixes are stripped.")
+            kept[name] = bare
+    return kept, [name for name in names if name not in kept]
+
+
+def backbone_tensors(state: State) -> tuple[State, list[str]]:
+    """Tensors of the network under bare names, without those of the loss weighting; and the names
+    of those ignored, as of `backbone_names`."""
+    named, ignored = backbone_names(state)
+    weighting = [name for name, bare in named.items() if bare.startswith(LOSS_HEAD)]
+    kept = {bare: state[name] for name, bare in named.items() if name not in weighting}
+    return kept, ignored + weighting
 
 
 def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
@@ -114,11 +116,11 @@ def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
     )
     vocab_size, dim = state[telling[0]].shape
     blocks = {m[1] for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m}
-    if _ROTARY in state:
-        found = dim // (2 * state[_ROTARY].size)
+    if ROTARY in state:
+        found = dim // (2 * state[ROTARY].size)
         require(heads in (None, found), f"heads={heads} given, but the file has {found} heads.")
         heads = found
-    require(heads is not None, f"the file has no {_ROTARY}: give the number of heads.")
+    require(heads is not None, f"the file has no {ROTARY}: give the number of heads.")
     require(
         heads > 0 and dim % (2 * heads) == 0,
         f"width {dim} does not split into {heads} heads of even size.",
@@ -147,7 +149,7 @@ def _expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _check(state: State, sizes: dict[str, Any]) -> None:
     """Raises one UserError that lists missing, misshapen and unexpected tensors."""
-    found = {name: value.shape for name, value in state.items() if name != _ROTARY}
+    found = {name: value.shape for name, value in state.items() if name != ROTARY}
     check_shapes(found, _expected_shapes(sizes), f"an FLM network of sizes {sizes}")
 
 
@@ -214,125 +216,5 @@ def state_dict_from_params(params: Params, heads: int | None = None) -> State:
     if heads:
         head_dim = params["table"].shape[1] // heads
         powers = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
-        state[_ROTARY] = (1.0 / _ROTARY_BASE**powers).astype(np.float32)
+        state[ROTARY] = (1.0 / _ROTARY_BASE**powers).astype(np.float32)
     return state
-
-
-def read_checkpoint(path: str | Path, ema: bool = True, trust_pickle: bool = False) -> State:
-    """Reads weights from a file.
-
-    Args:
-      path: .safetensors (no torch needed), or a Lightning .ckpt / torch .pt, .pth.
-      ema: of a Lightning checkpoint, take the averaged weights where there are any.
-      trust_pickle: allow a checkpoint to hold arbitrary pickled objects. Reading it then runs
-        whatever code it names: only for files whose origin is trusted.
-
-    Returns:
-      Name -> float32 array, names as in the file.
-
-    Raises:
-      UserError: no such file, unknown kind, torch missing, untrusted pickle, EMA that does not fit.
-    """
-    path = Path(path)
-    require(path.is_file(), f"no file {path}; expected a .safetensors or .ckpt checkpoint.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors raises its own, undocumented classes
-            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
-    require(
-        path.suffix in SUFFIXES,
-        f"{path} has an unknown ending; expected one of {', '.join(SUFFIXES)}.",
-    )
-    with named_damage(path, "expected a state dict of tensors"):
-        return _weights(load_torch(path, trust_pickle), ema)
-
-
-def load_torch(path: Path, trust_pickle: bool) -> dict[str, Any]:
-    """What torch saved to a file, unpickled without running code unless that is trusted.
-
-    Raises:
-      UserError: torch missing, untrusted pickle, a damaged file, or one that holds no dict.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f'reading {path} needs torch: pip install "flm-jax[torch]", '
-            "or convert the file to .safetensors elsewhere."
-        ) from error
-    import pickle
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        if trust_pickle:
-            raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
-        raise UserError(
-            f"{path} holds objects besides tensors, or is damaged. Unpickling such objects can run "
-            "code: if the origin of the file is trusted, allow it with --trust_pickle."
-        ) from error
-    except Exception as error:  # a damaged file makes it raise anything
-        raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
-    require(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected a dict.")
-    return found
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    return tensor.detach().float().cpu().numpy()
-
-
-def _weights(checkpoint: dict[str, Any], ema: bool) -> State:
-    """Weights of a Lightning checkpoint, or of a bare state dict."""
-    state = checkpoint.get("state_dict", checkpoint)
-    require(isinstance(state, dict), f"`state_dict` is {type(state).__name__}; expected tensors.")
-    state = {name: value for name, value in state.items() if hasattr(value, "detach")}
-    require(bool(state), "the checkpoint holds no tensors; expected a state dict of them.")
-    averages = checkpoint.get("ema") if ema else None
-    if averages is None:
-        if ema and "state_dict" in checkpoint:
-            logging.warning("the checkpoint has no averaged weights; taking the last ones.")
-        return {name: _numpy(value) for name, value in state.items()}
-    require(
-        isinstance(averages, dict) and "shadow_params" in averages,
-        "the checkpoint's `ema` lacks `shadow_params`; take the last weights instead (--noema).",
-    )
-    return averaged_weights(state, list(averages["shadow_params"]))
-
-
-def averaged_weights(state: dict[str, Any], shadows: list[Any]) -> State:
-    """Gives the nameless averaged tensors their names.
-
-    Args:
-      state: named tensors in their order; buffers and a teacher's are no trainable parameters.
-      shadows: averages in the order of the backbone's trainable parameters; those of the loss
-        weighting, which comes last, may be missing or superfluous.
-
-    Returns:
-      Bare name -> float32 array.
-
-    Raises:
-      UserError: the two lists do not fit together.
-    """
-    network, ignored = backbone_tensors(state)
-    buffers = {name: _numpy(network.pop(name)) for name in [_ROTARY] if name in network}
-    weighting = sum(_bare(name).startswith(_LOSS_HEAD) for name in ignored)
-    extra = len(shadows) - len(network)
-    require(
-        extra in {0, weighting or _LOSS_HEAD_TENSORS},
-        f"{len(shadows)} averaged tensors do not fit the {len(network)} of the network, nor "
-        f"{weighting or _LOSS_HEAD_TENSORS} more for its loss weighting; take the last weights "
-        "instead (--noema).",
-    )
-    averaged = dict(zip(network, shadows))
-    wrong = [
-        f"{name} {tuple(value.shape)} instead of {tuple(network[name].shape)}"
-        for name, value in averaged.items()
-        if value.shape != network[name].shape
-    ]
-    require(
-        not wrong,
-        f"{len(wrong)} averaged tensors have another shape than the weights they average"
-        f"{some(wrong)}; take the last weights instead (--noema).",
-    )
-    return buffers | {name: _numpy(value) for name, value in averaged.items()}

@@ -16,7 +16,6 @@ import numpy as np
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.reading import named_damage
 from flm_jax.core.types import Params
-from flm_jax.interop.flm import load_torch
 from flm_jax.interop.llama import (
     SMDM,
     Imported,
@@ -30,6 +29,7 @@ from flm_jax.interop.llama import (
     smdm_layout,
 )
 from flm_jax.interop.tensors import TensorFiles, Tensors, check_shapes, some
+from flm_jax.interop.torch_files import load_torch, plain
 from flm_jax.models.layers import TIME_FEATURES
 from flm_jax.models.lora import QKV, AdapterConfig, split
 
@@ -164,22 +164,19 @@ def state_dict_from_params(
     return gathered(params, layout)
 
 
-def read(
-    path: str | Path, heads: int | None = None, ema: bool = True, trust_pickle: bool = False
-) -> Published:
+def read(path: str | Path, heads: int | None = None, ema: bool = True) -> Published:
     """Reads a checkpoint of adaptation or of fine-tuning.
 
     Args:
       path: .pt, .pth or .ckpt as they save it; or .safetensors with the tensors alone.
       heads: attention heads; by default as many as have 128 features.
       ema: take the averaged weights where there are any, as their evaluations do.
-      trust_pickle: see `flm.read_checkpoint`.
 
     Raises:
       UserError: unreadable files; tensors missing, misshapen or unexpected; a curve of gamma that
         is none.
     """
-    tensors, says, step = _opened(Path(path), ema, trust_pickle)
+    tensors, says, step = _opened(Path(path), ema)
     n, cfg = _sizes(tensors, heads)
     values = values_of(says, cfg)
     layout, own = adapters_layout(n, cfg), base_layout(n)
@@ -213,7 +210,7 @@ def _half(tensor: Any) -> bool:
     return str(tensor.dtype) == "torch.bfloat16"
 
 
-def _opened(path: Path, ema: bool, trust_pickle: bool) -> tuple[Tensors, dict[str, Any], int]:
+def _opened(path: Path, ema: bool) -> tuple[Tensors, dict[str, Any], int]:
     """Tensors, their settings, and the step."""
     require(
         path.is_file() and path.suffix in SUFFIXES,
@@ -222,7 +219,7 @@ def _opened(path: Path, ema: bool, trust_pickle: bool) -> tuple[Tensors, dict[st
     if path.suffix == ".safetensors":
         return TensorFiles(path), {}, 0
     with named_damage(path, "expected a checkpoint of MLFM"):
-        return payload_tensors(load_torch(path, trust_pickle), ema)
+        return payload_tensors(load_torch(path), ema)
 
 
 def payload_tensors(
@@ -249,7 +246,11 @@ def payload_tensors(
         f"`ema_adapter` holds {len(strange)} tensors{some(strange)} that `model` lacks; expected "
         "averages of its own tensors.",
     )
-    return _Held(model | averages), dict(payload.get("config") or {}), int(payload.get("step") or 0)
+    return (
+        _Held(model | averages),
+        dict(plain(payload.get("config")) or {}),
+        int(payload.get("step") or 0),
+    )
 
 
 def _sizes(tensors: Tensors, heads: int | None) -> tuple[Sizes, AdapterConfig]:

@@ -22,7 +22,7 @@ from flm_jax.evaluation.judges import load_judge
 from flm_jax.inference.step_policy import load_step_policy
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.interop import mlfm
-from flm_jax.interop.flm import read_checkpoint
+from flm_jax.interop.flm_checkpoints import read_checkpoint
 
 CONFIG = check(base_config())
 CONTENTS = {

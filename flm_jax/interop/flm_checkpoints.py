@@ -1,0 +1,214 @@
+"""Files of the PyTorch FLM networks: their weights, averages, and what release they are of."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from safetensors.numpy import load_file
+
+from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import named_damage
+from flm_jax.interop.flm import LOSS_HEAD, ROTARY, State, backbone_names
+from flm_jax.interop.tensors import some
+from flm_jax.interop.torch_files import load_torch, plain
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files that `read_checkpoint` reads
+
+_LOSS_HEAD_TENSORS = (8, 12)  # of one time, and of two
+
+
+class Release(NamedTuple):
+    """What the tensors of a network do not tell of it.
+
+    Attributes:
+      logit_softcap: c of c tanh(logits / c); 0 for none.
+      clock: of `flows.clocks.CLOCKS`, by which times are told to the network.
+      any_order: whether it was trained with clean context, and with a time for each token.
+    """
+
+    logit_softcap: float
+    clock: str
+    any_order: bool
+
+
+# The names are those of `convert --source`.
+RELEASES = {
+    "flm": Release(30.0, "decoding", False),  # FLM and FMLM, April 2026 and later
+    "flm_2026_02": Release(0.0, "decoding", False),  # the same of February 2026
+    "fmlm_plus": Release(30.0, "identity", True),  # arXiv 2606.24773
+}
+# Their algorithms -> the releases that have them.
+_ALGORITHMS = {
+    "flm": ("flm", "flm_2026_02"),
+    "fmlm": ("flm",),
+    "flm_distill_double": ("flm_2026_02",),
+    "fmlm_plus": ("fmlm_plus",),
+}
+_FIRST_STAGES = ("flm_distill", "flm_semigroup_distill", "flm_shortcut_distill")
+
+
+class Checkpoint(NamedTuple):
+    """A file of weights.
+
+    Attributes:
+      tensors: name -> float32 array, names as in the file, bare ones of averages.
+      settings: their configuration, nested; {} where the file holds none.
+    """
+
+    tensors: State
+    settings: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
+    """Reads weights from a file.
+
+    Args:
+      path: .safetensors (no torch needed), or a Lightning .ckpt / torch .pt, .pth; no code that a
+        file names is run.
+      ema: of a Lightning checkpoint, take the averaged weights where there are any.
+
+    Raises:
+      UserError: no such file, unknown kind, torch missing, averages that do not fit.
+    """
+    path = Path(path)
+    require(path.is_file(), f"no file {path}; expected a .safetensors or .ckpt checkpoint.")
+    if path.suffix == ".safetensors":
+        try:
+            return Checkpoint(load_file(path), {})
+        except Exception as error:  # safetensors raises its own, undocumented classes
+            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
+    require(
+        path.suffix in SUFFIXES,
+        f"{path} has an unknown ending; expected one of {', '.join(SUFFIXES)}.",
+    )
+    with named_damage(path, "expected a state dict of tensors"):
+        found = load_torch(path)
+        said = plain(found.get("hyper_parameters"))
+        settings = said.get("config") if isinstance(said, dict) else None
+        return Checkpoint(_weights(found, ema), settings if isinstance(settings, dict) else {})
+
+
+def release_of(source: str, settings: dict[str, Any]) -> Release:
+    """The release of a file.
+
+    Args:
+      source: of `RELEASES`, as a user says.
+      settings: of `Checkpoint`.
+
+    Raises:
+      UserError: the file says that it is of another one, or no flow at all: the network of the
+        first stage of the two-stage distillation (February 2026) gives the bend of a path, in R^V
+        and to be added to the velocity of its teacher, so its output is no softmax.
+    """
+    algorithm = settings.get("algo")
+    algorithm = algorithm if isinstance(algorithm, dict) else {}
+    name = algorithm.get("name")
+    require(
+        name not in _FIRST_STAGES,
+        f"the file says algo.name={name}: the network of the first stage of a two-stage "
+        "distillation, whose output is no softmax but a correction of its teacher's velocity; "
+        "expected the file of the second stage (flm_distill_double), or the teacher's.",
+    )
+    if name is None:
+        return RELEASES[source]
+    require(
+        name in _ALGORITHMS,
+        f"the file says algo.name={name}; expected one of {', '.join(_ALGORITHMS)}.",
+    )
+    require(
+        source in _ALGORITHMS[name],
+        f"the file says algo.name={name}; expected --source={' or '.join(_ALGORITHMS[name])}, "
+        f"got {source}.",
+    )
+    require(
+        algorithm.get("backbone", "dit") == "dit",
+        f"the file says algo.backbone={algorithm.get('backbone')}; expected dit, whose positions "
+        "stand in one row.",
+    )
+    if "skip_time_reparam" in algorithm:
+        clock = "identity" if algorithm["skip_time_reparam"] else "decoding"
+        return RELEASES[source]._replace(clock=clock)
+    return RELEASES[source]
+
+
+def sizes_said(settings: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the network that a file's settings say: `length`, `heads`, or none of them."""
+    model = settings.get("model")
+    model = model if isinstance(model, dict) else {}
+    named = {"length": model.get("length"), "heads": model.get("n_heads")}
+    return {key: value for key, value in named.items() if isinstance(value, int)}
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _weights(checkpoint: dict[str, Any], ema: bool) -> State:
+    """Weights of a Lightning checkpoint, or of a bare state dict."""
+    state = checkpoint.get("state_dict", checkpoint)
+    require(isinstance(state, dict), f"`state_dict` is {type(state).__name__}; expected tensors.")
+    state = {name: value for name, value in state.items() if hasattr(value, "detach")}
+    require(bool(state), "the checkpoint holds no tensors; expected a state dict of them.")
+    averages = checkpoint.get("ema") if ema else None
+    if averages is None:
+        if ema and "state_dict" in checkpoint:
+            logging.warning("the checkpoint has no averaged weights; taking the last ones.")
+        return {name: _numpy(value) for name, value in state.items()}
+    require(
+        isinstance(averages, dict) and "shadow_params" in averages,
+        "the checkpoint's `ema` lacks `shadow_params`; take the last weights instead (--noema).",
+    )
+    return averaged_weights(state, list(averages["shadow_params"]))
+
+
+def averaged_weights(state: dict[str, Any], shadows: list[Any]) -> State:
+    """Gives the nameless averaged tensors their names.
+
+    They stand in the order of the network's parameters, which is that of the state dict without its
+    buffers. The loss weighting stands before the blocks there; averages or state may lack it.
+
+    Args:
+      state: named tensors in their order; a teacher's are no parameters of the network.
+      shadows: averages.
+
+    Returns:
+      Bare name -> float32 array, of all parameters that have averages, and the buffers.
+
+    Raises:
+      UserError: the two lists do not fit together.
+    """
+    named, _ = backbone_names(state)
+    own = {bare: state[name] for name, bare in named.items()}
+    buffers = {name: _numpy(own.pop(name)) for name in [ROTARY] if name in own}
+    averaged = dict(zip(_order(list(own), len(shadows)), shadows, strict=True))
+    averaged = {name: value for name, value in averaged.items() if name in own}
+    wrong = [
+        f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in averaged.items()
+        if value.shape != own[name].shape
+    ]
+    require(
+        not wrong,
+        f"{len(wrong)} averaged tensors have another shape than the weights they average"
+        f"{some(wrong)}; take the last weights instead (--noema).",
+    )
+    return buffers | {name: _numpy(value) for name, value in averaged.items()}
+
+
+def _order(names: list[str], count: int) -> list[str]:
+    """Names of `count` averages of the parameters `names`, in order."""
+    network = [name for name in names if not name.startswith(LOSS_HEAD)]
+    if count in (len(names), len(network)):
+        return names if count == len(names) else network
+    extra = count - len(network)
+    weighting = len(names) - len(network)
+    sizes = [weighting] if weighting else list(_LOSS_HEAD_TENSORS)
+    require(
+        extra in sizes,
+        f"{count} averaged tensors do not fit the {len(network)} of the network, nor "
+        f"{' or '.join(map(str, sizes))} more for its loss weighting; take the last weights "
+        "instead (--noema).",
+    )
+    place = next((i for i, name in enumerate(network) if name.startswith("blocks.")), len(network))
+    return network[:place] + [f"{LOSS_HEAD}{i}" for i in range(extra)] + network[place:]

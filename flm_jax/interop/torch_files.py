@@ -1,0 +1,100 @@
+"""What torch saved to a file, read without running any code that the file names.
+
+A checkpoint of Lightning holds more than tensors: settings, tokenizers, states of loops, as objects
+of whatever packages made it. They become `Named` objects, which hold what was pickled of them and
+can do nothing, so that neither trust nor those packages are needed.
+"""
+
+import pickle
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flm_jax.core.errors import UserError, require
+
+# The functions and classes that build tensors from a file; nothing else of a file is called.
+_BUILDERS = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
+_CONTENT, _VALUE = "_content", "_val"  # of OmegaConf: of its containers, and of its leaves
+
+
+class Named:
+    """An object of a class that is not known here: its arguments and its state, no behaviour."""
+
+    def __new__(cls, *args: Any, **options: Any) -> "Named":
+        made = super().__new__(cls)
+        made.args, made.options, made.items = args, options, []
+        return made
+
+    def __init__(self, *args: Any, **options: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.__dict__.update(part)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def append(self, item: Any) -> None:
+        """As lists and sets are filled."""
+        self.items.append(item)
+
+    add = append
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _BUILDERS:
+            return super().find_class(module, name)
+        return type(name, (Named,), {"__module__": module})
+
+
+def load_torch(path: Path) -> dict[str, Any]:
+    """What torch saved to a file: tensors as they are, other objects as `Named`.
+
+    Raises:
+      UserError: torch missing, a damaged file, or one that holds no dict.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f'reading {path} needs torch: pip install "flm-jax[torch]", '
+            "or convert the file to .safetensors elsewhere."
+        ) from error
+    # torch asks a module for its Unpickler; older files are also read by its load.
+    read = types.SimpleNamespace(
+        Unpickler=_Unpickler,
+        load=lambda file, **options: _Unpickler(file, **options).load(),
+        __name__=__name__,
+    )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=read)
+    except Exception as error:  # a damaged file makes it raise anything
+        raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
+    require(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected a dict.")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Settings as dicts, lists and values: of plain ones, or of OmegaConf's in a torch file."""
+    own = getattr(value, "__dict__", {})
+    if _CONTENT in own:
+        return plain(own[_CONTENT])
+    if _VALUE in own:
+        return plain(own[_VALUE])
+    if isinstance(value, Mapping):
+        return {plain(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
