@@ -34,7 +34,7 @@ _ANSWER = flags.DEFINE_integer(
     "answer_length", 0, "Tokens of an answer, behind which nothing is seen; 0 = as there is room."
 )
 _TAIL = flags.DEFINE_bool(
-    "tail",
+    "count_tail",
     None,
     "What is written behind an answer's end counts too; by default if the model fills rows so.",
 )
