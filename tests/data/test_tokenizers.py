@@ -88,6 +88,17 @@ def test_no_text_encodes_to_a_special_token(every_tokenizer, kind):
     assert not tokenizer.special_ids & set(tokenizer.encode(SPECIAL_TEXT).tolist())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_are_written_and_read_where_they_are_asked_for(every_tokenizer, kind):
+    tokenizer = every_tokenizer[kind]
+    framed = [tokenizer.bos_id, *tokenizer.encode("def f(x)"), tokenizer.eos_id, tokenizer.eos_id]
+    text = tokenizer.decode_whole(framed)
+    assert "def f(x)" in text and len(text) > len("def f(x)") + 6
+    found = tokenizer.encode_whole([text, "f(x)"])
+    assert [list(ids) for ids in found] == [framed, list(tokenizer.encode("f(x)"))]
+    assert found[0].dtype == np.int32 and tokenizer.encode_whole([""])[0].shape == (0,)
+
+
 def test_an_id_without_a_piece_is_a_replacement_character(every_tokenizer):
     """A model whose vocabulary was padded to a round number may write one."""
     kinds = every_tokenizer | {"words": WordTokenizer(["one", "two"])}

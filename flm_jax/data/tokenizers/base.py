@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -51,6 +52,31 @@ class Tokenizer(abc.ABC):
             run = list(run)
             parts.append(self._decode(run) if known else NO_PIECE * len(run))
         return "".join(parts)
+
+    def decode_whole(self, ids: Iterable[int]) -> str:
+        """Text of ids in which special tokens stand as they are written; others as of `decode`."""
+        names, special = self.special_names, self.special_ids
+        parts: list[str] = []
+        for hidden, run in itertools.groupby(map(int, ids), special.__contains__):
+            some = list(run)
+            parts.append("".join(names[i] for i in some) if hidden else self.decode(some))
+        return "".join(parts)
+
+    def encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of texts in which special tokens are read where they are written, int32 [n] each.
+
+        For texts of `decode_whole` alone: a text of a user could write any special token.
+        """
+        ids = {name: i for i, name in self.special_names.items()}
+        if not ids:
+            return self.encode_batch(texts)
+        pattern = re.compile(f"({'|'.join(map(re.escape, sorted(ids, key=len, reverse=True)))})")
+        found = []
+        for text in texts:
+            parts = [part for part in pattern.split(text) if part]
+            one = [np.array([ids[p]]) if p in ids else self.encode(p) for p in parts]
+            found.append(np.concatenate([np.zeros(0), *one]).astype(np.int32))
+        return found
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Hugging Face tokenizers, from a folder or the hub (extra `hf`)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +121,20 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode_whole(self, ids: Iterable[int]) -> str:
+        return self._decode(list(map(int, ids)))
+
+    def encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        """As the files have it: special tokens in a text are special."""
+        backend = _backend_of(self._definition)
+        backend.encode_special_tokens = False
+        return backend
 
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
