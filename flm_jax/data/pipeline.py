@@ -32,6 +32,22 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Batch: ...
 
 
+def padded_length(length: int, most: int) -> int:
+    """The length that a row of `length` tokens is filled up to, so that few programs are compiled.
+
+    They are 64, 128, 192, 256, 384, 512, 768, 1024, and so on by powers of two and their halves
+    between: eight up to 1024.
+
+    Args:
+      length: tokens of a row.
+      most: what none is longer than.
+    """
+    whole = max(MULTIPLE, 1 << (length - 1).bit_length())
+    between = 3 * whole // 4
+    best = between if between % MULTIPLE == 0 and length <= between else whole
+    return max(length, min(best, most))
+
+
 Mixture = Sequence[tuple[Source, float]]
 
 

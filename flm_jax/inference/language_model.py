@@ -25,6 +25,7 @@ from flm_jax.checkpoints.portable import upload_folder
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_output
 from flm_jax.core.settings import plain
+from flm_jax.data.pipeline import padded_length
 from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.inference import engine, trajectories
@@ -223,7 +224,8 @@ class LanguageModel:
 
         Each is framed as the training data were (BOS and EOS of packing wrap and pad) and scored
         at its own length; one that is longer than `max_length` in pieces, each without what
-        stands before it. A new length compiles a new program.
+        stands before it. Rows are filled up to a few lengths, see `padded_length`, with positions
+        that are not seen: at most eight programs are compiled for all lengths up to 1024.
 
         Args:
           texts: none of them empty.
@@ -245,16 +247,22 @@ class LanguageModel:
             ids = model.tokenizer.encode(mender.text(text, f"text {index}"))
             require(len(ids) > 0, f"text {index} is empty ({text!r}); there is nothing to score.")
             for row_ids in self._framed(ids):
-                batch = {
-                    "tokens": jnp.asarray(row_ids[None]),
-                    "mask": jnp.ones((1, len(row_ids)), bool),
-                }
+                batch = self._filled(row_ids)
                 found, count = sequence_nats(
                     self._nll, model.params, [batch], draws=kind.draws, seed=seed
                 )
                 nats[index] += found[0]
                 tokens[index] += int(count[0])
         return Scores(nats, tokens, kind.likelihood, kind.draws)
+
+    def _filled(self, ids: np.ndarray) -> dict[str, jax.Array]:
+        """A batch of one row, filled up where the network's attention can leave positions out."""
+        hides = self.config["model"]["attention"] != "cudnn"
+        width = padded_length(len(ids), self.max_length) if hides else len(ids)
+        tokens, own = np.zeros((1, width), np.int32), np.arange(width)[None] < len(ids)
+        tokens[0, : len(ids)] = ids
+        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(own)}
+        return batch | ({"visible": batch["mask"]} if hides else {})
 
     def _framed(self, ids: np.ndarray) -> list[np.ndarray]:
         """Sequences of at most `max_length` tokens that hold `ids`, as in training."""

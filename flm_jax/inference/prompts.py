@@ -10,8 +10,9 @@ import numpy as np
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
-from flm_jax.data.chat import MULTIPLE, asked
+from flm_jax.data.chat import asked
 from flm_jax.data.jsonl import read_records
+from flm_jax.data.pipeline import padded_length
 from flm_jax.data.text import Mender, tidy
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.samplers.base import Given
@@ -91,7 +92,7 @@ def lay_out(
     one frames it; then come the prompt's text and template. What follows an answer of a given
     length is not seen by models of masked diffusion, whatever stands in the other rows; by others
     it is held as padding where they were trained so, and else written and left out. Rows of
-    networks that take any length are as short as all answers allow, in steps of 64 tokens.
+    networks that take any length are as short as all answers allow, see `padded_length`.
 
     Args:
       length: most tokens of a row.
@@ -106,7 +107,7 @@ def lay_out(
     width = length
     if _any_length(model) and not whole:
         longest = max(stop for _, _, _, stop in rows)
-        width = min(length, -(-longest // MULTIPLE) * MULTIPLE)
+        width = padded_length(longest, length)
     tokenizer, canvas = model.tokenizer, family(model.config).canvas
     pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
     tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)

@@ -54,19 +54,21 @@ def masked_loss_at(
     net: Network,
     cfg: MaskedConfig,
     key: Key | None = None,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """CE of the tokens given those that are not masked.
 
     Args:
       masked: hidden positions; t: their expected share [B].
       weights: of each position in the sum; 0 where visible.
+      visible: positions that may be attended to; None for all.
 
     Returns:
       Weighted sum (nats) and the cross entropy of each token [B, L] (nats, no gradient).
     """
     states = masked_states(tokens, masked, net.table(params), net.anchor(params))
     progress = 1.0 - t if cfg.time_conditioning else jnp.zeros_like(t)
-    out = forward(net, params, states, progress, progress, key=key)
+    out = forward(net, params, states, progress, progress, key=key, visible=visible)
     return cross_entropy(out, tokens, weights, net)
 
 

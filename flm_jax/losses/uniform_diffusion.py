@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
@@ -159,6 +159,7 @@ def uniform_loss_at(
     net: Network,
     cfg: UniformConfig,
     key: Key | None = None,
+    visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """The integrand of the NELBO at noisy tokens.
 
@@ -166,13 +167,14 @@ def uniform_loss_at(
       tokens: x.
       noisy: z and what is shown of it.
       weights: of each position in the sum; 0 where a token is given.
+      visible: positions that may be attended to; None for all.
 
     Returns:
       Weighted sum (nats) and the integrand of each token [B, L] (nats, without gradient), both
       with the rate of `noisy`.
     """
     told = told_signal(1.0 - noisy.noise, cfg.time_conditioning)
-    out = forward(net, params, noisy.states, told, told, key=key)
+    out = forward(net, params, noisy.states, told, told, key=key, visible=visible)
     number = vocabulary_of(net)
     noise = jnp.broadcast_to(noisy.noise[:, None], tokens.shape)
     rate = (noisy.rate / (number * (1.0 - noisy.noise)))[:, None]

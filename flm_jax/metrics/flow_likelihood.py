@@ -72,6 +72,7 @@ def _by_gamma(told: GammaTold) -> Signal:
 def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """row_nll(params, batch, tau, key): unbiased estimate of the bound, given tau ~ U(0, 1).
 
+    Positions outside of "visible" in the batch, [B, L], if it is there, are no part of the row.
     tau chooses r, see `Signal`. Standard errors of `likelihood` hold; there is no bias but that of
     the bound itself. Two network calls a row.
 
@@ -86,7 +87,7 @@ def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, 
         t = flow.path.time_at(-2.0 * jnp.log(jnp.maximum(r, _TINY)))
         y_t, _ = flow.states(key, t, batch["tokens"], net.table(params))
         tau = flow.tau(t)
-        return forward(net, params, y_t, tau, tau)
+        return forward(net, params, y_t, tau, tau, visible=batch.get("visible"))
 
     def white(vectors: jax.Array, table: jax.Array) -> jax.Array:
         flat = flow.noise.whitened(vectors.reshape(-1, net.dim), table)

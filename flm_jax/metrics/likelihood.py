@@ -64,7 +64,8 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
     eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that
     tau = 0 hides everything, as in a flow. Positions that are not valid are hidden like the others
     and do not count, as in training. With cfg.prompt, or prompts of the batch, all this is of the
-    positions after the prompt.
+    positions after the prompt. With "visible" in the batch, [B, L], the others are no part of the
+    row: a single row's estimate is that without them.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
@@ -72,18 +73,24 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
         free = after(cfg.prompt, batch["mask"])
         if "prompt" in batch:
             free = free & ~batch["prompt"].astype(bool)
+        if "visible" in batch:
+            free = free & batch["visible"]
+        if "prompt" in batch or "visible" in batch:
             length = jnp.maximum(jnp.sum(free, axis=1), 1)
         else:
             length = tokens.shape[1] - cfg.prompt
         count = jnp.clip(jnp.ceil((1.0 - tau) * length), 1, length).astype(jnp.int32)
         if "prompt" in batch:
             masked = highest(jax.random.uniform(key, free.shape), free, count)
+        elif "visible" in batch:
+            masked = highest(-jax.random.uniform(key, free.shape), free, count)
         else:
             masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
         t = count / length
         valid = batch["mask"] * free
         weights = valid.astype(jnp.float32) * masked / t[:, None]
-        _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg)
+        seen = batch.get("visible")
+        _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg, visible=seen)
         return _per_row(nll, weights, valid)
 
     return row_nll

@@ -31,7 +31,8 @@ def make_uniform_nll(net: Network, cfg: UniformConfig) -> RowNll:
         noisy = noisy._replace(rate=2.0 * jnp.sqrt(noise))
         valid = free & batch["mask"].astype(bool)
         weights = valid.astype(jnp.float32)
-        _, nats = uniform_loss_at(params, tokens, noisy, weights, net=net, cfg=cfg)
+        how = {"net": net, "cfg": cfg, "visible": batch.get("visible")}
+        _, nats = uniform_loss_at(params, tokens, noisy, weights, **how)
         count = jnp.sum(weights, axis=1)
         return jnp.sum(nats * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
 
