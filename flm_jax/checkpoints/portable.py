@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.flax import save_file
 
 from flm_jax.checkpoints.config_file import write_config
@@ -22,6 +22,7 @@ from flm_jax.checkpoints.times import fitting
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
 from flm_jax.core.paths import check_folder, expanded, hub_name
+from flm_jax.core.reading import named_damage, require_plain
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 
@@ -132,22 +133,20 @@ def read_folder(
     """
     path = folder / WEIGHTS
     expected = named(abstract)
-    try:
-        with safe_open(str(path), framework="flax") as file:
-            step = int((file.metadata() or {}).get("step", 0))
-            names = set(file.keys())
-            known = names - {name for name in names if name.startswith(_TIMES)}
-            wrong = sorted(known ^ set(expected))
-            require(
-                not wrong,
-                f"{path} and its config.json differ in {len(wrong)} tensors, first {wrong[:3]}; "
-                "restore both from one source.",
-            )
-            tensors = [_placed(path, name, file.get_tensor(name), expected) for name in expected]
-            form = fitting(times, {name.removeprefix(_TIMES) for name in names - known})
-            saved = form and [file.get_tensor(_TIMES + name) for name in named(form)]
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it.") from error
+    require_plain(path, "the weights of a model")
+    with named_damage(path), safe_open(str(path), framework="flax") as file:
+        step = int((file.metadata() or {}).get("step", 0))
+        names = set(file.keys())
+        known = names - {name for name in names if name.startswith(_TIMES)}
+        wrong = sorted(known ^ set(expected))
+        require(
+            not wrong,
+            f"{path} and its config.json differ in {len(wrong)} tensors, first {wrong[:3]}; "
+            "restore both from one source.",
+        )
+        tensors = [_placed(path, name, file.get_tensor(name), expected) for name in expected]
+        form = fitting(times, {name.removeprefix(_TIMES) for name in names - known})
+        saved = form and [file.get_tensor(_TIMES + name) for name in named(form)]
     found = None if saved is None else jax.tree.unflatten(jax.tree.structure(form), saved)
     return jax.tree.unflatten(jax.tree.structure(abstract), tensors), step, found
 

@@ -27,7 +27,7 @@ from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.times import read_times
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.printing import shown
-from flm_jax.core.reading import check_plain
+from flm_jax.core.reading import NotPlainError, check_plain
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
 
@@ -291,7 +291,7 @@ def _read(path: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
         check_plain(path)
         return {name: _read_item(path / name, tree) for name, tree in wanted.items()}
     except Exception as error:  # orbax raises a bare Exception for a lost shard
-        for name, tree in wanted.items():
+        for name, tree in () if isinstance(error, NotPlainError) else wanted.items():
             _check_same_model(path / name, tree)
         if isinstance(error, (PermissionError, MemoryError)) or _refused(error):
             raise UserError(

@@ -17,13 +17,16 @@ from flm_jax.core.paths import expanded
 from flm_jax.core.printing import shown
 
 USER_ERROR_EXIT = 2
+_LONGEST_LINE = 4000
 # Of disks that are full, beyond a quota, read-only or broken: what was being written is not there.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def _fail(error: Exception) -> None:
-    text = error.args[0] if error.args else error
-    print(f"error: {shown(' '.join(str(text).split()))}", file=sys.stderr)
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    if len(text) > _LONGEST_LINE:  # of a file's, which may be as long as the file
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
+    print(f"error: {shown(text)}", file=sys.stderr)
     sys.exit(USER_ERROR_EXIT)
 
 

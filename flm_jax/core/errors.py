@@ -19,9 +19,13 @@ class Stopped(KeyboardInterrupt):
     """
 
 
+_LONGEST_NAME = 100
+
+
 def unknown_name(kind: str, got: str, valid: Iterable[str]) -> UserError:
     """Error for a failed lookup, with the nearest valid name and the whole list."""
     names = sorted(valid)
+    got = got if len(got) <= _LONGEST_NAME else f"{got[:_LONGEST_NAME]}..."  # a file's, whole
     near = difflib.get_close_matches(got, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"unknown {kind} {got!r}; {hint}valid: {', '.join(names)}.")

@@ -14,6 +14,17 @@ from flm_jax.core.paths import is_remote
 MOST_BYTES = 256 << 20  # of a file that is read whole
 
 
+def require_plain(path: epath.PathLike, expected: str) -> None:
+    """Refuses folders, pipes and devices, which may give no end; arguments as of `read_bounded`.
+
+    Raises:
+      UserError: it is one, or nothing is there.
+    """
+    # The `is_file` of epath is true of pipes and devices.
+    plain = epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
+    require(plain, f"{path} is no plain file; expected {expected}: restore it.")
+
+
 def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> bytes:
     """The content of a file.
 
@@ -26,12 +37,9 @@ def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) ->
       UserError: no plain file (a folder, a device, a pipe), a larger one, or one that the storage
         does not give.
     """
-    file = epath.Path(path)
     try:
-        # The `is_file` of epath is true of pipes and devices, which may give no end.
-        plain = file.is_file() if is_remote(file) else os.path.isfile(file)
-        require(plain, f"{path} is no plain file; expected {expected}: restore it.")
-        with file.open("rb") as opened:
+        require_plain(path, expected)
+        with epath.Path(path).open("rb") as opened:
             content = opened.read(most + 1)
     except OSError as error:
         raise UserError(
@@ -44,16 +52,23 @@ def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) ->
     return content
 
 
+class NotPlainError(OSError):
+    """A pipe, a device, a socket or a link to a folder stands where a file or a folder should."""
+
+
 def check_plain(folder: epath.PathLike) -> None:
     """Refuses pipes, devices and sockets below a local folder: a read may wait on them for ever.
 
+    Links to folders are refused too, since they are not looked through; `folder` may be one.
+
     Raises:
-      OSError: there is one.
+      NotPlainError: there is one.
     """
-    for place, _, files in [] if is_remote(folder) else os.walk(folder):
+    for place, folders, files in [] if is_remote(folder) else os.walk(folder):
         strange = [name for name in files if not os.path.isfile(os.path.join(place, name))]
+        strange += [name for name in folders if os.path.islink(os.path.join(place, name))]
         if strange:
-            raise OSError(f"{os.path.join(place, strange[0])} is no plain file")
+            raise NotPlainError(f"{os.path.join(place, strange[0])} is no plain file")
 
 
 def loads(text: str | bytes) -> Any:

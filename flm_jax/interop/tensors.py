@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.reading import read_object
+from flm_jax.core.reading import read_object, require_plain
 from flm_jax.core.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -140,7 +140,13 @@ def _homes(path: Path) -> dict[Path, set[str]]:
     try:
         told = read_object(index, "an index of shards")["weight_map"]
         for file, name in sorted((file, name) for name, file in told.items()):
+            require(
+                bool(file) and file == Path(file).name,
+                f"{index} names {file!r}; expected names of files beside it.",
+            )
             homes.setdefault(path / file, set()).add(name)
+    except UserError:
+        raise
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of safetensors shards; fetch it again.") from error
     missing = [file.name for file in homes if not file.exists()]
@@ -152,7 +158,8 @@ def _homes(path: Path) -> dict[Path, set[str]]:
 
 
 def _opened(file: Path):
+    require_plain(file, "a file of tensors")
     try:
         return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise UserError(f"{file} is not a readable safetensors file: {error}") from error

@@ -7,10 +7,13 @@ import os
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flm_jax.checkpoints.config_file import write_config
+from flm_jax.checkpoints.portable import read_folder
 from flm_jax.checkpoints.workdir import load_ema, save_ema
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config
@@ -23,6 +26,7 @@ from flm_jax.inference.step_policy import load_step_policy
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.interop import mlfm
 from flm_jax.interop.flm_checkpoints import read_checkpoint
+from flm_jax.interop.tensors import TensorFiles
 
 CONFIG = check(base_config())
 CONTENTS = {
@@ -85,11 +89,41 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
     tree = {"a": np.ones(3, np.float32)}
     save_ema(tmp_path, tree, 5, {})
     assert load_ema(tmp_path, tree)[1] == 5
-    file = next(p for p in (tmp_path / "checkpoints/5/ema").rglob("*") if p.is_file())
-    file.unlink()
-    os.mkfifo(file)
+    ema = tmp_path / "checkpoints/5/ema"
+    for name in ("_METADATA", "manifest.ocdbt"):  # names and shapes, read of damaged ones too
+        content = (ema / name).read_bytes()
+        (ema / name).unlink()
+        os.mkfifo(ema / name)
+        with pytest.raises(UserError, match="none of the checkpoints"):
+            load_ema(tmp_path, tree)
+        (ema / name).unlink()
+        (ema / name).write_bytes(content)
+    ema.rename(tmp_path / "elsewhere")
+    ema.symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "elsewhere/pipe")
     with pytest.raises(UserError, match="none of the checkpoints"):
         load_ema(tmp_path, tree)
+
+
+def test_weights_are_one_plain_file_with_a_step(tmp_path):
+    path, tree = tmp_path / "model.safetensors", {"a": np.ones(3, np.float32)}
+    like = jax.eval_shape(lambda: tree)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="model.safetensors is no plain file"):
+        read_folder(tmp_path, like, ())
+    with pytest.raises(UserError, match="a.safetensors is no plain file"):
+        TensorFiles((tmp_path / "a.safetensors").symlink_to("/dev/zero") or tmp_path)
+    (tmp_path / "a.safetensors").unlink()
+    path.unlink()
+    for step in ("abc", "", "9" * 5000):
+        save_file(tree, path, {"step": step})
+        with pytest.raises(UserError, match="model.safetensors is damaged"):
+            read_folder(tmp_path, like, ())
+    index = tmp_path / "model.safetensors.index.json"
+    for name in ("../b.safetensors", "/dev/zero", "", "b/../a", 5):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match="index.json (names|is no index)"):
+            TensorFiles(tmp_path)
 
 
 def test_helpers_of_a_model_are_read_alike(tmp_path):

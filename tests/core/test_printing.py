@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
+from flm_jax.cli.run import _fail
+from flm_jax.core.errors import UserError, unknown_name
 from flm_jax.core.printing import cell, shown
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.evaluation.tables import table
@@ -47,3 +50,12 @@ def test_error_lines_have_none():
     result = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stderr.startswith("error: no␛[2Jwhere is no workdir")
+
+
+def test_error_lines_end(capsys):
+    """Whatever a file holds, of which they tell a part."""
+    with pytest.raises(SystemExit):
+        _fail(UserError("got " + "x" * 10**7 + "; expected y"))
+    line = capsys.readouterr().err
+    assert line.startswith("error: got xx") and line.endswith("xx; expected y\n")
+    assert len(line) < 5000 and len(str(unknown_name("kind", "x" * 10**7, ["a"]))) < 200

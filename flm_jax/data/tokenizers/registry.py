@@ -57,7 +57,8 @@ def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
     named, wanted = spec.get("files"), sorted(cls.file_names)
     require(
         named == wanted,
-        f"{place} names the files {named!r}, a tokenizer {cls.kind} has {wanted!r}; restore it.",
+        f"{place} names the files {str(named)[:100]}, a tokenizer {cls.kind} has {wanted!r}; "
+        "restore it.",
     )
     missing = [name for name in wanted if not (folder / name).exists()]
     require(not missing, f"tokenizer {folder} lacks {', '.join(missing)}; prepare the data again")
