@@ -123,6 +123,8 @@ def ask(endpoint: Endpoint, system: str, user: str) -> str:
             time.sleep(endpoint.pause * 2 ** (attempt - 1))
         try:
             status, answer = _called(request, endpoint.seconds)
+            # Before it is cut or quoted, after which a part or another form of it might stand there.
+            answer = answer.replace((endpoint.key or "\0").encode(), _HIDDEN.encode())
             if status == 200:
                 return _content(answer).replace(endpoint.key or "\0", _HIDDEN)
             reason = f"status {status}, {answer[:300].decode('utf8', 'replace')!r}"

@@ -131,7 +131,7 @@ def judge_prompt(
     found = prompts[kinds[turn]]
     try:
         return kinds[turn], found.system, found.template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, MemoryError) as error:
         raise UserError(
             f"judge prompt {kinds[turn]}: {error!r}; expected the fields {', '.join(fields)}."
         ) from error

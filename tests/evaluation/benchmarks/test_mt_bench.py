@@ -20,6 +20,8 @@ from flm_jax.evaluation.benchmarks import (
     mt_bench_files,
 )
 from flm_jax.evaluation.benchmarks.base import Choices
+from flm_jax.evaluation.benchmarks.judge_prompts import PROMPTS, judge_prompt
+from flm_jax.evaluation.benchmarks.mt_bench_files import Question
 from flm_jax.evaluation.benchmarks.registry import make_benchmark
 from flm_jax.evaluation.benchmarks.runner import collect
 from flm_jax.inference.answers import Answer
@@ -192,6 +194,7 @@ REPLIES = {
     ),
     "deep": ([HEAD, b"[" * 100_000], 0.0, "expected the JSON of a chat completion", 4),
     "digits": ([HEAD, b"9" * 10_000], 0.0, "expected the JSON of a chat completion", 4),
+    "cut echo": ([b"HTTP/1.1 401 No\r\n\r\n" + b"a" * 290 + b"sesame-open"], 0.0, "aa.key.", 1),
     "echo": ([b"HTTP/1.1 401 No\r\n\r\nBearer sesame-open"], 0.0, r"401, 'Bearer \(key\)'", 1),
 }
 
@@ -209,6 +212,23 @@ def test_hostile_replies_are_bounded_in_size_and_time(hostile, name):
     assert len(str(told.value)) < 1500
     hostile.parts, hostile.wait = [HEAD, GOOD.replace(b"7", b"sesame-open 7")], 0.0
     assert chat_endpoint.ask(hostile.endpoint, "s", "u") == "[[(key) 7]]"
+
+
+def test_keys_that_quoting_changes_are_hidden(hostile):
+    quoted = hostile.endpoint._replace(key="a\\b'c\"d")
+    hostile.parts = [b"HTTP/1.1 401 No\r\n\r\nno a\\b'c\"d"]
+    with pytest.raises(UserError, match="401, 'no .key.'"):
+        chat_endpoint.ask(quoted, "s", "u")
+    hostile.parts = [HEAD, json.dumps({"choices": [{"message": {"content": quoted.key}}]}).encode()]
+    assert chat_endpoint.ask(quoted, "s", "u") == "(key)"
+
+
+@pytest.mark.parametrize("field", ["{answer.x}", "{answer:>1000000000000000}", "{0}", "{"])
+def test_templates_of_judges_are_checked(field):
+    question = Question(1, "writing", ("a", "b"))
+    prompts = {name: prompt._replace(template=field) for name, prompt in PROMPTS.items()}
+    with pytest.raises(UserError, match="judge prompt .*expected the fields"):
+        judge_prompt(question, ["c", "d"], 0, prompts)
 
 
 def test_the_key_follows_no_redirect(hostile):
