@@ -42,7 +42,7 @@ class PackedSource:
         tokenizer: Tokenizer,
         length: int,
         packing: str,
-        group: int = 0,
+        group: int,
     ):
         one_of("packing", packing, PACKINGS)
         least = 1 if packing == "stream" else 3

@@ -59,7 +59,7 @@ def test_wrap_matches_brute_force(stream, length):
         for i in range(0, len(flat), block)
         if i + block <= len(flat)
     ]
-    assert _rows(PackedSource(stream, TOKENIZER, length, "wrap")) == expected
+    assert _rows(PackedSource(stream, TOKENIZER, length, "wrap", 0)) == expected
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 100])
@@ -81,11 +81,11 @@ def test_groups_of_documents_are_cut_by_themselves(stream, packing, group):
 def test_stream_matches_brute_force(stream, length):
     flat = _flat()
     expected = [flat[i : i + length] for i in range(0, len(flat) - length + 1, length)]
-    assert _rows(PackedSource(stream, TOKENIZER, length, "stream")) == expected
+    assert _rows(PackedSource(stream, TOKENIZER, length, "stream", 0)) == expected
 
 
 def test_pad_frames_cuts_and_masks(stream):
-    source = PackedSource(stream, TOKENIZER, 6, "pad")
+    source = PackedSource(stream, TOKENIZER, 6, "pad", 0)
     assert len(source) == len(DOCUMENTS)
     for example, text in zip((source[i] for i in range(len(source))), DOCUMENTS):
         framed = [BOS, *text.encode(), EOS][:6]
@@ -95,7 +95,7 @@ def test_pad_frames_cuts_and_masks(stream):
 
 @pytest.mark.parametrize("packing", ["wrap", "stream", "pad"])
 def test_dtypes_and_mask(stream, packing):
-    example = PackedSource(stream, TOKENIZER, 5, packing)[0]
+    example = PackedSource(stream, TOKENIZER, 5, packing, 0)[0]
     assert example["tokens"].dtype == np.int32
     assert example["mask"].dtype == bool
     assert example["tokens"].shape == example["mask"].shape == (5,)
@@ -108,21 +108,20 @@ def test_documents_are_read_back(stream):
 
 
 def test_fingerprint_tells_cuts_apart(stream):
-    cuts = [(5, "wrap"), (6, "wrap"), (5, "stream"), (5, "pad")]
-    cuts.append((5, "wrap", 2))
+    cuts = [(5, "wrap", 0), (6, "wrap", 0), (5, "stream", 0), (5, "pad", 0), (5, "wrap", 2)]
     assert len({PackedSource(stream, TOKENIZER, *cut).fingerprint for cut in cuts}) == len(cuts)
 
 
 def test_errors(stream):
     tokens = len(_flat())
     with pytest.raises(UserError, match=f"has {tokens} tokens; .* 'wrap' needs 98"):
-        PackedSource(stream, TOKENIZER, 100, "wrap")
+        PackedSource(stream, TOKENIZER, 100, "wrap", 0)
     with pytest.raises(UserError, match="did you mean 'wrap'"):
-        PackedSource(stream, TOKENIZER, 8, "warp")
+        PackedSource(stream, TOKENIZER, 8, "warp", 0)
     with pytest.raises(UserError, match="got length 2; expected at least 3"):
-        PackedSource(stream, TOKENIZER, 2, "wrap")
+        PackedSource(stream, TOKENIZER, 2, "wrap", 0)
     with pytest.raises(UserError, match="needs a BOS token"):
-        PackedSource(stream, WordTokenizer(["a"]), 8, "wrap")
+        PackedSource(stream, WordTokenizer(["a"]), 8, "wrap", 0)
     with pytest.raises(UserError, match="'pad' cuts no groups"):
         PackedSource(stream, TOKENIZER, 8, "pad", 2)
     with pytest.raises(UserError, match="cut by 1 documents; .* 'wrap' needs 58"):
@@ -131,7 +130,7 @@ def test_errors(stream):
 
 @pytest.mark.parametrize("packing", ["wrap", "stream", "pad"])
 def test_a_batch_is_its_examples(stream, packing):
-    source = PackedSource(stream, TOKENIZER, 5, packing)
+    source = PackedSource(stream, TOKENIZER, 5, packing, 0)
     places = [*range(len(source)), 0, 2]
     batch = source.batch(places)
     for name in ("tokens", "mask"):

@@ -162,7 +162,7 @@ def test_what_is_no_text8(tmp_path):
     with pytest.raises(UserError, match="expected text8.zip, whole"):
         _prepared(tmp_path, published_source("text8", str(tmp_path / "text8.zip")), "text8")
     with pytest.raises(UserError, match="'text8' needs a path"):
-        _prepared(tmp_path, published_source("text8"), "text8")
+        _prepared(tmp_path, published_source("text8", ""), "text8")
 
 
 def _run(*flags):
@@ -186,4 +186,4 @@ def test_tokenizers_of_published_sets():
     assert (names.pop("lm1b"), names.pop("text8")) == (BERT, "text8")
     assert set(names.values()) == {GPT2}
     with pytest.raises(UserError, match="did you mean 'lm1b'"):
-        published_source("lm2b")
+        published_source("lm2b", "")

@@ -38,7 +38,7 @@ def test_an_unreadable_shard_is_named_when_opened(tmp_path):
 def test_a_shard_lost_in_mid_training_is_named(tmp_path, fault, threads):
     path, shard = _prepared(tmp_path)
     prepared = load_prepared(path)
-    source = PackedSource(prepared.split("train"), prepared.tokenizer, 16, "wrap")
+    source = PackedSource(prepared.split("train"), prepared.tokenizer, 16, "wrap", 0)
     batches = make_iterator(
         source, global_batch=8, seed=0, threads=threads, prefetch=1, prefix_crop=0.0
     )

@@ -85,7 +85,7 @@ PUBLISHED: dict[str, SourceConfig] = {
 _TOKENIZERS = {"lm1b": BERT, "text8": "text8"}
 
 
-def published_source(name: str, path: str = "") -> SourceConfig:
+def published_source(name: str, path: str) -> SourceConfig:
     """How a published data set is read.
 
     Args:
