@@ -3,7 +3,7 @@
 configs/lm1b/flm.py says how to prepare the data.
 """
 
-from flm_jax.config import base_config
+from flm_jax.config import base_config, choose
 
 
 def recipe(path: str = ""):
@@ -11,6 +11,7 @@ def recipe(path: str = ""):
     config = base_config()
     config.data.path = path or "data/lm1b"
     config.data.packing = "wrap"
+    config.data.group = 1000
     config.data.prefetch = 16
     config.model.length = 128
     config.model.dim = 768
@@ -28,4 +29,24 @@ def recipe(path: str = ""):
     config.train.checkpoint_every = 5000
     config.eval.every = 10_000
     config.eval.sample_steps = 128
+    return config
+
+
+def distilled(config, objective: str):
+    """Turns the recipe of the FLM into one of its distillation, in place, and returns it."""
+    config.model.two_time = True
+    choose(config, objective=objective)
+    config.objective.teacher = "runs/lm1b/flm"
+    config.eval.sample_steps = 1
+    return config
+
+
+def two_stage(config, objective: str):
+    """The same for a stage of the release of February 2026: residual, or merge."""
+    distilled(config, objective)
+    if objective == "merge":
+        config.objective.residual = "runs/lm1b/residual"
+        return config
+    config.objective.weighting = "learned"
+    config.eval.batches = config.eval.samples = 0  # alone it is no distribution
     return config

@@ -1,8 +1,9 @@
 """FLM on OpenWebText by the recipe of arXiv 2602.16813v3: 170 M parameters, 1024 tokens.
 
-python -m flm_jax.prepare_data --source=hf --path=openwebtext --tokenizer=hf:gpt2 \
-    --out=data/owt
+python -m flm_jax.prepare_data --published=openwebtext --out=data/owt
 python -m flm_jax.train --config=configs/owt/flm.py --workdir=runs/owt/flm
+
+A million steps, as in the paper; the released script goes on to 1.5 million.
 
 Hardware: accelerators. It was compiled, not run, for 16 TPU v5e chips of 16 GB, each with 32
 sequences of the global batch of 512: the peak is 2.82 GiB a chip with model.remat=full; without

@@ -3,7 +3,7 @@
 configs/owt/flm.py says how to prepare the data.
 """
 
-from flm_jax.config import base_config
+from flm_jax.config import base_config, choose
 
 
 def recipe(path: str = ""):
@@ -11,7 +11,9 @@ def recipe(path: str = ""):
     config = base_config()
     config.data.path = path or "data/owt"
     config.data.packing = "wrap"
+    config.data.group = 1000
     config.data.prefetch = 16
+    config.model.vocab_size = 50258  # GPT-2's 50257 and a row of padding, as published
     config.model.length = 1024
     config.model.dim = 768
     config.model.depth = 12
@@ -28,4 +30,25 @@ def recipe(path: str = ""):
     config.train.checkpoint_every = 5000
     config.eval.every = 10_000
     config.eval.sample_steps = 128
+    return config
+
+
+def distilled(config, objective: str):
+    """Turns the recipe of the FLM into one of its distillation, in place, and returns it."""
+    config.model.two_time = True
+    choose(config, objective=objective)
+    config.objective.teacher = "runs/owt/flm"
+    config.eval.sample_steps = 1
+    return config
+
+
+def two_stage(config, objective: str):
+    """The same for a stage of the release of February 2026: residual, or merge."""
+    distilled(config, objective)
+    if objective == "merge":
+        config.objective.residual = "runs/owt/residual"
+        return config
+    config.objective.weighting = "learned"
+    config.train.batch = 128
+    config.eval.batches = config.eval.samples = 0  # alone it is no distribution
     return config

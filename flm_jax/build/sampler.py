@@ -86,6 +86,11 @@ def make_sampler(
 
 def _check_samples(config: Config, name: str) -> None:
     goal = objective_name(config)
+    require(
+        goal != "residual",
+        "a model of objective residual writes no text by itself; distil it and its flow into a "
+        "flow map: config.objective.name = 'merge', config.objective.residual = its workdir.",
+    )
     valid = samplers_of(goal)
     require(
         name in valid,

@@ -26,6 +26,7 @@ from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
 from flm_jax.losses.distillation.semigroup import SemigroupConfig
 from flm_jax.losses.distillation.through_time import ThroughTimeConfig
+from flm_jax.losses.distillation.two_networks import MergeConfig, ResidualConfig
 from flm_jax.losses.masked_diffusion import MaskedConfig
 from flm_jax.losses.masked_flow import BridgeConfig
 from flm_jax.losses.uniform_diffusion import UniformDiffusionConfig
@@ -43,6 +44,8 @@ OBJECTIVES: dict[str, type] = {
     "lagrangian": LagrangianConfig,
     "eulerian": EulerianConfig,
     "endpoint": EndpointConfig,
+    "residual": ResidualConfig,
+    "merge": MergeConfig,
     "distribution_matching": MatchingConfig,
     "masked_diffusion": MaskedConfig,
     "through_time": ThroughTimeConfig,

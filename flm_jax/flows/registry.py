@@ -22,6 +22,8 @@ GAUSSIAN = (
     "lagrangian",
     "eulerian",
     "endpoint",
+    "residual",
+    "merge",
     "distribution_matching",
 )
 MASKED = ("masked_diffusion", "through_time", "alignment")

@@ -22,7 +22,15 @@ from flm_jax.samplers.heun import HeunConfig
 from flm_jax.samplers.windows import check_blocks
 
 FLOWS = ("denoising",)
-FLOW_MAPS = ("semigroup", "lagrangian", "eulerian", "endpoint", "distribution_matching")
+FLOW_MAPS = (
+    "semigroup",
+    "lagrangian",
+    "eulerian",
+    "endpoint",
+    "residual",
+    "merge",
+    "distribution_matching",
+)
 MASKED = ("masked_diffusion", "through_time", "alignment")
 UNIFORM = ("uniform_diffusion", "discrete_consistency")
 

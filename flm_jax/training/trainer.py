@@ -27,6 +27,7 @@ from flm_jax.build.load import (
     resolve_adapted,
     starting_params,
 )
+from flm_jax.build.residual import residual_params
 from flm_jax.build.times import check_continuable
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.state import TrainState
@@ -91,6 +92,7 @@ def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Check
         else:
             check_teacher(config, data.tokenizer, teacher)
     frozen = {} if teacher is None else teacher.params
+    frozen = frozen | residual_params(config, data.tokenizer, mesh)
     program = assemble(config, mesh, teacher and (teacher.net, frozen))
     # Of a base that is trained the state holds its own copy.
     frozen, whole = frozen_params(config, frozen), frozen

@@ -16,6 +16,7 @@ from flm_jax.config.schema import settings
 from flm_jax.evaluation.compare import entries
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
+from flm_jax.losses.distillation.two_networks import RESIDUAL
 from flm_jax.models.lora import split
 from flm_jax.training.policy_trainer import check_policy_config
 
@@ -46,9 +47,9 @@ def test_config_builds(path):
     assert f"--config=configs/{name_of(path)}.py" in module["__doc__"]
     config = check(module["get_config"]())
     experiment = path.parent.name
-    config["model"]["vocab_size"] = VOCABULARY[experiment]
+    config["model"]["vocab_size"] = config["model"]["vocab_size"] or VOCABULARY[experiment]
     rows = settings(config, "train").batch
-    net, flow = make_network(config), make_flow(config, VOCABULARY[experiment])
+    net, flow = make_network(config), make_flow(config, config["model"]["vocab_size"])
     params = abstract_params(net)
     frozen = teacher_folder(config) or config["adapters"]["base"]
     objective = make_objective(config, net, flow, net if frozen else None)
@@ -57,8 +58,9 @@ def test_config_builds(path):
     shape = jax.ShapeDtypeStruct((rows, net.max_length), jnp.int32)
     batch = {"tokens": shape, "mask": shape}
     key = jax.eval_shape(lambda: jax.random.key(0))
+    of = (lambda p: p | {RESIDUAL: p}) if config["objective"]["name"] == "merge" else lambda p: p
     loss, metrics = jax.eval_shape(
-        lambda p, b, k: objective(p, Frozen(p, p, tracked, p), b, k, Rows(0, rows)),
+        lambda p, b, k: objective(p, Frozen(of(p), p, tracked, p), b, k, Rows(0, rows)),
         params,
         batch,
         key,
@@ -72,6 +74,11 @@ def test_config_builds(path):
     elif name_of(path) in ("masked_flow/adapt", "masked_flow/sft"):
         base = sum(x.size for x in jax.tree.leaves(split(params)[0]))
         assert 1.13e9 < base < 1.15e9  # 1028 M and the embeddings of input and output
+    elif path.stem == "llada_align":
+        assert count == 8_015_581_184
+    elif path.stem == "llada2_align":
+        base, adapters = (sum(x.size for x in jax.tree.leaves(part)) for part in split(params))
+        assert base == 16_255_643_392 and adapters < 0.002 * base
     elif experiment in ("lm1b", "owt"):
         assert 130e6 < count < 180e6  # the causal network has no adaLN: 7 M less
 
@@ -104,8 +111,11 @@ def test_comparison_builds(path, tmp_path):
         assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
         own = {name for name in tokens if name.endswith("_self")}
         assert all(tokens[name] == tokens[name.removesuffix("_self")] for name in own)
-        if baselines := {tokens[name] for name in ("MDLM", "AR") if name in tokens}:
+        if baselines := {tokens[name] for name in ("MDLM", "Duo", "AR") if name in tokens}:
             assert baselines == {tokens["FLM"] + tokens["FMLM"]}
+            assert all(
+                tokens.get(name, tokens["FMLM"]) == tokens["FMLM"] for name in ("MDLM_sdtt", "Duo_dcd")
+            )
         elif own:
             assert own == {"FLM_self", "FMLM_self"}
         elif cost := module.get("COST"):

@@ -8,6 +8,7 @@ from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
 from flm_jax.build.families.masked_flow import MASKED_FLOW
 from flm_jax.build.families.through_time import THROUGH_TIME
+from flm_jax.build.families.two_networks import MERGE_STAGE, RESIDUAL_STAGE
 from flm_jax.build.families.uniform_diffusion import DISCRETE_CONSISTENCY, UNIFORM_DIFFUSION
 from flm_jax.build.families.x_prediction import X_PREDICTION
 from flm_jax.build.flow import check_prompt
@@ -20,6 +21,8 @@ from flm_jax.losses.base import Objective
 OBJECTIVES: dict[str, Family] = {
     "denoising": FLOW,
     **dict.fromkeys(ROUTES, FLOW_MAP),
+    "residual": RESIDUAL_STAGE,
+    "merge": MERGE_STAGE,
     "distribution_matching": DISTRIBUTION_MATCHING,
     "masked_diffusion": MASKED_DIFFUSION,
     "through_time": THROUGH_TIME,
