@@ -1,8 +1,10 @@
-"""FLM, FMLM, MDLM and AR on an exact task, at equal parameters and training tokens.
+"""FLM, FMLM, MDLM, Duo and AR on an exact task, at equal parameters and training tokens.
 
 python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 
-MDLM and AR take as many steps of as many rows as FLM and FMLM together.
+MDLM, Duo and AR take as many steps of as many rows as FLM and FMLM together. So do their distilled
+forms MDLM_sdtt and Duo_dcd with the bases that they start from. ReMDM is the MDLM sampled
+otherwise. Duo has a table of positions, which pure noise does not tell (configs/phrases/duo.py).
 
 Hardware: one CPU core. Duration: 44 minutes for `phrases4`, 37 for `arithmetic1`. Expected: on
 `phrases4` 99.1% of FMLM's samples in one network call are valid, and 91.7% of MDLM's in 8; on
@@ -47,16 +49,34 @@ def get_config(arg: str = ""):
     choose(fmlm, objective="semigroup")
     mdlm = small_model(task, flow + distil)
     choose(mdlm, objective="masked_diffusion")
+    sdtt = recipe.distilled(small_model(task, distil), "through_time")
+    masked = small_model(task, flow)
+    choose(masked, objective="masked_diffusion")
+    duo, uniform, dcd = (small_model(task, steps) for steps in (flow + distil, flow, distil))
+    for model in (duo, uniform, dcd):
+        model.model.position_table = True
+        choose(model, objective="uniform_diffusion")
+    recipe.distilled(dcd, "discrete_consistency")
     ar = small_model(task, flow + distil)
     choose(ar, model="causal", objective="autoregressive")
     ar.model.dim = TASKS[task]["ar_dim"]
     length = TASKS[task]["length"]
     config = recipe.comparison(f"{task}: samples of models trained on as many tokens")
-    for name, model, steps, teacher in (
-        ("FLM", flm, (1, 4, 8, 64), ""),
-        ("FMLM", fmlm, (1, 2, 4, 8), "FLM"),
-        ("MDLM", mdlm, (1, 2, 4, 8, 64), ""),
-        ("AR", ar, (length,), ""),
+    few, many = (1, 2, 4, 8), (1, 2, 4, 8, 64)
+    remasked = {name: way | {"steps": (8, 64)} for name, way in recipe.REMASKED.items()}
+    greedy = {"greedy": {"steps": few, "tail": "greedy"}}
+    for name, model, steps, teacher, ways in (
+        ("FLM", flm, (1, 4, 8, 64), "", {}),
+        ("FMLM", fmlm, few, "FLM", {}),
+        ("MDLM", mdlm, many, "", remasked),
+        ("MDLM_base", masked, (), "", {}),
+        ("MDLM_sdtt", sdtt, few, "MDLM_base", {}),
+        ("Duo", duo, many, "", {}),
+        ("Duo_base", uniform, (), "", {}),
+        ("Duo_dcd", dcd, few, "Duo_base", greedy),
+        ("AR", ar, (length,), "", {}),
     ):
-        config.models[name] = ConfigDict({"config": model, "steps": steps, "teacher": teacher})
+        config.models[name] = ConfigDict(
+            {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
+        )
     return config

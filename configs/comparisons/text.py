@@ -1,4 +1,4 @@
-"""FLM, FMLM, MDLM and AR on real text, judged by one larger AR model.
+"""FLM, FMLM, MDLM, Duo and AR on real text, judged by one larger AR model.
 
 python -m flm_jax.evaluate --config=configs/comparisons/text.py --workdir=runs/text
 python -m flm_jax.evaluate --config=configs/comparisons/text.py:tinyshakespeare \
@@ -6,8 +6,10 @@ python -m flm_jax.evaluate --config=configs/comparisons/text.py:tinyshakespeare 
 python -m flm_jax.evaluate --config=configs/comparisons/text.py:wikitext2 \
     --config.prepare.path=FOLDER/wikitext2 --workdir=runs/wikitext2
 
-The first command reads the documentation of the running Python. MDLM and AR each take as many rows
-as FLM and FMLM together. The judge is a larger AR model, so that AR is not judged by itself.
+The first command reads the documentation of the running Python. MDLM, Duo and AR each take as many
+rows as FLM and FMLM together; so do their distilled forms MDLM_sdtt and Duo_dcd with the bases that
+they start from. ReMDM is the MDLM sampled otherwise. The judge is a larger AR model, so that AR is
+not judged by itself.
 
 Hardware: one CPU core. Duration: two hours on a busy core. Expected: in one network call the
 perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls on MDLM leads
@@ -55,6 +57,15 @@ def get_config(arg: str = ""):
     choose(fmlm, objective="semigroup")
     mdlm = _model(FLOW_STEPS + DISTIL_STEPS)
     choose(mdlm, objective="masked_diffusion")
+    sdtt = recipe.distilled(_model(DISTIL_STEPS), "through_time")
+    masked = _model(FLOW_STEPS)
+    choose(masked, objective="masked_diffusion")
+    duo, uniform = (_model(steps) for steps in (FLOW_STEPS + DISTIL_STEPS, FLOW_STEPS))
+    dcd = recipe.distilled(_model(DISTIL_STEPS), "discrete_consistency")
+    for model in (duo, uniform):
+        choose(model, objective="uniform_diffusion")
+    for model in (duo, uniform, dcd):
+        model.model.position_table = True
     # The causal network has no time conditioning: a wider one has as many parameters.
     ar = _causal(FLOW_STEPS + DISTIL_STEPS, 152)
     judge = _causal(JUDGE_STEPS, 192)
@@ -66,12 +77,22 @@ def get_config(arg: str = ""):
     config.judge = "judge"
     config.samples = 512
     config.batch_size = 128
-    for name, model, steps, teacher in (
-        ("judge", judge, (), ""),
-        ("FLM", flm, (4, 8, 64), ""),
-        ("FMLM", fmlm, (1, 2, 4, 8), "FLM"),
-        ("MDLM", mdlm, (1, 2, 4, 8, 16, 32, 64), ""),
-        ("AR", ar, (32,), ""),
+    few, many = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)
+    remasked = {name: way | {"steps": (32, 64)} for name, way in recipe.REMASKED.items()}
+    greedy = {"greedy": {"steps": few, "tail": "greedy"}}
+    for name, model, steps, teacher, ways in (
+        ("judge", judge, (), "", {}),
+        ("FLM", flm, (4, 8, 64), "", {}),
+        ("FMLM", fmlm, few, "FLM", {}),
+        ("MDLM", mdlm, many, "", remasked),
+        ("MDLM_base", masked, (), "", {}),
+        ("MDLM_sdtt", sdtt, few, "MDLM_base", {}),
+        ("Duo", duo, many, "", {}),
+        ("Duo_base", uniform, (), "", {}),
+        ("Duo_dcd", dcd, few, "Duo_base", greedy),
+        ("AR", ar, (32,), "", {}),
     ):
-        config.models[name] = ConfigDict({"config": model, "steps": steps, "teacher": teacher})
+        config.models[name] = ConfigDict(
+            {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
+        )
     return config

@@ -78,7 +78,7 @@ def small_objective(name):
     config = check(config)
     net = make_network(config)
     params, teacher = net.init(jax.random.key(0)), {}
-    if kind.adapts != "never" or name == "distribution_matching":
+    if kind.adapts != "never" or kind.teachers or name == "distribution_matching":
         teacher = split(params)[0] if kind.adapts == "always" else params
     learns = bool(teacher)
     objective = make_objective(config, net, make_flow(config, 11), net if learns else None)
