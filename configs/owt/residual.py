@@ -4,8 +4,8 @@ python -m flm_jax.train --config=configs/owt/residual.py --workdir=runs/owt/resi
     --config.objective.teacher=runs/owt/flm
 
 As released in February 2026: 128 rows, of which one of 64 is the whole interval, times weighted by
-a learned function. Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured;
-configs/owt/merge.py makes a flow map of it.
+a learned function. Data and hardware are those of configs/owt/flm.py. Duration and metrics are
+unmeasured; configs/owt/merge.py makes a flow map of it.
 """
 
 from configs.owt.recipe import recipe, two_stage
