@@ -4,6 +4,9 @@ python -m flm_jax.evaluate --model=runs/flm:64 --model=runs/fmlm:1,2,4 --json=re
 python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
 python -m flm_jax.evaluate --model=published/flm:64 --data=data/text
 python -m flm_jax.evaluate --workdir=runs/fmlm --corpus=data/other
+python -m flm_jax.evaluate --protocol=reference --model=runs/fmlm:1,4 --judge=gpt2-large
+python -m flm_jax.evaluate --protocol=reference --samples=samples.json --length=1024 \
+    --judge=gpt2-large
 python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 
 The last trains what is missing, measures what is missing, and writes report.md, report.json and
@@ -19,17 +22,22 @@ from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.upgrade import read_config
-from flm_jax.core.errors import require
+from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import cell, shown
+from flm_jax.data.tokenizers.registry import make_tokenizer
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_schedule
+from flm_jax.evaluation.protocols import FROM_FILE, PROTOCOLS, file_row, reference_rows
+from flm_jax.evaluation.sample_files import Kept, read_samples
 from flm_jax.evaluation.tables import Row, table
 from flm_jax.evaluation.wording import Wording
+from flm_jax.metrics.generative_perplexity import Judge
+from flm_jax.metrics.reference_perplexity import SAMPLES
 from flm_jax.training import schedule_log
 from flm_jax.training.schedule_log import read_schedule
 
@@ -41,7 +49,26 @@ _JUDGE = DEFINE_path(
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
 _WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
-_NUM = flags.DEFINE_integer("num_samples", 64, "Samples for each row of the table.")
+_PROTOCOL = flags.DEFINE_string(
+    "protocol",
+    "library",
+    f"How samples are scored: {' or '.join(PROTOCOLS)}, which is that of the published tables.",
+)
+_SAMPLES = flags.DEFINE_multi_string(
+    "samples", [], "A file of samples, of any project, that the judge scores: .jsonl or .json."
+)
+_SAVE = DEFINE_output("save_samples", "", "JSONL file for the drawn samples, text and tokens.")
+_TOKENIZER = DEFINE_path(
+    "tokenizer", "", "Of --samples: bytes, hf:NAME_OR_FOLDER or the folder of a saved tokenizer."
+)
+_LENGTH = flags.DEFINE_integer(
+    "length", 0, "Of --samples, tokens of the model that wrote them; 0 = that of the longest."
+)
+_NUM = flags.DEFINE_integer(
+    "num_samples",
+    None,
+    f"Samples for each row of the table; unset: 64, of the reference's protocol {SAMPLES}.",
+)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
 _SEED = DEFINE_seed("seed", 0, "Of the noise.")
 _DATA = DEFINE_path(
@@ -56,6 +83,7 @@ _WORDS = DEFINE_path("words", "", "Adds the share of words that this file, one a
 _COPIED = flags.DEFINE_integer(
     "copied", 0, "Adds the share of samples with so many words in a row of --data's training texts."
 )
+_FEW = 64  # samples of a row by the library's protocol, unless others are asked for
 _SHOW = flags.DEFINE_integer("show", 2, "Samples printed for each row.")
 _JSON = DEFINE_output("json", "", "File for the rows and all samples.")
 
@@ -79,6 +107,62 @@ def _models() -> list[tuple[str, list[int]]]:
     return models
 
 
+def _check(models: list[tuple[str, list[int]]]) -> None:
+    """Refuses flags that do not go together."""
+    one_of("protocol", _PROTOCOL.value, PROTOCOLS)
+    require(
+        bool(models or _SAMPLES.value),
+        "expected --model=WORKDIR:STEPS, several times if wanted, or --workdir=WORKDIR, "
+        "--samples=FILE, or --config=FILE with --workdir.",
+    )
+    require(
+        bool(_JUDGE.value) or not (_SAMPLES.value or _PROTOCOL.value == "reference"),
+        "--samples and --protocol=reference need a judge; give --judge, for the published figures "
+        "the folder of gpt2-large.",
+    )
+    require(bool(models) or not _SAVE.value, "got --save_samples and no model to draw them from.")
+    reference = _PROTOCOL.value == "reference"
+    other = [f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED) if flag.value]
+    require(
+        not (reference and other),
+        f"got {' and '.join(other)} with --protocol=reference, which measures perplexity and "
+        "entropy alone; leave it out.",
+    )
+
+
+def _number(default: int) -> int:
+    return default if _NUM.value is None else _NUM.value
+
+
+def _file_rows(judge: Judge) -> list[Row]:
+    """A row for each model and number of calls in the files of samples."""
+    name = _TOKENIZER.value
+    tokenizer = make_tokenizer(name, documents=lambda: ()) if name else None
+    sets = [one for path in _SAMPLES.value for one in read_samples(path, tokenizer)]
+    return [file_row(one, _PROTOCOL.value, judge, _LENGTH.value) for one in sets]
+
+
+def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: Kept) -> list[Row]:
+    """Rows of samples that are drawn here, and of held-out data."""
+    wanted = {"seed": _SEED.value, "batch_size": _BATCH.value, "judge": judge, "kept": kept}
+    wanted["choose"] = sampling_flags.sampler_of
+    rows: list[Row] = []
+    if _PROTOCOL.value == "reference":
+        for workdir, steps in models:
+            rows += reference_rows(workdir, steps, samples=_number(SAMPLES), **wanted)
+        return rows
+    num, wording = _number(_FEW), Wording(_WORDS.value, _COPIED.value, _DATA.value)
+    for workdir, steps in models:
+        more = {"samples": num, "data": _DATA.value, "wording": wording}
+        rows += measure(workdir, steps, **more, **wanted)
+    what = subject(models[0][0], judge, _DATA.value)
+    if what.data:
+        rows.append(measure_data(what, num, _BATCH.value, wording))
+    else:
+        print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
+    return rows
+
+
 def main(argv) -> int:
     no_arguments(argv)
     if _CONFIG.value is not None:
@@ -86,27 +170,16 @@ def main(argv) -> int:
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")
         return compare_run(given_config(_CONFIG), _WORKDIR.value)
     models = _models()
-    require(
-        bool(models),
-        "expected --model=WORKDIR:STEPS, several times if wanted, or --workdir=WORKDIR, or "
-        "--config=FILE with --workdir.",
-    )
+    _check(models)
     if _CORPUS.value:
         settings = dict(split=_SPLIT.value, sequences=_SEQUENCES.value, batch_size=_BATCH.value)
         return _report([corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models])
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
-    wording = Wording(_WORDS.value, _COPIED.value, _DATA.value)
-    given = {"samples": _NUM.value, "batch_size": _BATCH.value, "judge": judge}
-    given["wording"] = wording
-    rows = []
-    for workdir, steps in models:
-        more = {"seed": _SEED.value, "choose": sampling_flags.sampler_of, "data": _DATA.value}
-        rows += measure(workdir, steps, **more, **given)
-    what = subject(models[0][0], judge, _DATA.value)
-    if what.data:
-        rows.append(measure_data(what, _NUM.value, _BATCH.value, wording))
-    else:
-        print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
+    kept = Kept()
+    rows = _file_rows(judge) if judge else []
+    rows += _model_rows(models, judge, kept) if models else []
+    if _SAVE.value:
+        kept.write(_SAVE.value)
     status = _report(rows)  # first: a workdir may be of another user, where no picture can be put
     for workdir, _ in models:
         _draw_schedule(epath.Path(workdir))
@@ -128,8 +201,9 @@ def _report(rows: list[Row]) -> int:
     """Prints a table and some texts, and writes the rows where the flags say."""
     print(table(rows))
     for row in rows:
-        if "calls" in row:
-            print(f"\n{cell(row['model'])}, {row['calls']:g} network calls:")
+        if "calls" in row or row.get("kind") == FROM_FILE:
+            calls = f", {row['calls']:g} network calls" if "calls" in row else ""
+            print(f"\n{cell(row['model'])}{calls}:")
             for sample in row["samples"][: _SHOW.value]:
                 print(f"  {shown(sample)}")
     if _JSON.value:

@@ -14,6 +14,7 @@ from flm_jax.core.errors import require
 from flm_jax.core.types import Config
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
+from flm_jax.evaluation.sample_files import Kept
 from flm_jax.evaluation.tables import Row
 from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine
@@ -124,6 +125,7 @@ def measure(
     judge: Judge | None = None,
     data: str = "",
     wording: Wording | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Row]:
     """One row after another, for each number of steps that the model can be sampled with.
 
@@ -138,6 +140,7 @@ def measure(
       judge: scores the samples; None for no generative perplexity.
       data: folder of `prepare_data` to take instead of the model's own data.
       wording: what is asked of the samples' texts.
+      kept: takes the samples.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -156,6 +159,8 @@ def measure(
     for count in engine.step_counts(model, steps, length):
         drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
         texts = [model.tokenizer.decode(row) for row in drawn.tokens]
+        if kept:
+            kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
         yield {
             "model": workdir,
             "kind": family(model.config).kind(model.net),

@@ -40,7 +40,7 @@ class Judge(NamedTuple):
     first_counts: bool
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """Tokens that the judge sees at once, and which of them are scored; row is the sample's."""
 
     row: int
@@ -76,11 +76,21 @@ def judge_samples(
     tokens = np.asarray(tokens)
     same = judge.framing == framing and judge.tokenizer.fingerprint == tokenizer.fingerprint
     if same and tokens.shape[1] <= judge.net.max_length:
-        windows = [_Window(i, row, _scored(judge, row)) for i, row in enumerate(tokens)]
+        windows = [Window(i, row, _scored(judge, row)) for i, row in enumerate(tokens)]
     else:
         texts = [text_of(row, tokenizer, framing) for row in tokens]
         windows = list(_windows(judge, texts))
-    out = np.zeros((len(tokens), 2))
+    return scores(judge, windows, len(tokens), batch_size)
+
+
+def judge_texts(judge: Judge, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    """The same of texts that come from elsewhere, through their text."""
+    return scores(judge, list(_windows(judge, texts)), len(texts), batch_size)
+
+
+def scores(judge: Judge, windows: Sequence[Window], rows: int, batch_size: int) -> np.ndarray:
+    """Nats of the scored tokens of each row's windows, and their number, float64 [rows, 2]."""
+    out = np.zeros((rows, 2))
     for window, nats in zip(windows, _nats(judge, windows, batch_size)):
         length = len(window.tokens)
         out[window.row] += nats[:length] @ window.scored, window.scored.sum()
@@ -130,10 +140,10 @@ def _windows(judge: Judge, texts: Sequence[str]):
             row = np.concatenate([before, ids[start : start + size]]).astype(np.int32)
             scored = np.ones(len(row), bool)
             scored[0] = not before and judge.first_counts
-            yield _Window(i, row, scored)
+            yield Window(i, row, scored)
 
 
-def _nats(judge: Judge, windows: Sequence[_Window], batch_size: int):
+def _nats(judge: Judge, windows: Sequence[Window], batch_size: int):
     """-ln p of every token of each window, float32 [its width or more], batch by batch."""
     if not windows:
         return

@@ -4,6 +4,8 @@ None of them sees noise, which is diverse; `distribution.kernel_distance` does. 
 number of tokens, so only sets of one size compare.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from flm_jax.core.errors import require
@@ -25,9 +27,9 @@ def unigram_entropy(tokens: np.ndarray) -> float:
     return float(np.mean(row_entropies(tokens)))
 
 
-def row_entropies(tokens: np.ndarray) -> np.ndarray:
-    """Entropy of each row's token frequencies, nats, float64 [N], for tokens int [N, L]."""
-    return np.array([_row_entropy(row) for row in np.asarray(tokens)])
+def row_entropies(tokens: Iterable[np.ndarray]) -> np.ndarray:
+    """Entropy of each row's token frequencies, nats, float64 [N], for N rows of tokens int [L]."""
+    return np.array([_row_entropy(np.asarray(row)) for row in tokens])
 
 
 def distinct_n(tokens: np.ndarray, n: int) -> float:

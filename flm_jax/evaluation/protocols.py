@@ -1,0 +1,129 @@
+"""Rows of a table by the reference's protocol, and rows of samples that come as files."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from flm_jax.build.families.registry import family
+from flm_jax.build.load import load_model
+from flm_jax.build.sampler import model_sampler
+from flm_jax.core.errors import require
+from flm_jax.core.types import Config
+from flm_jax.evaluation.sample_files import Kept, SampleSet
+from flm_jax.evaluation.tables import Row
+from flm_jax.inference import engine
+from flm_jax.metrics.generative_perplexity import Judge, judge_texts, perplexity
+from flm_jax.metrics.intervals import interval
+from flm_jax.metrics.reference_perplexity import judge_as_reference
+from flm_jax.metrics.text import row_entropies
+from flm_jax.samplers.base import SamplerConfig, nothing_given
+
+PROTOCOLS = ("library", "reference")
+FROM_FILE = "samples of a file"  # the kind of a row
+
+
+def reference_rows(
+    workdir: str,
+    steps: Sequence[int],
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    judge: Judge,
+    choose: Callable[[Config], SamplerConfig] = model_sampler,
+    kept: Kept | None = None,
+) -> Iterator[Row]:
+    """One row after another as the published tables have them, for each number of steps.
+
+    Args:
+      workdir: of a trained or imported model, or an exported folder.
+      steps: numbers of steps; a model that has no choice is sampled once.
+      samples: drawn for each row.
+      batch_size: samples drawn at a time.
+      seed: of the noise.
+      judge: a GPT-2.
+      choose: configuration of the model -> its sampler.
+      kept: takes the samples.
+
+    Yields:
+      As of `reference_figures`, with model, kind, calls, seconds and texts.
+
+    Raises:
+      UserError: no such model, impossible numbers, another judge.
+    """
+    model = load_model(workdir)
+    length, sampler = model.net.max_length, choose(model.config)
+    engine.check_request(model, steps, samples, length)
+    given = nothing_given(min(batch_size, samples), length)
+    for count in engine.step_counts(model, steps, length):
+        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
+        texts = [model.tokenizer.decode_whole(row) for row in drawn.tokens]
+        if kept:
+            kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
+        yield {
+            "model": workdir,
+            "kind": family(model.config).kind(model.net),
+            "calls": drawn.calls,
+            "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
+            **reference_figures(judge, texts, drawn.tokens, length),
+            "samples": texts,
+        }
+
+
+def reference_figures(
+    judge: Judge, texts: Sequence[str], tokens: Sequence[np.ndarray], length: int
+) -> Row:
+    """Perplexity and entropy of samples as the reference computes them.
+
+    Args:
+      judge: a GPT-2.
+      texts: with their special tokens written out.
+      tokens: of each text, by the model's tokenizer.
+      length: tokens of the model, to which the judge's are cut.
+
+    Returns:
+      generative_perplexity and entropy_nats with their 95% intervals; judged_texts and
+      judged_tokens, of how many.
+    """
+    judged = judge_as_reference(judge, texts, length)
+    row = _with_interval("generative_perplexity", perplexity(judged))
+    row |= _with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
+    return row | {"judged_texts": len(judged), "judged_tokens": int(judged[:, 1].sum())}
+
+
+def file_row(found: SampleSet, protocol: str, judge: Judge, length: int = 0) -> Row:
+    """The row of samples that come from a file.
+
+    Args:
+      found: the samples. Of those whose tokens are not known, entropy is that of the judge's
+        tokens, which the row says.
+      protocol: of `PROTOCOLS`.
+      judge: scores them.
+      length: tokens of the model that wrote them; 0 for that of the longest.
+
+    Raises:
+      UserError: the reference's protocol without a length.
+    """
+    tokens = found.tokens or judge.tokenizer.encode_whole(found.texts)
+    row: Row = {"model": found.model, "kind": FROM_FILE}
+    row |= {} if found.calls is None else {"calls": found.calls}
+    if protocol == "reference":
+        length = length or found.length
+        require(
+            length > 0,
+            f"samples of {found.model} have no tokens that tell the model's length; give it: "
+            "--length=1024.",
+        )
+        row |= reference_figures(judge, found.texts, tokens, length)
+    else:
+        # Without special tokens, which are no text to a judge.
+        ids = judge.tokenizer.encode_whole(found.texts)
+        judged = judge_texts(judge, [judge.tokenizer.decode(one) for one in ids])
+        row |= _with_interval("judge_perplexity", perplexity(judged))
+        row |= _with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
+    row["entropy_of"] = "tokens" if found.tokens else "judge's tokens"
+    return row | {"samples": found.texts}
+
+
+def _with_interval(name: str, found: tuple[float, float, float]) -> Row:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found))
