@@ -22,7 +22,6 @@ from typing import Any
 
 from absl import flags
 from etils import epath
-from safetensors.numpy import save_file
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
@@ -46,6 +45,7 @@ from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer, needs_training
 from flm_jax.inference import language_model
 from flm_jax.interop import flm, flm_checkpoints, llada2, llama, mlfm
+from flm_jax.interop.tensors import save_tensors
 
 _LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
 _FLOWS = tuple(flm_checkpoints.RELEASES)
@@ -276,7 +276,7 @@ def _export_tensors(folder: epath.Path, path: str) -> None:
     model = load_model(folder)
     state = network_kind(model.config).tensors(model.config, model.params)
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path)
+    save_tensors(path, state)
     print(f"wrote {path}: {len(state)} tensors of step {model.step}")
 
 

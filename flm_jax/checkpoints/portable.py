@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from safetensors import safe_open
-from safetensors.flax import save_file
 
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.times import fitting
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
+from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder, expanded, hub_name
 from flm_jax.core.reading import named_damage, require_plain
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.interop.tensors import save_tensors
 
 WEIGHTS = "model.safetensors"
 HUB = "hf:"
@@ -109,13 +110,13 @@ def save_folder(
         not any((root / name).exists() for name in ("config.json", WEIGHTS, "checkpoints")),
         f"{root} holds a model already; give a new folder.",
     )
-    root.mkdir(parents=True, exist_ok=True)
     flat = named(params)
     learnt = {_TIMES + name: jnp.asarray(x) for name, x in named(times).items()}
-    save_file(jax.device_get(flat | learnt), str(root / WEIGHTS), metadata={"step": str(step)})
-    tokenizer.save(root / "tokenizer")
-    write_whole(root / "README.md", card)
-    write_config(root, record)
+    with alone(root, "an export"):
+        save_tensors(root / WEIGHTS, jax.device_get(flat | learnt), {"step": str(step)})
+        tokenizer.save(root / "tokenizer")
+        write_whole(root / "README.md", card)
+        write_config(root, record)
 
 
 def read_folder(

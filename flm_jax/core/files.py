@@ -90,10 +90,16 @@ def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
     It is first written under a name that nothing has: a link that waits there is not followed.
     """
     data = content.encode("utf8") if isinstance(content, str) else content
+    with replacing(path) as temporary, open_new(temporary) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path | epath.Path) -> Iterator[Path | epath.Path]:
+    """A name that nothing has beside a path, whose place what is written there takes at the end."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
-        with open_new(temporary) as file:
-            file.write(data)
+        yield temporary
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,17 +1,21 @@
 """Files and texts that others wrote: read whole up to a bound, and refused in one line."""
 
 import contextlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import is_remote
 
 MOST_BYTES = 256 << 20  # of a file that is read whole
+MOST_UNPACKED = 4 << 30  # of arrays that such a file holds
 
 
 def require_plain(path: epath.PathLike, expected: str) -> None:
@@ -106,6 +110,26 @@ def parse_object(content: str | bytes, where: object, expected: str) -> dict[str
 def read_object(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> dict[str, Any]:
     """A JSON file that holds an object; errors and arguments as of its two parts above."""
     return parse_object(read_bounded(path, expected, most), path, expected)
+
+
+def read_arrays(
+    path: epath.PathLike, expected: str, mend: str = "restore it"
+) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file; arguments as of `read_bounded`.
+
+    Raises:
+      UserError: another file, or one that would be larger than `MOST_UNPACKED` unpacked.
+    """
+    content = io.BytesIO(read_bounded(path, expected))
+    with named_damage(path, mend):
+        with zipfile.ZipFile(content) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+        require(
+            size <= MOST_UNPACKED,
+            f"{path} holds {size} bytes unpacked; expected {expected}, of at most {MOST_UNPACKED}.",
+        )
+        with np.load(content) as arrays:
+            return dict(arrays)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.paths import expanded
-from flm_jax.core.reading import read_object
+from flm_jax.core.reading import named_damage, read_arrays, read_object
 from flm_jax.data.pipeline import Batch
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.builtin import TOKENIZER_FOLDER
@@ -28,6 +28,7 @@ from flm_jax.data.tokenizers.registry import load_tokenizer
 
 MANIFEST = "manifest.json"
 _VERSION = 1
+_MOST_PARTS = 100_000
 _ARRAYS = ("tokens", "prompt", "mask")
 _OPTIONAL = "visible"
 _HELD_OUT = 20  # every so many rows one is kept for validation
@@ -59,7 +60,7 @@ def begin(
         wrong = sorted(
             key
             for key in {*old["args"], *args, "rows"}
-            if ({**old["args"], "rows": old["rows"]}).get(key)
+            if ({**old["args"], "rows": old.get("rows")}).get(key)
             != ({**manifest["args"], "rows": rows}).get(key)
         )
         require(
@@ -97,6 +98,11 @@ def _manifest(folder: epath.Path) -> dict[str, Any]:
         f"{path} has format version {manifest.get('format_version')}; expected {_VERSION}: "
         "generate the texts again.",
     )
+    parts = manifest.get("parts")
+    require(
+        type(parts) is int and 0 < parts <= _MOST_PARTS and isinstance(manifest.get("args"), dict),
+        f"{path} tells no number of parts from 1 to {_MOST_PARTS}, or no arguments; restore it.",
+    )
     return manifest
 
 
@@ -132,8 +138,9 @@ def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSo
         "it again to finish it.",
     )
     parts = [_read(part_path(folder, part)) for part in range(manifest["parts"])]
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in _names(parts[0])}
-    got, count = rows["tokens"].shape[1], len(rows["tokens"])
+    with named_damage(folder, "generate its texts again"):
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in _names(parts[0])}
+        count, got = rows["tokens"].shape
     require(
         got == length,
         f"{folder} has texts of {got} tokens, config.model.length is {length}; set it to {got}.",
@@ -148,10 +155,12 @@ def open_generated(path: str, length: int) -> tuple[GeneratedSource, GeneratedSo
 
 
 def _read(path: epath.Path) -> Batch:
-    try:
-        arrays = np.load(io.BytesIO(path.read_bytes()))
-        return {name: arrays[name] for name in _names(arrays)}
-    except (ValueError, KeyError, OSError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete it and run the command that wrote it again."
-        ) from error
+    mend = "delete it and run the command that wrote it again"
+    arrays = read_arrays(path, "texts of a model", mend)
+    with named_damage(path, mend):
+        found = {name: arrays[name] for name in _names(arrays)}
+        require(
+            all(array.shape == found["tokens"].shape for array in found.values()),
+            f"{path} holds arrays of several shapes; {mend}.",
+        )
+    return found

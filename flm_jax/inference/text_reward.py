@@ -1,6 +1,5 @@
 """Opens a text classifier as a reward."""
 
-import io
 import re
 
 import jax
@@ -10,7 +9,7 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require, unknown_name
 from flm_jax.core.paths import expanded
-from flm_jax.core.reading import named_damage, read_bounded, read_object
+from flm_jax.core.reading import named_damage, read_arrays, read_object
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.models.text_classifier import ClassifierConfig, classifier
@@ -58,11 +57,10 @@ def load_text_reward(folder: str, tokenizer: Tokenizer) -> tuple[Reward, Params]
         settings.get("tokenizer") == tokenizer.fingerprint,
         f"reward={folder} was trained with another tokenizer; train one with this model's workdir.",
     )
-    content = read_bounded(epath.Path(expanded(folder)) / WEIGHTS, "the weights of a reward")
+    arrays = read_arrays(epath.Path(expanded(folder)) / WEIGHTS, "the weights of a reward")
     with named_damage(f"reward={folder}", "restore its folder, or train it again"):
         made = classifier(ClassifierConfig(**settings["sizes"]))
         shapes = jax.eval_shape(made.init, jax.random.key(0))
-        arrays = dict(np.load(io.BytesIO(content)))
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     missing = [name for name in names if name not in arrays]

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.files import replacing
 from flm_jax.core.reading import read_object, require_plain
 from flm_jax.core.types import Params
 
@@ -125,6 +128,26 @@ class TensorFiles:
             with _opened(file) as tensors:
                 for name in [n for n, home in self._home.items() if home == file]:
                     yield name, tensors.get_tensor(name)
+
+
+def save_tensors(
+    path: str | Path | epath.Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes a .safetensors file, whole or not at all.
+
+    Raises:
+      UserError: the storage refuses.
+    """
+    try:
+        with replacing(epath.Path(path)) as temporary:
+            save_file(dict(tensors), temporary, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} could not be written ({error}); expected storage with room: mend that and run "
+            "the same command again."
+        ) from error
 
 
 def _homes(path: Path) -> dict[Path, set[str]]:

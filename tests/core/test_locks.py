@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
+from flm_jax.checkpoints.portable import save_folder
 from flm_jax.core.errors import UserError
 from flm_jax.core.files import write_whole
 from flm_jax.core.locks import alone, alone_in
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.inference.self_generation import generate
 from flm_jax.training.policy_trainer import train_policy_run
@@ -97,6 +99,7 @@ def test_all_that_write_a_folder_hold_its_lock(tmp_path):
         "comparison": lambda: compare_run({}, out),
         "preparation": lambda: prepare(whole, log=print),
         "part": lambda: prepare(part, log=print),
+        "export": lambda: save_folder(out, {}, "", {}, ByteTokenizer(), step=1, times=None),
     }
     with alone(out, "something"):
         for name, write in writers.items():

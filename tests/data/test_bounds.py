@@ -3,13 +3,20 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
+from etils import epath
 
+from flm_jax.core import reading
 from flm_jax.core.errors import UserError
 from flm_jax.data import text as texts
 from flm_jax.data.corpus import files, zstandard_lines
+from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig, open_corpus
+from flm_jax.data.corpus.store import load_prepared
 from flm_jax.data.jsonl import read_records
+from flm_jax.data.self_generated import begin, open_generated, write_part
+from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from flm_jax.inference.prompts import Prompt, lay_out
 from helpers.prompts import byte_model
 
@@ -89,6 +96,48 @@ def test_broken_streams_and_json_are_named(tmp_path):
             documents("jsonl", str(path))
         with pytest.raises(UserError, match="a.jsonl, line 2: no JSON"):
             read_records(str(path), "problems")
+
+
+def test_manifests_name_files_of_their_folder(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    source = SourceConfig("text", str(tmp_path / "a.txt"), "line")
+    prepare(PrepareConfig(source, str(tmp_path / "data"), "bytes"))
+    path = tmp_path / "data/manifest.json"
+    whole = json.loads(path.read_text())
+    shard = whole["splits"]["train"]["shards"][0]["files"]
+    for name in ("../a.txt", "/dev/zero", 5, None):
+        shard["tokens"]["file"] = name
+        path.write_text(json.dumps(whole))
+        with pytest.raises(UserError, match="names|is damaged"):
+            load_prepared(tmp_path / "data")
+    for broken in ({}, {"tokenizer": 5}, {"splits": {"train": []}}, {"splits": 5}):
+        path.write_text(json.dumps({"format_version": 1} | broken))
+        with pytest.raises(UserError, match="manifest.json is damaged"):
+            load_prepared(tmp_path / "data")
+
+
+def test_texts_of_models_are_checked(tmp_path, monkeypatch):
+    tokens = np.zeros((3, 4), np.int32)
+    rows = {"tokens": tokens, "prompt": tokens > 0, "mask": tokens > 0}
+    folder = epath.Path(tmp_path / "own")
+    begin(folder, {}, 3, 1, ByteTokenizer())
+    write_part(folder, 0, rows)
+    assert len(open_generated(str(folder), 4)[0]) == 2
+    monkeypatch.setattr(reading, "MOST_UNPACKED", 40)
+    with pytest.raises(UserError, match="part-00000.npz holds .* bytes unpacked"):
+        open_generated(str(folder), 4)
+    monkeypatch.setattr(reading, "MOST_UNPACKED", 1 << 20)
+    np.savez(folder / "part-00000.npz", **(rows | {"mask": tokens[:, :2]}))
+    with pytest.raises(UserError, match="several shapes"):
+        open_generated(str(folder), 4)
+    for content in (b"", b"PK\x05\x06" + bytes(18), b"PK"):
+        (folder / "part-00000.npz").write_bytes(content)
+        with pytest.raises(UserError, match="part-00000.npz is damaged.*delete it"):
+            open_generated(str(folder), 4)
+    for parts in (10**12, -1, "a", None):
+        (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "parts": parts}))
+        with pytest.raises(UserError, match="tells no number of parts"):
+            open_generated(str(folder), 4)
 
 
 @pytest.mark.parametrize("gap", ["1000000000", "9" * 10_000, "0" * 5000 + "65", "65"])

@@ -24,6 +24,7 @@ from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.files import open_new
 from flm_jax.core.locks import alone
 from flm_jax.core.paths import expanded, is_remote
+from flm_jax.core.reading import named_damage, require_plain
 from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus.manifest import COUNTS, MANIFEST
 from flm_jax.data.corpus.shard_file import ShardFile
@@ -329,7 +330,8 @@ def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:
             f"{folder} is not prepared data ({MANIFEST} is missing): "
             f"run python -m flm_jax.prepare_data {mend}"
         )
-    return _open(folder, manifest, verify)
+    with named_damage(folder / MANIFEST, "prepare the data again"):
+        return _open(folder, manifest, verify)
 
 
 def _open(folder: epath.Path, manifest: dict[str, Any], verify: bool) -> Prepared:
@@ -359,8 +361,14 @@ def _open(folder: epath.Path, manifest: dict[str, Any], verify: bool) -> Prepare
 def _open_array(
     folder: epath.Path, entry: dict[str, str], length: int, dtype: np.dtype, verify: bool
 ) -> Numbers:
-    path = folder / entry["file"]
+    name = entry["file"]
+    require(
+        name == epath.Path(name).name,
+        f"the manifest of {folder} names {name!r}; expected names of files beside it.",
+    )
+    path = folder / name
     require(path.exists(), f"{path} is missing, though the manifest lists it; prepare again")
+    require_plain(path, "tokens or offsets")
     size, expected = path.stat().length, length * dtype.itemsize
     require(
         size == expected,
