@@ -26,6 +26,9 @@ _BATCH = flags.DEFINE_integer("batch", 0, "Global batch; 0 = config.train.batch.
 _SAMPLE = flags.DEFINE_integer(
     "sample_steps", 0, "Plan a sampler of so many network calls instead."
 )
+_ROLLOUT = flags.DEFINE_bool(
+    "rollout", False, "With --sample_steps: the rollout of train_policy, which keeps what it saw."
+)
 _FIND = flags.DEFINE_bool("find_batch", False, "Also search the largest batch that fits.")
 _TRIES = flags.DEFINE_integer("tries", 6, "Most compilations of that search.")
 _JSON = DEFINE_output("json", "", "File for the report.")
@@ -81,6 +84,7 @@ def main(argv) -> int:
         mesh,
         topology.chip.memory,
         sample_steps=_SAMPLE.value,
+        rollout=_ROLLOUT.value,
         tries=_TRIES.value if _FIND.value else 0,
         keep=_write_hlo,
     )

@@ -17,11 +17,18 @@ from flm_jax.build.families.registry import family
 from flm_jax.build.model import abstract_params, make_network, network_kind
 from flm_jax.build.sampler import make_sampler
 from flm_jax.config.schema import defaults, settings
+from flm_jax.config.training import PolicyRunConfig
 from flm_jax.core.errors import require
+from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.distributed import sharding
+from flm_jax.inference.step_policy import StepPolicy
+from flm_jax.models import step_policy
 from flm_jax.profiling import aot, flops, hlo
+from flm_jax.samplers import x_prediction
 from flm_jax.samplers.base import Given
+from flm_jax.samplers.x_prediction import XPredictionConfig
+from flm_jax.training.policy_trainer import actor
 from flm_jax.training.program import assemble
 
 
@@ -78,28 +85,58 @@ def train_job(config: Config, mesh: Mesh) -> aot.Job:
         "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
         "mask": jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
     }
+    if family(config).aligned:
+        batch |= {"prompt": batch["mask"], "visible": batch["mask"]}
     frozen = frozen_params(config, teacher[1]) if teacher else {}
     args = (made.state, frozen, batch)
     return aot.Job("train step", made.train_step, args, mesh, train_minimum(config))
 
 
-def sample_job(config: Config, mesh: Mesh, steps: int) -> aot.Job:
-    """The sampler of a resolved configuration, for train.batch samples in `steps` network calls."""
+def sample_job(config: Config, mesh: Mesh, steps: int, rollout: bool = False) -> aot.Job:
+    """The sampler of a resolved configuration, for train.batch samples in `steps` network calls.
+
+    Args:
+      rollout: whether it is the one of `train_policy`, of step sizes that a policy draws.
+
+    Raises:
+      UserError: whatever `train` refuses; a rollout of another sampler than x_prediction.
+    """
     require(steps >= 1, f"got {steps} network calls; expected at least 1.")
     teacher = _abstract_teacher(config, mesh)
     made = assemble(config, mesh, teacher)
     params = whole_params(config, made.state.params, teacher[1] if teacher else {})
     shape = (made.cfg.batch, made.net.max_length)
     rows, whole = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    given = Given(
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
-        jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows),
-    )
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
+    seen = mask if family(config).canvas else None
+    given = Given(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows), mask, seen)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    run = jax.jit(make_sampler(config, made.net, made.flow, steps))
-    args = (key, params, given)
-    return aot.Job("sampler", run, args, mesh, sample_minimum(config, steps))
+    if rollout:
+        run = jax.jit(_rollout(config, made.net, steps))
+    else:
+        run = jax.jit(make_sampler(config, made.net, made.flow, steps))
+    args, name = (key, params, given), "rollout" if rollout else "sampler"
+    return aot.Job(name, run, args, mesh, sample_minimum(config, steps))
+
+
+def _rollout(config: Config, net: Network, steps: int) -> Callable:
+    """(key, parameters, given) -> Rollout with a fresh policy of the default sizes."""
+    how = settings(config, "sampler")
+    require(
+        isinstance(how, XPredictionConfig),
+        f"got --rollout for config.sampler.name {config['sampler']['name']!r}; expected "
+        "x_prediction.",
+    )
+    cfg, net = PolicyRunConfig().policy, dataclasses.replace(net, parallel=None)
+    made = step_policy.policy(cfg)
+
+    def run(key, params, given):
+        act = actor(StepPolicy(cfg, made, made.init(key)))
+        more = {"steps": steps, "how": how, "time_conditioning": False}
+        return x_prediction.rollout(key, net, params, act, given=given, **more)
+
+    return run
 
 
 def forward_minimum(config: Config, rows: int) -> int:
@@ -129,12 +166,14 @@ def train_minimum(config: Config) -> int:
 def sample_minimum(config: Config, steps: int) -> int:
     """Least operations of sampling a flow: network calls, and between them probabilities @ E.
 
-    Where the run itself decides how many steps there are, those of one step and of the call that
-    tokens are read off: counts take the body of such a loop once.
+    Where the run itself decides how many steps there are, those of one step, and of the call that
+    tokens are read off where there is one: counts take the body of such a loop once.
     """
     rows = config["train"]["batch"]
     if family(config).open_ended:
         return 2 * (forward_minimum(config, rows) + _embedding_minimum(config, rows))
+    if isinstance(settings(config, "sampler"), XPredictionConfig):
+        return forward_minimum(config, rows)
     return steps * forward_minimum(config, rows) + (steps - 1) * _embedding_minimum(config, rows)
 
 
@@ -149,6 +188,7 @@ def plan(
     limit: int,
     *,
     sample_steps: int = 0,
+    rollout: bool = False,
     tries: int = 0,
     keep: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, Any]:
@@ -159,6 +199,7 @@ def plan(
       mesh: devices to compile for.
       limit: bytes a program may use on one; 0 for unknown.
       sample_steps: network calls of the sampler; 0 for the train step.
+      rollout: with sample_steps, see `sample_job`.
       tries: compilations at most in the search for the largest batch; 0 for none.
       keep: given the program of one device as text.
 
@@ -171,7 +212,9 @@ def plan(
 
     def job(rows: int) -> aot.Job:
         wanted = resolve(config, batch=rows * ways)
-        return sample_job(wanted, mesh, sample_steps) if sample_steps else train_job(wanted, mesh)
+        if not sample_steps:
+            return train_job(wanted, mesh)
+        return sample_job(wanted, mesh, sample_steps, rollout)
 
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = 1 if sample_steps else row_unit(config)

@@ -12,7 +12,7 @@ import pytest
 
 from flm_jax import compile
 from flm_jax.config.check import check
-from flm_jax.config.schema import base_config, choose
+from flm_jax.config.schema import base_config, choose, defaults
 from flm_jax.core.errors import UserError
 from flm_jax.distributed.sharding import MeshConfig, make_mesh
 from flm_jax.profiling import aot, topologies
@@ -110,6 +110,28 @@ def test_a_sampler_is_planned(mesh):
     job = profiling_plan.sample_job(tiny_config(vocab_size=40), mesh, 6)
     ratio = count_flops(trace(job.program, *job.args))["dot"] / job.minimum_flops
     assert 1.0 < ratio < result["flops"]["ratio"], "the noise is drawn once"
+
+
+def test_a_rollout_of_a_policy_is_planned(mesh):
+    """It keeps what it saw, features, draws and their densities; its loop is counted once."""
+    config = base_config(model="llama", objective="alignment", sampler="x_prediction")
+    config.model.update({"vocab_size": 20, "length": 8, "dim": 16, "depth": 2, "heads": 2})
+    config.model.update({"attention_softcap": 0.0, "logit_softcap": 0.0, "scan_blocks": True})
+    config.objective.teacher, config.train.batch = "somewhere", 16
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    config = profiling_plan.resolve(check(config))
+    found = {
+        rollout: profiling_plan.plan(config, mesh, 0, sample_steps=64, rollout=rollout)
+        for rollout in (False, True)
+    }
+    assert [found[rollout]["program"] for rollout in (False, True)] == ["sampler", "rollout"]
+    assert all(1.0 <= one["flops"]["ratio"] < 2.0 for one in found.values())
+    plain, kept = (one["memory_bytes"]["peak"] for one in found.values())
+    # Calls, rows of a device, tokens, numbers of 4 bytes.
+    assert kept - plain > 0.5 * 64 * 2 * 8 * (8 + 2) * 4
+    config["sampler"] = defaults("sampler", "confidence")
+    with pytest.raises(UserError, match="got --rollout for config.sampler.name 'confidence'"):
+        profiling_plan.plan(config, mesh, 0, sample_steps=2, rollout=True)
 
 
 def test_a_batch_of_which_some_devices_hold_more_is_refused(mesh):
