@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import is_remote
 
 MOST_BYTES = 256 << 20  # of a file that is read whole
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a pair that says one character, as JSON may
+_HALVES = re.compile("[\ud800-\udfff]")  # without its other half, which Python would have joined
 MOST_UNPACKED = 4 << 30  # of arrays that such a file holds
 
 
@@ -104,7 +107,22 @@ def parse_object(content: str | bytes, where: object, expected: str) -> dict[str
         isinstance(found, dict),
         f"{where} holds a JSON {type(found).__name__}; expected {expected}, an object: restore it.",
     )
+    half = _HALF.search(content if isinstance(content, bytes) else content.encode())
+    require(
+        not (half and _HALVES.search("".join(_texts(found)))),
+        f"{where} holds half of a character, such as \\ud800, which no file can hold; expected "
+        f"{expected}: restore it.",
+    )
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, keys among them, each with something between it and the next."""
+    for item in (*value, *value.values()) if isinstance(value, dict) else value:
+        if isinstance(item, str):
+            yield f"{item} "
+        elif isinstance(item, (dict, list)):
+            yield from _texts(item)
 
 
 def read_object(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> dict[str, Any]:
