@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import probabilities
+from flm_jax.denoiser.head import Readout, probabilities
 from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.flow import onehot_flow
@@ -122,7 +122,7 @@ def test_tiles_and_meshes_change_nothing(columns):
     outs = [readout(seed) for seed in (1, 2)]
     weights = jnp.asarray(np.random.default_rng(3).standard_normal((2, 8, 10)), jnp.float32)
 
-    def norm(net):
+    def norm(net, outs=outs):
         def loss(outs):
             terms = [Term(weights[0], outs[0], 3.0), Term(weights[1], outs[1], None)]
             values = squared_norm(plan_of(net), terms)
@@ -138,3 +138,6 @@ def test_tiles_and_meshes_change_nothing(columns):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
     if columns:
         assert not np.any(first[1][1].kernel[:, columns:])
+        cut = [Readout(h, k[:, :columns], b[:columns]) for h, k, b in outs]
+        alone = norm(head_network(), cut)
+        np.testing.assert_allclose(first[0][1], alone[0][1], rtol=1e-5)
