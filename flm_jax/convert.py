@@ -3,6 +3,8 @@
 python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \
     --tokenizer=hf:bert-base-uncased
 python -m flm_jax.convert --source=fmlm_plus --checkpoint=owt.ckpt --workdir=runs/owt_any
+python -m flm_jax.convert --source=flm_residual --checkpoint=first.ckpt --base=runs/lm1b_flm \
+    --workdir=runs/lm1b_residual
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=runs/llada2
@@ -25,12 +27,8 @@ from etils import epath
 
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network, network_kind
-from flm_jax.build.published import (
-    adapted,
-    clean_probability,
-    imported_config,
-    imported_flow,
-)
+from flm_jax.build.published import adapted, imported_config
+from flm_jax.build.published_flows import clean_probability, imported_flow, imported_residual
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.portable import HUB, located
 from flm_jax.checkpoints.workdir import save_ema
@@ -49,6 +47,7 @@ from flm_jax.interop.tensors import save_tensors
 
 _LLAMAS = {"smdm": llama.read_smdm, "llada": llama.read_llada, "llada2": llada2.read_llada2}
 _FLOWS = tuple(flm_checkpoints.RELEASES)
+_RESIDUAL = "flm_residual"  # the one of them that belongs to another model
 _SOURCES = (*_FLOWS, "mlfm", *_LLAMAS)
 # Tokenizers of the published models, by vocabulary; OWT's may have one more row, for a mask.
 _TOKENIZERS = {
@@ -66,7 +65,8 @@ _SOURCE = flags.DEFINE_string(
     "source",
     "flm",
     f"Origin of the weights: {', '.join(_SOURCES)}. FLM and FMLM of February 2026, whose logits "
-    "have no cap, are flm_2026_02; any-order FMLM+ are fmlm_plus.",
+    "have no cap, are flm_2026_02, first stages of their distillation flm_residual; any-order "
+    "FMLM+ are fmlm_plus.",
 )
 _CHECKPOINT = DEFINE_path(
     "checkpoint",
@@ -87,7 +87,10 @@ _LENGTH = flags.DEFINE_integer(
     "Tokens per sequence that the model was trained on; 0 = as its file says or as published.",
 )
 _BASE = DEFINE_path(
-    "base", "", "mlfm: workdir of the model that a checkpoint of adapters alone adapts."
+    "base",
+    "",
+    "mlfm: workdir of the model that a checkpoint of adapters alone adapts; flm_residual: of the "
+    "flow that it corrects.",
 )
 _HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
 _SOFTCAP = flags.DEFINE_float(
@@ -140,7 +143,12 @@ def _read_flow(source: str) -> tuple[Params, Config]:
     model["length"] = _LENGTH.value or said.get("length", _FLM_LENGTH)
     if _SOFTCAP.value is not None:
         model["logit_softcap"] = _SOFTCAP.value
-    config = imported_flow(release, model, _DATA.value)
+    if release.residual:
+        base = load_model(_BASE.value)
+        given = release, model, params, base, _BASE.value, _DATA.value
+        config, params = imported_residual(*given)
+    else:
+        config = imported_flow(release, model, _DATA.value)
     if not found.settings:
         others = ", ".join(name for name in _FLOWS if name != _SOURCE.value)
         print(
@@ -158,7 +166,7 @@ def _say_clean(config: Config, params: Params) -> None:
         print(
             "warning: of a trained flow that is near 1. The network was not trained, or is of "
             "another --source, or is the first stage of a two-stage distillation, whose output is "
-            "no softmax"
+            "no softmax (--source=flm_residual)"
         )
 
 
@@ -189,6 +197,11 @@ def _tokenizer(vocab_size: int, source: str):
     return found
 
 
+def _base_tokenizer() -> Tokenizer:
+    require(not _TOKENIZER.value, "got --tokenizer and --base; expected the base's tokenizer.")
+    return load_tokenizer(located(_BASE.value) / "tokenizer")
+
+
 def _import(folder: epath.Path) -> None:
     one_of("source", _SOURCE.value, _SOURCES)
     require(bool(_CHECKPOINT.value), "no --checkpoint to import, and no --export.")
@@ -201,16 +214,25 @@ def _import(folder: epath.Path) -> None:
     if _SOURCE.value == "mlfm":
         _import_mlfm(folder, source)
         return
-    require(not _BASE.value, f"got --base for source {_SOURCE.value}; only mlfm has one.")
+    with_base = _SOURCE.value == _RESIDUAL
+    require(
+        bool(_BASE.value) == with_base,
+        f"--source={_SOURCE.value} needs the workdir of the flow that it corrects: --base=runs/flm."
+        if with_base
+        else f"got --base for source {_SOURCE.value}; only mlfm and {_RESIDUAL} have one.",
+    )
     if _SOURCE.value in _FLOWS:
         params, config = _read_flow(source)
     else:
         params, model, objective = _read_llama(source)
         config = imported_config(model, objective, _DATA.value)
     make_network(config)
-    tokenizer = _tokenizer(config["model"]["vocab_size"], source)
-    if _SOURCE.value in _FLOWS:
-        _say_clean(config, params)
+    if with_base:
+        tokenizer = _base_tokenizer()
+    else:
+        tokenizer = _tokenizer(config["model"]["vocab_size"], source)
+        if _SOURCE.value in _FLOWS:
+            _say_clean(config, params)
     _write(folder, params, config, tokenizer)
 
 
@@ -232,8 +254,7 @@ def _import_mlfm(folder: epath.Path, source: str) -> None:
         base = imported_config(found.base.model, "masked_diffusion", _DATA.value)
         tokenizer = _tokenizer(found.sizes.vocab, source)
     else:
-        require(not _TOKENIZER.value, "got --tokenizer and --base; expected the base's tokenizer.")
-        tokenizer = load_tokenizer(located(where) / "tokenizer")
+        tokenizer = _base_tokenizer()
     config, params, times = adapted(found, where, base, tokenizer, _LENGTH.value)
     config["data"]["path"] = _DATA.value
     if found.base:

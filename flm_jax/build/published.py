@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flm_jax.build.adapters import trained_params
@@ -15,13 +14,10 @@ from flm_jax.config.schema import base_config
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.denoiser.forward import denoise
 from flm_jax.flows.gamma_state import GammaState, state_of_knots
-from flm_jax.interop.flm_checkpoints import Release
 from flm_jax.interop.mlfm import Published
 from flm_jax.models.lora import join
 
-_CLEAN_TOKENS = 64  # of which `clean_probability` takes the median
 _BASE_LR = 1e-5  # at which the authors train the base in fine-tuning
 _FINE_TUNING = {
     "embedding_weight": 10.0,
@@ -54,45 +50,6 @@ def with_values(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         key: with_values(values[key], value) if isinstance(value, dict) else value
         for key, value in more.items()
     }
-
-
-def imported_flow(release: Release, model: dict[str, Any], data: str = "") -> Config:
-    """The configuration of one of the reference's flows or flow maps.
-
-    Args:
-      release: what its tensors do not tell of it.
-      model: values of config.model.
-      data: config.data.path.
-
-    Raises:
-      UserError: an any-order network that takes one time.
-    """
-    require(
-        model["two_time"] or not release.any_order,
-        "the file holds a network of one time, without sigma_map_prime; FMLM+ have two: expected "
-        "--source=flm.",
-    )
-    more: dict[str, Any] = {"flow": {"clock": release.clock}}
-    if release.any_order:
-        # Every row has a clean context of any size in their training, without a teacher.
-        more["objective"] = {"context": 1.0, "boundary": 1 / 32}
-    model = {"logit_softcap": release.logit_softcap} | model
-    return imported_config(model, "semigroup" if model["two_time"] else "denoising", data, more)
-
-
-def clean_probability(config: Config, params: Params) -> float:
-    """What the softmax of a flow's network gives to the tokens of a clean state, their median.
-
-    Near 1 of a network that was trained to denoise, whatever its release; near 0 of one that was
-    not trained, or whose output is no softmax.
-    """
-    net, params = make_network(config), jax.tree.map(jnp.asarray, params)
-    length = min(net.max_length, _CLEAN_TOKENS)
-    tokens = np.random.default_rng(0).integers(0, net.vocab_size, (1, length))
-    times = jnp.ones((1, length) if net.any_order else (1,))
-    states = net.table(params)[jnp.asarray(tokens)]
-    probs = jax.nn.softmax(denoise(net, params, states, times, times), axis=-1)
-    return float(jnp.median(jnp.take_along_axis(probs, jnp.asarray(tokens)[..., None], axis=-1)))
 
 
 class Adapted(NamedTuple):

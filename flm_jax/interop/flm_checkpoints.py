@@ -25,18 +25,22 @@ class Release(NamedTuple):
       logit_softcap: c of c tanh(logits / c); 0 for none.
       clock: of `flows.clocks.CLOCKS`, by which times are told to the network.
       any_order: whether it was trained with clean context, and with a time for each token.
+      residual: whether its output is no softmax, but a correction of a flow's velocity.
     """
 
     logit_softcap: float
     clock: str
-    any_order: bool
+    any_order: bool = False
+    residual: bool = False
 
 
 # The names are those of `convert --source`.
 RELEASES = {
-    "flm": Release(30.0, "decoding", False),  # FLM and FMLM, April 2026 and later
-    "flm_2026_02": Release(0.0, "decoding", False),  # the same of February 2026
-    "fmlm_plus": Release(30.0, "identity", True),  # arXiv 2606.24773
+    "flm": Release(30.0, "decoding"),  # FLM and FMLM, April 2026 and later
+    "flm_2026_02": Release(0.0, "decoding"),  # the same of February 2026
+    # The first stage of the two-stage distillation of February 2026.
+    "flm_residual": Release(0.0, "decoding", residual=True),
+    "fmlm_plus": Release(30.0, "identity", any_order=True),  # arXiv 2606.24773
 }
 # Their algorithms -> the releases that have them.
 _ALGORITHMS = {
@@ -44,8 +48,8 @@ _ALGORITHMS = {
     "fmlm": ("flm",),
     "flm_distill_double": ("flm_2026_02",),
     "fmlm_plus": ("fmlm_plus",),
+    **{f"flm_{kind}distill": ("flm_residual",) for kind in ("", "semigroup_", "shortcut_")},
 }
-_FIRST_STAGES = ("flm_distill", "flm_semigroup_distill", "flm_shortcut_distill")
 
 
 class Checkpoint(NamedTuple):
@@ -97,29 +101,23 @@ def release_of(source: str, settings: dict[str, Any]) -> Release:
       settings: of `Checkpoint`.
 
     Raises:
-      UserError: the file says that it is of another one, or no flow at all: the network of the
-        first stage of the two-stage distillation (February 2026) gives the bend of a path, in R^V
-        and to be added to the velocity of its teacher, so its output is no softmax.
+      UserError: the file says that it is of another one, or no flow at all.
     """
     algorithm = settings.get("algo")
     algorithm = algorithm if isinstance(algorithm, dict) else {}
     name = algorithm.get("name")
-    require(
-        name not in _FIRST_STAGES,
-        f"the file says algo.name={name}: the network of the first stage of a two-stage "
-        "distillation, whose output is no softmax but a correction of its teacher's velocity; "
-        "expected the file of the second stage (flm_distill_double), or the teacher's.",
-    )
     if name is None:
         return RELEASES[source]
     require(
         name in _ALGORITHMS,
         f"the file says algo.name={name}; expected one of {', '.join(_ALGORITHMS)}.",
     )
+    fitting = _ALGORITHMS[name]
+    why = ", the first stage of a two-stage distillation, whose output is no softmax"
     require(
-        source in _ALGORITHMS[name],
-        f"the file says algo.name={name}; expected --source={' or '.join(_ALGORITHMS[name])}, "
-        f"got {source}.",
+        source in fitting,
+        f"the file says algo.name={name}{why if fitting == ('flm_residual',) else ''}; expected "
+        f"--source={' or '.join(fitting)}, got {source}.",
     )
     require(
         algorithm.get("backbone", "dit") == "dit",

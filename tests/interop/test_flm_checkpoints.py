@@ -1,7 +1,6 @@
 """Files of the reference: averages in the order of its parameters, and what release they are of."""
 
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +9,11 @@ from absl import flags as absl_flags
 from safetensors.numpy import load_file
 
 from flm_jax import convert as command
+from flm_jax.build.families.registry import objective_name
 from flm_jax.build.load import load_model
-from flm_jax.build.published import clean_probability, imported_flow
+from flm_jax.build.published import imported_config
+from flm_jax.build.published_flows import clean_probability, imported_flow
+from flm_jax.build.residual import residual_params
 from flm_jax.core.errors import UserError
 from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.denoiser.forward import denoise
@@ -19,6 +21,7 @@ from flm_jax.inference import engine
 from flm_jax.interop import flm_checkpoints
 from flm_jax.interop.flm import params_from_state_dict, state_dict_from_params
 from flm_jax.interop.flm_checkpoints import RELEASES, averaged_weights, read_checkpoint, release_of
+from flm_jax.losses.distillation.two_networks import RESIDUAL, residual_readout
 from flm_jax.samplers.posterior_refinement import PosteriorRefinementConfig
 from helpers.goldens import GOLDENS, arrays
 
@@ -177,7 +180,9 @@ def test_unreadable_files(tmp_path):
         ("flm", {"name": "fmlm_plus"}, "expected --source=fmlm_plus, got flm"),
         ("fmlm_plus", {"name": "flm"}, "expected --source=flm or flm_2026_02, got fmlm_plus"),
         ("flm", {"name": "flm_distill_double"}, "expected --source=flm_2026_02"),
-        ("flm", {"name": "flm_distill"}, "first stage .* no softmax"),
+        ("flm_residual", {"name": "flm_distill"}, (0.0, "decoding", False)),
+        ("flm_residual", {"name": "flm_distill_double"}, "expected --source=flm_2026_02"),
+        ("flm", {"name": "flm_distill"}, "first stage .* no softmax; expected --source=flm_resid"),
         ("flm", {"name": "mdlm"}, "algo.name=mdlm; expected one of flm"),
         ("fmlm_plus", {"name": "fmlm_plus", "backbone": "dit_2d"}, "expected dit"),
     ],
@@ -188,7 +193,8 @@ def test_releases(source, algorithm, want):
         with pytest.raises(UserError, match=want):
             release_of(source, settings)
     else:
-        assert tuple(release_of(source, settings)) == want
+        found = release_of(source, settings)
+        assert (*found[:3], found.residual) == (*want, source == "flm_residual")
 
 
 def imported(tmp_path, path, *flags):
@@ -198,9 +204,9 @@ def imported(tmp_path, path, *flags):
     workdir = tmp_path / "run"
     given = f"--checkpoint={path}", f"--workdir={workdir}", f"--tokenizer={tokenizer}", *flags
     absl_flags.FLAGS.unparse_flags()
-    absl_flags.FLAGS(["convert", "--source=flm", "--length=0", "--export=", *given])
+    absl_flags.FLAGS(["convert", "--source=flm", "--length=0", "--export=", "--base=", *given])
     command.main(["convert"])
-    return load_model(workdir)
+    return load_model(absl_flags.FLAGS.workdir)
 
 
 def test_february_has_no_cap(tmp_path, capsys):
@@ -214,7 +220,10 @@ def test_february_has_no_cap(tmp_path, capsys):
     want = values["single_cont_sigma_f32"]
     assert float(jnp.max(jnp.abs(want))) > 1.0
     np.testing.assert_allclose(got, want, atol=2e-5)
-    assert "read as --source=flm_2026_02; others are flm, fmlm_plus" in capsys.readouterr().out
+    assert (
+        "read as --source=flm_2026_02; others are flm, flm_residual, fmlm_plus"
+        in capsys.readouterr().out
+    )
 
 
 def test_any_order_files(tmp_path, ckpt, capsys):
@@ -240,10 +249,30 @@ def test_any_order_files(tmp_path, ckpt, capsys):
 
 
 def test_a_first_stage_is_no_flow_map(tmp_path, ckpt):
-    path = ckpt(golden("double"), algo={"name": "flm_distill"})
-    with pytest.raises(UserError, match="whose output is no softmax"):
+    """It is imported beside the flow that it corrects, and gives its file's vectors."""
+    path = ckpt(golden("double"), algo={"name": "flm_distill"}, model={"length": 16})
+    with pytest.raises(UserError, match="whose output is no softmax; .* --source=flm_residual"):
         imported(tmp_path, path)
-    assert not Path(tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run/config.json").exists()
+    with pytest.raises(UserError, match="needs the workdir of the flow that it corrects"):
+        imported(tmp_path, path, "--source=flm_residual")
+    single = GOLDENS / "dit_single.safetensors"
+    flow = imported(tmp_path, single, "--source=flm_2026_02", "--length=16")
+    where = f"--workdir={tmp_path / 'first'}", f"--base={tmp_path / 'run'}"
+    model = imported(tmp_path, path, "--source=flm_residual", *where, "--tokenizer=")
+    assert objective_name(model.config) == "residual"
+    values = arrays("dit")
+    y, times = values["x_cont"] @ model.params["table"], (values["sigma"], values["sigma_prime"])
+    teacher = flow.net, flow.params
+    out = residual_readout(model.net, model.params, y, *times, teacher)
+    got = out.features @ out.kernel + out.bias[None, None]
+    np.testing.assert_allclose(got, values["double_cont_both_f32"], atol=5e-5)
+    second = imported_config(model.config["model"], "merge", more={"flow": model.config["flow"]})
+    second["objective"] |= {"teacher": str(tmp_path / "run"), "residual": str(tmp_path / "first")}
+    assert residual_params(second, model.tokenizer, None)[RESIDUAL].keys() == model.params.keys()
+    with pytest.raises(UserError, match="is a model of objective residual; expected the flow"):
+        more = f"--workdir={tmp_path / 'more'}", f"--base={tmp_path / 'first'}", "--tokenizer="
+        imported(tmp_path, path, "--source=flm_residual", *more)
 
 
 def test_a_softmax_is_told_by_clean_states():
