@@ -23,6 +23,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.types import Config
 from flm_jax.distributed import sharding
 from flm_jax.inference.step_policy import StepPolicy
+from flm_jax.losses.distillation.two_networks import RESIDUAL
 from flm_jax.models import step_policy
 from flm_jax.profiling import aot, flops, hlo
 from flm_jax.samplers import x_prediction
@@ -68,7 +69,10 @@ def _abstract_teacher(config: Config, mesh: Mesh):
     if "two_time" in model:
         model = model | {"two_time": False}
     net = make_network(config | {"model": model}, mesh)
-    return net, abstract_params(net, mesh)
+    params = abstract_params(net, mesh)
+    if config["objective"].get("residual"):
+        params = params | {RESIDUAL: abstract_params(make_network(config, mesh), mesh)}
+    return net, params
 
 
 def train_job(config: Config, mesh: Mesh) -> aot.Job:

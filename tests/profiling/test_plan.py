@@ -53,6 +53,22 @@ def test_a_train_step_takes_the_operations_worked_out_by_hand():
     assert job.minimum_flops == 3 * tokens * (2 * weights + 4 * length * d * depth)
 
 
+def test_both_stages_of_a_two_stage_distillation_are_planned():
+    """Least operations: gradient 3 and 4 other calls; or 3 and 2, of flow and residual."""
+    for name, calls, products, more in (
+        ("residual", 7, 2, {}),
+        ("merge", 5, 0, {"residual": "elsewhere"}),
+    ):
+        config = tiny_config(name=name, teacher="somewhere", **more)
+        config["eval"] |= {"batches": 0, "samples": 0}
+        config["mesh"] |= {"data": 1, "fsdp": 1}
+        forward, product = profiling_plan.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
+        least = profiling_plan.train_minimum(config)
+        assert least == calls * forward + products * product
+        job = profiling_plan.train_job(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+        assert sum(count_flops(trace(job.program, *job.args)).values()) > least
+
+
 def test_least_operations_of_distillation_and_sampling():
     """8 of 16 rows diagonal: student's gradient 3, teacher 1/2, target 2 x 1/2, of a forward."""
     config = tiny_config(name="semigroup", teacher="somewhere")
