@@ -123,7 +123,7 @@ def ask(endpoint: Endpoint, system: str, user: str) -> str:
             time.sleep(endpoint.pause * 2 ** (attempt - 1))
         try:
             status, answer = _called(request, endpoint.seconds)
-            # Before it is cut or quoted, after which a part or another form of it might stand there.
+            # Before it is cut or quoted, which may leave a part or another form of it there.
             answer = answer.replace((endpoint.key or "\0").encode(), _HIDDEN.encode())
             if status == 200:
                 return _content(answer).replace(endpoint.key or "\0", _HIDDEN)

@@ -38,7 +38,12 @@ ISOLATIONS = {
     "namespaces": "namespaces: no network, no files but the interpreter's, no other processes",
     "guard": "guard: Landlock or audit hooks refuse files outside, a filter processes and sockets",
 }
-_RUNNER = Path(__file__).with_name("sandbox_runner.py")
+# As a module, of which Python keeps the compiled form, and which the program's imports do not find.
+_RUNNER = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import sandbox_runner; del sys.path[0]; "
+    "sandbox_runner.main()"
+)
+_HOME = str(Path(__file__).resolve().parent)
 _START_SECONDS = 20.0  # for an interpreter to start on a busy machine
 _RESULT_BYTES = 1 << 14
 # Modules that the runner has not loaded, of which some interpreters have the first one built in:
@@ -157,7 +162,7 @@ def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="flm_jax_", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         result, write = os.pipe()
-        line, task = [sandbox.python, "-s", str(_RUNNER)], os.memfd_create("task")
+        line, task = [sandbox.python, "-s", "-c", _RUNNER, _HOME], os.memfd_create("task")
         os.write(task, _task(sandbox, program, folder, write))
         os.lseek(task, 0, os.SEEK_SET)
         try:
