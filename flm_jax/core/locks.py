@@ -8,6 +8,7 @@ import inspect
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -18,7 +19,10 @@ from flm_jax.core.paths import check_folder, expanded, is_remote
 Function = TypeVar("Function", bound=Callable[..., Any])
 _NAME = ".flm_jax{}.lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-_held: set[str] = set()  # by this process, to which the system would give them again
+# By this process, to which the system would give them again, and which loses one when it closes
+# the same file a second time; a thread takes a place here before it opens the file.
+_held: set[str] = set()
+_places = threading.Lock()
 
 
 def alone_in(
@@ -72,19 +76,32 @@ def alone(
     made = _made(os.path.realpath(folder))
     path = os.path.join(os.path.realpath(folder), _NAME.format(part))
     try:
-        file = _taken(path, folder, doing, shared)
-        _held.add(path)
-        try:
-            yield
-        finally:
-            if not shared:
-                os.unlink(path)  # before it is given up: see `_taken`
-            os.close(file)
-            _held.discard(path)
+        with _place(path, folder):
+            file = _taken(path, folder, doing, shared)
+            try:
+                yield
+            finally:
+                if not shared:
+                    with contextlib.suppress(OSError):  # someone removed it
+                        os.unlink(path)  # before it is given up: see `_taken`
+                os.close(file)
     finally:
         for place in made:
             with contextlib.suppress(OSError):  # what was written stays
                 os.rmdir(place)
+
+
+@contextlib.contextmanager
+def _place(path: str, folder: object) -> Iterator[None]:
+    """Keeps other threads of this process from a lock."""
+    with _places:
+        if path in _held:
+            raise _in_use(folder, "this process")
+        _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
 
 
 def _made(folder: str) -> list[str]:
@@ -102,8 +119,6 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
     """The open file of a lock that is held now."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
-        if path in _held:
-            raise _in_use(folder, "this process")
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -77,6 +78,41 @@ def test_folders_that_stay_empty_are_removed(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
     with alone("gs://bucket/run", "training"):
         pass
+
+
+def test_a_lock_whose_file_is_gone_is_given_up_all_the_same(tmp_path):
+    for _ in range(2):
+        with alone(tmp_path, "training"):
+            os.unlink(tmp_path / ".flm_jax.lock")
+
+
+def test_threads_of_a_process_take_turns(tmp_path, monkeypatch):
+    """One of them is held up as it opens the file, which another has not locked yet."""
+    opened, go_on, said = threading.Event(), threading.Event(), []
+
+    def slow(*args):
+        if not opened.is_set():
+            opened.set()
+            assert go_on.wait(20.0)
+        return os_open(*args)
+
+    def second():
+        try:
+            with alone(tmp_path, "training"):
+                said.append("held")
+        except UserError as error:
+            said.append(str(error))
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", slow)
+    threads = [threading.Thread(target=second) for _ in range(2)]
+    threads[0].start()
+    assert opened.wait(20.0)
+    threads[1].start()
+    threads[1].join()
+    go_on.set()
+    threads[0].join()
+    assert "in use by this process" in said[0] and said[1] == "held"
 
 
 def test_only_the_first_process_of_a_run_holds_the_lock(tmp_path):
