@@ -241,6 +241,8 @@ def filled(files: Tensors, layout: Layout) -> Params:
 def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
     """Reads the files as a layout says, once their shapes are checked.
 
+    A network of bfloat16 computes in it, as its authors run it.
+
     Args:
       what: the network, for the error.
       n: sizes; vocab, dim, depth, heads and groups are read.
@@ -252,6 +254,7 @@ def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
     wanted = {name: shape for name, (shape, _) in layout.items()}
     check_shapes(files.shapes, wanted, what)
     params = filled(files, layout)
+    kind = params["table"].dtype.name
     model = {
         "name": "llama",
         "vocab_size": n.vocab,
@@ -261,7 +264,9 @@ def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
         "attention_softcap": 0.0,
         "logit_softcap": 0.0,
         "kv_heads": n.groups,
-        "param_dtype": params["table"].dtype.name,
+        "param_dtype": kind,
+        "dtype": kind,
+        "scan_blocks": True,
     }
     return Imported(params, model | more)
 
