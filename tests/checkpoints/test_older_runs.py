@@ -81,7 +81,7 @@ CONTINUED = {
 POLICY = """
     --config.model=aligned --config.prompts=400 --config.prompt_batch=2 --config.group=4
     --config.policy.hidden=8 --config.optim.lr=0.1 --config.optim.warmup_steps=0
-    --config.optim.ema_decay=0.5 --config.policy.layers=1 --config.epochs=1
+    --config.optim.ema_decay=0.5
 """
 POLICY_AT_6 = {"parameters": 90, "sum": 0.6099199843592942, "absolute_sum": 26.647163077723235}
 
