@@ -30,6 +30,7 @@ from flm_jax.evaluation.benchmarks.runner import (
     SUMMARY,
     by_model,
     by_reference,
+    check_room,
     collect,
     described,
     open_folder,
@@ -167,6 +168,7 @@ def main(argv) -> None:
         answer = by_reference(benchmark, _BATCH.value, _SAMPLES.value)
     else:
         how, kind = _answering(model, choices.chat), family(model.config).kind(model.net)
+        check_room(model, benchmark, how)
         own, answer = described(model, _WORKDIR.value, how), by_model(model, how)
     own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)

@@ -6,14 +6,14 @@ gives the group the settings of that name, and the other overrides then apply to
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFINE_config_file
 
-from flm_jax.cli.recipes import located, unreadable
+from flm_jax.cli.recipes import broken, located, unreadable
 from flm_jax.config.schema import NAMED, check_owned, choose
 from flm_jax.core.errors import UserError, one_of, require
 
@@ -52,7 +52,7 @@ class _Parser(ConfigFileFlagParser):
             path = located(path)
         except UserError as error:
             raise flags.Error(str(error)) from error
-        config = super().parse(path)
+        config = _read(super().parse, path)
         if isinstance(config, ConfigDict):
             try:
                 for keys, value in overrides(sys.argv):
@@ -63,6 +63,25 @@ class _Parser(ConfigFileFlagParser):
             except UserError as error:
                 raise flags.Error(str(error)) from error
         return config
+
+
+def _read(parse: Callable[[str], Any], path: str) -> Any:
+    """What a configuration file gives; its errors are those of the flag."""
+    try:
+        config = parse(path)
+        whole = getattr(config, "to_dict", None)  # of a file that is missing it raises OSError
+    except OSError:
+        return parse(path)
+    except UserError as error:
+        raise flags.Error(f"--config={path}: {error}") from error
+    except Exception as error:
+        raise flags.Error(str(broken(path, error))) from error
+    if whole is None:
+        raise flags.Error(
+            f"--config cannot be read: get_config() of {path} returns a {type(config).__name__}; "
+            "expected a configuration, such as flm_jax.config.schema.base_config() makes."
+        )
+    return config
 
 
 def overrides(argv: list[str]) -> Iterator[tuple[list[str], str | None]]:

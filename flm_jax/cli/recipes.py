@@ -3,8 +3,10 @@
 A wheel holds the folder `configs` in flm_jax/recipes; recipes import each other as `configs.NAME`.
 """
 
+import ast
 import importlib
 import sys
+import traceback
 from pathlib import Path
 
 from flm_jax.core.errors import UserError, unknown_name
@@ -51,6 +53,31 @@ def located(given: str) -> str:
 def unreadable(error: OSError) -> UserError:
     """The error of a configuration file that cannot be read."""
     return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
+
+
+def broken(given: str, error: Exception) -> UserError:
+    """The error of a configuration file that cannot be run: where it stands, and what it is.
+
+    Args:
+      given: path of the file, with its argument if there is one.
+      error: raised by its code, or by reading it.
+    """
+    path, _, argument = given.partition(":")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    said = error.msg if isinstance(error, SyntaxError) else error
+    where = f"{path}, line {line}" if line else path
+    hint = f"; its argument is {argument!r}, and it says: {_said_of(path)}" if argument else ""
+    return UserError(f"--config cannot be read: {where}: {type(error).__name__}: {said}{hint}")
+
+
+def _said_of(path: str) -> str:
+    """The docstring of a file's get_config, in one line."""
+    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
+            return " ".join((ast.get_docstring(node) or "nothing").split())
+    return "nothing"
 
 
 def _let_configs_be_imported() -> None:

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from flm_jax.cli.recipes import unreadable
-from flm_jax.core.errors import STOPPED_EXIT, Stopped, UserError, device_memory_error, require
+from flm_jax.core.errors import (
+    STOPPED_EXIT,
+    Stopped,
+    UserError,
+    device_memory_error,
+    no_device_error,
+    require,
+)
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import shown
 
@@ -106,10 +113,10 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise
             return _fail(UserError(f"{error}; make room or mend the storage, then run it again."))
         except RuntimeError as error:
-            full = device_memory_error(error)
-            if full is None:
+            told = device_memory_error(error) or no_device_error(error)
+            if told is None:
                 raise
-            return _fail(full)
+            return _fail(told)
 
     print_anything()
     app.run(guarded, flags_parser=_parse)

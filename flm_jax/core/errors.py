@@ -83,6 +83,14 @@ _NO_MEMORY = re.compile(
 )
 
 
+def no_device_error(error: BaseException) -> UserError | None:
+    """The error to show in place of one with which JAX found no device; None for any other."""
+    line = (str(error).splitlines() or [""])[0]
+    if not isinstance(error, RuntimeError) or not line.startswith("Unable to initialize backend"):
+        return None
+    return UserError(f"{line}; set JAX_PLATFORMS to what this machine has, or leave it unset.")
+
+
 def device_memory_error(error: BaseException) -> UserError | None:
     """The error to show in place of one with which XLA ran out of a device's memory.
 

@@ -7,6 +7,7 @@ from etils import epath
 
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
+from flm_jax.data.corpus.files import lines
 from flm_jax.data.corpus.store import load_prepared
 from flm_jax.evaluation.tables import Row
 from flm_jax.metrics.intervals import interval, share_interval
@@ -17,11 +18,11 @@ def read_words(path: str) -> frozenset[str]:
     """A list of words, one a line.
 
     Raises:
-      UserError: no such file, or an empty one.
+      UserError: no such file, one that is no text, or an empty one.
     """
     file = epath.Path(expanded(path))
     require(file.is_file(), f"no file {path}; expected a list of words, one a line.")
-    words = frozenset(file.read_text().split())
+    words = frozenset(word for line in lines(file) for word in line.split())
     require(bool(words), f"{path} is empty; expected a list of words, one a line.")
     return words
 

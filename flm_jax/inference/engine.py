@@ -56,7 +56,8 @@ def check_request(model: Model, steps: Sequence[Steps], num: int, length: int) -
     require(num >= 1, f"got num_samples={num}; expected at least 1.")
     require(
         1 <= length <= model.net.max_length,
-        f"got length={length}; this model was trained for up to {model.net.max_length} tokens.",
+        f"got length={length}; expected 1 to {model.net.max_length} tokens, those this model was "
+        "trained for.",
     )
 
 

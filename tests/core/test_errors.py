@@ -116,7 +116,7 @@ def test_changed_tokenizer_of_data_or_checkpoint(trained, tmp_path):
 
 def test_sampling_requests(trained):
     model = load_model(trained)
-    with pytest.raises(UserError, match="got length=3; this model was trained for up to 2"):
+    with pytest.raises(UserError, match="got length=3; expected 1 to 2 tokens"):
         engine.check_request(model, [1], 1, 3)
     with pytest.raises(UserError, match="got steps=0"):
         engine.check_request(model, [4, 0], 1, 2)

@@ -235,6 +235,7 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, OSError, ValueError) as error:
             # Without the trainer's source line and its advice on an option not offered here.
             reason = str(error).rpartition("] ")[2].partition(" or decrease")[0].strip()
+            reason = reason or "too few pieces for the characters of its texts; expected more"
             raise UserError(
                 f"SentencePiece cannot train a vocabulary of {vocab_size} on this corpus: {reason}"
             ) from error

@@ -18,6 +18,7 @@ from flm_jax.core.files import append_json_line, read_json_lines, to_json, write
 from flm_jax.core.reading import read_object
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
+from flm_jax.inference import engine
 from flm_jax.inference.answers import Answer, Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, room
 from flm_jax.samplers.base import plain_steps
@@ -28,6 +29,31 @@ Key = tuple[str | int, int, int]
 Answerer = Callable[[Sequence[Prompt], Callable[[int], bool]], Iterator[list[Answer]]]
 
 
+def check_room(model: Model, benchmark: Benchmark, how: Answering) -> None:
+    """Refuses a benchmark of which no first question fits in the model's rows, before a folder is.
+
+    Raises:
+      UserError: none fits.
+    """
+    _fitting(model, [benchmark.prompt(i, []) for i in range(len(benchmark.ids))], how)
+
+
+def _fitting(model: Model, asked: Sequence[Prompt], how: Answering) -> tuple[list[int], list[int]]:
+    """Room left behind each prompt, and the places of those that leave some."""
+    length = how.length or model.net.max_length
+    engine.check_request(model, [how.steps], len(asked), length)
+    rooms = [room(model, prompt, length, how.chat) for prompt in asked]
+    if how.cut:
+        rooms = [max(left, 1) for left in rooms]
+    fit = [place for place, left in enumerate(rooms) if left >= 1]
+    require(
+        bool(fit),
+        f"no prompt of the benchmark fits in {length} tokens, the longest that the model may "
+        f"write; the shortest takes {length - max(rooms, default=0)}.",
+    )
+    return rooms, fit
+
+
 def by_model(model: Model, how: Answering) -> Answerer:
     """Answers of a model; a prompt that leaves no room to write gets "" without a call.
 
@@ -36,16 +62,7 @@ def by_model(model: Model, how: Answering) -> Answerer:
     """
 
     def answer(asked: Sequence[Prompt], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
-        length = how.length or model.net.max_length
-        rooms = [room(model, prompt, length, how.chat) for prompt in asked]
-        if how.cut:
-            rooms = [max(left, 1) for left in rooms]
-        fit = [place for place, left in enumerate(rooms) if left >= 1]
-        require(
-            bool(fit),
-            f"no prompt of the benchmark fits in {length} tokens, the longest that the model may "
-            f"write; the shortest takes {length - max(rooms)}.",
-        )
+        rooms, fit = _fitting(model, asked, how)
         if lost := [Answer(i, "", "", 0) for i, left in enumerate(rooms) if left < 1 and wanted(i)]:
             yield lost
         most = how.answer_length
