@@ -10,7 +10,7 @@ from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
 from flm_jax.core.reading import loads
 from flm_jax.data.corpus.files import lines
-from flm_jax.data.text import Mender, joined, tidy
+from flm_jax.data.text import Mender, joined, split_lines, tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
@@ -42,16 +42,14 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _values(file: epath.Path, path: str) -> Iterator[tuple[str, Any]]:
     """(place, value) of each item of a text that is one JSON array, else of each line."""
-    # Numbered as in the file; blank ones count.
-    numbered = ((n, line) for n, line in enumerate(lines(file), 1) if line.strip())
-    for first in itertools.islice(numbered, 1):
-        if first[1].lstrip().startswith("["):
-            kept = [first]
-            rest = map(lambda one: kept.append(one) or one[1], numbered)
-            whole = joined(itertools.chain([first[1]], rest), path, "write an object a line")
-            yield from _items(path, whole) or _lines(path, kept)
-        else:
-            yield from _lines(path, itertools.chain([first], numbered))
+    numbered = enumerate(lines(file), 1)  # as in the file; blank ones count
+    for number, first in numbered:
+        if first.lstrip().startswith("["):
+            rest = (line for _, line in numbered)
+            whole = joined(itertools.chain([first], rest), path, "write an object a line")
+            yield from _items(path, whole) or _lines(path, enumerate(split_lines(whole), number))
+        elif first.strip():
+            yield from _lines(path, itertools.chain([(number, first)], numbered))
 
 
 def _items(path: str, text: str) -> list[tuple[str, Any]]:
@@ -65,6 +63,8 @@ def _items(path: str, text: str) -> list[tuple[str, Any]]:
 
 def _lines(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, Any]]:
     for number, line in numbered:
+        if not line.strip():
+            continue
         where = f"{path}, line {number}"
         try:
             yield where, loads(tidy(line))

@@ -9,6 +9,7 @@ from flm_jax.core.errors import UserError
 
 LONGEST_LINE = 1 << 27  # bytes
 LONGEST_TEXT = 1 << 28  # characters of a text that is in memory as a whole
+_PIECES = 1 << 12
 
 _BYTE_ORDER_MARK = "\ufeff"
 
@@ -42,16 +43,19 @@ def joined(pieces: Iterable[str], where: str, mend: str) -> str:
     Raises:
       UserError: it is longer than `LONGEST_TEXT`.
     """
-    kept, length = [], 0
+    kept, last, length = [], [], 0
     for piece in pieces:
-        kept.append(piece)
+        last.append(piece)
         length += len(piece)
+        if len(last) > _PIECES:  # small ones take many times their length in memory
+            kept.append("".join(last))
+            last.clear()
         if length > LONGEST_TEXT:
             raise UserError(
                 f"{where} is a text of more than {LONGEST_TEXT} characters; expected shorter ones: "
                 f"{mend}."
             )
-    return "".join(kept)
+    return "".join([*kept, *last])
 
 
 class Mender:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -62,6 +63,11 @@ def test_lines_and_documents_have_an_end(tmp_path, small, ending):
     array = packed(tmp_path / f"a.json{ending}", b"[\n" + b'{"a": 1},\n' * 40_000 + b'{"a": 1}]')
     with pytest.raises(UserError, match=f"a.json.* more than {3 * MOST} characters.*object a line"):
         read_records(array, "problems")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="more than"):
+        read_records(array, "problems")
+    assert tracemalloc.get_traced_memory()[1] < 10 * 3 * MOST, "pieces are joined as they come"
+    tracemalloc.stop()
     lines = packed(tmp_path / f"b.json{ending}", b'{"a": 1}\n' * 40_000)
     assert len(read_records(lines, "problems")) == 40_000
 
