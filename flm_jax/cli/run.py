@@ -78,6 +78,12 @@ def no_arguments(argv: Sequence[str]) -> None:
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
 
 
+def _showable(record: std_logging.LogRecord) -> bool:
+    """Puts signs in the place of controls in what is logged, such as names of files of others."""
+    record.msg, record.args = shown(record.getMessage()), ()
+    return True
+
+
 def _unraisable(problem) -> None:
     """Drops what tensorstore says of reads and writes that ended after one of them failed."""
     if "Event loop is closed" not in str(problem.exc_value):
@@ -119,4 +125,5 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(told)
 
     print_anything()
+    logging.get_absl_logger().addFilter(_showable)
     app.run(guarded, flags_parser=_parse)

@@ -52,6 +52,16 @@ def test_error_lines_have_none():
     assert result.stderr.startswith("error: no␛[2Jwhere is no workdir")
 
 
+def test_warnings_have_none(tmp_path):
+    """Of commands: they name files."""
+    (tmp_path / "a\x1b[2J.jsonl").write_text('{"text": "a\\ud800"}\n' * 3)
+    line = [sys.executable, "-m", "flm_jax.prepare_data", "--source=jsonl", "--tokenizer=bytes"]
+    line += [f"--path={tmp_path}", f"--out={tmp_path / 'out'}", "--workers=1"]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "a␛[2J.jsonl line 1: got a lone" in result.stderr
+    assert "\x1b" not in result.stderr + result.stdout
+
+
 def test_error_lines_end(capsys):
     """Whatever a file holds, of which they tell a part."""
     with pytest.raises(SystemExit):
