@@ -80,6 +80,7 @@ def published_policy(runs: str):
     config.epochs = 4
     config.train.steps = 6000
     config.train.checkpoint_every = 50
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
+    # Each device holds the model whole: split, it would be gathered in each of the calls.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
     return config
