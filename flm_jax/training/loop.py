@@ -20,6 +20,7 @@ from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import Stopped, UserError, require
+from flm_jax.core.files import open_new, replacing
 from flm_jax.core.types import Metrics, Params
 from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
 from flm_jax.training.logs import MetricsLog, Speed, duration
@@ -270,7 +271,7 @@ class Loop:
         """Saves this process's rows of the offending batch and ends the run."""
         own = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         path = self._workdir / f"bad_batch_{step.number}{own}.npz"
-        with path.open("wb") as file:
+        with replacing(path) as temporary, open_new(temporary) as file:
             np.savez(file, step=step.number, **step.batch)
         raise UserError(
             f"{skipped} steps in a row had a non-finite loss or gradient, the last at step "

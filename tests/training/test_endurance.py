@@ -29,9 +29,11 @@ ENVIRONMENT = os.environ | {  # of the processes started here
 
 def test_non_finite_losses_stop_the_run_in_time(tmp_path):
     batches = Batches(bad=6)
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "bad_batch_8.npz").symlink_to(tmp_path / "victim")
     with pytest.raises(UserError, match="3 steps in a row .* at step 8 .*bad_batch_8.npz"):
         small_run(tmp_path, batches)
-    assert batches.taken <= 10
+    assert batches.taken <= 10 and (tmp_path / "victim").read_text() == "kept"
     with np.load(tmp_path / "bad_batch_8.npz") as bad:
         assert set(bad) == {"tokens", "mask", "step"} and bad["step"] == 8
         assert np.isnan(bad["tokens"]).all() and bad["tokens"].shape == (8, 2)
