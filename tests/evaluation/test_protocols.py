@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from safetensors.numpy import load_file
 
-from flm_jax import evaluate as command
 from flm_jax.core.errors import UserError
 from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.evaluation.judges import load_judge
+from flm_jax.evaluation.protocols import file_row
+from flm_jax.evaluation.sample_files import read_samples
 from flm_jax.metrics.generative_perplexity import judge_texts, perplexity
 from flm_jax.metrics.reference_perplexity import judge_as_reference
+from helpers.command_server import run_commands
 from helpers.networks import unigram_judge
 from helpers.runs import run, tiny_config
 
@@ -152,79 +153,78 @@ def test_judges_with_other_framing_are_refused():
         judge_as_reference(judge, ["ab"], 4)
 
 
-def evaluated(*flags):
-    absl_flags.FLAGS.unparse_flags()
-    reset = ["--model=", "--samples=", "--workdir=", "--judge=", "--save_samples=", "--tokenizer="]
-    absl_flags.FLAGS(["evaluate", "--protocol=library", "--length=0", *reset, *flags])
-    # An empty value adds one to a flag that may be given several times.
-    for flag in ("model", "samples"):
-        kept = [value for value in absl_flags.FLAGS[flag].value if value]
-        absl_flags.FLAGS[flag].value = kept
-    return command.main(["evaluate"])
+KEPT = TEXTS[:8]
+REFUSED = [
+    ("", "expected --model=WORKDIR:STEPS"),
+    ("--samples=theirs.json", "need a judge; give --judge"),
+    ("--model=run:1 --protocol=reference", "need a judge; give --judge"),
+    ("--model=run:1 --protocol=refernce", "did you mean 'reference'"),
+    (f"--samples=theirs.json --judge={GPT2} --save_samples=c.jsonl", "no model to draw them from"),
+    (f"--model=run:1 --judge={GPT2} --protocol=reference --data=c", "got --data with --protocol"),
+    (f"--samples=absent.json --judge={GPT2}", "absent.json"),
+]
 
 
-def test_files_of_others_are_scored_by_the_command(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(folder, outcomes): files of the reference's form and of lines, and a model, evaluated."""
+    folder = tmp_path_factory.mktemp("protocols")
+    theirs = {"generative_ppl": 1.0, "generated_seqs": KEPT}
+    (folder / "theirs.json").write_text(json.dumps(theirs, indent=4))
+    rows = [{"model": "m", "calls": 4, "text": text, "tokens": [1, 1, 2, 2]} for text in KEPT]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny_config()
+    config.train.steps = 1
+    run(config, folder / "run")
+    reference, judge = "--protocol=reference", f"--judge={GPT2}"
+    commands = [
+        f"{reference} {judge} --samples=theirs.json --samples=lines.jsonl --length=40 "
+        "--json=a.json",
+        f"{judge} --samples=theirs.json --json=b.json",
+        f"{reference} {judge} --model=run:1,2 --num_samples=10 --save_samples=s.jsonl "
+        "--json=c.json",
+        *(flags for flags, _ in REFUSED),
+    ]
+    outcomes = run_commands([{"words": ["evaluate", *one.split()]} for one in commands], folder)
+    return folder, outcomes
+
+
+def test_files_of_others_are_scored_by_the_command(done):
     """As the reference writes them, and as lines with tokens, whose entropy is that of these."""
-    theirs, lines = tmp_path / "theirs.json", tmp_path / "lines.jsonl"
-    theirs.write_text(json.dumps({"generative_ppl": 1.0, "generated_seqs": TEXTS[:8]}, indent=4))
-    rows = [{"model": "m", "calls": 4, "text": t, "tokens": [1, 1, 2, 2]} for t in TEXTS[:8]]
-    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = tmp_path / "report.json"
-    common = f"--judge={GPT2}", f"--json={report}", "--protocol=reference", "--length=40"
-    assert evaluated(f"--samples={theirs}", f"--samples={lines}", *common) == 0
-    first, second = json.loads(report.read_text())
-    want, count = by_hand(TEXTS[:8], 40, 16, 8)
+    folder, (one, other, *_) = done
+    assert one.status == other.status == 0, one.err + other.err
+    first, second = json.loads((folder / "a.json").read_text())
+    want, count = by_hand(KEPT, 40, 16, 8)
     for row in (first, second):
-        np.testing.assert_allclose(row["generative_perplexity"], want, rtol=1e-4)
+        np.testing.assert_allclose(row["generative_perplexity"], want, rtol=1e-6, atol=1e-4)
         assert (row["judged_texts"], row["judged_tokens"]) == (8, count)
     np.testing.assert_allclose(second["entropy_nats"], np.log(2), rtol=1e-6)
     assert (second["model"], second["calls"], second["entropy_of"]) == ("m", 4, "tokens")
-    entropies = [np.unique(tokens_of(t), return_counts=True)[1] for t in TEXTS[:8]]
-    entropies = [-(c / c.sum() * np.log(c / c.sum())).sum() if len(c) else 0 for c in entropies]
+    counts = [np.unique(tokens_of(text), return_counts=True)[1] for text in KEPT]
+    entropies = [-(c / c.sum() * np.log(c / c.sum())).sum() if len(c) else 0.0 for c in counts]
     np.testing.assert_allclose(first["entropy_nats"], np.mean(entropies), rtol=1e-6)
     assert first["entropy_of"] == "judge's tokens" and "calls" not in first
-    assert "theirs.json" in capsys.readouterr().out
-    # Of the library's protocol, special tokens are no text.
-    assert evaluated(f"--samples={theirs}", f"--judge={GPT2}", f"--json={report}") == 0
-    (row,) = json.loads(report.read_text())
-    plain = [text.replace(END, "") for text in TEXTS[:8]]
+    assert "theirs.json" in one.out
+    # By the library's protocol special tokens are no text.
+    (row,) = json.loads((folder / "b.json").read_text())
+    plain = [text.replace(END, "") for text in KEPT]
     own = perplexity(judge_texts(load_judge(str(GPT2)), plain)).value
-    np.testing.assert_allclose(row["judge_perplexity"], own, rtol=1e-6)
+    np.testing.assert_allclose(row["judge_perplexity"], own, rtol=1e-5)
 
 
-def test_samples_that_are_kept_score_as_those_that_are_drawn(tmp_path):
-    config = tiny_config()
-    config.train.steps = 1
-    run(config, tmp_path / "run")
-    out, report = tmp_path / "samples.jsonl", tmp_path / "report.json"
-    common = f"--judge={GPT2}", f"--json={report}", "--protocol=reference"
-    drawn = f"--model={tmp_path / 'run'}:1,2", "--num_samples=10", f"--save_samples={out}"
-    assert evaluated(*common, *drawn) == 0
-    first = json.loads(report.read_text())
-    assert [row["calls"] for row in first] == [1, 2] and first[0]["judged_texts"] == 8
-    assert evaluated(*common, f"--samples={out}", "--num_samples=10") == 0
-    keys = ("generative_perplexity", "entropy_nats", "judged_tokens", "calls", "samples")
-    for one, again in zip(first, json.loads(report.read_text()), strict=True):
-        assert [one[key] for key in keys] == [again[key] for key in keys]
+def test_samples_that_are_kept_score_as_those_that_are_drawn(done, judge):
+    folder, outcomes = done
+    assert outcomes[2].status == 0, outcomes[2].err
+    drawn = json.loads((folder / "c.json").read_text())
+    assert [row["calls"] for row in drawn] == [1, 2] and drawn[0]["judged_texts"] == 8
+    kept = read_samples(str(folder / "s.jsonl"))
+    for row, found in zip(drawn, kept, strict=True):
+        again = file_row(found, "reference", judge)
+        assert again["samples"] == row["samples"] and again["calls"] == row["calls"]
+        for key in ("generative_perplexity", "entropy_nats", "judged_tokens"):
+            np.testing.assert_allclose(again[key], row[key], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        ((), "expected --model=WORKDIR:STEPS"),
-        (("--samples=a.json",), "need a judge; give --judge"),
-        (("--model=a:1", "--protocol=reference"), "need a judge; give --judge"),
-        (("--model=a:1", "--protocol=refernce"), "did you mean 'reference'"),
-        (("--samples=a.json", "--judge=b", "--save_samples=c.jsonl"), "no model to draw them from"),
-        (
-            ("--model=a:1", "--judge=b", "--protocol=reference", "--data=c"),
-            "got --data with --protocol=reference",
-        ),
-        (("--samples=absent.json", f"--judge={GPT2}"), "absent.json"),
-    ],
-)
-def test_flags_that_do_not_go_together(flags, says, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
-        evaluated(*flags)
-    absl_flags.FLAGS.data = ""
+def test_flags_that_do_not_go_together(done):
+    for (flags, says), outcome in zip(REFUSED, done[1][3:], strict=True):
+        assert outcome.status == 2 and says in outcome.err, (flags, outcome.err)

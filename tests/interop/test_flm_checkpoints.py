@@ -8,7 +8,6 @@ import pytest
 from absl import flags as absl_flags
 from safetensors.numpy import load_file
 
-from flm_jax import convert as command
 from flm_jax.build.families.registry import objective_name
 from flm_jax.build.load import load_model
 from flm_jax.build.published import imported_config
@@ -199,6 +198,8 @@ def test_releases(source, algorithm, want):
 
 def imported(tmp_path, path, *flags):
     """The workdir that the command writes, as a model."""
+    from flm_jax import convert as command  # it defines flags
+
     tokenizer = tmp_path / "tokenizer"
     CharacterTokenizer([chr(i) for i in range(33, 33 + 92)]).save(tokenizer)
     workdir = tmp_path / "run"
