@@ -17,7 +17,7 @@ from absl import flags
 from etils import epath
 
 from flm_jax.checkpoints.portable import located
-from flm_jax.cli import sampling_flags
+from flm_jax.cli import process_flags, sampling_flags
 from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
@@ -42,6 +42,7 @@ from flm_jax.training import schedule_log
 from flm_jax.training.schedule_log import read_schedule
 
 flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(process_flags)
 _MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
 _STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
 _JUDGE = DEFINE_path(
@@ -169,19 +170,29 @@ def main(argv) -> int:
         require(not _MODELS.value, "got --config and --model; expected one of them.")
         require(bool(_WORKDIR.value), "no --workdir; expected the folder of the comparison.")
         return compare_run(given_config(_CONFIG), _WORKDIR.value)
+    with process_flags.joined() as first:
+        return _table(first)
+
+
+def _table(first: bool) -> int:
+    """The table of the models and of the files of samples; the `first` process writes."""
     models = _models()
     _check(models)
     if _CORPUS.value:
         settings = dict(split=_SPLIT.value, sequences=_SEQUENCES.value, batch_size=_BATCH.value)
-        return _report([corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models])
+        return _report(
+            first, [corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models]
+        )
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
     kept = Kept()
     rows = _file_rows(judge) if judge else []
     rows += _model_rows(models, judge, kept) if models else []
-    if _SAVE.value:
+    if _SAVE.value and first:
         kept.write(_SAVE.value)
-    status = _report(rows)  # first: a workdir may be of another user, where no picture can be put
-    for workdir, _ in models:
+    status = _report(
+        first, rows
+    )  # before: a workdir may be of another user, where no picture can be put
+    for workdir, _ in models if first else ():
         _draw_schedule(epath.Path(workdir))
     return status
 
@@ -197,7 +208,7 @@ def _draw_schedule(workdir: epath.Path) -> None:
             print(f"wrote {workdir / 'schedule.png'}")
 
 
-def _report(rows: list[Row]) -> int:
+def _report(first: bool, rows: list[Row]) -> int:
     """Prints a table and some texts, and writes the rows where the flags say."""
     print(table(rows))
     for row in rows:
@@ -206,7 +217,7 @@ def _report(rows: list[Row]) -> int:
             print(f"\n{cell(row['model'])}{calls}:")
             for sample in row["samples"][: _SHOW.value]:
                 print(f"  {shown(sample)}")
-    if _JSON.value:
+    if _JSON.value and first:
         write_output(_JSON.value, to_json(rows, indent=1) + "\n")
     return 0
 

@@ -11,23 +11,26 @@ python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
     --out=DIR  # right answers
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
-from flm_jax.cli import sampling_flags
+from flm_jax.cli import process_flags, sampling_flags
 from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder
-from flm_jax.evaluation.benchmarks.base import STOP_STRINGS, Choices
+from flm_jax.distributed.agreement import by_first
+from flm_jax.evaluation.benchmarks.base import STOP_STRINGS, Choices, Record
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
     SUMMARY,
+    by_key,
     by_model,
     by_reference,
     check_room,
@@ -44,6 +47,7 @@ from flm_jax.inference.prompts import chatty
 from flm_jax.samplers.base import read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(process_flags)
 _TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
 _DATA = DEFINE_path("data", "", "Its data file.")
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
@@ -159,7 +163,13 @@ def _answering(model: Model, chat: bool) -> Answering:
 def main(argv) -> None:
     no_arguments(argv)
     _check()
-    model = None if _REFERENCE.value else load_model(_WORKDIR.value)
+    with process_flags.joined() as first:
+        _run(first)
+
+
+def _run(first: bool) -> None:
+    """Answers and scores; of several processes the `first` one scores and writes."""
+    model = None if _REFERENCE.value else load_model(_WORKDIR.value, shared=True)
     choices = _choices(_asked(model))
     sandbox = _sandbox()
     benchmark = make_benchmark(_TASK.value, _DATA.value, choices, sandbox)
@@ -173,9 +183,16 @@ def main(argv) -> None:
     own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)
     show = lambda count, of: print(f"{count} of {of} answers", flush=True)
-    with alone(folder, "a benchmark"):
-        done = open_folder(folder, own | settings_of(_DATA.value, choices, sandbox))
-        records = collect(benchmark, folder, done, answer, _SAMPLES.value, show)
+    with contextlib.ExitStack() as held:
+
+        def opened() -> list[Record]:
+            held.enter_context(alone(folder, "a benchmark"))
+            return open_folder(folder, own | settings_of(_DATA.value, choices, sandbox))
+
+        done = by_key(by_first(opened))
+        records = collect(benchmark, folder, done, answer, _SAMPLES.value, show, first)
+        if not first:
+            return
         row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
         row |= summarise(benchmark, records)
         row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)

@@ -12,11 +12,12 @@ python -m flm_jax.sample --workdir=MDLM --steps=16 --sampler=x_prediction --traj
 python -m flm_jax.sample --workdir=MLFM --steps=16 --context_guidance=2 --promote=0.05
 """
 
+import jax
 from absl import flags
 from etils import epath
 
 from flm_jax.build.load import Model, load_model
-from flm_jax.cli import sampling_flags
+from flm_jax.cli import process_flags, sampling_flags
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
@@ -29,6 +30,7 @@ from flm_jax.metrics.text import unigram_entropy
 from flm_jax.samplers.base import SamplerConfig, Steps, plain_steps, read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(process_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
 _STEPS = flags.DEFINE_list(
     "steps",
@@ -66,7 +68,7 @@ _SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
 
 
 def _write(path: str, lines: list[dict]) -> None:
-    if path:
+    if path and jax.process_index() == 0:
         write_output(path, json_lines(lines))
         print(f"wrote {len(lines)} records to {path}")
 
@@ -130,7 +132,7 @@ def _draw(
         paths += [{"steps": said} | record for record in engine.trajectory(model, drawn)]
     _write(_OUT.value, records)
     _write(_TRAJECTORY.value, paths)
-    if _HTML.value:
+    if _HTML.value and jax.process_index() == 0:
         shown = drawn.steps_tokens, drawn.steps_confidence
         title = f"{epath.Path(_WORKDIR.value).name}: text in {drawn.calls:g} network calls"
         page = trajectories.to_html(model.tokenizer, *shown, title=title)
@@ -143,7 +145,12 @@ def main(argv) -> None:
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
     alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
     require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")
-    model = load_model(_WORKDIR.value)
+    with process_flags.joined():
+        _run()
+
+
+def _run() -> None:
+    model = load_model(_WORKDIR.value, shared=True)
     steps, length = [read_steps(v) for v in _STEPS.value], _LENGTH.value or model.net.max_length
     num = _PROBLEMS.value or _NUM.value
     engine.check_request(model, steps, num, length)

@@ -32,6 +32,8 @@ class Model(NamedTuple):
 
     Attributes:
       flow: settled at `times`, what is learnt of the law of its times; None where nothing is.
+      shared: whether the processes of a run share batches of samples, each with this model on a
+        device of its own; else every process draws all.
     """
 
     config: Config
@@ -41,6 +43,7 @@ class Model(NamedTuple):
     tokenizer: Tokenizer
     step: int
     times: GammaState | None = None
+    shared: bool = False
 
 
 def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
@@ -58,15 +61,19 @@ def with_dropout(model: Model, rate: float) -> Network:
 
 
 def load_model(
-    workdir: str | epath.Path, mesh: Mesh | None = None, attention: str | None = None
+    workdir: str | epath.Path,
+    mesh: Mesh | None = None,
+    attention: str | None = None,
+    shared: bool = False,
 ) -> Model:
     """Reads a model that `train` or `convert` wrote; its averaged parameters.
 
     Args:
       workdir: its folder, hf:OWNER/NAME on the Hugging Face hub, or the name of a model that
         comes with the library.
-      mesh: devices to spread it over.
+      mesh: devices to spread it over; None for one of this process.
       attention: kernel to use; as in training by default, or "xla" where these devices lack that.
+      shared: see `Model`.
 
     Raises:
       UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
@@ -83,7 +90,7 @@ def load_model(
     config = resolve_vocabulary(config, tokenizer)
     net = make_network(_usable(config, mesh, attention), mesh)
     # Every device of a mesh holds statistics as a whole.
-    place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     forms = saved_forms(config, place)
     abstract = abstract_params(net, mesh)
     trained = trained_params(config, abstract)
@@ -97,7 +104,7 @@ def load_model(
             params = whole_params(config, params, base.params)
     times = jax.device_get(current(config, jax.device_get(times)))
     flow = make_flow(config, net.vocab_size).settled(times)
-    return Model(config, net, params, flow, tokenizer, step, times)
+    return Model(config, net, params, flow, tokenizer, step, times, shared)
 
 
 _STUDENT_MAY_DIFFER = (

@@ -151,7 +151,7 @@ def abstract_params(net: Network | Policy, mesh: Mesh | None = None) -> Params:
     """Shapes of the parameters, with shardings: over a mesh, or one device."""
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
     else:
         shardings = tree_shardings(shapes, mesh)

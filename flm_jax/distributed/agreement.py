@@ -1,13 +1,18 @@
 """What all processes of a run must decide alike; with one process everything here is immediate."""
 
+import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flm_jax.core.errors import UserError, require
 
 SKEW_LIMIT = 60  # seconds between the clocks of two hosts
 
@@ -26,6 +31,50 @@ def from_first(values: Sequence[int], size: int) -> list[int]:
     padded = np.full(size, -1, np.int32)
     padded[: len(values[:size])] = values[:size]
     return [int(v) for v in multihost_utils.broadcast_one_to_all(padded) if v >= 0]
+
+
+def in_turn(items: Iterable[Any], work: Callable[[Any], Any], share: bool) -> Iterator[Any]:
+    """Results of `work` on each item, in order.
+
+    Args:
+      items: what is to be done; the same on every process.
+      work: item -> arrays, of the same shapes for every item; None among them stays None.
+      share: whether the processes do an equal part each, and all of them get all results; every
+        one must then take them all. Else each does all.
+    """
+    count = jax.process_count() if share else 1
+    if count == 1:
+        yield from map(work, items)
+        return
+    items = iter(items)
+    while some := list(itertools.islice(items, count)):
+        # Of a last round that has too few items, some do the last one again.
+        own = work(some[min(jax.process_index(), len(some) - 1)])
+        found = multihost_utils.process_allgather(own)
+        for place in range(len(some)):
+            yield jax.tree.map(lambda x, place=place: np.asarray(x[place]), found)
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """What `work` gives on process 0, where alone it is called, as JSON gives it back to all.
+
+    Raises:
+      UserError: that of `work`, on every process.
+    """
+    if jax.process_count() == 1:
+        return work()
+    content = b""
+    if jax.process_index() == 0:
+        try:
+            told = {"value": work()}
+        except UserError as error:
+            told = {"error": str(error)}
+        content = json.dumps(told).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.frombuffer(content.ljust(size), np.uint8)
+    told = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    require("error" not in told, told.get("error", ""))
+    return told["value"]
 
 
 def wait_for_all(name: str) -> None:

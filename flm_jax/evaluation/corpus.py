@@ -39,7 +39,7 @@ def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_s
     """
     require(sequences >= 0, f"got corpus_sequences={sequences}; expected 0 (all) or more.")
     require(batch_size >= 1, f"got batch_size={batch_size}; expected at least 1.")
-    model, prepared = load_model(workdir), load_prepared(corpus)
+    model, prepared = load_model(workdir, shared=True), load_prepared(corpus)
     own, other = model.tokenizer.fingerprint, prepared.tokenizer.fingerprint
     require(
         own == other,

@@ -57,7 +57,8 @@ def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:
     """Negative log-likelihood, or a bound, of batches of `eval_batches`."""
     kind = family(model.config)
     row = kind.row_likelihood(model.config, model.net, model.flow)
-    return likelihood(jax.jit(row), model.params, batches, draws=kind.draws)
+    how = {"draws": kind.draws, "share": model.shared}
+    return likelihood(jax.jit(row), model.params, batches, **how)
 
 
 def nll_figures(model: Model, found: Likelihood) -> Row:
@@ -98,7 +99,7 @@ def subject(workdir: str, judge: Judge | None = None, data: str = "") -> Subject
     Raises:
       UserError: no such model or data, or data of another tokenizer.
     """
-    model = load_model(workdir)
+    model = load_model(workdir, shared=True)
     config = model.config | {"data": model.config["data"] | _NO_DATA | {"path": data}}
     config = config if data else model.config
     if not any(config["data"].get(key) for key in _NO_DATA):

@@ -12,6 +12,7 @@ from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model
 from flm_jax.build.sampler import make_sampler, model_sampler
 from flm_jax.core.errors import check_seed, require
+from flm_jax.distributed.agreement import in_turn
 from flm_jax.inference.guides import load_guides
 from flm_jax.inference.prompts import Prompt, lay_out
 from flm_jax.samplers.base import (
@@ -137,9 +138,13 @@ def prepare(
         root, parts = jax.random.key(check_seed(seed)), []
         given = jax.tree.map(jnp.asarray, given)
         began = time.perf_counter()
-        for batch in range(-(-num // rows)):
+
+        def one(batch: int) -> Samples:
             key = jax.random.fold_in(root, batch)
-            parts.append(jax.device_get(compiled(key, model.params, given, extra)))
+            return jax.device_get(compiled(key, model.params, given, extra))
+
+        for batch, part in enumerate(in_turn(range(-(-num // rows)), one, model.shared)):
+            parts.append(part)
             show(min(num, (batch + 1) * rows))
         seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
         return _joined(parts, num, seconds)
@@ -227,15 +232,20 @@ def completions(
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
     program, extra = _program(model, steps, sampler, given)
-    root = jax.random.key(check_seed(seed))
+    root, batches = jax.random.key(check_seed(seed)), []
     for batch in range(-(-num // rows)):
         places = np.arange(batch * rows, (batch + 1) * rows)
         asked = np.array([place < num and wanted(int(place)) for place in places])
-        if not asked.any():
-            continue
-        some = jax.tree.map(lambda x, at=places % num: jnp.asarray(np.asarray(x)[at]), given)
+        if asked.any():
+            batches.append((batch, places, asked))
+
+    def one(item: tuple[int, np.ndarray, np.ndarray]) -> Samples:
+        batch, places, _ = item
+        some = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[places % num]), given)
         key = jax.random.fold_in(root, batch)
-        found = jax.device_get(program(key, model.params, some, extra))
+        return jax.device_get(program(key, model.params, some, extra))
+
+    for (_, places, asked), found in zip(batches, in_turn(batches, one, model.shared)):
         yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))
 
 

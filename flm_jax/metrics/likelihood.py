@@ -10,6 +10,7 @@ import numpy as np
 from flm_jax.core.errors import check_seed
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
+from flm_jax.distributed.agreement import in_turn
 from flm_jax.flows.masking import after, highest, random_subset
 from flm_jax.losses.autoregressive import next_token_loss
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
@@ -103,6 +104,7 @@ def sequence_nats(
     *,
     draws: int = 1,
     seed: int = 1,
+    share: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Negative log-likelihood, or a bound, of each sequence that has a valid token.
 
@@ -111,6 +113,8 @@ def sequence_nats(
       batches: "tokens" int32 [B, L], "mask" [B, L].
       draws: of tau for each sequence, one in each of as many equal parts of [0, 1).
       seed: of the draws.
+      share: whether the processes of a run do a part of the batches each, see
+        `distributed.agreement.in_turn`.
 
     Returns:
       nats and number of valid tokens, float64 [N] each.
@@ -118,17 +122,27 @@ def sequence_nats(
     check_seed(seed)
     rng, root = np.random.default_rng(seed), jax.random.key(seed)
     totals, counts = [], []
-    for index, batch in enumerate(batches):
-        rows = batch["tokens"].shape[0]
-        count = np.asarray(batch["mask"]).sum(axis=1).astype(np.float64)
-        mean = np.zeros(rows)
-        for draw in range(draws):
-            tau = ((draw + rng.random(rows)) / draws).astype(np.float32)
-            key = jax.random.fold_in(jax.random.fold_in(root, index), draw)
-            mean += np.asarray(row_nll(params, batch, tau, key)[0], np.float64) / draws
-        totals.append((mean * count)[count > 0])
-        counts.append(count[count > 0])
-    return np.concatenate(totals), np.concatenate(counts)
+
+    def drawn():
+        for index, batch in enumerate(batches):
+            counts.append(np.asarray(batch["mask"]).sum(axis=1).astype(np.float64))
+            rows = batch["tokens"].shape[0]
+            taus = [(draw + rng.random(rows)) / draws for draw in range(draws)]
+            yield index, batch, np.asarray(taus, np.float32)
+
+    def one(item) -> np.ndarray:
+        index, batch, taus = item
+        own = jax.random.fold_in(root, index)
+        found = [
+            row_nll(params, batch, tau, jax.random.fold_in(own, draw))[0]
+            for draw, tau in enumerate(taus)
+        ]
+        return np.stack(jax.device_get(found))
+
+    for place, found in enumerate(in_turn(drawn(), one, share)):
+        mean = sum(each.astype(np.float64) / draws for each in found)
+        totals.append((mean * counts[place])[counts[place] > 0])
+    return np.concatenate(totals), np.concatenate([count[count > 0] for count in counts])
 
 
 def likelihood(
@@ -138,13 +152,15 @@ def likelihood(
     *,
     draws: int = 1,
     seed: int = 1,
+    share: bool = False,
 ) -> Likelihood:
     """Mean over the valid tokens of a corpus; arguments as of `sequence_nats`.
 
     Returns:
       Likelihood; its standard error is that of a ratio of means over sequences.
     """
-    total, count = sequence_nats(row_nll, params, batches, draws=draws, seed=seed)
+    how = {"draws": draws, "seed": seed, "share": share}
+    total, count = sequence_nats(row_nll, params, batches, **how)
     value = total.sum() / count.sum()
     spread = np.sqrt(np.sum((total - value * count) ** 2)) / count.sum()
     return Likelihood(float(value), float(spread), int(count.sum()), len(count), draws)

@@ -37,7 +37,7 @@ def unigram(monkeypatch):
         choose(config, model="causal", objective="autoregressive")
         net = unigram_judge(ByteTokenizer(), PROBS, length=16).net
         model = Model(check(config), net, {}, None, ByteTokenizer(), 1)
-        monkeypatch.setattr(corpus, "load_model", lambda workdir: model)
+        monkeypatch.setattr(corpus, "load_model", lambda workdir, **more: model)
 
     return load
 

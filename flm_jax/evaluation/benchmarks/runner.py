@@ -121,8 +121,13 @@ def described(model: Model, workdir: str, how: Answering) -> dict[str, Any]:
     return own | dataclasses.asdict(how) | {"steps": plain_steps(how.steps)}
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
-    """Records that are there, by (problem, sample, turn).
+def by_key(records: Sequence[Record]) -> dict[Key, Record]:
+    """Records by (problem, sample, turn)."""
+    return {(r["id"], r["sample"], r["turn"]): r for r in records}
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> list[Record]:
+    """Records that are there.
 
     Raises:
       UserError: records of other settings, or damaged ones.
@@ -140,9 +145,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> dict[Key, Record]:
         )
     else:
         write_whole(path, to_json(settings, indent=1) + "\n")
-    return {
-        (r["id"], r["sample"], r["turn"]): r for r in read_json_lines(folder / RECORDS, mend=True)
-    }
+    return read_json_lines(folder / RECORDS, mend=True)
 
 
 def collect(
@@ -152,13 +155,15 @@ def collect(
     answer: Answerer,
     samples: int = 1,
     show: Callable[[int, int], None] = lambda done, of: None,
+    first: bool = True,
 ) -> list[Record]:
     """Answers and scores what is not done yet.
 
     Args:
-      done: of `open_folder`.
+      done: of `open_folder`, by key.
       samples: answers to each problem.
       show: called with the number of records done, and of all.
+      first: whether this process scores and writes; others that share its answers do not.
 
     Returns:
       All records, in the order of turns, problems and samples.
@@ -175,12 +180,14 @@ def collect(
         asked = [benchmark.prompt(i, before) for (i, _), before in zip(places, earlier)]
         for batch in answer(asked, lambda place, keys=keys: keys[place] not in done):
             batch = [one._replace(text=benchmark.cleaned(one.text)) for one in batch]
-            scores = _scores(benchmark, [places[one.place][0] for one in batch], batch)
+            problems = [places[one.place][0] for one in batch]
+            scores = _scores(benchmark, problems, batch) if first else [{}] * len(batch)
             records = [
                 _record(keys[one.place], asked[one.place], one, score)
                 for one, score in zip(batch, scores)
             ]
-            append_json_line(folder / RECORDS, records)
+            if first:
+                append_json_line(folder / RECORDS, records)
             done.update((keys[one.place], record) for one, record in zip(batch, records))
             show(len(done), len(places) * benchmark.turns)
     return [done[key] for key in order]

@@ -17,6 +17,7 @@ from flm_jax.evaluation.benchmarks.base import Choices
 from flm_jax.evaluation.benchmarks.registry import make_benchmark
 from flm_jax.evaluation.benchmarks.runner import (
     RECORDS,
+    by_key,
     by_model,
     by_reference,
     collect,
@@ -148,7 +149,7 @@ def test_published_right_answers_are_right(tmp_path, sandbox, task):
 
 
 def _reference(folder, benchmark, samples=1):
-    done = open_folder(folder, {})
+    done = by_key(open_folder(folder, {}))
     answer = by_reference(benchmark, 4, samples)
     records = collect(benchmark, folder, done, answer, samples)
     return summarise(benchmark, records)
@@ -160,7 +161,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path, chat):
     how = Answering(3, 3, seed=5, answer_length=6, chat=True)
 
     def records(folder, stop=None):
-        done = open_folder(folder, {"steps": 3})
+        done = by_key(open_folder(folder, {"steps": 3}))
         answer = by_model(chat, how)
 
         def show(count, of):

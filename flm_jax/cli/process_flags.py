@@ -1,0 +1,34 @@
+"""Several processes that run one command: they share its work; the first one speaks and writes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+from absl import flags
+
+from flm_jax.distributed import processes
+from flm_jax.distributed.agreement import wait_for_all
+
+flags.disclaim_key_flags()  # they are those of the command that adopts them
+_POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[bool]:
+    """Joins the other processes of a command, see `processes.initialize`; before JAX is used.
+
+    Yields:
+      Whether this is the first process, which alone may write; what others print is dropped. At
+      the end every process waits for the first.
+
+    Raises:
+      UserError: the processes do not find each other.
+    """
+    processes.initialize(pod=_POD.value)
+    if jax.process_index() == 0:
+        yield True
+    else:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield False
+    wait_for_all("the end of a command")
