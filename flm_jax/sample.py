@@ -146,22 +146,18 @@ def main(argv) -> None:
     alone = [f.name for f in (_PROMPT, _INFILL, _PROMPTS, _PROBLEMS) if f.value]
     require(len(alone) <= 1, f"got --{' and --'.join(alone)}; expected one of them.")
     with process_flags.joined():
-        _run()
-
-
-def _run() -> None:
-    model = load_model(_WORKDIR.value, shared=True)
-    steps, length = [read_steps(v) for v in _STEPS.value], _LENGTH.value or model.net.max_length
-    num = _PROBLEMS.value or _NUM.value
-    engine.check_request(model, steps, num, length)
-    rows, sampler = min(_BATCH.value, num), sampling_flags.sampler_of(model.config)
-    require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    counts = engine.step_counts(model, steps, length)
-    if _PROMPTS.value:
-        return _answer(model, counts, length, sampler)
-    if _PROBLEMS.value:
-        return _solve(model, counts, rows, sampler)
-    return _draw(model, counts, rows, length, sampler)
+        model = load_model(_WORKDIR.value, shared=True)
+        steps, length = [read_steps(v) for v in _STEPS.value], _LENGTH.value or model.net.max_length
+        num = _PROBLEMS.value or _NUM.value
+        engine.check_request(model, steps, num, length)
+        rows, sampler = min(_BATCH.value, num), sampling_flags.sampler_of(model.config)
+        require(rows >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
+        counts = engine.step_counts(model, steps, length)
+        if _PROMPTS.value:
+            return _answer(model, counts, length, sampler)
+        if _PROBLEMS.value:
+            return _solve(model, counts, rows, sampler)
+        return _draw(model, counts, rows, length, sampler)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The notebooks run from top to bottom, with few training steps, and hold no outputs."""
 
+import importlib.util
 import os
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -36,7 +40,41 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
     notebook = nbformat.reads(text, as_version=4)
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     assert cells and all(not c.outputs and c.execution_count is None for c in cells)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
-    printed = "".join(o.get("text", "") for c in cells for o in c.outputs)
+    printed = _printed(notebook, tmp_path)
     for line in EXPECTED[name]:
         assert line in printed
+    workdirs = sorted(path.parent.name for path in tmp_path.rglob("runs/**/checkpoints"))
+    assert workdirs == ["flm", "fmlm"]
+    if name == "train_your_own":  # after a restart
+        again = _printed(nbformat.reads(text, as_version=4), tmp_path)
+        assert again.count("from step") == 2 and "step 20/20" not in again
+
+
+def _printed(notebook, folder):
+    """What a notebook prints when it is run in a folder."""
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_notebooks_install_themselves_and_go_on(name, tmp_path, monkeypatch):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    install = next(c.source for c in notebook.cells if "find_spec" in c.source)
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda words, check: ran.append(words[1:]))
+    exec(install, {})
+    assert not ran
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(NOTEBOOKS)
+    exec(install, {})
+    monkeypatch.setenv("FLM_JAX_SOURCE", "git+https://host/flm_jax")
+    exec(install, {})
+    pip = ["-m", "pip", "install", "-q"]
+    assert ran == [[*pip, ".."], [*pip, "git+https://host/flm_jax"]]
+    monkeypatch.delenv("FLM_JAX_SOURCE")
+    monkeypatch.chdir(tmp_path)
+    colab = types.SimpleNamespace(files=types.SimpleNamespace(upload=lambda: {"a.whl": b""}))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    exec(install, {})
+    assert ran[2:] == [[*pip, "a.whl"]]
