@@ -29,6 +29,7 @@ EXTRAS = {
         "setuptools>=77",
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
         "beartype>=0.19",
         "scipy>=1.12",
         "tokenizers>=0.20",

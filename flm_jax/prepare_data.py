@@ -59,6 +59,11 @@ _SAMPLE = flags.DEFINE_integer(
     "Characters of the corpus, in lines from all over it, that sentencepiece is trained on.",
     lower_bound=1,
 )
+_FORM = flags.DEFINE_string(
+    "normal_form",
+    "",
+    "NFC: text in composed characters, for tokenizers trained here, which remember it.",
+)
 _UNIT = flags.DEFINE_string(
     "split_documents", "file", f"text: what a document is: {', '.join(DOCUMENT_UNITS)}."
 )
@@ -146,6 +151,7 @@ def main(argv: Sequence[str]) -> None:
             vocab_size=_VOCAB_SIZE.value,
             sentencepiece_model=_MODEL.value,
             sample_characters=_SAMPLE.value,
+            normal_form=_FORM.value,
             workers=_WORKERS.value or cores(),
             shard=store.Shard.parse(_SHARD.value),
             overwrite=_OVERWRITE.value,

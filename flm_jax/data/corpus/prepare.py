@@ -32,6 +32,8 @@ class PrepareConfig:
       tokenizer: see `registry.make_tokenizer`.
       vocab_size, sentencepiece_model: used by the tokenizer "sentencepiece" alone.
       sample_characters: of the training text that "sentencepiece" learns from.
+      normal_form: of Unicode that "sentencepiece" and "characters" bring text into, "NFC"; "" for
+        none. The tokenizer does so wherever it is used.
       shard: this worker's part of the documents.
       workers: processes that tokenise; the folder does not depend on them. With more than one, a
         script needs `if __name__ == "__main__":`.
@@ -44,6 +46,7 @@ class PrepareConfig:
     vocab_size: int = 1024
     sentencepiece_model: str = "bpe"
     sample_characters: int = SAMPLE_CHARACTERS
+    normal_form: str = ""
     shard: store.Shard = store.Shard()
     workers: int = 1
     overwrite: bool = False
@@ -140,6 +143,7 @@ def _make_tokenizer(
         vocab_size=cfg.vocab_size,
         model=cfg.sentencepiece_model,
         sample_characters=cfg.sample_characters,
+        normal_form=cfg.normal_form,
     )
 
 
@@ -151,6 +155,7 @@ def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> d
         # By content: the folder of a saved tokenizer may have moved between two workers.
         return args | {"tokenizer": f"{ready.kind} {ready.fingerprint[:16]}"}
     args |= {"tokenizer": cfg.tokenizer}
+    args |= {"normal_form": cfg.normal_form} if cfg.normal_form else {}
     if cfg.tokenizer == "sentencepiece":
         names = ("vocab_size", "sentencepiece_model", "sample_characters")
         args |= {name: getattr(cfg, name) for name in names}

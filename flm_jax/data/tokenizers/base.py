@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from flm_jax.core.files import write_whole
 
 SPEC_FILE = "spec.json"
 _ROLES = ("bos", "eos", "pad", "mask")
+NORMAL_FORMS = ("", "NFC")
 NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
 
 
@@ -30,6 +32,7 @@ class Tokenizer(abc.ABC):
       vocab_size: ids are in [0, vocab_size).
       bos_id, eos_id, pad_id, mask_id: int, or None where the tokenizer has no such token.
       unknown_id: what text becomes that it cannot spell; None where it can spell all.
+      normal_form: of Unicode that text is brought into before it is encoded, "NFC"; "" for none.
     """
 
     kind: str
@@ -40,10 +43,14 @@ class Tokenizer(abc.ABC):
     pad_id: int | None = None
     mask_id: int | None = None
     unknown_id: int | None = None
+    normal_form: str = ""
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [n], with no special token added."""
+
+    def _normal(self, text: str) -> str:
+        return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens are dropped, an id without a piece is U+FFFD."""

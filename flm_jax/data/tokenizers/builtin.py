@@ -6,6 +6,7 @@ and both are written by `save`, so that a folder of prepared data or of weights 
 
 import io
 import string
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import sentencepiece
 
 from flm_jax.core.errors import UserError, one_of, require, unknown_name
-from flm_jax.data.tokenizers.base import NO_PIECE, Tokenizer
+from flm_jax.data.tokenizers.base import NO_PIECE, NORMAL_FORMS, Tokenizer
 from flm_jax.data.tokenizers.line_sample import sample_lines
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -52,32 +53,33 @@ class CharacterTokenizer(Tokenizer):
     bos_id, eos_id, pad_id, mask_id = 0, 1, 2, 3
     unknown_id = 4
 
-    def __init__(self, characters: Iterable[str]):
+    def __init__(self, characters: Iterable[str], normal_form: str = ""):
+        self.normal_form = one_of("normal_form", normal_form, NORMAL_FORMS)
         self._characters = sorted(set(characters))
         self._ids = {c: i for i, c in enumerate(self._characters, start=self.unknown_id + 1)}
         self.vocab_size = self.unknown_id + 1 + len(self._characters)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array([self._ids.get(c, self.unknown_id) for c in text], np.int32)
+        return np.array([self._ids.get(c, self.unknown_id) for c in self._normal(text)], np.int32)
 
     def _decode(self, ids: list[int]) -> str:
         table = [NO_PIECE, *self._characters]
         return "".join(table[i - self.unknown_id] for i in ids)
 
     def spec(self) -> dict[str, Any]:
-        return {"characters": "".join(self._characters)}
+        return {"characters": "".join(self._characters)} | _remembered(self.normal_form)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "CharacterTokenizer":
-        return cls(spec["characters"])
+        return cls(spec["characters"], spec.get("normal_form", ""))
 
     @classmethod
-    def train(cls, documents: Iterable[str]) -> "CharacterTokenizer":
-        """The tokenizer of the characters that occur in the documents."""
-        seen: set[str] = set()
+    def train(cls, documents: Iterable[str], normal_form: str = "") -> "CharacterTokenizer":
+        """The tokenizer of the characters that occur in the documents, in their normal form."""
+        seen, found = set(), cls("", normal_form)
         for text in documents:
-            seen.update(text)
-        return cls(seen)
+            seen.update(found._normal(text))
+        return cls(seen, normal_form)
 
 
 class Text8Tokenizer(Tokenizer):
@@ -167,29 +169,31 @@ class SentencePieceTokenizer(Tokenizer):
     file_names = ("sentencepiece.model",)
     unknown_id, bos_id, eos_id, pad_id, mask_id = 0, 1, 2, 3, 4
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, normal_form: str = ""):
+        self.normal_form = one_of("normal_form", normal_form, NORMAL_FORMS)
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._processor.encode(text), np.int32)
+        return np.array(self._processor.encode(self._normal(text)), np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts))]
+        found = self._processor.encode([self._normal(text) for text in texts])
+        return [np.array(ids, np.int32) for ids in found]
 
     def _decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
     def spec(self) -> dict[str, Any]:
-        return {}
+        return _remembered(self.normal_form)
 
     def files(self) -> dict[str, bytes]:
         return {"sentencepiece.model": self._model}
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "SentencePieceTokenizer":
-        return cls(files["sentencepiece.model"])
+        return cls(files["sentencepiece.model"], spec.get("normal_form", ""))
 
     @classmethod
     def train(
@@ -198,6 +202,7 @@ class SentencePieceTokenizer(Tokenizer):
         vocab_size: int,
         model: str = "bpe",
         characters: int = SAMPLE_CHARACTERS,
+        normal_form: str = "",
     ) -> "SentencePieceTokenizer":
         """Trains on a sample of the lines; the same documents give the same model.
 
@@ -206,7 +211,11 @@ class SentencePieceTokenizer(Tokenizer):
           vocab_size: pieces in all, special tokens and byte pieces (from 512 on) included.
           model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
           characters: of the sample; a smaller corpus is taken whole.
+          normal_form: that text is brought into, one of `NORMAL_FORMS`.
         """
+        one_of("normal_form", normal_form, NORMAL_FORMS)
+        if normal_form:
+            documents = (unicodedata.normalize(normal_form, text) for text in documents)
         one_of("sentencepiece model", model, SENTENCEPIECE_MODELS)
         require(characters > 0, f"got a sample of {characters} characters; expected at least 1")
         out = io.BytesIO()
@@ -239,7 +248,12 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(
                 f"SentencePiece cannot train a vocabulary of {vocab_size} on this corpus: {reason}"
             ) from error
-        return cls(out.getvalue())
+        return cls(out.getvalue(), normal_form)
+
+
+def _remembered(normal_form: str) -> dict[str, str]:
+    """What a spec says of a normal form; nothing of none, as those from before there was one."""
+    return {"normal_form": normal_form} if normal_form else {}
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:

@@ -79,6 +79,7 @@ def make_tokenizer(
     vocab_size: int = 1024,
     model: str = "bpe",
     sample_characters: int = SAMPLE_CHARACTERS,
+    normal_form: str = "",
 ) -> Tokenizer:
     """A tokenizer by name.
 
@@ -87,16 +88,26 @@ def make_tokenizer(
         in @REVISION), or the path of a folder with a saved tokenizer.
       documents: starts a pass over the training text; called only if `needs_training(name)`.
       vocab_size, model, sample_characters: sentencepiece only.
+      normal_form: of Unicode, "NFC" or "" for none; those that are trained remember it.
+
+    Raises:
+      UserError: no such tokenizer, or a normal form of one that is ready.
     """
     name = expanded(name)
+    require(
+        not normal_form or needs_training(name),
+        f"got normal_form={normal_form} for the tokenizer {name}; expected one that is trained on "
+        f"the corpus, {' or '.join(TRAINED)}: others keep the form that they were made with.",
+    )
     if name == "bytes":
         return ByteTokenizer()
     if name == "text8":
         return Text8Tokenizer()
     if name == "characters":
-        return CharacterTokenizer.train(documents())
+        return CharacterTokenizer.train(documents(), normal_form)
     if name == "sentencepiece":
-        return SentencePieceTokenizer.train(documents(), vocab_size, model, sample_characters)
+        how = (vocab_size, model, sample_characters, normal_form)
+        return SentencePieceTokenizer.train(documents(), *how)
     if name.startswith("hf:"):
         with named_damage(f"tokenizer {name}", _MEND):
             return HuggingFaceTokenizer.load(name.removeprefix("hf:"))
