@@ -1,12 +1,11 @@
 """Runs one program under limits; started by `sandbox` as a process of its own.
 
 Standard library and its two neighbours alone, since it runs by an interpreter that may have no
-package. Its standard input is a file with a task of two parts, see `sandbox`. Four
-processes:
+package. Its standard input is a file with a task of two parts, see `sandbox`. Its processes:
 
 - the keeper watches the time, and in "guard" the folder and the threads;
-- the first one below it makes the root folder and starts the other two; with namespaces it is the
-  first of a new process namespace, whose end ends all others in it;
+- with namespaces, the first one of a new process namespace, whose end ends all others in it, makes
+  the root folder and starts the other two; in "guard" the keeper does;
 - the program's process (`sandbox_exchange.serve`) never held the tests, nor a way to the result;
 - the tests' process (`sandbox_exchange.judge`) says the verdict.
 """
@@ -38,7 +37,6 @@ _NEW_MOUNTS, _NEW_NAMES, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USERS, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 _NO_SUID, _NO_DEVICES, _BIND, _DEEP, _PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _MOUNT_SETATTR, _RECURSIVE = 442, 0x8000
-_PR_SUBREAPER = 36
 _UNIX, _STREAM, _BOTH_WAYS = 1, 1, 2
 _NOBODY = 65534
 _FILES = 4096  # files and folders of a program at a time
@@ -212,10 +210,8 @@ def _forked(work, say):
     return child
 
 
-def _first(task, say):
-    """The first process under the keeper: starts the program and its tests, never returns."""
-    os.setsid()
-    limits.die_with_parent()
+def _started(task, say):
+    """Starts the program and its tests: both processes, and the program's end of their link."""
     uid, other = task["uids"]
     if task["isolation"] == "namespaces":
         folder = _new_root(task, uid)
@@ -239,11 +235,25 @@ def _first(task, say):
 
     answer, judge = _forked(program, say), _forked(tests, say)
     os.close(ours)
-    while (ended := os.wait())[0] != judge:
+    return answer, judge, theirs
+
+
+def _settled(answer, judge, link, say, how=0):
+    """Whether the tests' process has ended; of the program's it says how it did."""
+    while (ended := os.waitpid(-1, how))[0] not in (0, judge):
         if ended[0] == answer:
             say(f"ended {os.waitstatus_to_exitcode(ended[1])}")
-            checked("shutdown", theirs, _BOTH_WAYS)  # a copy that it left may hold the link open
-    say("gone")  # counts where the tests said nothing: a program of the same user may end them
+            checked("shutdown", link, _BOTH_WAYS)  # a copy that it left may hold the link open
+    if ended[0] == judge:
+        say("gone")  # counts where the tests said nothing: a program of the same user may end them
+    return ended[0] == judge
+
+
+def _first(task, say):
+    """The first process of new namespaces; never returns."""
+    os.setsid()
+    limits.die_with_parent()
+    _settled(*_started(task, say), say)
     os._exit(0)
 
 
@@ -293,46 +303,33 @@ def _mapped(folder, process):
     return set()
 
 
-def _children(process):
-    with contextlib.suppress(OSError), open(f"/proc/{process}/task/{process}/children") as file:
-        return [int(pid) for pid in file.read().split()]
-    return []
-
-
 def _threads(process):
     with contextlib.suppress(OSError):
         return len(os.listdir(f"/proc/{process}/task"))
     return 0
 
 
-def _excess(task, first):
+def _excess(task, program):
     """What a guarded program has too much of; None where it keeps what namespaces would hold."""
-    program, most = next(iter(_children(first)), 0), task["file_bytes"]
+    most = task["file_bytes"]
     size, count = _used(os.path.join(os.path.realpath(task["folder"]), "work"), program, most)
     if size > 4 * most or count > _FILES:
         return "files"
     return "threads" if _threads(program) > task["processes"] else None
 
 
-def _sweep():
-    """Ends the program and its tests where no namespace does: they may start no other process."""
-    for _ in range(1000):
-        children = _children(os.getpid())
-        if not children:
-            return
-        for pid in children:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in children:
-            with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
+def _end(child):
+    """Ends a process, unless it was waited for: its number may be another's by then."""
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(child, os.WNOHANG)[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _keep(task, say):
     """Starts the program, directly or in namespaces, and ends it after its time."""
     guarded = task["isolation"] == "guard"
     if guarded:
-        checked("prctl", _PR_SUBREAPER, 1, 0, 0, 0)
         if os.getuid() == 0 and task["uids"][0] is None:
             raise OSError("root has no other user id to give to a program")
         # An ordinary user's limit counts what else that user runs: `_excess` looks as well.
@@ -342,24 +339,24 @@ def _keep(task, say):
     limits.hide(True)
     signals = (signal.SIGCHLD, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    first = _forked(lambda: _first(task, say), say)
+    # In "guard" neither of the two may start a process, so that ending them ends all.
+    started = _started(task, say) if guarded else [_forked(lambda: _first(task, say), say)]
     deadline, ended = time.monotonic() + task["seconds"], False
     while not ended:
         left = deadline - time.monotonic()
         got = signal.sigtimedwait(signals, max(min(left, _LOOK_SECONDS if guarded else left), 0.0))
-        if got is None and guarded and (excess := _excess(task, first)):
+        if got is None and guarded and (excess := _excess(task, started[0])):
             say(excess)
             break
         if (got is None and left <= 0) or (got and got.si_signo == signal.SIGTERM):
             say("timeout" if got is None else "stopped")
             break
-        ended = os.waitpid(first, os.WNOHANG)[0] == first
-    with contextlib.suppress(OSError):
-        os.kill(first, signal.SIGKILL)
-    if not ended:
-        os.waitpid(first, 0)
-    if guarded:
-        _sweep()
+        if guarded:
+            ended = _settled(*started, say, os.WNOHANG)
+        else:
+            ended = os.waitpid(started[0], os.WNOHANG)[0] == started[0]
+    for child in started[:2]:
+        _end(child)
 
 
 def main():
