@@ -71,6 +71,7 @@ ORDINARY = [
     ("endpoint", {}),
     ("distribution_matching", {"auxiliary_updates": 1, "teacher": "x"}),
     ("masked_diffusion", {}),
+    ("uniform_diffusion", {}),
     ("autoregressive", {}),
 ]
 
@@ -125,6 +126,8 @@ SAMPLED = [
     ("masked_diffusion", {}, "ancestral", {"temperature": 30.0}, 2),
     ("masked_diffusion", {}, "confidence", {"top_p": 0.9}, 2),
     ("masked_diffusion", {}, "x_prediction", {}, Share(1, 1)),
+    ("masked_diffusion", {}, "remasking", {"temperature": 30.0}, 2),
+    ("uniform_diffusion", {}, "uniform_diffusion", {"temperature": 30.0}, 2),
     ("autoregressive", {}, "autoregressive", {"temperature": 30.0}, LENGTH),
 ]
 
