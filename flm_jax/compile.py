@@ -65,6 +65,8 @@ def _write_hlo(text: str) -> None:
 
 def main(argv) -> int:
     # Imported only now: JAX must not start before `environment` was applied.
+    import jax
+
     from flm_jax.cli.config_flag import given_config
     from flm_jax.cli.run import no_arguments
     from flm_jax.config.check import check
@@ -73,6 +75,8 @@ def main(argv) -> int:
     from flm_jax.distributed.sharding import make_mesh
     from flm_jax.profiling import plan, topologies
 
+    # What reads flags has imported JAX already, which reads this variable as it is imported.
+    jax.config.update("jax_platforms", "cpu")
     no_arguments(argv)
     given = given_config(_CONFIG)
     require(bool(_TOPOLOGY.value), f"no --topology; expected one such as {topologies.EXAMPLES}.")
