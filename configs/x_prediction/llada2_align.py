@@ -41,6 +41,9 @@ def get_config(arg: str = ""):
     config.model.experts.active_groups = 4
     config.model.experts.scale = 2.5
     config.sampler.block_length = 32
+    # The base is frozen, and each device holds it whole.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
     config.optim.lr = 1e-4
     config.train.steps = 400
     return config
