@@ -34,6 +34,7 @@ def portable_config(config: Config) -> Config:
     }
     places = {key: "" for key in ("teacher", "start") if key in config["objective"]}
     out = config | {"data": data, "objective": config["objective"] | places}
+    out["train"] = config["train"] | {"start": ""}
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": INCLUDED, "start": ""}
     return out

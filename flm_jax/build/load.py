@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
 from flm_jax.build.data import resolve_vocabulary
-from flm_jax.build.families.flow import check_flow_teacher
+from flm_jax.build.families.flow import check_flow_teacher, shared_settings
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
 from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network, network_kind
@@ -151,7 +151,7 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
 
 
 def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Params:
-    """Averaged parameters of config.objective.start, {} where there is none.
+    """Averaged parameters of config.objective.start or config.train.start, {} where there is none.
 
     Args:
       config: of the student.
@@ -159,9 +159,12 @@ def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> 
       mesh: devices to spread them over.
 
     Raises:
-      UserError: no flow and no flow map, or one of other sizes, tokenizer, flow or context.
+      UserError: no flow and no flow map, or one of other sizes, tokenizer, flow or context; for
+        config.train.start a model of another objective, or both are set.
     """
-    where = config["objective"].get("start", "")
+    where, other = config["objective"].get("start", ""), config["train"].get("start", "")
+    if other:
+        return _fine_tuned(config, tokenizer, mesh, other, where)
     if not where:
         return {}
     model = load_model(where, mesh, config["model"]["attention"])
@@ -175,13 +178,48 @@ def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> 
     return model.params
 
 
-def _same_form(config: Config, tokenizer: Tokenizer, teacher: Model, what: str = "teacher") -> None:
+def _fine_tuned(
+    config: Config, tokenizer: Tokenizer, mesh: Mesh | None, where: str, other: str
+) -> Params:
+    """Averaged parameters of config.train.start, the model at `where`, checked."""
+    name = objective_name(config)
+    require(
+        not other and not config["objective"].get("teacher") and not config["adapters"]["base"],
+        f"config.train.start is {where}, but this run starts from another model; expected one of "
+        "config.train.start, config.objective.teacher or start, and config.adapters.base.",
+    )
+    model = load_model(where, mesh, config["model"]["attention"])
+    found = objective_name(model.config)
+    require(
+        found == name,
+        f"config.train.start {where} is a model of objective {found}; expected {name}, that of "
+        "this run.",
+    )
+    if family(config).from_noise:
+        theirs, own = shared_settings(model.config), shared_settings(config)
+        for key, value in own.items():
+            require(
+                value == theirs.get(key),
+                f"config.flow.{key} is {value!r}, that of config.train.start {theirs.get(key)!r}; "
+                "set it to that.",
+            )
+    _same_form(config, tokenizer, model, "start", _COMPUTE)
+    return model.params
+
+
+def _same_form(
+    config: Config,
+    tokenizer: Tokenizer,
+    teacher: Model,
+    what: str = "teacher",
+    may_differ: tuple[str, ...] = _STUDENT_MAY_DIFFER,
+) -> None:
     """Refuses a teacher of other sizes, or of another tokenizer."""
     student, other = config["model"], teacher.config["model"]
     wrong = [
         f"{key}: {what} {other.get(key)!r}, student {student[key]!r}"
         for key in student
-        if key not in _STUDENT_MAY_DIFFER and student[key] != other.get(key)
+        if key not in may_differ and student[key] != other.get(key)
     ]
     if wrong:
         raise UserError(

@@ -5,6 +5,7 @@ The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits
 (see `tiled`); `read` never does; everything else here does.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,25 @@ class Readout(NamedTuple):
     features: jax.Array
     kernel: jax.Array
     bias: jax.Array
+
+
+def tempered(net: Network, temperature: float) -> Network:
+    """The network whose logits are divided by a temperature, soft cap included.
+
+    (c tanh(h / c)) / T = (c / T) tanh((h / T) / (c / T)): head and cap are divided alike.
+
+    Args:
+      net: any network.
+      temperature: T > 0; 1 returns `net` itself.
+    """
+    if temperature == 1.0:
+        return net
+
+    def readout(params):
+        kernel, bias = net.readout(params)
+        return kernel / temperature, bias / temperature
+
+    return dataclasses.replace(net, readout=readout, logit_softcap=net.logit_softcap / temperature)
 
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.head import tempered
 from flm_jax.denoiser.self_conditioning import fixed_point
 from flm_jax.flows.flow import Flow
 from flm_jax.samplers import adaptive, euler
@@ -94,6 +95,7 @@ def sample_flow(
     if prediction != "probabilities":
         how = {"flow": flow, "steps": steps, "given": given, "prediction": prediction}
         return sample_onehot(key, net, params, **how)
+    net = tempered(net, cfg.denoiser_temperature)
     iterations = getattr(cfg, "iterations", 0)
     each = max(iterations, 1)
     net = fixed_point(net, each) if iterations else net

@@ -16,6 +16,12 @@ class GuidedConfig(DrawnConfig):
         "temperature of the tokens drawn from the last read-out; 0 for the most probable ones",
         range="[0, inf)",
     )
+    denoiser_temperature: float = setting(
+        1.0,
+        "the network's logits are divided by it at every call: below 1 the flow follows a sharper "
+        "denoiser",
+        range="(0, inf)",
+    )
     guidance: float = setting(
         1.0,
         "weight eta of autoguidance away from weak or weak_dropout; 1 for none",

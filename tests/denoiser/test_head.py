@@ -18,6 +18,7 @@ from flm_jax.denoiser.head import (
     logits,
     mixture_cross_entropy,
     summary,
+    tempered,
 )
 from helpers.heads import CAP, MESHES, B, D, L, V, head_network, parallel, readout
 
@@ -105,6 +106,21 @@ def test_large_logits(mesh):
     assert float(jnp.max(wanted[0][1])) > 200.0
     axes = parallel(mesh) if mesh else None
     assert_close(run(head_network(logit_softcap=0.0, loss_tile=5, parallel=axes)), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("cap", [CAP, 0.0])
+@pytest.mark.parametrize("tile", [0, 5])
+def test_a_temperature_divides_the_capped_logits(cap, tile):
+    """And what samplers and losses take of them, tile by tile too."""
+    given, table = readout(0, D), draw_table()
+    net = head_network(logit_softcap=cap, loss_tile=tile, readout=lambda _: given[1:])
+    sharp = tempered(net, 0.5)
+    out = given._replace(**dict(zip(("kernel", "bias"), sharp.readout(None))))
+    wanted = logits(given, net) / 0.5
+    np.testing.assert_allclose(logits(out, sharp), wanted, rtol=1e-5, atol=1e-5)
+    probs = jax.nn.softmax(wanted, axis=-1)
+    np.testing.assert_allclose(expected_embedding(out, table, sharp), probs @ table, atol=1e-4)
+    assert tempered(net, 1.0) is net
 
 
 def test_bfloat16_features():

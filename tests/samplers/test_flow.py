@@ -61,6 +61,18 @@ def test_temperature_draws_from_the_last_distribution():
     assert abs((first == 0).mean() - share) < 4 * (share * (1 - share) / rows) ** 0.5
 
 
+def test_a_denoiser_temperature_is_that_of_a_sharper_network():
+    """At every call of the exact flow, whose logits are then divided by it."""
+    net, _ = exact_network()
+    given = nothing_given(64, 3)
+    head = lambda params: tuple(x / 0.5 for x in net.readout(params))
+    sharp = dataclasses.replace(net, readout=head, logit_softcap=2 * net.logit_softcap)
+    run = lambda net, cfg: steered_program(net, 3, cfg, Guides(), exact=True)(KEY, {}, given, {})
+    found = run(net, EulerConfig(denoiser_temperature=0.5))
+    assert_same(found, run(sharp, EulerConfig()))
+    assert (found.steps_confidence != run(net, EulerConfig()).steps_confidence).any()
+
+
 ALL = [
     (False, flow_settings(False, "heun"), 0.0),
     (False, flow_settings(False, "adaptive"), 2.0),

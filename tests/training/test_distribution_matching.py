@@ -118,6 +118,18 @@ def test_it_starts_from_a_flow_or_from_a_flow_map(flow, uninterrupted, tmp_path)
             assert_equal({name: own[name] for name in taken}, taken)
 
 
+def test_a_colder_teacher_is_another_one():
+    """The auxiliary starts as the teacher, so that a gap is there at once where it is colder."""
+
+    def first_gap(temperature):
+        values = {"objective.teacher_temperature": temperature, "mesh.fsdp": 1}
+        program, state, teacher, batch = program_of(matching_config("x", **values), 1)
+        return float(program.train_step(state, teacher, batch)[1]["gap_deviations_per_token"])
+
+    warm, cold = first_gap(1.0), first_gap(0.5)
+    assert cold > 10 * warm
+
+
 def test_the_first_steps_train_the_auxiliary_alone():
     config = matching_config("x", **{"objective.auxiliary_lead": 3, "optim.warmup_steps": 0})
     program, state, teacher, batch = program_of(config)

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from helpers.runs import assert_equal, final_params, run, tiny_config
+import flm_jax
+from flm_jax.core.errors import UserError
+from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,31 @@ def test_another_seed_gives_other_parameters(uninterrupted, tmp_path):
     run(config, tmp_path / "run")
     same = jax.tree.map(np.array_equal, final_params(uninterrupted), final_params(tmp_path / "run"))
     assert not all(jax.tree.leaves(same))
+
+
+def test_a_run_starts_from_the_averages_of_another(uninterrupted, tmp_path):
+    """Of the same objective, with clean context added; what does not fit is refused."""
+    config = tiny_config()
+    config.train.start = str(uninterrupted)
+    config.train.steps, config.optim.lr = 1, 1e-30
+    config.objective.context = 0.5
+    run(config, tmp_path / "own")
+    apart = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+    jax.tree.map(apart, final_params(tmp_path / "own"), final_params(uninterrupted))
+    flm_jax.load(tmp_path / "own").save_pretrained(tmp_path / "folder")
+    assert str(tmp_path) not in (tmp_path / "folder" / "config.json").read_text()
+    other = str(uninterrupted)
+    for change, message in (
+        ({"objective.name": "masked_diffusion"}, "of objective denoising; expected masked_diff"),
+        ({"model.dim": 32}, "the student must have the start's sizes"),
+        ({"flow.clock": "identity"}, "config.flow.clock"),
+    ):
+        wrong = changed(tiny_config(), {"train.start": other} | change)
+        with pytest.raises(UserError, match=message):
+            run(wrong, tmp_path / "no")
+    wrong = changed(distilling(tiny_config(), "semigroup", other), {"train.start": other})
+    with pytest.raises(UserError, match="starts from another model"):
+        run(wrong, tmp_path / "no")
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 1, 8), (2, 2, 2)])

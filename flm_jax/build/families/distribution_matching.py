@@ -10,6 +10,7 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Config
+from flm_jax.denoiser.head import tempered
 from flm_jax.denoiser.self_conditioning import fixed_point
 from flm_jax.flows.flow import Flow
 from flm_jax.losses.base import Auxiliary, Objective
@@ -24,6 +25,7 @@ def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
     cfg = settings(config, "objective")
     if teacher.self_conditioned:
         teacher = fixed_point(teacher, cfg.iterations)
+    teacher = tempered(teacher, cfg.teacher_temperature)
     return {"net": net, "flow": flow, "cfg": cfg, "teacher": teacher}
 
 

@@ -78,6 +78,12 @@ class MatchingConfig(ContextSettings):
         "law of times",
         range="[0, 1]",
     )
+    teacher_temperature: float = setting(
+        1.0,
+        "the logits of the frozen flow are divided by it: below 1 the map learns from a sharper "
+        "denoiser",
+        range="(0, inf)",
+    )
     row_weighting: str = setting(
         "kl",
         "weight of each row: kl (the gradient of its divergence) or distance (over the mean "
