@@ -1,7 +1,7 @@
 """The parts of launch/gpu_check.sh that are Python; each prints one line `result: ...` last.
 
 python launch/gpu_check.py versions | compare JSON RUNS | attention | hold READY GIB UNTIL
-                           | note FILE NAME WORD SECONDS RESULT
+                           | experts [TINY] | note FILE NAME WORD SECONDS RESULT
 """
 
 import importlib.metadata
@@ -132,6 +132,75 @@ def attention() -> None:
     tell(text)
 
 
+def _median_ms(function, *args) -> float:
+    import jax
+
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(1e3 * (time.perf_counter() - begun))
+    return sorted(times)[len(times) // 2]
+
+
+def experts(tiny: str = "") -> None:
+    """One product of rows by the matrices of their experts, at the sizes of LLaDA2.0-mini.
+
+    The library's tiles, `jax.lax.ragged_dot` and tokamax's kernel, forward, and forward with
+    backward, in ms, for a few blocks of tokens and for whole rows of them.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from flm_jax.models import fused_attention, mixture_of_experts
+
+    number, active, dim, hidden = (8, 2, 32, 16) if tiny else (256, 8, 2048, 512)
+    keys = jax.random.split(jax.random.key(0), 4)
+    kernel = dim**-0.5 * jax.random.normal(keys[0], (number, dim, hidden), jnp.bfloat16)
+
+    def tiles(rows, kernel, expert):
+        tiles = mixture_of_experts._tiles(expert, number)
+        room = jnp.zeros((len(tiles.expert) * tiles.size, rows.shape[1]), rows.dtype)
+        tiled = room.at[tiles.place].set(rows).reshape(-1, tiles.size, rows.shape[1])
+        out = mixture_of_experts._grouped(tiled, kernel, tiles.expert)
+        return out.reshape(-1, hidden)[tiles.place]
+
+    def ragged(product):
+        def form(rows, kernel, expert):
+            order = jnp.argsort(expert)
+            sizes = jnp.bincount(expert, length=number).astype(jnp.int32)
+            out = product(rows[order], kernel, sizes)
+            return jnp.zeros_like(out).at[order].set(out)
+
+        return form
+
+    forms = {"tiles": tiles, "ragged_dot": ragged(jax.lax.ragged_dot)}
+    if not fused_attention.why_missing():
+        forms["tokamax"] = ragged(fused_attention.tokamax().ragged_dot)
+    found = []
+    for tokens in (4, 64) if tiny else (256, 4096):
+        rows = jax.random.normal(keys[1], (tokens * active, dim), jnp.bfloat16)
+        expert = jax.random.randint(keys[2], (tokens * active,), 0, number)
+        weight = jax.random.normal(keys[3], (tokens * active, hidden))
+        true = jnp.einsum("rd,rdf->rf", rows[:64].astype(jnp.float32), kernel[expert[:64]])
+        for name, form in forms.items():
+            loss = lambda r, k, e, w, form=form: (form(r, k, e).astype(jnp.float32) * w).sum()
+            both = jax.jit(jax.grad(loss, (0, 1)))
+            try:
+                out = jax.jit(form)(rows, kernel, expert)[:64].astype(jnp.float32)
+                apart = float(jnp.linalg.norm(out - true) / jnp.linalg.norm(true))
+                forward = _median_ms(jax.jit(form), rows, kernel, expert)
+                text = f"{name} {tokens} tokens {forward:.3f} ms, {apart:.1e} off"
+                print(text, flush=True)
+                text += f", with backward {_median_ms(both, rows, kernel, expert, weight):.3f} ms"
+            except Exception as error:  # a form that cannot run here is a finding too
+                text = f"{name} {tokens} tokens: {type(error).__name__}: {str(error)[:200]}"
+            print(text.replace("\n", " "), flush=True)
+            found.append(text.replace("\n", " "))
+    tell("; ".join(found))
+
+
 def card() -> str:
     """Memory in use on the card, by all processes."""
     command = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader"]
@@ -170,7 +239,7 @@ def note(path: str, name: str, word: str, seconds: str, result: str) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-COMMANDS = {f.__name__: f for f in (versions, compare, attention, hold, note)}
+COMMANDS = {f.__name__: f for f in (versions, compare, attention, experts, hold, note)}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

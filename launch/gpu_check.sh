@@ -7,10 +7,10 @@
 # It installs the wheels of launch/gpu_wheels.sh beside the interpreter's own packages, into --work,
 # where the compilation cache and the runs lie as well; a second call finds them there. Then come, in
 # the order of worth, each with a time limit and a line of result: versions; a small training that is
-# resumed and sampled, against the same on the CPU; attention kernels; the tests of tests/goldens; the
+# resumed and sampled, against the same on the CPU; attention kernels; products of experts; the tests of tests/goldens; the
 # benchmark gpu_quick; the benchmark gpu (not with --quick); two processes on one card. What is worth
 # keeping lies in --out, in files below 15 MB. --seconds bounds all together; --parts runs some parts
-# alone, after the wheels: versions, train, attention, goldens, bench_quick, bench, two_processes.
+# alone, after the wheels: versions, train, attention, experts, goldens, bench_quick, bench, two_processes.
 # --smoke does the same on the CPU with tiny sizes, to try this script, and takes twice the time for a
 # part. PYTHON names the interpreter (default python3).
 # The exit status is 0 if no part failed, 1 if one did, 2 for bad options.
@@ -19,7 +19,7 @@ here=$PWD
 cd "$(dirname "$0")/.."
 source launch/_launch.sh
 wheels="" out=runs/gpu_check seconds=540 work=${TMPDIR:-/tmp}/flm_gpu_check quick=0 smoke=0
-all=versions,train,attention,goldens,bench_quick,bench,two_processes
+all=versions,train,attention,experts,goldens,bench_quick,bench,two_processes
 parts=$all
 for argument in "$@"; do
   case $argument in
@@ -148,6 +148,13 @@ kernels() {
   result="$(last attention)"
 }
 
+experts() {
+  local tiny=()
+  [ "$smoke" = 0 ] || tiny=(tiny)
+  logged experts "$python" launch/gpu_check.py experts "${tiny[@]}" || return
+  result="$(last experts)"
+}
+
 goldens() {
   if [ "$dry_run" = 0 ] && ! "$python" -c "import pytest" 2>/dev/null; then
     result="this interpreter has no pytest"
@@ -208,6 +215,7 @@ work_of() {
     versions) versions ;;
     train) trainings ;;
     attention) kernels ;;
+    experts) experts ;;
     goldens) goldens ;;
     bench_quick) benchmark "$suite_quick" "$out/bench_quick.json" ;;
     bench) benchmark "$suite" "$out/bench.json" "${full[@]}" ;;
@@ -226,6 +234,7 @@ part wheels 60 0
 part versions 60 0
 part train 150 0
 part attention 60 0
+part experts 60 0
 part goldens 100 0
 part bench_quick 140 0
 case ,$parts, in *,two_processes,*) reserve=45 ;; *) reserve=0 ;; esac

@@ -39,7 +39,8 @@ def _expected(record: logging.LogRecord) -> bool:
 
 
 @functools.cache
-def _tokamax():
+def tokamax():
+    """The package, without the profiler that it imports for its own benchmarks."""
     if "xprof" not in sys.modules:
         _leave_out_profiler()
     module = importlib.import_module("tokamax")
@@ -53,7 +54,7 @@ def why_missing() -> str:
     if importlib.util.find_spec("tokamax") is None:
         return f"tokamax is not installed; it takes {_NEEDS}"
     try:
-        _tokamax()
+        tokamax()
     except Exception as error:  # whatever breaks a package of another version
         return f"tokamax cannot be imported ({type(error).__name__}: {error}); it takes {_NEEDS}"
     return ""
@@ -96,7 +97,7 @@ def fused_attention(
         length = q_BLHK.shape[1]
         seen = jnp.broadcast_to(visible_BM[:, None, None], (len(visible_BM), 1, length, length))
         mask = seen if mask is None else mask & seen
-    return _tokamax().dot_product_attention(
+    return tokamax().dot_product_attention(
         q_BLHK,
         k_BLHK,
         v_BLHK,

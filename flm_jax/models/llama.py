@@ -26,7 +26,7 @@ from flm_jax.models.attention import AttentionPlan, rotary_angles
 from flm_jax.models.functional import pure
 from flm_jax.models.layers import TimeEmbedding, modulate, modulation, rms_norm
 from flm_jax.models.llama_block import Block, LlamaConfig, cached, whole
-from flm_jax.models.mixture_of_experts import ExpertsConfig, check_experts
+from flm_jax.models.mixture_of_experts import ExpertsConfig, check_experts, check_kernel
 from flm_jax.models.transformer import (
     as_network,
     attention_operations,
@@ -96,6 +96,7 @@ def _check(cfg: LlamaConfig, plan: AttentionPlan) -> None:
     )
     if cfg.experts:
         check_experts(cfg.experts, cfg.depth)
+        check_kernel(cfg.experts, plan)
     check_transformer(cfg, plan, cfg.block_length)
 
 

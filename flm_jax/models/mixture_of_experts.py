@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
+from flm_jax.models import fused_attention
+from flm_jax.models.attention import AttentionPlan
 
 # Rows that are multiplied by one expert's matrices at a time.
 _LEAST_TILE, _MOST_TILE = 8, 128
@@ -41,6 +43,12 @@ class ExpertsConfig:
     active_groups: int = setting(1, "groups that a token may choose from", range="[1, inf)")
     scale: float = setting(1.0, "factor of the weights, which add up to 1 before", range="(0, inf)")
     dense_blocks: int = setting(1, "first blocks that have a plain MLP", range="[0, inf)")
+    kernel: str = setting(
+        "tiles",
+        "product of rows by their experts' matrices: tiles (anywhere), or fused (tokamax's kernel, "
+        "on one NVIDIA GPU)",
+        choices=("tiles", "fused"),
+    )
 
     def __bool__(self) -> bool:
         return self.number > 0
@@ -81,6 +89,31 @@ def check_experts(cfg: ExpertsConfig, depth: int) -> None:
         0 <= cfg.dense_blocks < depth,
         f"{where}.dense_blocks is {cfg.dense_blocks}; expected 0 to {depth - 1}, with "
         f"{depth} blocks.",
+    )
+
+
+def check_kernel(cfg: ExpertsConfig, plan: AttentionPlan) -> None:
+    """Refuses a kernel that cannot run here.
+
+    Args:
+      cfg: sizes and kernel.
+      plan: of the network's attention, for its devices.
+
+    Raises:
+      UserError: "fused" without tokamax, without a GPU, or over several devices.
+    """
+    if cfg.kernel != "fused":
+        return
+    where, tiles = "config.model.llama.experts.kernel", "set it to 'tiles'"
+    missing = fused_attention.why_missing()
+    require(not missing, f"{where} is 'fused': {missing}; or {tiles}.")
+    require(
+        plan.interpret or plan.platform == "gpu",
+        f"{where} is 'fused', which runs on GPUs, got {plan.platform}; {tiles}.",
+    )
+    devices = 1 if plan.mesh is None else plan.mesh.size
+    require(
+        devices == 1, f"{where} is 'fused', which runs on one device, got {devices}; {tiles}."
     )
 
 
@@ -149,7 +182,8 @@ def _grouped(x_TSK: jax.Array, kernel_EKF: jax.Array, expert_T: jax.Array) -> ja
     """Each tile by the matrix of its expert, tile after tile.
 
     `jax.lax.ragged_dot` is the same, but off TPUs it copies the rows once for each expert: on a CPU
-    it takes 20 to 40 times as long (32 and 64 experts, 128 to 4096 rows) and 10 times the memory.
+    it takes 20 to 40 times as long (32 and 64 experts, 128 to 4096 rows) and 10 times the memory,
+    on an H200 six times as long (4096 tokens of LLaDA2.0-mini).
     """
     # Cast matrix by matrix: all at once would be a copy of all experts.
     one = lambda tile: tile[0] @ kernel_EKF[tile[1]].astype(x_TSK.dtype)
@@ -212,16 +246,34 @@ class Experts(nnx.Module):
             x_ND.astype(jnp.float32), self.router.kernel[...], precision=jax.lax.Precision.HIGHEST
         )
         choice = choose_experts(logits_NE, self.router.bias[...], cfg)
-        tiles = _tiles(choice.experts.reshape(-1), cfg.number)
         rows_RD = jnp.repeat(x_ND, cfg.active, axis=0)
-        tiled_PD = jnp.zeros((len(tiles.expert) * tiles.size, dim), x_ND.dtype)
+        product = self._fused if cfg.kernel == "fused" else self._tiled
+        out_RD = product(rows_RD, choice.experts.reshape(-1))
+        out_NAD = out_RD.reshape(-1, cfg.active, dim)
+        out_ND = jnp.einsum("na,nad->nd", choice.weights, out_NAD.astype(jnp.float32))
+        return out_ND.astype(x_BLD.dtype).reshape(x_BLD.shape)
+
+    def _tiled(self, rows_RD: jax.Array, expert_R: jax.Array) -> jax.Array:
+        dim, tiles = rows_RD.shape[1], _tiles(expert_R, self.cfg.number)
+        tiled_PD = jnp.zeros((len(tiles.expert) * tiles.size, dim), rows_RD.dtype)
         tiled_TSD = tiled_PD.at[tiles.place].set(rows_RD).reshape(-1, tiles.size, dim)
 
         def by(name: str, x_TSK: jax.Array) -> jax.Array:
             return _grouped(x_TSK, getattr(self, name).kernel[...], tiles.expert)
 
         hidden_TSF = jax.nn.silu(by("gate", tiled_TSD)) * by("up", tiled_TSD)
-        out_PD = by("mlp_out", hidden_TSF).reshape(-1, dim)
-        out_NAD = out_PD[tiles.place].reshape(-1, cfg.active, dim)
-        out_ND = jnp.einsum("na,nad->nd", choice.weights, out_NAD.astype(jnp.float32))
-        return out_ND.astype(x_BLD.dtype).reshape(x_BLD.shape)
+        return by("mlp_out", hidden_TSF).reshape(-1, dim)[tiles.place]
+
+    def _fused(self, rows_RD: jax.Array, expert_R: jax.Array) -> jax.Array:
+        """On rows sorted by expert, each product of all of them one kernel."""
+        order_R = jnp.argsort(expert_R, stable=True)
+        sizes_E = jnp.bincount(expert_R, length=self.cfg.number).astype(jnp.int32)
+
+        def by(name: str, x_RK: jax.Array) -> jax.Array:
+            kernel_EKF = getattr(self, name).kernel[...].astype(x_RK.dtype)
+            return fused_attention.tokamax().ragged_dot(x_RK, kernel_EKF, sizes_E)
+
+        x_RD = rows_RD[order_R]
+        hidden_RF = jax.nn.silu(by("gate", x_RD)) * by("up", x_RD)
+        out_RD = by("mlp_out", hidden_RF).astype(rows_RD.dtype)
+        return jnp.zeros_like(rows_RD).at[order_R].set(out_RD)

@@ -1,5 +1,7 @@
 """Routed experts against a dense mixture, and the published sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,16 @@ import pytest
 
 from flm_jax.build.model import make_network
 from flm_jax.config.schema import base_config
+from flm_jax.core.errors import UserError
 from flm_jax.distributed.sharding import MeshConfig, make_mesh, tree_shardings
+from flm_jax.models import fused_attention
+from flm_jax.models.attention import AttentionPlan
 from flm_jax.models.functional import pure
-from flm_jax.models.mixture_of_experts import Experts, choose_experts
+from flm_jax.models.mixture_of_experts import Experts, check_kernel, choose_experts
 from flm_jax.profiling import plan as profiling_plan
 from helpers.llada2 import MIXTURE, route
 
+installed = pytest.mark.skipif(bool(fused_attention.why_missing()), reason="needs tokamax")
 # The published sizes of LLaDA2.0-mini.
 MINI = {
     "name": "llama",
@@ -54,10 +60,15 @@ def test_the_router_keeps_to_its_groups_and_weighs_without_bias():
     assert differing > 50  # neither the bias nor the groups are idle
 
 
+@pytest.mark.parametrize("kernel", ["tiles", pytest.param("fused", marks=installed)])
 @pytest.mark.parametrize("tokens", [2, 300])
-def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens):
-    """Few tokens leave experts idle; many fill several tiles of an expert."""
-    init, bind = pure(lambda rngs: Experts(MIXTURE, 16, 1.0, jnp.float32, jnp.float32, rngs))
+def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens, kernel):
+    """Few tokens leave experts idle; many fill several tiles of an expert.
+
+    Fused by what tokamax computes where it has no kernel.
+    """
+    cfg = dataclasses.replace(MIXTURE, kernel=kernel)
+    init, bind = pure(lambda rngs: Experts(cfg, 16, 1.0, jnp.float32, jnp.float32, rngs))
     params = init(jax.random.key(0))
     params["router"]["bias"] = jnp.where(jnp.arange(12) == 4, 5.0, 0.0)  # most go to one
     x = jax.random.normal(jax.random.key(1), (1, tokens, 16))
@@ -77,6 +88,22 @@ def test_experts_and_their_gradients_are_those_of_a_dense_mixture(tokens):
     got, want = both(jax.checkpoint(lambda params, x: bind(params)(x))), both(dense)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
     assert not np.asarray(got[1][0]["router"]["bias"]).any()
+
+
+def test_the_fused_kernel_is_refused_where_it_cannot_run(monkeypatch):
+    """Without tokamax, without a GPU, over several devices; tiles run everywhere."""
+    cfg = dataclasses.replace(MIXTURE, kernel="fused")
+    check_kernel(MIXTURE, AttentionPlan("xla"))
+    monkeypatch.setattr(fused_attention, "why_missing", lambda: "tokamax is not installed")
+    with pytest.raises(UserError, match="tokamax is not installed; or set it to 'tiles'"):
+        check_kernel(cfg, AttentionPlan("xla"))
+    monkeypatch.setattr(fused_attention, "why_missing", lambda: "")
+    with pytest.raises(UserError, match="runs on GPUs, got cpu"):
+        check_kernel(cfg, AttentionPlan("xla"))
+    mesh = make_mesh(MeshConfig())
+    with pytest.raises(UserError, match="one device, got 8"):
+        check_kernel(cfg, AttentionPlan("xla", mesh=mesh, interpret=True))
+    check_kernel(cfg, AttentionPlan("xla", interpret=True))
 
 
 def test_published_sizes():
