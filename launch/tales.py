@@ -26,13 +26,13 @@ def export(workdir: str, folder: str) -> None:
     import jax
     import jax.numpy as jnp
 
+    from flm_jax.build.export import save_model
     from flm_jax.build.load import load_model
-    from flm_jax.checkpoints.portable import save_folder
 
     model = load_model(workdir)
     config = model.config | {"model": model.config["model"] | {"dtype": "float32"}}
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
-    save_folder(folder, config, params, model.tokenizer, model.step)
+    save_model(folder, model._replace(config=config, params=params))
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"{folder}: {count / 1e6:.2f} M parameters of step {model.step}")
 

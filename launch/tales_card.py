@@ -3,7 +3,12 @@
 import json
 from pathlib import Path
 
-STAGES = {"flm": "flow", "fmlm": "flow map", "dmd": "distribution matching"}
+STAGES = {
+    "flm": "flow",
+    "fmlm": "flow map",
+    "dmd": "distribution matching",
+    "dmd_again": "distribution matching, from the map of the stage before",
+}
 # Figure of a row -> head of its column.
 COLUMNS = {
     "judge_perplexity": "judge perplexity",
@@ -60,11 +65,13 @@ def _stages(report: Path) -> tuple[str, float]:
         last = (report / f"{name}.metrics.jsonl").read_text(encoding="utf8").splitlines()[-1]
         steps, rows = json.loads(last)["step"], config["train"]["batch"]
         tokens = steps * rows * config["model"]["length"] / 1e6
-        optim = config["optim"]
+        optim, told = config["optim"], ""
+        if (temperature := config["objective"].get("teacher_temperature", 1.0)) != 1.0:
+            told = f", teacher at a temperature of {temperature:g}"
         lines.append(
             f"- {title} (objective {config['objective']['name']}): {steps:,} steps of {rows} rows, "
             f"{tokens:,.0f} million tokens, {optim['name']} at {optim['lr']:g}, "
-            f"{optim['schedule']}, average of {optim['ema_decay']:g}; "
+            f"{optim['schedule']}, average of {optim['ema_decay']:g}{told}; "
             f"{spent[name] / 60:.1f} minutes."
         )
     return "\n".join(lines), sum(spent.get(name, 0.0) for name in STAGES) / 60
@@ -118,7 +125,7 @@ United States, without headers and footers: {counts["documents"]:,} chapters and
 ## Recipe
 
 `bash launch/tales.sh PATH_OF_TEXTS` with the configurations of `configs/tales`; {minutes:.1f}
-minutes in all on: {where}, which the judge and masked diffusion shared.
+minutes in all on: {where}, which other trainings shared.
 
 {stages}
 

@@ -1,5 +1,6 @@
 """What all formats of weights share: paths in parameter trees, names and shapes, files."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import replacing
+from flm_jax.core.files import open_new, replacing
 from flm_jax.core.reading import read_object, require_plain
 from flm_jax.core.types import Params
 
@@ -142,7 +143,10 @@ def save_tensors(
     """
     try:
         with replacing(epath.Path(path)) as temporary:
+            with open_new(temporary) as file:
+                mode = os.fstat(file.fileno()).st_mode
             save_file(dict(tensors), temporary, metadata=metadata)
+            os.chmod(temporary, mode)  # safetensors 0.8 makes files that others cannot read
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} could not be written ({error}); expected storage with room: mend that and run "

@@ -30,6 +30,8 @@ def test_a_saved_folder_is_the_same_model(model, tmp_path):
     before, after = (m.sample(8, steps=2, seed=2) for m in (model, again))
     np.testing.assert_array_equal(before.tokens, after.tokens)
     np.testing.assert_array_equal(before.confidence, after.confidence)
+    modes = {p.stat().st_mode for p in (tmp_path / "out").glob("*.*")}
+    assert len(modes) == 1, "whoever reads the configuration reads the weights"
     with pytest.raises(flm_jax.UserError, match="holds a model already"):
         model.save_pretrained(tmp_path / "out")
 
@@ -39,7 +41,7 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config = json.loads(json.dumps(loaded.config))
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
-    config["objective"]["start"] = "/secret/start"
+    config["objective"]["start"] = config["train"]["start"] = "/secret/start"
     save_model(tmp_path / "out", loaded._replace(config=config, step=3))
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
     assert "secret" not in (tmp_path / "out/config.json").read_text()
