@@ -18,11 +18,16 @@ from flm_jax.denoiser.head import expected_embedding
 
 
 def estimated(
-    net: Network, params: Params, y_t: States, taus: tuple[Times, Times], estimate: States | None
+    net: Network,
+    params: Params,
+    y_t: States,
+    taus: tuple[Times, Times],
+    estimate: States | None,
+    visible: jax.Array | None = None,
 ) -> States:
     """The next estimate, D_t(y; c) @ E [B, L, D], without gradient."""
     params, y_t = jax.lax.stop_gradient((params, y_t))
-    out = forward(net, params, y_t, *taus, estimate=estimate)
+    out = forward(net, params, y_t, *taus, estimate=estimate, visible=visible)
     return jax.lax.stop_gradient(expected_embedding(out, net.table(params), net))
 
 
@@ -43,12 +48,13 @@ def fixed_point(net: Network, iterations: int) -> Network:
 
     inner = dataclasses.replace(net, posterior_input=False)  # x_s is what its blocks read
 
-    def features(params: Params, x_s, s: Times, t: Times, *, key=None):
+    def features(params: Params, x_s, s: Times, t: Times, *, key=None, visible=None):
         def again(estimate, _):
-            return estimated(inner, params, x_s, (s, t), estimate), None
+            return estimated(inner, params, x_s, (s, t), estimate, visible), None
 
         none = jnp.zeros(x_s.shape, jnp.float32)
         estimate, _ = jax.lax.scan(again, none, length=iterations - 1)
-        return net.features(params, x_s, s, t, key=key, estimate=estimate)
+        more = {} if visible is None else {"visible": visible}
+        return net.features(params, x_s, s, t, key=key, estimate=estimate, **more)
 
     return dataclasses.replace(net, features=features, self_conditioned=False)

@@ -23,7 +23,9 @@ LONGEST = 192
 
 def model_of(goal, name="dit"):
     config = tiny_config()
-    choose(config, model=name, objective=goal)
+    choose(config, model=name.replace("self-conditioned", "dit"), objective=goal)
+    if name == "self-conditioned":
+        config.model.self_conditioning = True
     config.model.update({"length": LONGEST, "dim": 8, "depth": 1, "heads": 2, "vocab_size": 260})
     config.data.task, config.data.packing = "", "stream"
     config = check(config)
@@ -48,6 +50,7 @@ def test_eight_lengths_hold_all_up_to_1024():
         ("autoregressive", "causal"),
         ("masked_diffusion", "dit"),
         ("denoising", "dit"),
+        ("denoising", "self-conditioned"),
         ("uniform_diffusion", "dit"),
     ],
 )
