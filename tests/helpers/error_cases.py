@@ -159,6 +159,9 @@ CASES: dict[str, list[tuple[str, str]]] = {
         ("prepare_data --out=new --source=text --path=text.txt --tokenizer=hf:folder",
          "a folder without a tokenizer"),
         (f"{P.replace('=new', '=data')} --source=text --path=text.txt", "a folder already full"),
+        (f"{P} --source=text --path=text.txt --normal_form=NFC", "a form for a ready tokenizer"),
+        ("prepare_data --out=new --source=text --path=text.txt --tokenizer=characters"
+         " --normal_form=NFX", "no such normal form"),
         (f"{P} --source=jsonl --path=no_json.jsonl", "a line that is no JSON"),
         (f"{P} --source=jsonl --path=list.jsonl", "a line that is no object"),
         (f"{P} --source=jsonl --path=other_key.jsonl", "a line without its text"),

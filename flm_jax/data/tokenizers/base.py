@@ -17,7 +17,7 @@ from flm_jax.core.files import write_whole
 
 SPEC_FILE = "spec.json"
 _ROLES = ("bos", "eos", "pad", "mask")
-NORMAL_FORMS = ("", "NFC")
+NORMAL_FORMS = ("NFC",)
 NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
 
 

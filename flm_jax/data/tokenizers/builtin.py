@@ -54,7 +54,7 @@ class CharacterTokenizer(Tokenizer):
     unknown_id = 4
 
     def __init__(self, characters: Iterable[str], normal_form: str = ""):
-        self.normal_form = one_of("normal_form", normal_form, NORMAL_FORMS)
+        self.normal_form = _form(normal_form)
         self._characters = sorted(set(characters))
         self._ids = {c: i for i, c in enumerate(self._characters, start=self.unknown_id + 1)}
         self.vocab_size = self.unknown_id + 1 + len(self._characters)
@@ -170,7 +170,7 @@ class SentencePieceTokenizer(Tokenizer):
     unknown_id, bos_id, eos_id, pad_id, mask_id = 0, 1, 2, 3, 4
 
     def __init__(self, model: bytes, normal_form: str = ""):
-        self.normal_form = one_of("normal_form", normal_form, NORMAL_FORMS)
+        self.normal_form = _form(normal_form)
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
@@ -211,9 +211,9 @@ class SentencePieceTokenizer(Tokenizer):
           vocab_size: pieces in all, special tokens and byte pieces (from 512 on) included.
           model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
           characters: of the sample; a smaller corpus is taken whole.
-          normal_form: that text is brought into, one of `NORMAL_FORMS`.
+          normal_form: that text is brought into, one of `NORMAL_FORMS`; "" for none.
         """
-        one_of("normal_form", normal_form, NORMAL_FORMS)
+        _form(normal_form)
         if normal_form:
             documents = (unicodedata.normalize(normal_form, text) for text in documents)
         one_of("sentencepiece model", model, SENTENCEPIECE_MODELS)
@@ -249,6 +249,11 @@ class SentencePieceTokenizer(Tokenizer):
                 f"SentencePiece cannot train a vocabulary of {vocab_size} on this corpus: {reason}"
             ) from error
         return cls(out.getvalue(), normal_form)
+
+
+def _form(name: str) -> str:
+    """A normal form by name, or "" for none."""
+    return name and one_of("normal_form", name, NORMAL_FORMS)
 
 
 def _remembered(normal_form: str) -> dict[str, str]:
