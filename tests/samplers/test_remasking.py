@@ -1,5 +1,6 @@
 """Remasking samplers: marginals by enumeration, the law of an exact network, given tokens."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,8 +20,8 @@ CAP, RESCALE, CONF, LOOP = (
 
 
 @functools.lru_cache
-def compiled(steps, cfg):
-    how = {"net": EXACT, "steps": steps, "cfg": cfg, "objective": MaskedConfig()}
+def compiled(steps, cfg, net=EXACT):
+    how = {"net": net, "steps": steps, "cfg": cfg, "objective": MaskedConfig()}
     return jax.jit(lambda given: remasking.sample(KEY, {}, given, **how))
 
 
@@ -71,6 +72,9 @@ def test_samples_of_the_exact_network(cfg):
     base = jax.device_get(compiled(12, plain)(nothing_given(2000, LENGTH)))
     ancestral = np.any([(base.tokens == row).all(axis=1) for row in SEQUENCES], axis=0)
     assert out.calls <= 12 and valid.mean() > 0.8
+    # Of a network that knows nothing only written tokens are certain.
+    flat = dataclasses.replace(EXACT, logit_softcap=1e-3)
+    out = jax.device_get(compiled(12, cfg, flat)(nothing_given(200, LENGTH)))
     sure = out.steps_confidence == 1.0
     assert (sure[:-1] & ~sure[1:]).any(), "some tokens are masked again"
     assert ancestral.mean() > 0.8

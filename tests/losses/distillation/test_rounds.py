@@ -126,6 +126,24 @@ def test_the_teacher_speaks_of_each_token_when_it_reveals_it():
     np.testing.assert_allclose(np.unique(some.round(5)), [0.2, 0.4], atol=1e-5)
 
 
+def test_the_teacher_goes_on_from_what_it_wrote():
+    """A teacher that writes 1 always, of texts of 0: its second call sees no 0, and some 1."""
+
+    def features(params, x, s, t, *, key=None):
+        seen = jnp.sum(x[..., :2], axis=1)  # how often 0 and 1 are visible
+        always = jnp.asarray([0.0, 50.0])[None, None]
+        parts = [jnp.broadcast_to(y, (*x.shape[:2], 2)) for y in (always, seen[:, None])]
+        return jnp.concatenate(parts, axis=-1)
+
+    head = jnp.eye(4, VOCAB) * jnp.asarray([1.0, 1.0, 0.0, 0.0])[:, None]
+    how = {"readout": lambda params: (head, jnp.zeros(VOCAB)), "features": features}
+    net, cfg = dataclasses.replace(EXACT, **how), ThroughTimeConfig()
+    run = jax.jit(functools.partial(teacher_target, net=net, cfg=cfg))
+    tokens, masked = jnp.zeros((200, LENGTH), jnp.int32), jnp.ones((200, LENGTH), bool)
+    seen = run(KEY, {}, tokens, masked, jnp.full(200, 0.8), 0.4).features[..., 2:]
+    assert (seen[..., 0] == 0).all() and (seen[..., 1] > 0).any()
+
+
 def test_a_text_that_is_known_is_a_fixed_point_of_discrete_consistency():
     """A law of one text: every answer is that text. With another answer there is a gradient."""
     clean = 50.0 * jax.nn.one_hot(jnp.asarray(SEQUENCES[0]), VOCAB)
