@@ -5,8 +5,8 @@ python -m flm_jax.train --config=configs/tales/dmd.py:runs/tales --workdir=runs/
 Each step trains the auxiliary denoiser twice and the map once, each on a third of the batch. More
 than one call is sampled with --gamma=0.5. The data are prepared by launch/tales.sh. Hardware: as
 for the flow. Duration and metrics: the model that ships had 700 updates at a teacher temperature
-of 1 in 109 s on an H200 beside masked diffusion, and from there 3,650 as here in 390 s beside
-another run; judge perplexity 322 in one call, 152 in four (docs/results/tales.md).
+of 1 in 109 s on an H200; judge perplexity 594 in one call, 255 in four (docs/results/tales.md).
+From there 3,650 as here, in 390 s beside another run, reach 322 and 152, with fewer distinct pairs.
 """
 
 from configs.tales.recipe import flow

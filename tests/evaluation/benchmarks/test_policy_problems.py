@@ -57,7 +57,7 @@ def test_programs_that_pass_are_rewarded(model, tmp_path):
         row[start : start + len(ids)] = ids
         return row
 
-    right = ["def f(x): return x + %d" % n for n in (601, 602, 974)]
+    right = [f"def f(x): return x + {n}" for n in (601, 602, 974)]
     rows = np.stack([written(2, right[2]), written(0, right[1]), written(0, right[0])])
     assert found.reward(rows, np.array([2, 0, 0])).tolist() == [1.0, 0.0, 1.0]
     assert len(mbpp_problems(asked(path, prompts=2), model).given.tokens) == 2
