@@ -1,6 +1,5 @@
 """Samples as files: those that are drawn here, and those of other projects."""
 
-import json
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flm_jax.core.errors import UserError, require
-from flm_jax.core.files import json_lines, write_output
+from flm_jax.core.files import json_lines, to_json, write_output
 from flm_jax.core.paths import expanded
 from flm_jax.core.reading import loads, read_bounded
 from flm_jax.data.jsonl import read_records
@@ -123,7 +122,7 @@ def _sample(
     require(
         (text is None or isinstance(text, str)) and (ids is None or _are_ids(ids)),
         f"{where}: expected text, and whole numbers from 0 as tokens, got "
-        f"{json.dumps(record)[:80]}.",
+        f"{to_json(record)[:80]}.",
     )
     require(
         text is not None or (ids is not None and tokenizer is not None),

@@ -70,6 +70,7 @@ def test_there_is_one_writer_of_json():
         "core/files.py",
         "config/check.py",
         "data/tokenizers/base.py",
+        "distributed/agreement.py",
         "evaluation/benchmarks/chat_endpoint.py",
         "evaluation/benchmarks/runner.py",
         "evaluation/benchmarks/sandbox.py",

@@ -15,6 +15,7 @@ from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
+from flm_jax.losses.distillation.two_networks import RESIDUAL
 from flm_jax.models.lora import split
 from flm_jax.training.step import make_train_step, step_key
 from helpers.runs import assert_equal, tiny_config
@@ -75,11 +76,19 @@ def small_objective(name):
         config.adapters.base = "base"
     if name == "distribution_matching":
         config.objective.auxiliary_updates = 1
+    two_networks = name in ("residual", "merge")
+    if two_networks:
+        config.objective.diagonal = 0.0
+        config.eval.batches = config.eval.samples = 0
     config = check(config)
     net = make_network(config)
     params, teacher = net.init(jax.random.key(0)), {}
-    if kind.adapts != "never" or kind.teachers or name == "distribution_matching":
+    asked = kind.teachers or two_networks or name == "distribution_matching"
+    if kind.adapts != "never" or asked:
         teacher = split(params)[0] if kind.adapts == "always" else params
+    if name == "merge":
+        config["objective"]["residual"] = "residual"
+        teacher = teacher | {RESIDUAL: jax.tree.map(lambda x: 0.5 * x, params)}
     learns = bool(teacher)
     objective = make_objective(config, net, make_flow(config, 11), net if learns else None)
     return objective, trained_params(config, params), teacher, family(config).tracker(config)
