@@ -121,8 +121,7 @@ def _sample(
     text, ids = record.get("text"), record.get("tokens")
     require(
         (text is None or isinstance(text, str)) and (ids is None or _are_ids(ids)),
-        f"{where}: expected text, and whole numbers from 0 as tokens, got "
-        f"{to_json(record)[:80]}.",
+        f"{where}: expected text, and whole numbers from 0 as tokens, got {to_json(record)[:80]}.",
     )
     require(
         text is not None or (ids is not None and tokenizer is not None),

@@ -112,9 +112,7 @@ def check_kernel(cfg: ExpertsConfig, plan: AttentionPlan) -> None:
         f"{where} is 'fused', which runs on GPUs, got {plan.platform}; {tiles}.",
     )
     devices = 1 if plan.mesh is None else plan.mesh.size
-    require(
-        devices == 1, f"{where} is 'fused', which runs on one device, got {devices}; {tiles}."
-    )
+    require(devices == 1, f"{where} is 'fused', which runs on one device, got {devices}; {tiles}.")
 
 
 class Routing(NamedTuple):
