@@ -207,6 +207,7 @@ def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
             "active_groups": says["topk_group"],
             "scale": float(says["routed_scaling_factor"]),
             "dense_blocks": n.dense_blocks,
+            "kernel": "tiles",
         },
     }
     what, length = f"the LLaDA2.0 network of {where}", says["max_position_embeddings"]

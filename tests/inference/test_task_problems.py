@@ -27,7 +27,11 @@ def test_problems_are_completed_batch_by_batch(monkeypatch, rows):
 
     monkeypatch.setattr(engine, "_program", sampler)
     model = SimpleNamespace(
-        config={"objective": {"name": "masked_diffusion"}}, net=None, flow=None, params=None
+        config={"objective": {"name": "masked_diffusion"}},
+        net=None,
+        flow=None,
+        params=None,
+        shared=False,
     )
     found, calls = task_problems.solve(model, task, 10, 3, rows, 0)
     odd = task.problems(10, task_problems._SEED)[0][:, 0] % 2 == 1

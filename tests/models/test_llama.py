@@ -154,8 +154,8 @@ def test_bfloat16_is_kept(tmp_path):
     state = {k: v.astype(ml_dtypes.bfloat16) for k, v in llada().items()}
     params, model = read_llada(llada_folder(tmp_path, state))
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
-    assert model["param_dtype"] == "bfloat16"
-    net = network_of(model)
+    assert model["param_dtype"] == model["dtype"] == "bfloat16"
+    net = network_of(model | {"dtype": "float32"})
     fresh = jax.eval_shape(net.init, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(
         lambda x: (x.shape, x.dtype), params

@@ -13,6 +13,7 @@ PARTS = (
     "versions",
     "train",
     "attention",
+    "experts",
     "goldens",
     "bench_quick",
     "bench",

@@ -296,7 +296,7 @@ def test_the_calls_of_a_block_end_it():
         ("confidence", {"step_size": 0.5}, "that is a key of x_prediction"),
         ("ancestral", {"re_edit": False}, "ancestral has no 're_edit'"),
         ("x_predictoin", {}, "did you mean 'x_prediction'"),
-        ("euler", {}, "expected ancestral or confidence or x_prediction"),
+        ("euler", {}, "expected ancestral or confidence or remasking or x_prediction"),
         ("x_prediction", {"block_length": 99}, "block_length=99; expected 0"),
         ("x_prediction", {"policy": "p", "step_size": 0.5}, "expected one of them"),
     ],
