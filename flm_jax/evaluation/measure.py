@@ -15,7 +15,7 @@ from flm_jax.core.types import Config
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
 from flm_jax.evaluation.sample_files import Kept
-from flm_jax.evaluation.tables import Row
+from flm_jax.evaluation.tables import Row, with_interval
 from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine
 from flm_jax.metrics.denoising import tau_profile
@@ -156,23 +156,47 @@ def measure(
     nats = losses(model, what.data, batch_size) if what.data else {}
     if what.data:
         nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
-    given = nothing_given(min(batch_size, samples), length)
-    for count in engine.step_counts(model, steps, length):
-        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
-        texts = [model.tokenizer.decode(row) for row in drawn.tokens]
-        if kept:
-            kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
+    how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
+    for count, drawn, row in drawn_rows(workdir, model, steps, kept=kept, **how):
+        texts = [model.tokenizer.decode(one) for one in drawn.tokens]
         yield {
-            "model": workdir,
-            "kind": family(model.config).kind(model.net),
-            "calls": drawn.calls,
-            "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
+            **row,
             **figures(what, drawn.tokens, batch_size),
             **(wording.figures(texts) if wording else {}),
             **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, sampler),
             **nats,
             "samples": texts,
         }
+
+
+def drawn_rows(
+    workdir: str,
+    model: Model,
+    steps: Sequence[int],
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    sampler: SamplerConfig,
+    kept: Kept | None = None,
+) -> Iterator[tuple[int, engine.Draw, Row]]:
+    """Number of steps, samples, and what a row says of how they were drawn, one after another.
+
+    Arguments as of `measure`; a model that has no choice of steps is sampled once.
+    """
+    length = model.net.max_length
+    given = nothing_given(min(batch_size, samples), length)
+    for count in engine.step_counts(model, steps, length):
+        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
+        if kept:
+            kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
+        row = {
+            "model": workdir,
+            "kind": family(model.config).kind(model.net),
+            "calls": drawn.calls,
+            "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
+        }
+        yield count, drawn, row
 
 
 def measure_data(
@@ -201,8 +225,7 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
     if what.judge:
         own = what.model.tokenizer, framing(what.model.config)
         judged = judge_samples(what.judge, tokens, *own, batch_size)
-        row["judge_perplexity"], low, high = perplexity(judged)
-        row |= {"judge_perplexity_low": low, "judge_perplexity_high": high}
+        row |= with_interval("judge_perplexity", perplexity(judged))
     row |= diversity_report(tokens, what.reference)
     if task := what.data and what.data.task:
         row |= {f"task_{k}": v for k, v in task.report(tokens).items()}

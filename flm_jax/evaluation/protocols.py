@@ -4,19 +4,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
 from flm_jax.build.sampler import model_sampler
 from flm_jax.core.errors import require
 from flm_jax.core.types import Config
+from flm_jax.evaluation.measure import drawn_rows
 from flm_jax.evaluation.sample_files import Kept, SampleSet
-from flm_jax.evaluation.tables import Row
+from flm_jax.evaluation.tables import Row, with_interval
 from flm_jax.inference import engine
 from flm_jax.metrics.generative_perplexity import Judge, judge_texts, perplexity
 from flm_jax.metrics.intervals import interval
 from flm_jax.metrics.reference_perplexity import judge_as_reference
 from flm_jax.metrics.text import row_entropies
-from flm_jax.samplers.base import SamplerConfig, nothing_given
+from flm_jax.samplers.base import SamplerConfig
 
 PROTOCOLS = ("library", "reference")
 FROM_FILE = "samples of a file"  # the kind of a row
@@ -54,20 +54,11 @@ def reference_rows(
     model = load_model(workdir)
     length, sampler = model.net.max_length, choose(model.config)
     engine.check_request(model, steps, samples, length)
-    given = nothing_given(min(batch_size, samples), length)
-    for count in engine.step_counts(model, steps, length):
-        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
-        texts = [model.tokenizer.decode_whole(row) for row in drawn.tokens]
-        if kept:
-            kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
-        yield {
-            "model": workdir,
-            "kind": family(model.config).kind(model.net),
-            "calls": drawn.calls,
-            "seconds_per_1000_tokens": 1000.0 * drawn.seconds / drawn.tokens.size,
-            **reference_figures(judge, texts, drawn.tokens, length),
-            "samples": texts,
-        }
+    how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
+    for _, drawn, row in drawn_rows(workdir, model, steps, kept=kept, **how):
+        texts = [model.tokenizer.decode_whole(one) for one in drawn.tokens]
+        figures = reference_figures(judge, texts, drawn.tokens, length)
+        yield {**row, **figures, "samples": texts}
 
 
 def reference_figures(
@@ -86,8 +77,8 @@ def reference_figures(
       judged_tokens, of how many.
     """
     judged = judge_as_reference(judge, texts, length)
-    row = _with_interval("generative_perplexity", perplexity(judged))
-    row |= _with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
+    row = with_interval("generative_perplexity", perplexity(judged))
+    row |= with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
     return row | {"judged_texts": len(judged), "judged_tokens": int(judged[:, 1].sum())}
 
 
@@ -119,11 +110,7 @@ def file_row(found: SampleSet, protocol: str, judge: Judge, length: int = 0) -> 
         # Without special tokens, which are no text to a judge.
         ids = judge.tokenizer.encode_whole(found.texts)
         judged = judge_texts(judge, [judge.tokenizer.decode(one) for one in ids])
-        row |= _with_interval("judge_perplexity", perplexity(judged))
-        row |= _with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
+        row |= with_interval("judge_perplexity", perplexity(judged))
+        row |= with_interval("entropy_nats", interval(np.mean, row_entropies(tokens)))
     row["entropy_of"] = "tokens" if found.tokens else "judge's tokens"
     return row | {"samples": found.texts}
-
-
-def _with_interval(name: str, found: tuple[float, float, float]) -> Row:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found))

@@ -20,6 +20,11 @@ def _cell(row: Row, name: str) -> str:
     return f"{row[name]:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
 
 
+def with_interval(name: str, found: tuple[float, float, float]) -> Row:
+    """A figure and the ends of its interval, as rows name them."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found))
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown table of rows: every figure that any of them has."""
     # Of all rows: without a valid sample there is no perplexity, for example.
