@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, trained_params, whole_params
 from flm_jax.build.data import resolve_vocabulary
-from flm_jax.build.families.flow import check_flow_teacher, shared_settings
+from flm_jax.build.families.flow import check_flow_teacher, check_same_flow
 from flm_jax.build.families.registry import family, objective_name, teacher_folder
 from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network, network_kind
@@ -196,13 +196,7 @@ def _fine_tuned(
         "this run.",
     )
     if family(config).from_noise:
-        theirs, own = shared_settings(model.config), shared_settings(config)
-        for key, value in own.items():
-            require(
-                value == theirs.get(key),
-                f"config.flow.{key} is {value!r}, that of config.train.start {theirs.get(key)!r}; "
-                "set it to that.",
-            )
+        check_same_flow(config, model.config, "config.train.start")
     _same_form(config, tokenizer, model, "start", _COMPUTE)
     return model.params
 

@@ -106,6 +106,15 @@ def needs_teacher(config: Config, teacher: Network | None, of: str) -> None:
     )
 
 
+def needs_flow(config: Config, teacher: Network | None) -> None:
+    """Refuses the lack of a frozen flow to distil."""
+    require(
+        teacher is not None,
+        f"objective {config['objective']['name']} needs a frozen flow; set "
+        "config.objective.teacher to the workdir of one (objective denoising).",
+    )
+
+
 def check_time_conditioning(config: Config, teacher: Config, net: Network) -> None:
     """Refuses a teacher that was told the time where its student is not, or the other way round.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from flm_jax.build.families.base import Work
+from flm_jax.build.families.base import Work, needs_flow
 from flm_jax.build.families.flow import check_flow_teacher
 from flm_jax.build.families.flow_map import FLOW_MAP
 from flm_jax.config.schema import settings
@@ -38,11 +38,7 @@ def matching_objective(
         net.two_time,
         "objective distribution_matching trains a flow map; set config.model.two_time = True.",
     )
-    require(
-        teacher is not None,
-        "objective distribution_matching needs a frozen flow; set config.objective.teacher to the "
-        "workdir of one (objective denoising).",
-    )
+    needs_flow(config, teacher)
     require(
         not net.posterior_skip,
         "objective distribution_matching has no networks with config.model.posterior_skip; distil "

@@ -107,12 +107,16 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
         f"config.objective.{key} predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
-    theirs, own = (shared_settings(c) for c in (teacher, config))
+    check_same_flow(config, teacher, f"the {key}")
+
+
+def check_same_flow(config: Config, other: Config, whose: str) -> None:
+    """Refuses a flow that differs from the one of another model, `whose` in words."""
+    theirs, own = (shared_settings(c) for c in (other, config))
     for name, value in theirs.items():
         require(
             own.get(name) == value,
-            f"config.flow.{name} is {own.get(name)!r}, that of the {key} {value!r}; set it to "
-            "that.",
+            f"config.flow.{name} is {own.get(name)!r}, that of {whose} {value!r}; set it to that.",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flm_jax.build.families.base import Work
+from flm_jax.build.families.base import Work, needs_flow
 from flm_jax.build.families.flow_map import FLOW_MAP, check_law
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
@@ -51,11 +51,7 @@ def _checked(config: Config, net: Network, teacher: Network | None) -> Network:
     """The teacher, for both stages."""
     cfg, name = settings(config, "objective"), config["objective"]["name"]
     require(net.two_time, f"objective {name} trains two times; set config.model.two_time = True.")
-    require(
-        teacher is not None,
-        f"objective {name} needs a frozen flow; set config.objective.teacher to the workdir of one "
-        "(objective denoising).",
-    )
+    needs_flow(config, teacher)
     require(
         cfg.diagonal == 0.0,
         f"objective {name} has no rows with t = s, got config.objective.diagonal {cfg.diagonal}; "
