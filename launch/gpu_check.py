@@ -192,7 +192,6 @@ def experts(tiny: str = "") -> None:
                 apart = float(jnp.linalg.norm(out - true) / jnp.linalg.norm(true))
                 forward = _median_ms(jax.jit(form), rows, kernel, expert)
                 text = f"{name} {tokens} tokens {forward:.3f} ms, {apart:.1e} off"
-                print(text, flush=True)
                 text += f", with backward {_median_ms(both, rows, kernel, expert, weight):.3f} ms"
             except Exception as error:  # a form that cannot run here is a finding too
                 text = f"{name} {tokens} tokens: {type(error).__name__}: {str(error)[:200]}"
