@@ -128,3 +128,8 @@ class Network:
     cache: Callable[[int, int], Params] | None = None
     extend: Callable[..., tuple[jax.Array, Params]] | None = None
     window: Callable[..., tuple[jax.Array, Params]] | None = None
+
+    @property
+    def token_count(self) -> int:
+        """How many rows of the vocabulary stand for tokens."""
+        return self.tokens or self.vocab_size

@@ -13,10 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.types import Key, States, Times
 from flm_jax.denoiser.tiled import over_tiles
-
-
-def _places(tokens: Int[Array, "b l"]) -> jax.Array:
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+from flm_jax.flows.shapes import positions_of
 
 
 def _noise(key: Key, places: Int[Array, "b t"], number: int) -> Float[Array, "b t v"]:
@@ -43,7 +40,7 @@ def largest_entries(
         found = [jnp.argmax(r[:, None, None] * clean + eps, axis=-1) for r in ratios]
         return None, [index.astype(jnp.int32) for index in found]
 
-    return over_tiles(body, None, (tokens, _places(tokens)), tile)[1]
+    return over_tiles(body, None, (tokens, positions_of(tokens)), tile)[1]
 
 
 def softened(
@@ -70,4 +67,4 @@ def softened(
         states = jnp.matmul(probs, table[:number], precision=jax.lax.Precision.HIGH)
         return None, (states, jnp.argmax(w, axis=-1).astype(jnp.int32))
 
-    return over_tiles(body, None, (tokens, _places(tokens)), tile)[1]
+    return over_tiles(body, None, (tokens, positions_of(tokens)), tile)[1]

@@ -41,9 +41,12 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
     return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
 
 
-def written_positions(batch: dict[str, jax.Array]) -> Bool[Array, "b l"]:
-    """Positions that a sampler writes: all outside of the prompt, also behind the text's end."""
-    return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, 0)
+def written_positions(batch: dict[str, jax.Array], prompt: int = 0) -> Bool[Array, "b l"]:
+    """Positions that a sampler writes: all outside of the prompt, also behind the text's end.
+
+    Arguments as of `free_positions`.
+    """
+    return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, prompt)
 
 
 def hide_below(

@@ -18,8 +18,8 @@ from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import cross_entropy
-from flm_jax.flows.masking import after, masked_states
+from flm_jax.denoiser.head import Readout, cross_entropy
+from flm_jax.flows.masking import hide_independently, masked_states, written_positions
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
 
@@ -44,6 +44,23 @@ class MaskedConfig:
     )
 
 
+def masked_readout(
+    params: Params,
+    tokens: Int[Array, "b l"],
+    masked: Bool[Array, "b l"],
+    t: Times,
+    *,
+    net: Network,
+    cfg: MaskedConfig,
+    key: Key | None = None,
+    visible: Bool[Array, "b l"] | None = None,
+) -> Readout:
+    """The network's read-out of a text that is masked in part; arguments as of `masked_loss_at`."""
+    states = masked_states(tokens, masked, net.table(params), net.anchor(params))
+    progress = 1.0 - t if cfg.time_conditioning else jnp.zeros_like(t)
+    return forward(net, params, states, progress, progress, key=key, visible=visible)
+
+
 def masked_loss_at(
     params: Params,
     tokens: Int[Array, "b l"],
@@ -66,9 +83,8 @@ def masked_loss_at(
     Returns:
       Weighted sum (nats) and the cross entropy of each token [B, L] (nats, no gradient).
     """
-    states = masked_states(tokens, masked, net.table(params), net.anchor(params))
-    progress = 1.0 - t if cfg.time_conditioning else jnp.zeros_like(t)
-    out = forward(net, params, states, progress, progress, key=key, visible=visible)
+    more = {"net": net, "cfg": cfg, "key": key, "visible": visible}
+    out = masked_readout(params, tokens, masked, t, **more)
     return cross_entropy(out, tokens, weights, net)
 
 
@@ -101,10 +117,8 @@ def masked_loss(
     time_key, mask_key, dropout_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     t = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
-    free = after(cfg.prompt, batch["mask"])
-    if "prompt" in batch:
-        free = free & ~batch["prompt"].astype(bool)
-    masked = free & (jax.random.uniform(rows.fold(mask_key), tokens.shape) < t[:, None])
+    free = written_positions(batch, cfg.prompt)
+    masked = hide_independently(rows.fold(mask_key), t, free)
     mask = batch["mask"] * free
     weights = token_weights(mask) * masked / t[:, None]
     loss, _ = masked_loss_at(

@@ -29,7 +29,7 @@ from flm_jax.denoiser import tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.gaussian_tokens import softened
 from flm_jax.denoiser.tile_plan import plan_of
-from flm_jax.flows.masking import free_positions
+from flm_jax.flows.masking import written_positions
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.flows.uniform_noise import GaussianTimes, replaced
 from flm_jax.losses.base import Frozen, number_of, token_weights
@@ -140,11 +140,6 @@ def _nelbo_of(number: int):
     return functools.partial(_nelbo, number=number)
 
 
-def vocabulary_of(net: Network) -> int:
-    """Tokens that noise draws from."""
-    return net.tokens or net.vocab_size
-
-
 def told_signal(signal: Times, conditioned: bool) -> Times:
     """The time that a network is told, with signal [B]."""
     return signal if conditioned else jnp.zeros_like(signal)
@@ -175,7 +170,7 @@ def uniform_loss_at(
     """
     told = told_signal(1.0 - noisy.noise, cfg.time_conditioning)
     out = forward(net, params, noisy.states, told, told, key=key, visible=visible)
-    number = vocabulary_of(net)
+    number = net.token_count
     noise = jnp.broadcast_to(noisy.noise[:, None], tokens.shape)
     rate = (noisy.rate / (number * (1.0 - noisy.noise)))[:, None]
     target = ((), (tokens, noisy.tokens, noise))
@@ -190,7 +185,7 @@ def replaced_batch(
     key: Key, tokens: Int[Array, "b l"], noise: Times, free: jax.Array, net: Network, table
 ) -> Noisy:
     """Tokens with noise t [B] at free positions, shown as they are; rate 1."""
-    seen = replaced(key, tokens, noise, free, vocabulary_of(net))
+    seen = replaced(key, tokens, noise, free, net.token_count)
     return Noisy(table[seen], seen, noise, jnp.ones_like(noise))
 
 
@@ -213,7 +208,7 @@ def softened_batch(
         times.ratio(share),
         cfg.temperature,
         table,
-        number=vocabulary_of(net),
+        number=net.token_count,
         tile=net.loss_tile,
     )
     states = jnp.where(free[..., None], states, table[tokens])
@@ -253,7 +248,7 @@ def uniform_loss(
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens, table, own_key = batch["tokens"], net.table(params), rows.fold(noise_key)
     share = stratified_uniform(time_key, tokens.shape[0], rows)
-    free = noisy_positions(batch, cfg.prompt)
+    free = written_positions(batch, cfg.prompt)
 
     def plainly(table):
         noise = cfg.least + (1.0 - 2.0 * cfg.least) * share
@@ -274,8 +269,3 @@ def uniform_loss(
         params, tokens, noisy, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
     return loss, {"nll_nats_per_token": loss, "counted": number_of(counted)}
-
-
-def noisy_positions(batch: dict[str, jax.Array], prompt: int) -> jax.Array:
-    """Positions that may be noisy, bool [B, L]: all but prompts, also those behind a text's end."""
-    return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, prompt)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
+from flm_jax.flows.masking import written_positions
 from flm_jax.losses.uniform_diffusion import (
     UniformConfig,
-    noisy_positions,
     replaced_batch,
     uniform_loss_at,
 )
@@ -24,7 +24,7 @@ def make_uniform_nll(net: Network, cfg: UniformConfig) -> RowNll:
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
-        free = noisy_positions(batch, cfg.prompt)
+        free = written_positions(batch, cfg.prompt)
         noise = jnp.clip(jnp.square(1.0 - tau), _LEAST, 1.0 - _LEAST)
         tokens, table = batch["tokens"], net.table(params)
         noisy = replaced_batch(key, tokens, noise, free, net, table)

@@ -95,6 +95,12 @@ def calls_of(steps: Steps, tokens: Int[Array, "b"], length: int) -> Int[Array, "
     return jnp.asarray(calls, jnp.int32)[tokens]
 
 
+def calls_of_rows(steps: Steps, given: Given) -> Int[Array, "b"]:
+    """Network calls of each row, [B]; 1 of a row that is all given."""
+    free = jnp.sum(~given.mask, axis=1)
+    return jnp.maximum(calls_of(steps, free, given.mask.shape[1]), 1)
+
+
 class Samples(NamedTuple):
     """Result of a sampler.
 

@@ -39,6 +39,11 @@ class Choice:
             object.__setattr__(self, "temperature", 0.0)
         require(0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}; expected a share in (0, 1].")
 
+    def scores(self, logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
+        """Logits of what tokens are drawn from, where the temperature is more than 0."""
+        scores = logits / self.temperature
+        return keep_top(scores, self.top_p) if self.top_p < 1.0 else scores
+
 
 @dataclasses.dataclass(frozen=True)
 class DrawnConfig(SamplerConfig):
@@ -97,15 +102,15 @@ def choose(
 
 
 def _chosen(logits: jax.Array, choice: Choice, noise: Callable[[], jax.Array]):
-    scores = logits
-    if choice.temperature > 0.0:
-        scores = logits / choice.temperature
-        if choice.top_p < 1.0:
-            scores = keep_top(scores, choice.top_p)
-        scores = scores + noise()
+    scores = choice.scores(logits) + noise() if choice.temperature > 0.0 else logits
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return tokens, probability_of(logits, tokens)
+
+
+def probability_of(logits: Float[Array, "*b v"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """softmax(logits) at tokens."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+    return jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
 
 
 def position_noise(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masking import highest, masked_states
-from flm_jax.samplers.base import Given, Samples, Steps, calls_of
+from flm_jax.samplers.base import Given, Samples, Steps, calls_of_rows
 from flm_jax.samplers.categorical import Choice, DrawnConfig, choose_at
 from flm_jax.samplers.unmasking import Partial, reveal_in_steps, schedule
 from flm_jax.samplers.windows import BlocksConfig, asker
@@ -73,12 +73,6 @@ def _run(
     return reveal_in_steps(given, steps, predict, plan, reveal, asked.start(first))
 
 
-def _calls(given: Given, steps: Steps) -> jax.Array:
-    """Network calls of each row, [B]; 1 of a row that is all given."""
-    free = jnp.sum(~given.mask, axis=1)
-    return jnp.maximum(calls_of(steps, free, given.mask.shape[1]), 1)
-
-
 def sample_ancestral(
     key: Key,
     net: Network,
@@ -107,7 +101,7 @@ def sample_ancestral(
       a step without a call is that of the call before.
     """
     when_key, key = jax.random.split(key)
-    calls = _calls(given, steps)
+    calls = calls_of_rows(steps, given)
     when = jax.random.randint(when_key, given.tokens.shape, 0, calls[:, None])
 
     def plan(partial: Partial, k):

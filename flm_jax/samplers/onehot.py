@@ -71,7 +71,7 @@ def sample_onehot_from(
     times = flow.t(taus)
     table, rows = net.table(params), x_0.shape[0]
     clean = jax.nn.one_hot(given.tokens, net.vocab_size, dtype=jnp.float32)
-    tokens_alone = standing(net.vocab_size, net.tokens or net.vocab_size)
+    tokens_alone = standing(net.vocab_size, net.token_count)
 
     def denoised(x_s, out, s):
         if prediction == "probabilities":

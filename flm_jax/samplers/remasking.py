@@ -19,7 +19,8 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import forward
 from flm_jax.flows.masking import masked_states
-from flm_jax.samplers.base import Given, Samples, Steps, calls_of, most_calls
+from flm_jax.flows.shapes import positions_of
+from flm_jax.samplers.base import Given, Samples, Steps, calls_of_rows, most_calls
 from flm_jax.samplers.categorical import DrawnConfig, choose_at
 
 STRATEGIES = ("cap", "rescale", "conf", "loop")
@@ -136,15 +137,15 @@ def sample(
       Samples; calls counts the network calls that were made.
     """
     del extra, unused
-    calls = jnp.maximum(calls_of(steps, jnp.sum(~given.mask, axis=1), given.mask.shape[1]), 1)
+    calls = calls_of_rows(steps, given)
     time = lambda k: jnp.maximum(1.0 - k / calls, 0.0)
 
     def predict(text: _Text, signal, k) -> tuple[jax.Array, jax.Array]:
         states = masked_states(text.tokens, text.masked, net.table(params), net.anchor(params))
         told = signal if objective.time_conditioning else jnp.zeros_like(signal)
         out = forward(net, params, states, told, told, visible=given.visible)
-        places = jnp.broadcast_to(jnp.arange(text.tokens.shape[1]), text.tokens.shape)
-        tokens, sure = choose_at(jax.random.fold_in(key, 2 * k), out, net, places, cfg.choice)
+        own, places = jax.random.fold_in(key, 2 * k), positions_of(text.tokens)
+        tokens, sure = choose_at(own, out, net, places, cfg.choice)
         tokens = jnp.where(text.masked, tokens, text.tokens)
         return tokens, jnp.where(text.masked, sure, 1.0)
 

@@ -11,9 +11,10 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.forward import embedded, forward
 from flm_jax.denoiser.head import Readout, read
+from flm_jax.flows.shapes import positions_of
 from flm_jax.flows.uniform_noise import posterior_logits
 from flm_jax.samplers.base import Given, Samples
-from flm_jax.samplers.categorical import Choice, DrawnConfig, keep_top, position_noise
+from flm_jax.samplers.categorical import Choice, DrawnConfig, position_noise, probability_of
 
 _END = 1e-5  # noise that is left before a greedy tail
 
@@ -61,7 +62,7 @@ def sample(
       the call gave to its tokens.
     """
     del extra, unused
-    number = net.tokens or net.vocab_size
+    number = net.token_count
     levels = noise_levels(steps, cfg.tail)
     start_key, key = jax.random.split(key)
     first = jax.random.randint(start_key, given.tokens.shape, 0, number, given.tokens.dtype)
@@ -86,19 +87,16 @@ def sample(
 def _next(key: Key, out: Readout, net: Network, state: jax.Array, times, cfg: DrawnConfig):
     """The next state and the probabilities of its tokens, tile by tile."""
     noise, later, greedy = times
-    places = jnp.broadcast_to(jnp.arange(state.shape[1]), state.shape)
+    places = positions_of(state)
     rows = jnp.broadcast_to(jnp.arange(state.shape[0])[:, None], state.shape)
 
     def pick(logits, state, rows, places):
         level = lambda x: jnp.broadcast_to(x, state.shape)
         clean = _log_choice(logits, cfg.choice)
-        scores = posterior_logits(
-            clean, state, level(noise), level(later), net.tokens or net.vocab_size
-        )
+        scores = posterior_logits(clean, state, level(noise), level(later), net.token_count)
         scores = scores + position_noise(key, rows, places, logits.shape[-1])
         tokens = jnp.argmax(jnp.where(greedy, logits, scores), axis=-1).astype(jnp.int32)
-        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+        return tokens, probability_of(logits, tokens)
 
     return read(out, net, pick, state, rows, places)
 
@@ -108,6 +106,4 @@ def _log_choice(logits: jax.Array, choice: Choice) -> jax.Array:
     if choice.temperature == 0.0:
         best = jnp.argmax(logits, axis=-1)
         return jnp.where(jax.nn.one_hot(best, logits.shape[-1]) > 0, 0.0, -jnp.inf)
-    scores = logits / choice.temperature
-    scores = keep_top(scores, choice.top_p) if choice.top_p < 1.0 else scores
-    return jax.nn.log_softmax(scores, axis=-1)
+    return jax.nn.log_softmax(choice.scores(logits), axis=-1)

@@ -20,6 +20,7 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Params
 from flm_jax.denoiser.forward import forward, forward_window, vocabulary_head
 from flm_jax.denoiser.head import Readout
+from flm_jax.flows.shapes import positions_of
 from flm_jax.samplers.base import Given, SamplerConfig, Steps
 from flm_jax.samplers.unmasking import Schedule
 
@@ -178,8 +179,7 @@ def asker(
 
 
 def _whole(net: Network, params: Params, given: Given) -> Asker:
-    rows, length = given.tokens.shape
-    places = jnp.broadcast_to(jnp.arange(length)[None], (rows, length))
+    places = positions_of(given.tokens)
 
     def call(kept, states, told, block) -> Call:
         out = forward(net, params, states, told, told, visible=given.visible)

@@ -20,12 +20,12 @@ from flm_jax.flows.flow import Flow
 from flm_jax.flows.uniform_noise import GaussianTimes, gaussian_times
 from flm_jax.losses.base import Objective, Renewal
 from flm_jax.losses.distillation.discrete_consistency import consistency_loss
-from flm_jax.losses.uniform_diffusion import UniformConfig, uniform_loss, vocabulary_of
+from flm_jax.losses.uniform_diffusion import UniformConfig, uniform_loss
 from flm_jax.metrics.uniform_diffusion import make_uniform_nll
 
 
 def _times(cfg: UniformConfig, net: Network) -> GaussianTimes:
-    return gaussian_times(_clock(vocabulary_of(net)), cfg.least_signal, cfg.most_signal)
+    return gaussian_times(_clock(net.token_count), cfg.least_signal, cfg.most_signal)
 
 
 _clock = functools.lru_cache(decoding_clock)

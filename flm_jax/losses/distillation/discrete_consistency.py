@@ -13,19 +13,15 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params
-from flm_jax.denoiser.divergence import divergence
+from flm_jax.denoiser.divergence import DIRECTIONS, divergence
 from flm_jax.denoiser.forward import embedded, forward
 from flm_jax.denoiser.gaussian_tokens import largest_entries
+from flm_jax.flows.masking import written_positions
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.flows.uniform_noise import GaussianTimes
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.distillation.rounds import RoundsConfig
-from flm_jax.losses.uniform_diffusion import (
-    UniformConfig,
-    noisy_positions,
-    told_signal,
-    vocabulary_of,
-)
+from flm_jax.losses.uniform_diffusion import UniformConfig, told_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class ConsistencyConfig(UniformConfig, RoundsConfig):
         "reverse",
         "divergence of the student's probabilities p from the teacher's q: forward, KL(q || p), or "
         "reverse, KL(p || q)",
-        choices=("forward", "reverse"),
+        choices=DIRECTIONS,
     )
 
 
@@ -87,12 +83,12 @@ def consistency_loss(
     tokens, span = batch["tokens"], cfg.span(frozen.step)
     late = jnp.minimum(stratified_uniform(time_key, tokens.shape[0], rows) + span, 1.0)
     shares = (late, jnp.maximum(late - span, 0.0))
-    free = noisy_positions(batch, cfg.prompt)
+    free = written_positions(batch, cfg.prompt)
     pair = largest_entries(
         rows.fold(noise_key),
         tokens,
         [times.ratio(share) for share in shares],
-        vocabulary_of(net),
+        net.token_count,
         net.loss_tile,
     )
     seen = [jnp.where(free, state, tokens) for state in pair]

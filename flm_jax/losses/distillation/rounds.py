@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.core.settings import setting
+from flm_jax.denoiser.divergence import DIRECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RoundsConfig:
         "forward",
         "divergence of the student's probabilities p from the teacher's q: forward, KL(q || p), or "
         "reverse, KL(p || q)",
-        choices=("forward", "reverse"),
+        choices=DIRECTIONS,
     )
 
     def span(self, step: jax.Array | int) -> jax.Array:

@@ -19,13 +19,13 @@ from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.divergence import divergence
-from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, read
-from flm_jax.flows.masking import free_positions, hide_independently, masked_states
+from flm_jax.flows.masking import hide_independently, written_positions
+from flm_jax.flows.shapes import positions_of
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.distillation.rounds import RoundsConfig
-from flm_jax.losses.masked_diffusion import MaskedConfig
+from flm_jax.losses.masked_diffusion import MaskedConfig, masked_readout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +35,6 @@ class ThroughTimeConfig(MaskedConfig, RoundsConfig):
     restart: bool = setting(
         True, "whether the student too goes on from averaged parameters in a new round"
     )
-
-
-def _asked(
-    net: Network,
-    params: Params,
-    tokens: Int[Array, "b l"],
-    masked: Bool[Array, "b l"],
-    noise: Times,
-    cfg: MaskedConfig,
-    key: Key | None = None,
-) -> Readout:
-    """The read-out of a text that is masked in part, at the share `noise` [B] of masks."""
-    states = masked_states(tokens, masked, net.table(params), net.anchor(params))
-    told = 1.0 - noise if cfg.time_conditioning else jnp.zeros_like(noise)
-    return forward(net, params, states, told, told, key=key)
 
 
 def teacher_target(
@@ -76,22 +61,23 @@ def teacher_target(
       The read-out of the first step at tokens that it reveals, and of the second one elsewhere.
     """
     when_key, draw_key = jax.random.split(key)
-    first = _asked(net, params, tokens, masked, noise, cfg)
+    how = {"net": net, "cfg": cfg}
+    first = masked_readout(params, tokens, masked, noise, **how)
     now = hide_independently(when_key, jnp.minimum(span / noise, 1.0), masked)
     revealed = jnp.where(now, _drawn(draw_key, first, net), tokens)
-    second = _asked(net, params, revealed, masked & ~now, jnp.maximum(noise - span, 0.0), cfg)
+    left = jnp.maximum(noise - span, 0.0)
+    second = masked_readout(params, revealed, masked & ~now, left, **how)
     return first._replace(features=jnp.where(now[..., None], first.features, second.features))
 
 
 def _drawn(key: Key, out: Readout, net: Network) -> Int[Array, "b l"]:
     """A token of each position, tile by tile; each tile has a key of its own."""
-    places = jnp.broadcast_to(jnp.arange(out.features.shape[1]), out.features.shape[:2])
 
     def pick(logits: Float[Array, "b t v"], places: Int[Array, "b t"]):
         own = jax.random.fold_in(key, places[0, 0])
         return jax.random.categorical(own, logits, mode="high").astype(jnp.int32)
 
-    return read(out, net, pick, places)
+    return read(out, net, pick, positions_of(out.features))
 
 
 def through_time_loss(
@@ -123,13 +109,13 @@ def through_time_loss(
     time_key, mask_key, teacher_key, dropout_key = jax.random.split(key, 4)
     tokens = batch["tokens"]
     noise = cfg.least + (1.0 - cfg.least) * stratified_uniform(time_key, tokens.shape[0], rows)
-    free = free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, cfg.prompt)
-    masked = hide_independently(rows.fold(mask_key), noise, free)
+    masked = hide_independently(rows.fold(mask_key), noise, written_positions(batch, cfg.prompt))
     teacher, span = jax.lax.stop_gradient(frozen.other), cfg.span(frozen.step)
     target = teacher_target(
         rows.fold(teacher_key), teacher, tokens, masked, noise, span, net=net, cfg=cfg
     )
-    out = _asked(net, params, tokens, masked, noise, cfg, rows.fold(dropout_key))
+    how = {"net": net, "cfg": cfg, "key": rows.fold(dropout_key)}
+    out = masked_readout(params, tokens, masked, noise, **how)
     counted = masked & batch["mask"].astype(bool)
     loss, _ = divergence(out, target, token_weights(counted), net, cfg.direction)
     return loss, {"divergence_nats_per_token": loss, "counted": number_of(counted)}
