@@ -41,7 +41,7 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
     return free & ~batch["prompt"].astype(bool) if "prompt" in batch else free
 
 
-def written_positions(batch: dict[str, jax.Array], prompt: int = 0) -> Bool[Array, "b l"]:
+def written_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l"]:
     """Positions that a sampler writes: all outside of the prompt, also behind the text's end.
 
     Arguments as of `free_positions`.

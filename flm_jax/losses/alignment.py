@@ -183,7 +183,7 @@ def alignment_loss(
     share_key, hide_key, t_key, dropout_key = jax.random.split(key, 4)
     tokens, counted = batch["tokens"], free_positions(batch, 0)
     share = stratified_uniform(share_key, tokens.shape[0], rows)
-    hidden = hide_independently(rows.fold(hide_key), share, written_positions(batch))
+    hidden = hide_independently(rows.fold(hide_key), share, written_positions(batch, 0))
     seen = batch.get("visible")
     shown, t = draw_inputs(t_key, params, tokens, hidden, net, cfg, rows, seen)
     more = {"net": net, "cfg": cfg, "key": rows.fold(dropout_key), "visible": seen}

@@ -27,7 +27,7 @@ def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
     def figures(params: Params, batch: dict[str, jax.Array], key: Key):
         tokens, counted = batch["tokens"], free_positions(batch, 0)
         share = (jnp.arange(tokens.shape[0]) + 0.5) / tokens.shape[0]
-        hidden = hide_independently(key, share, written_positions(batch))
+        hidden = hide_independently(key, share, written_positions(batch, 0))
         masked, t = counted & hidden, jnp.where(hidden, 0.0, 1.0)
         seen = batch.get("visible")
         distance, out = aligned_at(params, tokens, t, net=net, cfg=cfg, visible=seen)
