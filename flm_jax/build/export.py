@@ -35,9 +35,19 @@ def portable_config(config: Config) -> Config:
     places = {key: "" for key in ("teacher", "start") if key in config["objective"]}
     out = config | {"data": data, "objective": config["objective"] | places}
     out["train"] = config["train"] | {"start": ""}
+    out["sampler"] = _alone(config["sampler"])
     if config.get("adapters", {}).get("base"):
         out["adapters"] = config["adapters"] | {"base": INCLUDED, "start": ""}
     return out
+
+
+def _alone(sampler: Config) -> Config:
+    """Settings of a sampler without the other models that guide it, and their weights."""
+    kept = dict(sampler)
+    for place, weight, none in (("weak", "guidance", 1.0), ("reward", "reward_scale", 0.0)):
+        if kept.get(place):
+            kept |= {place: "", weight: none}
+    return kept
 
 
 def model_card(found: Model) -> str:

@@ -80,6 +80,7 @@ def load_model(
     """
     folder = located(workdir)
     config = read_config(folder)
+    _check_other_models(config, folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     rows = config["model"]["vocab_size"]
     require(
@@ -100,11 +101,29 @@ def load_model(
     else:
         params, step, times = load_averages(folder, trained, forms)
         if adapter_config(config):
-            base = load_model(config["adapters"]["base"], mesh, attention)
+            where = config["adapters"]["base"]
+            require(
+                not adapter_config(read_config(located(where))),
+                f"{workdir}: its config.adapters.base {where} is itself a model with adapters; "
+                "expected a model that was trained as a whole, or imported.",
+            )
+            base = load_model(where, mesh, attention)
             params = whole_params(config, params, base.params)
     times = jax.device_get(current(config, jax.device_get(times)))
     flow = make_flow(config, net.vocab_size).settled(times)
     return Model(config, net, params, flow, tokenizer, step, times, shared)
+
+
+def _check_other_models(config: Config, folder: epath.Path) -> None:
+    """Refuses a portable folder, written by anyone, that names other models to be opened."""
+    sampler = config["sampler"]
+    named = {f"config.sampler.{key}": sampler.get(key) for key in ("weak", "reward")}
+    if (folder / WEIGHTS).exists() and (found := [key for key in named if named[key]]):
+        raise UserError(
+            f"{folder}/config.json: {found[0]} is {named[found[0]]!r}, but a portable folder names "
+            f"no other model; set it to '' there, and give --{found[0].rpartition('.')[2]} where "
+            "you sample."
+        )
 
 
 _STUDENT_MAY_DIFFER = (

@@ -1,5 +1,8 @@
 """Adaptation of masked diffusion into masked flows: training, restarts, plans, exports."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,6 +238,17 @@ def test_bad_adaptations_are_refused(base, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
         trainer.train_run(check(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_adapters_is_no_base(adapted, tmp_path):
+    """A configuration that names its own folder, or two that name each other, end in one line."""
+    folder = shutil.copytree(adapted[0], tmp_path / "run")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["adapters"]["base"] = str(folder)
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="adapters.base .*run is itself a model with adapters"):
+        load_model(folder)
 
 
 def test_alignment_keeps_its_base(base, tmp_path):

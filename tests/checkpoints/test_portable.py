@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,10 +43,23 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
     config["objective"]["start"] = config["train"]["start"] = "/secret/start"
+    config["sampler"] |= {key: "/secret/other" for key in ("weak", "reward")}
+    config["sampler"] |= {"guidance": 2.0, "reward_scale": 3.0}
     save_model(tmp_path / "out", loaded._replace(config=config, step=3))
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
     assert "secret" not in (tmp_path / "out/config.json").read_text()
+    if config["objective"]["name"] != "denoising":
+        return
     assert load_model(tmp_path / "out").step == 3
+    file = tmp_path / "out/config.json"
+    for key in ("weak", "reward"):
+        saved = json.loads(file.read_text())
+        saved["sampler"][key] = "/dev"
+        (tmp_path / key).mkdir()
+        shutil.copytree(tmp_path / "out", tmp_path / key, dirs_exist_ok=True)
+        (tmp_path / key / "config.json").write_text(json.dumps(saved))
+        with pytest.raises(flm_jax.UserError, match=f"sampler.{key} is '/dev'.*no other model"):
+            load_model(tmp_path / key)
 
 
 def test_damaged_folders_are_named(model, tmp_path):
