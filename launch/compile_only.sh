@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Plans a run for machines that are not here: compiles its step and reports memory per device,
-# operations, collectives, and whether it fits. Any machine will do; see docs/planning.md.
+# operations, collectives, and whether it fits. Any machine will do; see docs/guides/planning.md.
 #
 #   bash launch/compile_only.sh [--dry_run] [--extra=tpu|cuda] [--venv=.venv-plan] -- COMPILE_FLAGS
 #

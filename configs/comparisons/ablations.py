@@ -16,8 +16,8 @@ MSE and velocity have no softmax, and hence no likelihood.
 
 Hardware: two CPU cores. The duration is unmeasured. Expected: on `arithmetic1`, in 64 network
 calls, 26% of the samples of CE are valid, 18% of MSE, 13% of velocity and 15% of CE_no_clock; on
-`pydoc` the perplexity under the judge is 1,170 for CE and 1,430 for CE_no_clock (docs/RESULTS.md,
-"Ablations of the objective").
+`pydoc` the perplexity under the judge is 1,170 for CE and 1,430 for CE_no_clock
+(docs/results/tasks.md and docs/results/text.md, "Ablations of the objective").
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ MDLM takes as many steps of as many rows as FLM and FMLM together.
 Hardware: CPU. Duration: `sudoku` takes about an hour and a half on one busy core; the others are
 unmeasured. Expected: on `arithmetic1`, in 4 network calls, 98% of the samples of posterior
 refinement are valid, and 62 to 91% of MDLM's; on `sudoku`, in 16 calls, posterior refinement solves
-22% of the puzzles, MDLM 5%, and MDLM decoded by confidence 88% (docs/RESULTS.md, "Sums with clean
-context: posterior refinement" and "Sudoku"). `arithmetic` is unmeasured.
+22% of the puzzles, MDLM 5%, and MDLM decoded by confidence 88% (docs/results/tasks.md, "Sums
+with clean context: posterior refinement" and "Sudoku"). `arithmetic` is unmeasured.
 """
 
 from ml_collections import ConfigDict
@@ -87,7 +87,7 @@ def get_config(arg: str = ""):
     config = recipe.comparison(
         f"{task}: posterior refinement against plain jumps and masked diffusion"
     )
-    # As the figures of docs/RESULTS.md were made, which are older than the authors' rule here.
+    # So were the figures of docs/results/tasks.md made: they are older than the authors' rule.
     way = {"steps": calls, "sampler": "posterior_refinement", "spread": "even", "threshold": 1.0}
     refined = {label: way | {"budget": label} for label in ("topk", "uniform")}
     if task == "sudoku":

@@ -8,7 +8,7 @@ noise in a space of normalised embeddings, times by a law of gamma that is learn
 and on the variance-preserving path. Each map is distilled by the semigroup route with its
 flow's table frozen.
 
-Hardware: one CPU core. Expected: see docs/RESULTS.md, "Embedding flows".
+Hardware: one CPU core. Expected: see docs/results/tasks.md, "Embedding flows".
 """
 
 from ml_collections import ConfigDict

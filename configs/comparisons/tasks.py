@@ -8,8 +8,8 @@ otherwise. Duo has a table of positions, which pure noise does not tell (configs
 
 Hardware: one CPU core. Duration: 44 minutes for `phrases4`, 37 for `arithmetic1`. Expected: on
 `phrases4` 99.1% of FMLM's samples in one network call are valid, and 91.7% of MDLM's in 8; on
-`arithmetic1` MDLM leads from 4 calls on (docs/RESULTS.md). `phrases2`, `arithmetic` and `grammar`
-are unmeasured; the last two take longer.
+`arithmetic1` MDLM leads from 4 calls on (docs/results/tasks.md). `phrases2`, `arithmetic` and
+`grammar` are unmeasured; the last two take longer.
 """
 
 from ml_collections import ConfigDict

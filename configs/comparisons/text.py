@@ -13,7 +13,7 @@ not judged by itself.
 
 Hardware: one CPU core. Duration: two hours on a busy core. Expected: in one network call the
 perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls on MDLM leads
-(docs/RESULTS.md, "Text"). `tinyshakespeare` and `wikitext2` are unmeasured.
+(docs/results/text.md, "Text"). `tinyshakespeare` and `wikitext2` are unmeasured.
 """
 
 from ml_collections import ConfigDict

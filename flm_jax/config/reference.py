@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md, the table of all configuration keys, from their settings.
+"""Writes docs/reference/configuration.md, the table of all configuration keys, from their settings.
 
-python -m flm_jax.config.reference > docs/configuration.md
+python -m flm_jax.config.reference > docs/reference/configuration.md
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _HEAD = """# Configuration
 Every key with its default; set one on the command line by `--config.KEY=VALUE`. A group with a
 `name` holds the keys of that name: `--config.objective.name=lagrangian` changes the name first,
 wherever it stands on the command line, and keys that both names have keep what the file set. Made
-by `python -m flm_jax.config.reference > docs/configuration.md`.
+by `python -m flm_jax.config.reference > docs/reference/configuration.md`.
 
 | key | default | |
 |---|---|---|

@@ -359,7 +359,7 @@ Each was refused before anything was computed, left no file behind and changed n
 flow, `md` masked diffusion and `ar` autoregressive, all of 16 bytes a row; `data` is prepared; the
 other names say what is wrong with them (`tests/helpers/error_world.py`). Long lines and lists of
 names are cut here. What else can be wrong with files of others stands in [security](security.md),
-faults of machines in [endurance](../endurance.md#faults).
+faults of machines in [endurance](../guides/endurance.md#faults).
 """
 
 

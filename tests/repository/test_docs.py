@@ -114,7 +114,7 @@ def test_the_check_bites(line, message):
 
 
 def test_the_reference_of_configurations_is_up_to_date():
-    assert (ROOT / "docs/configuration.md").read_text() == page()
+    assert (ROOT / "docs/reference/configuration.md").read_text() == page()
     text = page()
     for key, value in (keys() | keys(policy=True)).items():
         last = key.split(".", 1)[-1]

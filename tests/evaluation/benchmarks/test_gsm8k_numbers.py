@@ -106,7 +106,7 @@ def test_which_number_is_read(text, value):
 
 @pytest.mark.parametrize(
     "result, answer, right",
-    [  # the table of docs/benchmarks.md
+    [  # the table of docs/guides/benchmarks.md
         ("20", "#### 20.00", {"number", "reference"}),
         ("1234.5", "#### 1,234.50", {"number", "reference"}),
         ("0.5", "### .5", {"number"}),
