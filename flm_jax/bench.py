@@ -32,12 +32,18 @@ from flm_jax.profiling import bench_runs
 from flm_jax.profiling.bench_cases import SECONDS, SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
 
-_SUITE = flags.DEFINE_string("suite", "cpu", f"Which cases: {', '.join(SUITES)}.")
-_JSON = DEFINE_output("json", "", "File for the results.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each variant; the gpu suites have none.")
-_SECONDS = flags.DEFINE_float("seconds", 0.0, "For a gpu suite as a whole; 0 takes its own.")
-_FILTER = flags.DEFINE_string("filter", "", "Only cases whose name contains this.")
-_BASELINE = DEFINE_path("baseline", "", "Results of an earlier run, to compare with.")
+_SUITE = flags.DEFINE_string("suite", "cpu", f"Suite of cases: {', '.join(SUITES)}.")
+_JSON = DEFINE_output("json", "", "JSON file to write the results to.")
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Number of timed turns of each variant; the gpu suites ignore it."
+)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 0.0, "Time limit of a gpu suite in seconds; 0 is the suite's own."
+)
+_FILTER = flags.DEFINE_string(
+    "filter", "", "Text that the names of the cases to run contain; empty for all cases."
+)
+_BASELINE = DEFINE_path("baseline", "", "JSON file of an earlier run to compare with.")
 
 
 class _Worker:

@@ -20,19 +20,31 @@ from flm_jax.cli.path_flags import DEFINE_output
 from flm_jax.core.files import to_json, write_output
 
 _CONFIG = DEFINE_config()
-_TOPOLOGY = flags.DEFINE_string("topology", "", "FAMILY:SIZES: v5e:4x4, v5p:4x4x4, h200:8, cpu:8.")
-_VOCAB = flags.DEFINE_integer("vocab_size", 0, "Tokens; 0 = config.model.vocab_size.")
-_BATCH = flags.DEFINE_integer("batch", 0, "Global batch; 0 = config.train.batch.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    "",
+    "Devices to plan for, FAMILY:SIZES, such as v5e:4x4, v5p:4x4x4, h200:8 or cpu:8.",
+)
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", 0, "Vocabulary size in tokens; 0 is config.model.vocab_size."
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", 0, "Global batch size in sequences; 0 is config.train.batch."
+)
 _SAMPLE = flags.DEFINE_integer(
-    "sample_steps", 0, "Plan a sampler of so many network calls instead."
+    "sample_steps",
+    0,
+    "Number of network calls of a sampler to plan instead of a train step; 0 plans the train step.",
 )
 _ROLLOUT = flags.DEFINE_bool(
-    "rollout", False, "With --sample_steps: the rollout of train_policy, which keeps what it saw."
+    "rollout",
+    False,
+    "Plan the rollout of train_policy, which keeps its states; needs --sample_steps.",
 )
-_FIND = flags.DEFINE_bool("find_batch", False, "Also search the largest batch that fits.")
-_TRIES = flags.DEFINE_integer("tries", 6, "Most compilations of that search.")
-_JSON = DEFINE_output("json", "", "File for the report.")
-_HLO = DEFINE_output("hlo", "", "File for the compiled program of one device.")
+_FIND = flags.DEFINE_bool("find_batch", False, "Also search for the largest batch that fits.")
+_TRIES = flags.DEFINE_integer("tries", 6, "Largest number of compilations in that search.")
+_JSON = DEFINE_output("json", "", "JSON file to write the report to.")
+_HLO = DEFINE_output("hlo", "", "File to write the compiled program of one device to.")
 
 
 def environment(argv: Sequence[str]) -> dict[str, str]:

@@ -64,44 +64,49 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SOURCE = flags.DEFINE_string(
     "source",
     "flm",
-    f"Origin of the weights: {', '.join(_SOURCES)}. FLM and FMLM of February 2026, whose logits "
-    "have no cap, are flm_2026_02, first stages of their distillation flm_residual; any-order "
-    "FMLM+ are fmlm_plus.",
+    f"Origin of the weights: {', '.join(_SOURCES)}. FLM and FMLM of February 2026, whose "
+    "logits are not capped, are flm_2026_02; first stages of their distillation are "
+    "flm_residual; any-order FMLM+ is fmlm_plus.",
 )
 _CHECKPOINT = DEFINE_path(
     "checkpoint",
     "",
-    "File to import: .safetensors, or .ckpt, .pt; llada, llada2: its folder. Or hf:OWNER/NAME.",
+    "File to import (.safetensors, .ckpt or .pt), the folder of llada or llada2, or hf:OWNER/NAME.",
 )
-_WORKDIR = DEFINE_path("workdir", "", "Folder to write; with --export, to read.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir to write; with --export, to read.")
 _TOKENIZER = DEFINE_path(
     "tokenizer",
     "",
-    "bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; unset: the one in the folder of "
-    "the weights, else by vocabulary size.",
+    "Tokenizer: bytes, hf:NAME_OR_FOLDER, or the folder of a saved tokenizer; by default "
+    "the one in the folder of the weights, or else by vocabulary size.",
 )
 _DATA = DEFINE_path("data", "", "Prepared folder on which `evaluate` measures the loss.")
 _LENGTH = flags.DEFINE_integer(
     "length",
     0,
-    "Tokens per sequence that the model was trained on; 0 = as its file says or as published.",
+    "Length in tokens of the sequences of training; 0 is the length in the file, or else "
+    "the published one.",
 )
 _BASE = DEFINE_path(
     "base",
     "",
-    "mlfm: workdir of the model that a checkpoint of adapters alone adapts; flm_residual: of the "
-    "flow that it corrects.",
+    "Workdir of the model that adapters belong to (mlfm), or of the flow that a first "
+    "stage corrects (flm_residual).",
 )
-_HEADS = flags.DEFINE_integer("heads", None, "Attention heads, if the file does not tell.")
+_HEADS = flags.DEFINE_integer(
+    "heads", None, "Number of attention heads, if the file does not record it."
+)
 _SOFTCAP = flags.DEFINE_float(
-    "logit_softcap", None, "Cap of output logits, 0 for none; unset: that of the source."
+    "logit_softcap",
+    None,
+    "Soft cap of the output logits, 0 for none; by default as published for the source.",
 )
-_EMA = flags.DEFINE_bool("ema", True, "Take the averaged weights of a .ckpt where it has any.")
+_EMA = flags.DEFINE_bool("ema", True, "Import the averaged weights of a .ckpt, if it has any.")
 _EXPORT = DEFINE_path(
     "export",
     "",
-    "Write --workdir's weights: to a .safetensors file under the names of their reference, or to a "
-    "folder that every command takes as a workdir.",
+    "File or folder to write the weights of --workdir to: a .safetensors file under the "
+    "reference's names, or a folder that every command takes as a workdir.",
 )
 
 

@@ -43,50 +43,84 @@ from flm_jax.training.schedule_log import read_schedule
 
 flags.adopt_module_key_flags(sampling_flags)
 flags.adopt_module_key_flags(process_flags)
-_MODELS = flags.DEFINE_multi_string("model", [], "WORKDIR:STEPS, for example runs/fmlm:1,2,4.")
-_STEPS = flags.DEFINE_list("steps", [], "Of --workdir; by default eval.sample_steps of its config.")
+_MODELS = flags.DEFINE_multi_string(
+    "model", [], "Model and step counts, WORKDIR:STEPS, such as runs/fmlm:1,2,4; may be repeated."
+)
+_STEPS = flags.DEFINE_list(
+    "steps",
+    [],
+    "Step counts of --workdir, separated by commas; by default eval.sample_steps of its config.",
+)
 _JUDGE = DEFINE_path(
-    "judge", "", "Adds generative perplexity: workdir of an AR model, or a local GPT-2 folder."
+    "judge",
+    "",
+    "Judge of generative perplexity: the workdir of an autoregressive model, or a local "
+    "GPT-2 folder.",
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
-_WORKDIR = DEFINE_path("workdir", "", "A model; with --config the comparison's folder.")
+_WORKDIR = DEFINE_path(
+    "workdir", "", "Workdir of a model; with --config, the folder of the comparison."
+)
 _PROTOCOL = flags.DEFINE_string(
     "protocol",
     "library",
-    f"How samples are scored: {' or '.join(PROTOCOLS)}, which is that of the published tables.",
+    f"Protocol by which samples are scored: {' or '.join(PROTOCOLS)}. The published tables"
+    " were made by the reference protocol.",
 )
 _SAMPLES = flags.DEFINE_multi_string(
-    "samples", [], "A file of samples, of any project, that the judge scores: .jsonl or .json."
+    "samples",
+    [],
+    "File of samples (.jsonl or .json), of any project, for the judge to score; may be repeated.",
 )
-_SAVE = DEFINE_output("save_samples", "", "JSONL file for the drawn samples, text and tokens.")
+_SAVE = DEFINE_output(
+    "save_samples", "", "JSONL file to write the drawn samples to, as text and tokens."
+)
 _TOKENIZER = DEFINE_path(
-    "tokenizer", "", "Of --samples: bytes, hf:NAME_OR_FOLDER or the folder of a saved tokenizer."
+    "tokenizer",
+    "",
+    "Tokenizer of --samples: bytes, hf:NAME_OR_FOLDER or the folder of a saved tokenizer.",
 )
 _LENGTH = flags.DEFINE_integer(
-    "length", 0, "Of --samples, tokens of the model that wrote them; 0 = that of the longest."
+    "length",
+    0,
+    "Length in tokens of the samples in --samples, as generated; 0 is the length of the longest.",
 )
 _NUM = flags.DEFINE_integer(
     "num_samples",
     None,
-    f"Samples for each row of the table; unset: 64, of the reference's protocol {SAMPLES}.",
+    f"Number of samples for each row of the table; by default 64, or {SAMPLES} under the "
+    "reference protocol.",
 )
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Samples, and validation rows, at a time.")
-_SEED = DEFINE_seed("seed", 0, "Of the noise.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Number of samples, or validation rows, at a time.")
+_SEED = DEFINE_seed("seed", 0, "Seed of the random draws.")
 _DATA = DEFINE_path(
-    "data", "", "A prepared folder to measure all models with, instead of the data of each."
+    "data",
+    "",
+    "Prepared folder on which all models are measured, instead of each model's own data.",
 )
 _CORPUS = DEFINE_path(
-    "corpus", "", "A prepared folder: its likelihood under the models, in place of samples."
+    "corpus",
+    "",
+    "Prepared folder whose likelihood under the models is measured, instead of samples.",
 )
-_SPLIT = flags.DEFINE_string("split", "valid", "Of --corpus.")
-_SEQUENCES = flags.DEFINE_integer("corpus_sequences", 1024, "Of --corpus; 0 for all.")
-_WORDS = DEFINE_path("words", "", "Adds the share of words that this file, one a line, has.")
+_SPLIT = flags.DEFINE_string("split", "valid", "Split of --corpus.")
+_SEQUENCES = flags.DEFINE_integer(
+    "corpus_sequences", 1024, "Number of sequences of --corpus; 0 is all."
+)
+_WORDS = DEFINE_path(
+    "words",
+    "",
+    "Word list, one word a line; adds the fraction of generated words that it contains.",
+)
 _COPIED = flags.DEFINE_integer(
-    "copied", 0, "Adds the share of samples with so many words in a row of --data's training texts."
+    "copied",
+    0,
+    "Number of consecutive words; adds the fraction of samples that copy at least this "
+    "many from the training texts of --data.",
 )
 _FEW = 64  # samples of a row by the library's protocol, unless others are asked for
-_SHOW = flags.DEFINE_integer("show", 2, "Samples printed for each row.")
-_JSON = DEFINE_output("json", "", "File for the rows and all samples.")
+_SHOW = flags.DEFINE_integer("show", 2, "Number of samples printed for each row.")
+_JSON = DEFINE_output("json", "", "JSON file to write the rows and all samples to.")
 
 
 def _parse(text: str) -> tuple[str, list[int]]:

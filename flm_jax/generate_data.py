@@ -18,25 +18,32 @@ from flm_jax.inference import self_generation
 from flm_jax.samplers.base import read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
-_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model, written by train or convert.")
 _OUT = DEFINE_path("out", "", "Folder to write.")
-_NUM = flags.DEFINE_integer("num", 10_000, "Texts.")
+_NUM = flags.DEFINE_integer("num", 10_000, "Number of texts to generate.")
 _STEPS = flags.DEFINE_string(
     "steps",
     "0",
-    "Network calls, or a share of the tokens to write such as 1/4 (masked diffusion); 0 = one for "
-    "each token.",
+    "Number of network calls; for masked diffusion also a fraction of the tokens to "
+    "generate, such as 1/4. 0 is one call for each token.",
 )
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Texts drawn at a time, and of a part.")
-_SEED = DEFINE_seed("seed", 1, "Of the draws, and of a task's problems.")
-_CHAT = DEFINE_path("chat", "", "JSON lines of questions, see data/chat.py.")
+_BATCH = flags.DEFINE_integer(
+    "batch_size",
+    256,
+    "Number of texts drawn at a time, which is also the number in each part of --out.",
+)
+_SEED = DEFINE_seed("seed", 1, "Seed of the random draws and of the task's problems.")
+_CHAT = DEFINE_path("chat", "", "JSONL file of questions to answer, in the format of data/chat.py.")
 _ANSWER = flags.DEFINE_integer(
-    "answer_length", 0, "Tokens of an answer, behind which nothing is seen; 0 = as there is room."
+    "answer_length",
+    0,
+    "Length of an answer in tokens, after which nothing is seen; 0 is all the room that is left.",
 )
 _TAIL = flags.DEFINE_bool(
     "count_tail",
     None,
-    "What is written behind an answer's end counts too; by default if the model fills rows so.",
+    "Count the tokens after the end of an answer as valid; by default if the model was "
+    "trained to fill rows with them.",
 )
 
 

@@ -28,76 +28,94 @@ from flm_jax.data.corpus.published import PUBLISHED, published_source, published
 from flm_jax.data.corpus.sources import DOCUMENT_UNITS, SOURCES, SourceConfig
 from flm_jax.data.tokenizers.builtin import SAMPLE_CHARACTERS, SENTENCEPIECE_MODELS
 
-_SOURCE = flags.DEFINE_string("source", "", f"Documents: {', '.join(SOURCES)}.")
+_SOURCE = flags.DEFINE_string("source", "", f"Source of the documents: {', '.join(SOURCES)}.")
 _PUBLISHED = flags.DEFINE_string(
     "published",
     "",
-    "A data set of the published tables, read as their models read it: "
-    f"{', '.join(PUBLISHED)}. Instead of --source and what goes with it; --path and --tokenizer "
-    "name others than the published ones.",
+    "Data set of the published tables, prepared as for their models: "
+    f"{', '.join(PUBLISHED)}. Replaces --source and its options; --path and --tokenizer "
+    "override the published ones.",
 )
 _PATH = DEFINE_path(
     "path",
     "",
-    "text, jsonl, parquet: file or folder, .gz and .zst unpacked. hf: name[:config][@revision], or "
-    "a folder of the hub's layout.",
+    "File or folder of text, jsonl or parquet (.gz and .zst are unpacked); for hf, "
+    "name[:config][@revision], or a folder laid out as on the hub.",
 )
 _OUT = DEFINE_path("out", "", "Folder to write.")
 _TOKENIZER = DEFINE_path(
     "tokenizer",
     "sentencepiece",
-    "bytes, text8, characters, sentencepiece (both trained on the corpus), hf:NAME_OR_FOLDER, or "
-    "the path of a saved tokenizer or prepared folder.",
+    "Tokenizer: bytes, text8, characters or sentencepiece (both trained on the corpus), "
+    "hf:NAME_OR_FOLDER, or the path of a saved tokenizer or prepared folder.",
 )
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "Pieces of the sentencepiece tokenizer.")
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", 1024, "Vocabulary size of the sentencepiece tokenizer."
+)
 _MODEL = flags.DEFINE_string(
-    "sentencepiece_model", "bpe", f"Model of sentencepiece: {', '.join(SENTENCEPIECE_MODELS)}."
+    "sentencepiece_model", "bpe", f"Model type of sentencepiece: {', '.join(SENTENCEPIECE_MODELS)}."
 )
 _SAMPLE = flags.DEFINE_integer(
     "sample_characters",
     SAMPLE_CHARACTERS,
-    "Characters of the corpus, in lines from all over it, that sentencepiece is trained on.",
+    "Number of characters, in lines from all over the corpus, on which sentencepiece is trained.",
     lower_bound=1,
 )
 _FORM = flags.DEFINE_string(
     "normal_form",
     "",
-    "NFC: text in composed characters, for tokenizers trained here, which remember it.",
+    "Unicode normal form of tokenizers trained here: NFC (composed characters), or empty for none.",
 )
 _UNIT = flags.DEFINE_string(
-    "split_documents", "file", f"text: what a document is: {', '.join(DOCUMENT_UNITS)}."
+    "split_documents",
+    "file",
+    f"Unit that counts as a document of a text source: {', '.join(DOCUMENT_UNITS)}.",
 )
 _SEPARATOR = flags.DEFINE_string(
     "separator",
     "",
-    "The line between the documents of a text, such as '<|endoftext|>'; no part of them.",
+    "Line that separates the documents of a text source, such as '<|endoftext|>'; it "
+    "belongs to none of them.",
 )
 _TEXT_KEY = flags.DEFINE_string(
-    "text_key", "text", "jsonl, parquet, hf: the field that holds the text."
+    "text_key", "text", "Field that holds the text of jsonl, parquet and hf sources."
 )
 _DETOKENIZE = flags.DEFINE_string(
-    "detokenize", "", f"Undo a corpus's own tokenisation: {', '.join(DETOKENIZERS)}."
+    "detokenize",
+    "",
+    f"Corpus whose own tokenisation is undone: {', '.join(DETOKENIZERS)}; empty for none.",
 )
-_VALID = flags.DEFINE_float("valid_fraction", 0.05, "Share held out, unless the source has splits.")
+_VALID = flags.DEFINE_float(
+    "valid_fraction",
+    0.05,
+    "Fraction of the documents held out for validation, unless the source has splits.",
+)
 _VALID_SPLIT = flags.DEFINE_string(
-    "valid_split", "", "hf: the split to hold out; validation, valid, dev or test by default."
+    "valid_split",
+    "",
+    "Split of an hf source to hold out; validation, valid, dev or test by default.",
 )
 _VALID_LAST = flags.DEFINE_integer(
-    "valid_last", 0, "Hold out the last documents, so many, instead.", lower_bound=0
+    "valid_last",
+    0,
+    "Number of documents at the end to hold out, instead of --valid_fraction.",
+    lower_bound=0,
 )
-_VALID_ONLY = flags.DEFINE_bool("valid_only", False, "hf: read what is held out alone.")
+_VALID_ONLY = flags.DEFINE_bool(
+    "valid_only", False, "Read the held-out split of an hf source alone."
+)
 _VERBATIM = flags.DEFINE_bool(
     "verbatim", False, "Keep empty texts, byte order marks and carriage returns."
 )
-_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: prepare part i (from 0) of n.")
-_MERGE = flags.DEFINE_bool("merge", False, "Join the n parts in --out; needs no other flag.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "Part to prepare, i/n: part i (counted from 0) of n.")
+_MERGE = flags.DEFINE_bool("merge", False, "Join the n parts in --out; no other flag is needed.")
 _WORKERS = flags.DEFINE_integer(
     "workers",
     0,
-    "Processes that tokenise; 0: as many as there are cores. The result is the same.",
+    "Number of processes that tokenise; 0 is one for each core. The result does not depend on it.",
     lower_bound=0,
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the contents of --out.")
 
 
 # Flags that say how a source is read, by their settings.

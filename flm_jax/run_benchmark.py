@@ -48,49 +48,79 @@ from flm_jax.samplers.base import read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
 flags.adopt_module_key_flags(process_flags)
-_TASK = flags.DEFINE_string("task", "", f"Benchmark: {', '.join(BENCHMARKS)}.")
-_DATA = DEFINE_path("data", "", "Its data file.")
-_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
-_OUT = DEFINE_path("out", "", "Folder for records and summary; the same one continues.")
-_REFERENCE = flags.DEFINE_bool("reference", False, "Score the right answers, in place of a model.")
+_TASK = flags.DEFINE_string("task", "", f"Benchmark to run: {', '.join(BENCHMARKS)}.")
+_DATA = DEFINE_path("data", "", "Data file of the benchmark.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model, written by train or convert.")
+_OUT = DEFINE_path(
+    "out", "", "Folder for the records and the summary; a run on the same folder continues."
+)
+_REFERENCE = flags.DEFINE_bool(
+    "reference", False, "Score the reference answers instead of a model's."
+)
 _STEPS = flags.DEFINE_string(
     "steps",
     "64",
-    "Of the sampler, or a share of the tokens to write such as 1/4 (masked diffusion); AR: unused.",
+    "Number of steps of the sampler; for masked diffusion also a fraction of the tokens "
+    "to generate, such as 1/4. Autoregressive models ignore it.",
 )
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Prompts at a time.")
-_SEED = DEFINE_seed("seed", 0, "Of the draws.")
-_LENGTH = flags.DEFINE_integer("length", 0, "Tokens of prompt and answer; 0 = as trained.")
-_ANSWER = flags.DEFINE_integer("answer_length", 0, "Tokens of an answer; 0 = as there is room.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Number of prompts answered at a time.")
+_SEED = DEFINE_seed("seed", 0, "Seed of the random draws.")
+_LENGTH = flags.DEFINE_integer(
+    "length", 0, "Length of prompt and answer together in tokens; 0 is the length of training."
+)
+_ANSWER = flags.DEFINE_integer(
+    "answer_length", 0, "Length of an answer in tokens; 0 is all the room that is left."
+)
 _CUT = flags.DEFINE_bool(
-    "cut_prompts", False, "Prompts without room for an answer lose their head."
+    "cut_prompts", False, "Cut the beginning of prompts that leave no room for an answer."
 )
-_CHAT = flags.DEFINE_bool("chat", None, "Ask questions; by default if the model learnt exchanges.")
+_CHAT = flags.DEFINE_bool(
+    "chat",
+    None,
+    "Ask problems as chat questions; by default if the model was trained on exchanges.",
+)
 _STYLE = flags.DEFINE_string(
-    "prompt_style", "", "gsm8k: chat, plain; mt_bench: chat, vicuna; by default as --chat says."
+    "prompt_style",
+    "",
+    "Style of prompts: chat or plain (gsm8k), chat or vicuna (mt_bench); by default as "
+    "--chat says.",
 )
-_SAMPLES = flags.DEFINE_integer("samples", 1, "Answers to each problem, for pass@k.")
-_PASS_AT = flags.DEFINE_list("pass_at", ["1"], "humaneval, mbpp: the k of pass@k.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "The first so many problems; 0 = all.")
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Number of answers to each problem, for pass@k.")
+_PASS_AT = flags.DEFINE_list(
+    "pass_at", ["1"], "Values of k for pass@k (humaneval, mbpp), separated by commas."
+)
+_LIMIT = flags.DEFINE_integer("limit", 0, "Number of problems, from the first one on; 0 is all.")
 _SHOTS = flags.DEFINE_integer(
-    "shots", -1, "gsm8k, mbpp: solved problems before each; -1 = 3 of mbpp, none of gsm8k."
+    "shots",
+    -1,
+    "Number of solved examples before each problem (gsm8k, mbpp); -1 is the default, 3 "
+    "for mbpp and 0 for gsm8k.",
 )
-_EXAMPLES = DEFINE_path("examples", "", "gsm8k: file of the solved problems.")
-_WHOLE = flags.DEFINE_bool("whole", False, "mbpp: all problems, not the test split alone.")
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "humaneval, mbpp: time of a program.")
+_EXAMPLES = DEFINE_path("examples", "", "File of the solved examples (gsm8k).")
+_WHOLE = flags.DEFINE_bool("whole", False, "Use all problems of mbpp, not the test split alone.")
+_SECONDS = flags.DEFINE_float(
+    "seconds", 3.0, "Time limit of a program in seconds (humaneval, mbpp)."
+)
 _ISOLATION = flags.DEFINE_string(
-    "isolation", "namespaces", f"Of programs: {', '.join(ISOLATIONS)}; guard promises less."
+    "isolation",
+    "namespaces",
+    f"Isolation of the programs that are run: {', '.join(ISOLATIONS)}; guard protects less.",
 )
-_FIRST_TURN = flags.DEFINE_bool("first_turn", False, "mt_bench: the first turn alone.")
+_FIRST_TURN = flags.DEFINE_bool("first_turn", False, "Ask the first turn alone (mt_bench).")
 _STOPS = flags.DEFINE_list(
     "stop_strings",
     [stop.replace("\n", r"\n") for stop in STOP_STRINGS],
-    r"mt_bench: texts at the first of which an answer ends; \n is a line end.",
+    r"Strings at the first of which an answer ends (mt_bench), separated by commas; \n is "
+    r"a line end.",
 )
-_JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "mt_bench: the judge, before JUDGE_MODEL.")
-_JUDGE_PROMPTS = DEFINE_path("judge_prompts", "", "mt_bench: FastChat's judge_prompts.jsonl.")
+_JUDGE_MODEL = flags.DEFINE_string(
+    "judge_model", "", "Name of the judge model (mt_bench); it overrides JUDGE_MODEL."
+)
+_JUDGE_PROMPTS = DEFINE_path(
+    "judge_prompts", "", "File judge_prompts.jsonl of FastChat (mt_bench)."
+)
 _JUDGE_ANSWERS = DEFINE_path(
-    "judge_references", "", "mt_bench: reference answers, FastChat's answer format."
+    "judge_references", "", "File of reference answers in FastChat's answer format (mt_bench)."
 )
 
 

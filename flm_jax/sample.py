@@ -31,40 +31,55 @@ from flm_jax.samplers.base import SamplerConfig, Steps, plain_steps, read_steps
 
 flags.adopt_module_key_flags(sampling_flags)
 flags.adopt_module_key_flags(process_flags)
-_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model, written by train or convert.")
 _STEPS = flags.DEFINE_list(
     "steps",
     ["1"],
-    "Network calls, or a share of the tokens to write such as 1/4 (masked diffusion); several "
-    "separated by commas; AR: unused.",
+    "Step counts of the sampler, separated by commas; for masked diffusion also a "
+    "fraction of the tokens to generate, such as 1/4. Autoregressive models ignore it.",
 )
-_NUM = flags.DEFINE_integer("num_samples", 8, "Samples for each step count.")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
-_LENGTH = flags.DEFINE_integer("length", 0, "Tokens per sample; 0 = as trained.")
-_SEED = DEFINE_seed("seed", 0, "Of the noise; the same seed gives the same samples.")
-_PROMPT = flags.DEFINE_string("prompt", "", "Text that every sample begins with.")
-_INFILL = flags.DEFINE_string("infill", "", "Template; {n} stands for n tokens to write.")
+_NUM = flags.DEFINE_integer("num_samples", 8, "Number of samples for each step count.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Number of samples drawn at a time.")
+_LENGTH = flags.DEFINE_integer(
+    "length", 0, "Length of a sample in tokens; 0 is the length of training."
+)
+_SEED = DEFINE_seed("seed", 0, "Seed of the random draws; the same seed gives the same samples.")
+_PROMPT = flags.DEFINE_string("prompt", "", "Text with which every sample begins.")
+_INFILL = flags.DEFINE_string(
+    "infill", "", "Template to fill in; {n} stands for n tokens to generate."
+)
 _PROMPTS = DEFINE_path(
-    "prompts", "", "JSONL file of prompts (prompt, infill, answer_length), each answered once."
+    "prompts",
+    "",
+    "JSONL file of prompts (keys prompt, infill, answer_length); each is answered once.",
 )
 _CHAT = flags.DEFINE_bool(
     "chat",
     False,
-    "Prompts are questions, framed by the tokenizer's chat template, else as in data/chat.py.",
+    "Treat prompts as questions in the tokenizer's chat template, or else in the format "
+    "of data/chat.py.",
 )
 _ANSWER = flags.DEFINE_integer(
-    "answer_length", 0, "--prompts: tokens of an answer; 0 = as many as there is room for."
+    "answer_length",
+    0,
+    "Length of an answer to --prompts in tokens; 0 is all the room that is left.",
 )
 _PROBLEMS = flags.DEFINE_integer(
-    "problems", 0, "Complete so many problems of the model's task and say the share solved."
+    "problems", 0, "Number of problems of the model's task to complete; prints the fraction solved."
 )
-_OUT = DEFINE_output("out", "", "JSONL file for the samples.")
-_TRAJECTORY = DEFINE_output("trajectory", "", "JSONL file for the text after each call.")
+_OUT = DEFINE_output("out", "", "JSONL file to write the samples to.")
+_TRAJECTORY = DEFINE_output(
+    "trajectory", "", "JSONL file to write the text after each network call to."
+)
 _HTML = DEFINE_output(
-    "html", "", "Page that shows the samples of the last step count resolve, step by step."
+    "html",
+    "",
+    "HTML file to write; it shows the samples of the last step count resolve step by step.",
 )
-_LIVE = flags.DEFINE_bool("live", False, "Show the samples resolve in place, step by step.")
-_SHOW = flags.DEFINE_integer("show", 4, "Samples printed for each step count.")
+_LIVE = flags.DEFINE_bool(
+    "live", False, "Show in the terminal how the samples resolve step by step."
+)
+_SHOW = flags.DEFINE_integer("show", 4, "Number of samples printed for each step count.")
 
 
 def _write(path: str, lines: list[dict]) -> None:

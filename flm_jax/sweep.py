@@ -24,15 +24,15 @@ from flm_jax.inference import engine, text_reward
 from flm_jax.samplers.base import nothing_given
 
 flags.adopt_module_key_flags(sampling_flags)
-_WORKDIR = DEFINE_path("workdir", "", "Workdir of train or convert.")
-_OPTION = flags.DEFINE_string("option", "", "Setting of the sampler that is swept, a number.")
-_VALUES = flags.DEFINE_list("values", [], "Its values, separated by commas.")
-_STEPS = flags.DEFINE_integer("steps", 16, "As of sample.")
-_NUM = flags.DEFINE_integer("num_samples", 1024, "Samples for each value.")
-_BATCH = flags.DEFINE_integer("batch_size", 1024, "Samples drawn at a time.")
-_SEED = DEFINE_seed("seed", 0, "Of the noise, the same for every value.")
-_JSON = DEFINE_output("json", "", "File for the rows.")
-_PLOT = DEFINE_output("plot", "", "PNG file: every figure against the option.")
+_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model, written by train or convert.")
+_OPTION = flags.DEFINE_string("option", "", "Numeric setting of the sampler to sweep.")
+_VALUES = flags.DEFINE_list("values", [], "Values of --option, separated by commas.")
+_STEPS = flags.DEFINE_integer("steps", 16, "Number of steps of the sampler.")
+_NUM = flags.DEFINE_integer("num_samples", 1024, "Number of samples for each value.")
+_BATCH = flags.DEFINE_integer("batch_size", 1024, "Number of samples drawn at a time.")
+_SEED = DEFINE_seed("seed", 0, "Seed of the random draws, the same for every value.")
+_JSON = DEFINE_output("json", "", "JSON file to write the rows to.")
+_PLOT = DEFINE_output("plot", "", "PNG file to write; it shows every figure against the option.")
 
 
 def main(argv) -> None:

@@ -19,7 +19,7 @@ from flm_jax.distributed import processes
 from flm_jax.training.trainer import train_run
 
 _CONFIG = DEFINE_config()
-_WORKDIR = DEFINE_path("workdir", "", "Folder of the run: checkpoints, metrics, samples.")
+_WORKDIR = DEFINE_path("workdir", "", "Folder of the run: checkpoints, metrics and samples.")
 _POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
 
 

@@ -14,13 +14,15 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.training.reward_trainer import train_text_reward
 
-_WORKDIR = DEFINE_path("workdir", "", "Workdir of the model whose data are read.")
+_WORKDIR = DEFINE_path(
+    "workdir", "", "Workdir of the model on whose training data the reward is trained."
+)
 _MATCH = flags.DEFINE_string("match", "", "Regular expression that rewarded texts contain.")
-_OUT = DEFINE_path("out", "", "Folder for the reward.")
-_STEPS = flags.DEFINE_integer("steps", 500, "Steps of Adam.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Texts in a step.")
+_OUT = DEFINE_path("out", "", "Folder to write the reward to.")
+_STEPS = flags.DEFINE_integer("steps", 500, "Number of optimizer steps (Adam).")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Number of texts in a step.")
 _LR = flags.DEFINE_float("lr", 1e-3, "Learning rate.")
-_SEED = DEFINE_seed("seed", 0, "Of initialisation and order of the data.")
+_SEED = DEFINE_seed("seed", 0, "Seed of the initialisation and of the order of the data.")
 
 
 def main(argv) -> None:

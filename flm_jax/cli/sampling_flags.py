@@ -16,7 +16,7 @@ from flm_jax.samplers.base import SamplerConfig
 from flm_jax.samplers.registry import SAMPLERS
 
 _NAME = flags.DEFINE_string(
-    "sampler", None, f"Sampler: {', '.join(SAMPLERS)}; by default that of the model."
+    "sampler", None, f"Sampler to use: {', '.join(SAMPLERS)}; by default the model's own."
 )
 _DEFINE = {
     bool: flags.DEFINE_bool,
