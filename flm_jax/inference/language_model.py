@@ -5,9 +5,10 @@ model.sample(4, steps=1, prompt="The ").texts
 model.score(["The string is returned."]).perplexity
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +29,21 @@ from flm_jax.core.settings import plain
 from flm_jax.data.pipeline import padded_length
 from flm_jax.data.text import Mender
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.inference import engine, trajectories
+from flm_jax.inference import animation, engine, trajectories
 from flm_jax.metrics.likelihood import sequence_nats
 from flm_jax.samplers.base import SamplerConfig, Steps, read_steps
 from flm_jax.samplers.registry import name_of
 
 _MOST_ROWS = 32
+
+
+@contextlib.contextmanager
+def _pictures() -> Iterator[None]:
+    """A missing package of pictures is told in one line."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{error}: pictures need pip install 'flm-jax[plots]'.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +83,22 @@ class Generated:
         """
         count = len(self.texts)
         require(0 <= sample < count, f"got sample={sample} of {count} samples, counted from 0.")
-        one = (x[:, sample : sample + 1] for x in (self.steps_tokens, self.steps_confidence))
-        (steps,) = trajectories.frames(self.tokenizer, *one)
-        try:
+        (steps,) = self._frames(slice(sample, sample + 1))
+        with _pictures():
             trajectories.draw_trajectory(epath.Path(os.path.expanduser(path)), steps)
-        except ImportError as error:
-            raise UserError(f"{error}: pictures need pip install 'flm-jax[plots]'.") from error
+
+    def to_gif(self, path: str | os.PathLike[str]) -> None:
+        """A moving picture of all texts, a frame a step, after one of noise (extra `plots`).
+
+        Raises:
+          UserError: no matplotlib.
+        """
+        with _pictures():
+            write_output(path, animation.to_gif(self._frames(slice(None))))
+
+    def _frames(self, samples: slice) -> list[list[list[list]]]:
+        one = (x[:, samples] for x in (self.steps_tokens, self.steps_confidence))
+        return trajectories.frames(self.tokenizer, *one)
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it: the page in a frame of its own."""
