@@ -50,7 +50,10 @@ _TOKENIZER = DEFINE_path(
     "hf:NAME_OR_FOLDER, or the path of a saved tokenizer or prepared folder.",
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 1024, "Vocabulary size of the sentencepiece tokenizer."
+    "vocab_size",
+    1024,
+    "Vocabulary size of the sentencepiece tokenizer; from 326 and one for each character of the "
+    "texts on, it spells any text.",
 )
 _MODEL = flags.DEFINE_string(
     "sentencepiece_model", "bpe", f"Model type of sentencepiece: {', '.join(SENTENCEPIECE_MODELS)}."

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -303,7 +304,9 @@ def test_parts_of_files_that_changed_in_between_are_not_merged(cfg, tmp_path):
     "name, unknown", [("characters", 4), ("sentencepiece", 0), ("bytes", None)]
 )
 def test_the_share_of_unknown_pieces_is_said(tmp_path, name, unknown):
-    (tmp_path / "a.txt").write_text("a few plain words\n" * 40 + "cafe\u0301\n")
+    letters = np.random.default_rng(0).choice(list("aefilnoprsw "), (40, 50))
+    lines = ["".join(line) for line in letters]
+    (tmp_path / "a.txt").write_text("\n".join([*lines, "cafe\u0301\n"]))
     source = SourceConfig("text", str(tmp_path / "a.txt"))
     said = []
     prepare(PrepareConfig(source, str(tmp_path / "out"), name, vocab_size=32), said.append)
@@ -316,3 +319,8 @@ def test_the_share_of_unknown_pieces_is_said(tmp_path, name, unknown):
             f"valid: {count} of {len(stream)} tokens ({count / len(stream):.2%})"
         )
         assert count and "--tokenizer=bytes" in found[0]
+        size = int(re.search(r"sentencepiece from --vocab_size=(\d+) on", found[0])[1])
+        cfg = PrepareConfig(source, str(tmp_path / "more"), "sentencepiece", vocab_size=size)
+        more = []
+        prepare(cfg, more.append)
+        assert more and not any("unknown" in line for line in more)

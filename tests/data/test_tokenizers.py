@@ -19,6 +19,7 @@ from flm_jax.data.tokenizers.builtin import (
     CharacterTokenizer,
     SentencePieceTokenizer,
     WordTokenizer,
+    byte_pieces_from,
 )
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
@@ -154,11 +155,23 @@ def test_sentencepiece_training_is_deterministic_across_processes(tmp_path):
     assert other == SentencePieceTokenizer.train([ENGLISH], 520).fingerprint
 
 
-def test_sentencepiece_small_vocabulary_has_no_byte_pieces():
-    tokenizer = SentencePieceTokenizer.train([ENGLISH], 128)
-    assert tokenizer.vocab_size == 128
-    assert tokenizer.unknown_id in tokenizer.encode("漢")
-    assert tokenizer.decode(tokenizer.encode("the map")) == "the map"
+@pytest.mark.parametrize("model", ["bpe", "unigram"])
+def test_sentencepiece_has_byte_pieces_wherever_they_fit(model):
+    """Beside the characters that have pieces, and 64 that are learnt."""
+    texts = [ENGLISH, "cafe\u0301 漢 é\r\n" * 40, "🙂"]
+    for small, unknown in ((128, True), (None, True), (None, False)):
+        small = small or least - unknown
+        tokenizer = SentencePieceTokenizer.train(texts, small, model)
+        least = byte_pieces_from(tokenizer)
+        assert tokenizer.vocab_size == small
+        assert (tokenizer.unknown_id in tokenizer.encode("🙂")) == unknown
+        assert (tokenizer.decode(tokenizer.encode(TEXT)) == TEXT) == (not unknown)
+        assert tokenizer.decode(tokenizer.encode("the map")) == "the map"
+    assert tokenizer.vocab_size == least
+    # Not all characters have pieces: one of them is in 99.95% of the texts.
+    assert 326 + 60 < least < byte_pieces_from(CharacterTokenizer.train(texts))
+    assert len(tokenizer.encode(ENGLISH)) < 0.65 * len(ENGLISH)
+    assert byte_pieces_from(ByteTokenizer()) is None
 
 
 def test_sentencepiece_learns_from_lines_longer_than_the_trainer_takes():

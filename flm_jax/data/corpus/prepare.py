@@ -16,7 +16,11 @@ from flm_jax.data.corpus import store
 from flm_jax.data.corpus.encoder import Encoder
 from flm_jax.data.corpus.sources import Corpus, SourceConfig, open_corpus
 from flm_jax.data.tokenizers.base import Tokenizer
-from flm_jax.data.tokenizers.builtin import BYTES_FROM, SAMPLE_CHARACTERS, TOKENIZER_FOLDER
+from flm_jax.data.tokenizers.builtin import (
+    SAMPLE_CHARACTERS,
+    TOKENIZER_FOLDER,
+    byte_pieces_from,
+)
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
 
 _PROGRESS_SECONDS = 5.0
@@ -188,10 +192,12 @@ def _write_split(
     log(_progress(split, writer.counts, began))
     if writer.unknown:
         share = writer.unknown / writer.counts["tokens"]
+        pieces = byte_pieces_from(tokenizer)
+        least = f"from --vocab_size={pieces} on" if pieces else "where bytes have room"
         log(
             f"{split}: {writer.unknown:,} of {writer.counts['tokens']:,} tokens ({share:.2%}) are "
             f"unknown: the {tokenizer.kind} tokenizer cannot spell their characters. "
-            f"--tokenizer=bytes spells all, as does sentencepiece from --vocab_size={BYTES_FROM} on"
+            f"--tokenizer=bytes spells all, as does sentencepiece {least}"
         )
     return record
 

@@ -4,7 +4,9 @@ A tokenizer is its `spec` (JSON) and its `files` (name to bytes); both together 
 and both are written by `save`, so that a folder of prepared data or of weights is self-contained.
 """
 
+import collections
 import io
+import itertools
 import string
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +22,10 @@ from flm_jax.data.tokenizers.line_sample import sample_lines
 TOKENIZER_FOLDER = "tokenizer"
 TRAINED = ("characters", "sentencepiece")
 SENTENCEPIECE_MODELS = ("bpe", "unigram")
-BYTES_FROM = 512  # vocabulary size that leaves room for the 256 byte pieces
+# Beside the characters of the texts: 256 byte pieces, five special ones and the line end, and as
+# many learnt ones as make texts shorter than bytes are.
+_BESIDE_CHARACTERS = 256 + 6 + 64
+_COVERAGE = 0.9995  # share of all characters that have pieces
 _SENTENCE_BYTES = 1000  # the trainer silently skips sentences over 4192 bytes, so lines are cut
 SAMPLE_CHARACTERS = 10_000_000  # that SentencePiece learns from, unless told otherwise
 
@@ -160,8 +165,9 @@ class WordTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model trained here; decode(encode(text)) == text with byte fallback.
+    """A SentencePiece model trained here; decode(encode(text)) == text with byte pieces.
 
+    It has them where they leave room for the characters of the texts and 64 pieces that are learnt.
     Limit: U+2581, SentencePiece's own sign for a space, decodes to a space.
     """
 
@@ -177,6 +183,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._processor.encode(self._normal(text)), np.int32)
+
+    @property
+    def characters(self) -> int:
+        """Number of characters that are pieces."""
+        special = {self._processor.piece_to_id("\n"), *range(self.mask_id + 1)}
+        pieces = (i for i in range(self.vocab_size) if i not in special)
+        return sum(len(self._processor.id_to_piece(i)) == 1 for i in pieces)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         found = self._processor.encode([self._normal(text) for text in texts])
@@ -208,7 +221,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         Args:
           documents: training text.
-          vocab_size: pieces in all, special tokens and byte pieces (from 512 on) included.
+          vocab_size: pieces in all, special tokens and byte pieces included.
           model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
           characters: of the sample; a smaller corpus is taken whole.
           normal_form: that text is brought into, one of `NORMAL_FORMS`; "" for none.
@@ -218,15 +231,15 @@ class SentencePieceTokenizer(Tokenizer):
             documents = (unicodedata.normalize(normal_form, text) for text in documents)
         one_of("sentencepiece model", model, SENTENCEPIECE_MODELS)
         require(characters > 0, f"got a sample of {characters} characters; expected at least 1")
-        out = io.BytesIO()
+        out, lines = io.BytesIO(), sample_lines(_sentences(documents), characters)
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sample_lines(_sentences(documents), characters)),
+                sentence_iterator=iter(lines),
                 model_writer=out,
                 model_type=model,
                 vocab_size=vocab_size,
-                byte_fallback=vocab_size >= BYTES_FROM,
-                character_coverage=0.9995,
+                byte_fallback=vocab_size >= _BESIDE_CHARACTERS + _covered(lines),
+                character_coverage=_COVERAGE,
                 unk_id=cls.unknown_id,
                 bos_id=cls.bos_id,
                 eos_id=cls.eos_id,
@@ -249,6 +262,29 @@ class SentencePieceTokenizer(Tokenizer):
                 f"SentencePiece cannot train a vocabulary of {vocab_size} on this corpus: {reason}"
             ) from error
         return cls(out.getvalue(), normal_form)
+
+
+def byte_pieces_from(tokenizer: Tokenizer) -> int | None:
+    """Pieces from which SentencePiece spells all of the texts that a tokenizer was trained on.
+
+    None where that cannot be told from the tokenizer.
+    """
+    if isinstance(tokenizer, CharacterTokenizer):
+        return _BESIDE_CHARACTERS + len(tokenizer.spec()["characters"])
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return _BESIDE_CHARACTERS + tokenizer.characters
+    return None
+
+
+def _covered(lines: Iterable[str]) -> int:
+    """Number of the characters that the trainer gives pieces; it drops carriage returns at ends."""
+    counts = collections.Counter(itertools.chain.from_iterable(x.rstrip("\r") for x in lines))
+    least, found = _COVERAGE * counts.total(), 0
+    for number, (_, count) in enumerate(counts.most_common()):
+        if found >= least:
+            return number
+        found += count
+    return len(counts)
 
 
 def _form(name: str) -> str:
