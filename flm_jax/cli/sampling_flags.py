@@ -37,7 +37,7 @@ def _all_settings() -> dict[str, tuple[Setting, list[str]]]:
 
 def _define(key: str, one: Setting, names: list[str]) -> tuple[flags.FlagHolder, ...]:
     """The flag of a setting, by its full and by its short name."""
-    said = f"{', '.join(names)}: {one.help}."
+    said = f"{one.help} Samplers: {', '.join(names)}."
     define = _DEFINE[type(one.default)]
     return define(f"sampler.{key}", None, said), define(key, None, f"Short for --sampler.{key}.")
 

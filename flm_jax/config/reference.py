@@ -19,7 +19,7 @@ by `python -m flm_jax.config.reference > docs/reference/configuration.md`.
 
 | key | default | |
 |---|---|---|
-| `seed` | `0` | root of every random draw: initialisation, data order, noise |
+| `seed` | `0` | Root of every random draw: initialisation, data order and noise. |
 """
 
 
@@ -89,23 +89,23 @@ def _rows(prefix: str, found: dict[str, Setting]) -> Iterator[str]:
             own = {k: s._replace(default=getattr(one.default, k)) for k, s in _inner(one).items()}
             yield from _rows(f"{prefix}{name}.", own)
         else:
-            yield f"| `{prefix}{name}` | `{one.default!r}` | {_said(one)} |"
+            yield f"| `{prefix}{name}` | `{one.default!r}` | {_described(one)} |"
 
 
 def _inner(one: Setting) -> dict[str, Setting]:
     return settings_of(type(one.default))
 
 
-def _said(one: Setting) -> str:
-    parts = [one.help]
-    if one.unit:
-        parts.append(one.unit)
+def _described(one: Setting) -> str:
+    """The help of a setting, then its unit, range and choices where the help lacks them."""
+    parts = [f"unit: {one.unit}"] if one.unit else []
     if one.range is not None:
-        parts.append(f"in {one.range.text}")
-    missing = [str(choice) for choice in one.choices if str(choice) not in one.help]
-    if one.choices and missing:
-        parts.append("one of " + ", ".join(str(choice) for choice in one.choices))
-    return "; ".join(parts).replace("|", "\\|")
+        parts.append(f"range: {one.range.text}")
+    if any(str(choice) not in one.help for choice in one.choices):
+        parts.append("choices: " + ", ".join(str(choice) for choice in one.choices))
+    bounds = "; ".join(parts)
+    found = f"{one.help} {bounds[:1].upper()}{bounds[1:]}." if parts else one.help
+    return found.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     Attributes:
       name: its key.
       default: its value where nothing is given; of a group, an instance of its class.
-      help: a noun phrase that says what the value is.
+      help: noun phrase that says what the value is, with a capital and a stop.
       unit: unit of the value, or "".
       choices: the values that may be given, or () for all of its type.
       range: the interval it must lie in, or None for all numbers.
@@ -69,7 +69,8 @@ def setting(
 
     Args:
       default: bool, int, float, str or tuple; or an instance of a settings class, for a group.
-      help: a noun phrase that says what the value is; the documentation shows it.
+      help: noun phrase that says what the value is, with a capital and a stop; documentation and
+        flags show it.
       unit: unit of the value.
       choices: the values that may be given.
       range: the interval that the number must lie in, such as "[0, 1)" or "(0, inf)".

@@ -20,59 +20,66 @@ from flm_jax.data.tokenizers.registry import make_tokenizer
 class DataConfig:
     """Training data: one of path, mixture, chat and task, or what a model generated."""
 
-    path: str = setting("", "folder written by prepare_data")
-    mixture: tuple = setting((), "several such folders: pairs (folder, weight > 0), one tokenizer")
+    path: str = setting("", "Folder written by prepare_data.")
+    mixture: tuple = setting(
+        (), "Several such folders with one tokenizer: pairs (folder, weight > 0)."
+    )
     chat: tuple = setting(
         (),
-        "files of questions and answers, or folders of them, see data/instruction_sets.py: pairs "
-        "(path, weight > 0)",
+        "Files of questions and answers, or folders of them, see data/instruction_sets.py: "
+        "pairs (path, weight > 0).",
     )
     padding: str = setting(
         "answer",
-        "what fills a row behind an answer of chat: answer (ends of text that count as answer, so "
-        "that models learn how long answers are) or ignored (padding that does not count)",
+        "Filling of a row after a chat answer: answer (ends of text that count as part of the"
+        " answer, so that models learn how long answers are) or ignored (padding that does "
+        "not count).",
         choices=PADDINGS,
     )
     too_long: str = setting(
         "skip",
-        "exchanges of chat that do not fit: skip (left out) or cut (they lose their end)",
+        "Treatment of chat exchanges that do not fit: skip (left out) or cut (truncated at "
+        "the end).",
         choices=TOO_LONG,
     )
     tokenizer: str = setting(
         "",
-        "tokenizer of chat: bytes, hf:NAME_OR_FOLDER, or a saved folder; empty for that of "
-        "config.adapters.base",
+        "Tokenizer of chat: bytes, hf:NAME_OR_FOLDER, or a saved folder; empty for the "
+        "tokenizer of config.adapters.base.",
     )
     task: str = setting(
         "",
-        "synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared (2), "
-        "arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar (16), "
-        "functions (24), written_sums (44)",
+        "Synthetic task, with the model.length it needs: phrases2, phrases4, phrases_shared "
+        "(2), arithmetic, arithmetic_reversed (12), arithmetic7 (24), sudoku (81), grammar "
+        "(16), functions (24), written_sums (44).",
     )
     task_prompts: bool = setting(
-        False, "whether the task's sequences are problems whose given part is a prompt"
+        False, "Whether the task's sequences are problems whose given part is a prompt."
     )
-    task_size: int = setting(100_000, "training sequences of the task", range="[1, inf)")
+    task_size: int = setting(100_000, "Number of training sequences of the task.", range="[1, inf)")
     generated: str = setting(
-        "", "folder that generate_data wrote; task then names the one whose problems were answered"
+        "",
+        "Folder written by generate_data; task then names the task whose problems were answered.",
     )
     packing: str = setting(
-        "wrap", "how documents become sequences, see data/packing.py", choices=PACKINGS
+        "wrap", "Packing of documents into sequences, see data/packing.py.", choices=PACKINGS
     )
     group: int = setting(
         0,
-        "documents that are joined and cut by themselves, what does not fill a last sequence of "
-        "them left out; 0 for all of a split, 1000 as the published models' text",
+        "Number of documents that are joined and cut together, dropping what does not fill a "
+        "last sequence; 0 for all of a split, 1000 as for the published models.",
         range="[0, inf)",
     )
     prefix_crop: float = setting(
         0.0,
-        "probability that a training batch is cut to a prefix of random length, a multiple of 64 "
-        "tokens",
+        "Probability that a training batch is cut to a prefix of random length, a multiple of"
+        " 64 tokens.",
         range="[0, 1]",
     )
-    threads: int = setting(1, "threads that read; 0 to read in the loop", range="[0, inf)")
-    prefetch: int = setting(4, "batches read ahead", range="[0, inf)")
+    threads: int = setting(
+        1, "Number of reader threads; 0 to read in the training loop.", range="[0, inf)"
+    )
+    prefetch: int = setting(4, "Number of batches read ahead.", range="[0, inf)")
 
 
 class Data(NamedTuple):

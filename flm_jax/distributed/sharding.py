@@ -54,11 +54,15 @@ _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": Non
 class MeshConfig:
     """Devices along each mesh axis, over all slices; -1 in one of them takes what is left."""
 
-    data: int = setting(-1, "devices over which the batch alone is split; -1 for all the rest")
-    fsdp: int = setting(1, "devices over which batch and parameters are split")
-    tensor: int = setting(1, "devices over which heads, MLP and vocabulary are split")
+    data: int = setting(
+        -1, "Number of devices over which the batch alone is split; -1 for all that remain."
+    )
+    fsdp: int = setting(1, "Number of devices over which batch and parameters are split.")
+    tensor: int = setting(1, "Number of devices over which heads, MLP and vocabulary are split.")
     slices: int = setting(
-        1, "groups of devices with fast links inside (TPU slices); the data axis spans them"
+        1,
+        "Number of groups of devices with fast links inside (TPU slices); the data axis spans"
+        " them.",
     )
 
 

@@ -23,67 +23,72 @@ class GammaConfig:
     The defaults are those of the adaptation of arXiv 2606.27617 as its authors' code has it.
     """
 
-    low: float = setting(-10.0, "lowest gamma, where states are all but clean", range="[-30, 30]")
+    low: float = setting(-10.0, "Lowest gamma, where states are almost clean.", range="[-30, 30]")
     high: float = setting(
         6.0,
-        "highest gamma, where they are all but noise; sampling starts there",
+        "Highest gamma, where states are almost pure noise; sampling starts there.",
         range="[-30, 30]",
     )
-    uniform: float = setting(0.1, "fraction that is uniform", range="[0, 1]")
-    normal: float = setting(0.2, "fraction that is normal", range="[0, 1]")
-    center: float = setting(-2.5, "mean of the normal part")
-    spread: float = setting(2.0, "standard deviation of the normal part", range="(0, inf)")
+    uniform: float = setting(0.1, "Fraction of the mixture that is uniform.", range="[0, 1]")
+    normal: float = setting(0.2, "Fraction of the mixture that is normal.", range="[0, 1]")
+    center: float = setting(-2.5, "Mean of the normal component.")
+    spread: float = setting(2.0, "Standard deviation of the normal component.", range="(0, inf)")
     learnt: str = setting(
         "logistic",
-        "form of the learnt law: logistic or gumbel (fitted to the cross entropy over gamma) or "
-        "empirical (its quantiles)",
+        "Form of the learnt distribution: logistic or gumbel (fitted to the cross entropy "
+        "over gamma) or empirical (quantiles of the measured curve).",
         choices=("logistic", "gumbel", "empirical"),
     )
     before: str = setting(
         "normal",
-        "part that has the learnt fraction as well until there is a learnt law",
+        "Component that also takes the learnt fraction until the first fit.",
         choices=("normal", "uniform"),
     )
     bins: int = setting(
-        128, "bins of gamma in which the cross entropy is averaged", range="[8, inf)"
+        128, "Number of bins of gamma in which the cross entropy is averaged.", range="[8, inf)"
     )
-    decay: float = setting(0.999, "decay of the sums in these bins", range="[0, 1)")
+    decay: float = setting(0.999, "Decay rate of the sums in these bins.", range="[0, 1)")
     decays: str = setting(
         "fit",
-        "when these sums decay: before each fit (once, and what came since the last is added) or "
-        "with each batch",
+        "Moment at which these sums decay: fit (once before each fit, when the sums since the"
+        " last one are added) or batch (with each batch).",
         choices=("fit", "batch"),
     )
-    refit_every: int = setting(20, "batches between two fits", range="[1, inf)")
+    refit_every: int = setting(20, "Number of batches between two fits.", range="[1, inf)")
     knot_rate: float = setting(
         0.002,
-        "fraction of the new curve in each update of the quantiles of a logistic or empirical law; "
-        "the first is taken whole, and 1 takes all as they are fitted",
+        "Step size of the moving average of the quantiles of a logistic or empirical "
+        "distribution; the first fit is taken in full, and 1 takes every fit in full.",
         range="(0, 1]",
     )
     ratio_low: float = setting(
-        0.05, "smallest hidden fraction of the rows that a fit uses", range="[0, 1]"
+        0.05, "Smallest hidden fraction of the rows that a fit uses.", range="[0, 1]"
     )
-    ratio_high: float = setting(1.0, "largest hidden fraction of these", range="[0, 1]")
+    ratio_high: float = setting(
+        1.0, "Largest hidden fraction of the rows that a fit uses.", range="[0, 1]"
+    )
     least_cell: float = setting(
         20.0,
-        "rows (after decay) below which a bin of gamma and of the hidden fraction is left out",
+        "Number of rows (after decay) below which a bin of gamma and of the hidden fraction "
+        "is left out.",
         range="[0, inf)",
     )
     least_examples: float = setting(
-        4096.0, "rows (after decay) below which nothing is fitted", range="[0, inf)"
+        4096.0, "Number of rows (after decay) below which nothing is fitted.", range="[0, inf)"
     )
     least_r2: float = setting(
-        0.95, "R^2 below which a fitted curve is not accepted; none is asked of an empirical one"
+        0.95,
+        "Coefficient of determination R^2 below which a fitted curve is rejected; an "
+        "empirical one is always accepted.",
     )
     least_scale: float = setting(
-        0.0, "lower bound of the scale b of a fitted curve; 0.05 in the paper", range="[0, inf)"
+        0.0, "Lower bound of the scale b of a fitted curve; 0.05 in the paper.", range="[0, inf)"
     )
 
     inherit: bool = setting(
         True,
-        "whether a run that starts from another one's adapters (config.adapters.start) begins with "
-        "the law that came with them",
+        "Whether a run that starts from the adapters of another one (config.adapters.start) "
+        "also starts from its learnt distribution.",
     )
 
     def __post_init__(self):

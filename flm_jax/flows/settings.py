@@ -33,18 +33,18 @@ class GaussianConfig:
 
     noise: str = setting(
         "projected",
-        "noise xi: projected (E^T eps, noise of one-hot vectors, drawn in R^D), onehot (the same, "
-        "drawn in R^V as the reference does) or unit (N(0, I) in the embedding space)",
+        "Noise xi: projected (E^T eps, noise of one-hot vectors, drawn in R^D), onehot (the "
+        "same, drawn in R^V as in the reference) or unit (N(0, I) in the embedding space).",
         choices=NOISES,
     )
     clock: str = setting(
         "decoding",
-        "times that training draws, sampling is spaced by and the network is told: decoding (error "
-        "of x_t), embedded (error of E^T x_t), identity (t) or learnt (gamma = log noise over "
-        "signal, by the law below)",
+        "Time variable of training draws, sampling grids and time conditioning: decoding "
+        "(error of x_t), embedded (error of E^T x_t), identity (t) or learnt (gamma = log "
+        "noise over signal, distributed as below).",
         choices=(*CLOCKS, LEARNT),
     )
-    law: GammaConfig = setting(EMBEDDING_LAW, "law of gamma of clock learnt")
+    law: GammaConfig = setting(EMBEDDING_LAW, "Distribution of gamma under the learnt clock.")
 
     def __post_init__(self):
         require(
@@ -65,14 +65,14 @@ class CurvedConfig(GaussianConfig):
 
     noise: str = setting(
         "unit",
-        "noise xi: unit (N(0, I) in the embedding space), projected (E^T eps, noise of one-hot "
-        "vectors, drawn in R^D) or onehot (the same, drawn in R^V)",
+        "Noise xi: unit (N(0, I) in the embedding space), projected (E^T eps, noise of "
+        "one-hot vectors, drawn in R^D) or onehot (the same, drawn in R^V).",
         choices=NOISES,
     )
     clock: str = setting(
         LEARNT,
-        "times that training draws, sampling is spaced by and the network is told: learnt (gamma = "
-        "log noise over signal, by the law below) or identity (t)",
+        "Time variable of training draws, sampling grids and time conditioning: learnt (gamma"
+        " = log noise over signal, distributed as below) or identity (t).",
         choices=("identity", LEARNT),
     )
 
@@ -86,13 +86,13 @@ class VariancePreservingConfig(CurvedConfig):
 class MaskedBridgeConfig:
     """The Brownian bridge from the mask embedding."""
 
-    sigma: float = setting(SIGMA, "scale of the bridge's noise", range="(0, inf)")
+    sigma: float = setting(SIGMA, "Scale of the bridge's noise.", range="(0, inf)")
     redraw: bool = setting(
         True,
-        "whether sampling draws the bridge's noise anew in each step; else it follows the "
-        "probability-flow ODE",
+        "Whether sampling redraws the bridge's noise in each step; else it follows the "
+        "probability-flow ODE.",
     )
-    law: GammaConfig = setting(GammaConfig(), "law of gamma, log noise over signal")
+    law: GammaConfig = setting(GammaConfig(), "Distribution of gamma, log noise over signal.")
     noise: str = "unit"
     clock: str = LEARNT
 

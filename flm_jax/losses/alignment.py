@@ -45,15 +45,18 @@ class AlignmentConfig:
 
     inputs: str = setting(
         "masked",
-        "what stands at hidden positions: masked (masks), progress (between mask and token, at "
-        "random), mixed (either), predicted (masks, or own predictions, part of the way)",
+        "Inputs at hidden positions: masked (masks), progress (random points between mask and"
+        " token embeddings), mixed (either of the two), predicted (masks, or points between "
+        "the mask and the model's own predictions).",
         choices=INPUTS,
     )
     time_conditioning: bool = setting(
-        False, "whether the network is told the mean progress; else it is always told 0"
+        False,
+        "Whether the network is conditioned on the mean unmasking progress; else its time "
+        "input is 0.",
     )
     teacher: str = setting(
-        "", "workdir of the masked diffusion model to start from; empty with config.adapters.base"
+        "", "Workdir of the masked diffusion model to start from; empty with config.adapters.base."
     )
 
 

@@ -28,13 +28,14 @@ class DenoisingConfig(WeightedSettings):
 
     prediction: str = setting(
         "probabilities",
-        "meaning of the network's output: probabilities (its softmax), denoiser or velocity (the "
-        "output itself, a vector of R^V)",
+        "Meaning of the network's output: probabilities (its softmax), denoiser or velocity "
+        "(the output itself, a vector in R^V).",
         choices=PREDICTIONS,
     )
     form: str = setting(
         "default",
-        "ce (cross entropy) or mse (squared error); default is ce for probabilities, else mse",
+        "Loss: ce (cross entropy) or mse (squared error); default is ce for probabilities, "
+        "else mse.",
         choices=("default", "ce", "mse"),
     )
 

@@ -14,13 +14,13 @@ class ContextSettings:
 
     context: float = setting(
         0.0,
-        "fraction of rows in which a random subset of positions is held clean, which makes the "
-        "flow any-order",
+        "Fraction of rows in which a random subset of positions is kept clean, which makes "
+        "the flow any-order.",
         range="[0, 1]",
     )
     prompt: int = setting(
         0,
-        "first positions of each sequence, which are always clean",
+        "Number of first positions of each sequence that are always clean.",
         unit="tokens",
         range="[0, inf)",
     )
@@ -36,5 +36,5 @@ class WeightedSettings(ContextSettings):
     """Which positions are clean, and how times are weighted."""
 
     weighting: str = setting(
-        "equal", "weights of the times in the loss, equal or learned", choices=WEIGHTINGS
+        "equal", "Weighting of the times in the loss: equal or learned.", choices=WEIGHTINGS
     )

@@ -33,12 +33,13 @@ class MaskedConfig:
     """
 
     time_conditioning: bool = setting(
-        False, "whether the network is told the progress 1 - t; else it is always told 0"
+        False, "Whether the network is conditioned on 1 - t; else its time input is 0."
     )
-    least: float = setting(1e-3, "smallest time t of training", range="[0, 1)")
+    least: float = setting(1e-3, "Smallest time t of training.", range="[0, 1)")
     prompt: int = setting(
         0,
-        "first positions of each sequence, which stay visible and do not count",
+        "Number of first positions of each sequence that stay visible and do not count in the"
+        " loss.",
         unit="tokens",
         range="[0, inf)",
     )

@@ -34,43 +34,48 @@ class BridgeConfig:
 
     embedding_weight: float = setting(
         0.0,
-        "weight of the squared distance of embeddings, a mean over their features",
+        "Weight of the squared distance between embeddings, averaged over their features.",
         range="[0, inf)",
     )
     reduction: str = setting(
         "inverse_count",
-        "how positions are weighted: inverse_count (mean over the hidden positions of each row, "
-        "then over rows), inverse_length (in each row the sum over the hidden fraction times the "
-        "number of positions that may be hidden, then the mean over rows), inverse_share (sum over "
-        "hidden fractions, divided by all positions that may be hidden) or none (mean over hidden "
-        "positions)",
+        "Weighting of positions in the loss: inverse_count (mean over the hidden positions of"
+        " each row, then over rows), inverse_length (in each row the sum divided by the "
+        "hidden fraction times the number of positions that may be hidden, then the mean over"
+        " rows), inverse_share (sum divided by hidden fractions and by the number of all "
+        "positions that may be hidden) or none (mean over all hidden positions).",
         choices=REDUCTIONS,
     )
     share: str = setting(
         "cosine",
-        "law of the hidden fraction r + (1 - r) f(u) with u uniform and r the smallest: cosine "
-        "(f = cos(pi u/2)), cosine_squared (its square) or uniform (f = u)",
+        "Distribution of the hidden fraction r + (1 - r) f(u), with u uniform and r the "
+        "smallest fraction: cosine (f = cos(pi u/2)), cosine_squared (its square) or uniform "
+        "(f = u).",
         choices=_SHARES,
     )
-    least_share: float = setting(0.05, "smallest hidden fraction r", range="[0, 1]")
+    least_share: float = setting(0.05, "Smallest hidden fraction r.", range="[0, 1]")
     whole: float = setting(
-        0.0, "fraction of rows that are hidden entirely, prompts apart", range="[0, 1]"
+        0.0, "Fraction of rows whose positions are all hidden, except prompts.", range="[0, 1]"
     )
     hide_special: bool = setting(
         False,
-        "whether special tokens (end of text, padding, unknown) are hidden and learnt like any "
-        "other; else they stay visible",
+        "Whether special tokens (end of text, padding, unknown) are hidden and learnt like "
+        "any other; else they stay visible.",
     )
     prompt: int = setting(
-        0, "first positions of each sequence, which stay visible", unit="tokens", range="[0, inf)"
+        0,
+        "Number of first positions of each sequence that stay visible.",
+        unit="tokens",
+        range="[0, inf)",
     )
     eos_id: int = setting(
         -1,
-        "token left out of what the law of gamma learns from; -1 for the tokenizer's end of text",
+        "Token excluded from the statistics of the distribution of gamma; -1 for the "
+        "tokenizer's end of text.",
         range="[-1, inf)",
     )
     special_ids: tuple = setting(
-        (), "special tokens; empty for the tokenizer's beginning, end, padding and unknown"
+        (), "Special tokens; empty for the tokenizer's beginning, end, padding and unknown."
     )
 
 

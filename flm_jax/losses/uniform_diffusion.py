@@ -40,17 +40,17 @@ class UniformConfig:
     """What uniform-state diffusion and its distillation share."""
 
     time_conditioning: bool = setting(
-        True, "whether the network is told the signal a; else it is always told 0"
+        True, "Whether the network is conditioned on the signal a; else its time input is 0."
     )
     least_signal: float = setting(
-        0.05, "least signal a of times drawn in the Gaussian state", range="(0, 1)"
+        0.05, "Smallest signal a of times drawn in the Gaussian state.", range="(0, 1)"
     )
     most_signal: float = setting(
-        0.94, "most signal a of times drawn in the Gaussian state", range="(0, 1)"
+        0.94, "Largest signal a of times drawn in the Gaussian state.", range="(0, 1)"
     )
     prompt: int = setting(
         0,
-        "first positions of each sequence, which stay clean and do not count",
+        "Number of first positions of each sequence that stay clean and do not count in the loss.",
         unit="tokens",
         range="[0, inf)",
     )
@@ -72,12 +72,16 @@ class UniformDiffusionConfig(UniformConfig):
     """
 
     least: float = setting(
-        1e-3, "least noise and least signal of training without curriculum", range="[0, 0.5)"
+        1e-3,
+        "Smallest noise and smallest signal of training without the curriculum.",
+        range="[0, 0.5)",
     )
     curriculum: float = setting(
-        0.5, "share of config.train.steps, the first ones, with softened states", range="[0, 1]"
+        0.5,
+        "Fraction of config.train.steps, from the first step on, that has softened states.",
+        range="[0, 1]",
     )
-    temperature: float = setting(1e-3, "temperature of softened states", range="(0, inf)")
+    temperature: float = setting(1e-3, "Temperature of softened states.", range="(0, inf)")
 
 
 class Noisy(NamedTuple):

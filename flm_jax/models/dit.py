@@ -49,26 +49,30 @@ class DiTConfig(TransformerConfig):
         decides it.
     """
 
-    cond_dim: int = setting(128, "width of the time embedding", range="[1, inf)")
-    two_time: bool = setting(False, "whether a second time is embedded, as flow maps need")
+    cond_dim: int = setting(128, "Width of the time embedding.", range="[1, inf)")
+    two_time: bool = setting(False, "Whether a second time is embedded, as flow maps need.")
     position_table: bool = setting(
         False,
-        "whether a learned vector of each position is added to the state, besides rotary positions",
+        "Whether a learned embedding of each position is added to the state, besides rotary "
+        "positions.",
     )
     posterior_input: bool = setting(
         False,
-        "whether the posterior of each token given its own state, in closed form, enters in place "
-        "of the state; for flows from noise",
+        "Whether the posterior of each token given its own state, in closed form, replaces "
+        "the state as input; for flows that start from noise.",
     )
     posterior_skip: bool = setting(
         False,
-        "whether the logits of that posterior are added to the output, and the head starts at zero",
+        "Whether the logits of that posterior are added to the output and the head is "
+        "initialised to zero.",
     )
     normalised_table: bool = setting(
-        False, "whether embeddings have length sqrt(dim), which keeps them from shrinking together"
+        False,
+        "Whether embeddings are normalised to length sqrt(dim), which keeps them from "
+        "shrinking together.",
     )
     self_conditioning: bool = setting(
-        False, "whether the network's own estimate of the clean text is added to the state"
+        False, "Whether the network's own estimate of the clean text is added to the state."
     )
     weighting: bool = False
     anchor: bool = False

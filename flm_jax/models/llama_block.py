@@ -32,35 +32,38 @@ class LlamaConfig(TransformerConfig):
     """
 
     kv_heads: int = setting(
-        0, "heads of keys and values; 0 for as many as queries have", range="[0, inf)"
+        0, "Number of key and value heads; 0 for as many as query heads.", range="[0, inf)"
     )
-    rope_base: float = setting(10_000.0, "base of the rotary frequencies", range="(0, inf)")
-    rope_condense: float = setting(1.0, "divisor of positions before rotation", range="(0, inf)")
+    rope_base: float = setting(10_000.0, "Base of the rotary frequencies.", range="(0, inf)")
+    rope_condense: float = setting(1.0, "Divisor of positions before rotation.", range="(0, inf)")
     rope_dtype: str = setting(
         "float32",
-        "type that the tables of the rotation are rounded to; SMDM was trained with bfloat16",
+        "Type to which the rotary tables are rounded; SMDM was trained with bfloat16.",
         choices=DTYPES,
     )
     mask_id: int = setting(
         -1,
-        "token of masked positions; -1 for an embedding besides the vocabulary",
+        "Token of masked positions; -1 for a separate embedding outside the vocabulary.",
         range="[-1, inf)",
     )
     param_dtype: str = setting(
-        "float32", "type of all parameters but adapters and routers", choices=DTYPES
+        "float32", "Type of all parameters except adapters and routers.", choices=DTYPES
     )
-    mlp_hidden: int = setting(0, "hidden width of the MLP; 0 for mlp_ratio * dim", range="[0, inf)")
-    norm_eps: float = setting(1e-5, "constant within the root of all norms", range="(0, inf)")
-    qk_norm: bool = setting(False, "whether each head's queries and keys are normalised")
-    rotary_share: float = setting(1.0, "fraction of each head that is rotated", range="(0, 1]")
+    mlp_hidden: int = setting(
+        0, "Hidden width of the MLP; 0 for mlp_ratio * dim.", range="[0, inf)"
+    )
+    norm_eps: float = setting(1e-5, "Constant under the root of all norms.", range="(0, inf)")
+    qk_norm: bool = setting(False, "Whether each head's queries and keys are normalised.")
+    rotary_share: float = setting(1.0, "Fraction of each head that is rotated.", range="(0, 1]")
     block_length: int = setting(
         0,
-        "block length; a position sees its own block and those before, with 0 all positions",
+        "Block length; a position attends to its own block and those before it, with 0 to all"
+        " positions.",
         unit="tokens",
         range="[0, inf)",
     )
     experts: ExpertsConfig = setting(
-        ExpertsConfig(), "mixture of experts in all but the first blocks, as LLaDA2.0 has"
+        ExpertsConfig(), "Mixture of experts in all but the first blocks, as in LLaDA2.0."
     )
     adapters: AdapterConfig | None = None
 

@@ -35,51 +35,55 @@ TIMES = ("gamma", "t", "progress", "none")
 class AdapterConfig:
     """Adapters of a frozen network: low-rank updates and time conditioning."""
 
-    rank: int = setting(256, "rank of LoRA on attention and MLP", range="[1, inf)")
-    alpha: float = setting(512.0, "scale of that LoRA times its rank")
-    head_rank: int = setting(256, "rank of LoRA on the output head; 0 for none", range="[0, inf)")
-    head_alpha: float = setting(256.0, "scale of that LoRA times its rank")
+    rank: int = setting(256, "Rank of LoRA in attention and MLP.", range="[1, inf)")
+    alpha: float = setting(512.0, "Scale of that LoRA, multiplied by its rank.")
+    head_rank: int = setting(256, "Rank of LoRA on the output head; 0 for none.", range="[0, inf)")
+    head_alpha: float = setting(256.0, "Scale of that LoRA, multiplied by its rank.")
     dropout: float = setting(
-        0.05, "dropout rate on the input of LoRA in the blocks; the head has none", range="[0, 1)"
+        0.05, "Dropout rate on the input of LoRA in the blocks; the head has none.", range="[0, 1)"
     )
-    cond_dim: int = setting(512, "hidden width of the time embedding", range="[1, inf)")
+    cond_dim: int = setting(512, "Hidden width of the time embedding.", range="[1, inf)")
     gates: bool = setting(
         True,
-        "whether time scales each residual branch by 1 + gate; the paper's text has no gates",
+        "Whether the time embedding scales each residual branch by 1 + gate; the paper's text"
+        " has no gates.",
     )
     final_norm: bool = setting(
-        False, "whether time shifts and scales the last norm too, as the paper's text has it"
+        False,
+        "Whether the time embedding also shifts and scales the last norm, as in the paper's text.",
     )
     shared_time: bool = setting(
-        False, "whether one time embedding serves all blocks; else each has its own"
+        False, "Whether one time embedding serves all blocks; else each has its own."
     )
     time: str = setting(
         "gamma",
-        "what the time embedding is told: gamma = log noise over signal (of flows that have it; "
-        "else the progress), t of the flow's path (the paper's text), or the progress in [0, 1]; "
-        "none for LoRA alone, without time conditioning",
+        "Input of the time embedding: gamma = log noise over signal (of flows that have it; "
+        "else the progress), t of the flow's path (the paper's text), or the unmasking "
+        "progress in [0, 1]; none for LoRA without time conditioning.",
         choices=TIMES,
     )
     fused_qkv: bool = setting(
-        True, "whether queries, keys and values share one LoRA; else each has its own"
+        True, "Whether queries, keys and values share one LoRA; else each has its own."
     )
     base_lr: float = setting(
         0.0,
-        "peak learning rate of the base, which is then trained in float32, all but its embeddings; "
-        "0 for a frozen base",
+        "Peak learning rate of the base, which is then trained in float32 except for its "
+        "embeddings; 0 for a frozen base.",
         range="[0, inf)",
     )
     base_weight_decay: float = setting(
-        0.1, "weight decay of the base's matrices and its last norm", range="[0, inf)"
+        0.1, "Weight decay of the base's matrices and of its last norm.", range="[0, inf)"
     )
     time_decays: bool = setting(
         False,
-        "whether the matrices of the time conditioning have config.optim.weight_decay, as the "
-        "paper's text has it",
+        "Whether config.optim.weight_decay applies to the matrices of the time conditioning, "
+        "as in the paper's text.",
     )
-    base: str = setting("", "workdir of the masked diffusion model to adapt; empty for no adapters")
+    base: str = setting(
+        "", "Workdir of the masked diffusion model to adapt; empty for no adapters."
+    )
     start: str = setting(
-        "", "workdir whose averaged adapters training starts from; empty for fresh ones"
+        "", "Workdir whose averaged adapters initialise training; empty for fresh adapters."
     )
 
     @property

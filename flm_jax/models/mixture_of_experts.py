@@ -34,19 +34,25 @@ class ExpertsConfig:
     """Sizes of a mixture of experts; one of no experts counts as false."""
 
     number: int = setting(
-        0, "routed experts of a block; 0 for a plain MLP instead", range="[0, inf)"
+        0, "Number of routed experts of a block; 0 for a plain MLP instead.", range="[0, inf)"
     )
-    active: int = setting(8, "routed experts of each token", range="[1, inf)")
-    hidden: int = setting(512, "hidden width of each expert", range="[1, inf)")
-    shared: int = setting(1, "experts that every token has", range="[1, inf)")
-    groups: int = setting(1, "equal groups of routed experts", range="[1, inf)")
-    active_groups: int = setting(1, "groups that a token may choose from", range="[1, inf)")
-    scale: float = setting(1.0, "factor of the weights, which add up to 1 before", range="(0, inf)")
-    dense_blocks: int = setting(1, "first blocks that have a plain MLP", range="[0, inf)")
+    active: int = setting(8, "Number of routed experts that each token uses.", range="[1, inf)")
+    hidden: int = setting(512, "Hidden width of each expert.", range="[1, inf)")
+    shared: int = setting(1, "Number of shared experts, which every token uses.", range="[1, inf)")
+    groups: int = setting(1, "Number of equal groups of routed experts.", range="[1, inf)")
+    active_groups: int = setting(
+        1, "Number of groups from which a token may choose.", range="[1, inf)"
+    )
+    scale: float = setting(
+        1.0, "Factor of the routing weights after they are normalised to sum 1.", range="(0, inf)"
+    )
+    dense_blocks: int = setting(
+        1, "Number of first blocks, which have a plain MLP.", range="[0, inf)"
+    )
     kernel: str = setting(
         "tiles",
-        "product of rows by their experts' matrices: tiles (anywhere), or fused (tokamax's kernel, "
-        "on one NVIDIA GPU)",
+        "Kernel of the product of rows by their experts' matrices: tiles (any platform), or "
+        "fused (tokamax's kernel, one NVIDIA GPU).",
         choices=("tiles", "fused"),
     )
 

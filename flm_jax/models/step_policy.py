@@ -36,19 +36,17 @@ _EDGE = 1e-5  # draws are kept so far from 0 and 1, where densities may be infin
 class PolicyConfig:
     """Sizes and ranges of a policy; the mean m of its start must fit, see below."""
 
-    hidden: int = setting(64, "width of the encoder's layers", range="[1, inf)")
-    layers: int = setting(2, "layers of the encoder", choices=(1, 2))
-    least_step: float = setting(1 / 256, "smallest step size a", range="(0, 1]")
-    most_step: float = setting(1.0, "largest step size a", range="(0, 1]")
+    hidden: int = setting(64, "Width of the encoder's layers.", range="[1, inf)")
+    layers: int = setting(2, "Number of layers of the encoder.", choices=(1, 2))
+    least_step: float = setting(1 / 256, "Smallest step size a.", range="(0, 1]")
+    most_step: float = setting(1.0, "Largest step size a.", range="(0, 1]")
     least_concentration: float = setting(
-        2.0, "smallest concentration of the Beta law", range="(0, inf)"
+        2.0, "Smallest concentration of the Beta distribution.", range="(0, inf)"
     )
     most_concentration: float = setting(
-        50.0, "largest concentration of the Beta law", range="(0, inf)"
+        50.0, "Largest concentration of the Beta distribution.", range="(0, inf)"
     )
-    start: float = setting(
-        0.5, "step size of a fresh policy at the mean of its law", range="(0, 1]"
-    )
+    start: float = setting(0.5, "Mean step size of a freshly initialised policy.", range="(0, 1]")
 
     def __post_init__(self):
         check_values(self, "config.policy")

@@ -23,42 +23,46 @@ class TransformerConfig:
 
     vocab_size: int = setting(
         0,
-        "vocabulary size V; 0 takes that of the data's tokenizer",
+        "Vocabulary size V; 0 for the size of the data's tokenizer.",
         unit="tokens",
         range="[0, inf)",
     )
-    length: int = setting(64, "sequence length L", unit="tokens", range="[1, inf)")
-    dim: int = setting(128, "width D", range="[1, inf)")
-    depth: int = setting(2, "number of blocks", range="[1, inf)")
-    heads: int = setting(4, "attention heads; dim / heads must be even", range="[1, inf)")
-    mlp_ratio: int = setting(4, "hidden width of the MLP over the width", range="[1, inf)")
-    dropout: float = setting(0.0, "dropout rate on both branches of a block", range="[0, 1)")
-    attention_softcap: float = setting(50.0, "soft cap of attention scores; 0 for none")
-    logit_softcap: float = setting(30.0, "soft cap of output logits; 0 for none")
+    length: int = setting(64, "Sequence length L.", unit="tokens", range="[1, inf)")
+    dim: int = setting(128, "Width D.", range="[1, inf)")
+    depth: int = setting(2, "Number of blocks.", range="[1, inf)")
+    heads: int = setting(
+        4, "Number of attention heads; dim / heads must be even.", range="[1, inf)"
+    )
+    mlp_ratio: int = setting(4, "Ratio of the MLP's hidden width to the width D.", range="[1, inf)")
+    dropout: float = setting(0.0, "Dropout rate on both branches of a block.", range="[0, 1)")
+    attention_softcap: float = setting(50.0, "Soft cap of attention scores; 0 for none.")
+    logit_softcap: float = setting(30.0, "Soft cap of output logits; 0 for none.")
     dtype: str = setting(
-        "float32", "type of the computation; parameters stay float32", choices=DTYPES
+        "float32", "Type of the computation; parameters stay float32.", choices=DTYPES
     )
     remat: str = setting(
-        "none", "rematerialisation: of nothing, of all but matrix products, or full", choices=REMAT
+        "none",
+        "Rematerialisation: none, matmuls (of everything but matrix products), or full.",
+        choices=REMAT,
     )
     scan_blocks: bool = setting(
-        False, "whether one compiled block is scanned over; else the blocks are unrolled"
+        False, "Whether one compiled block is scanned over the depth; else the blocks are unrolled."
     )
     loss_tile: int = setting(
         0,
-        "positions per tile of the losses over the vocabulary; 0 for all at once",
+        "Number of positions per tile of the losses over the vocabulary; 0 for all at once.",
         range="[0, inf)",
     )
     attention: str = setting(
         "xla",
-        "attention kernel: xla; splash on TPUs; fused on GPUs; cudnn on GPUs, without a soft cap; "
-        "auto for splash, fused or xla",
+        "Attention kernel: xla; splash on TPUs; fused on GPUs; cudnn on GPUs, without a soft "
+        "cap; auto for splash, fused or xla.",
         choices=(AUTO, *KINDS),
     )
     tokens: int = setting(
         0,
-        "rows of the vocabulary that stand for tokens; those beyond are never drawn and count in no"
-        " loss; 0 takes the size of the data's tokenizer",
+        "Number of rows of the vocabulary that stand for tokens; the rows beyond are never "
+        "drawn and count in no loss. 0 for the size of the data's tokenizer.",
         unit="tokens",
         range="[0, inf)",
     )

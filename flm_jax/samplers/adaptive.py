@@ -33,7 +33,7 @@ class AdaptiveConfig(IteratedConfig):
 
     tolerance: float = setting(
         0.01,
-        "largest local error of a step, relative to the root mean square norm of embeddings",
+        "Local error tolerance of a step, relative to the root mean square norm of the embeddings.",
         range="(0, inf)",
     )
 

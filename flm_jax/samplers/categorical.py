@@ -50,10 +50,14 @@ class DrawnConfig(SamplerConfig):
     """Settings of samplers that draw tokens from probabilities."""
 
     temperature: float = setting(
-        1.0, "temperature of drawn tokens; 0 for the most probable ones", range="[0, inf)"
+        1.0,
+        "Temperature at which tokens are drawn; 0 for the most probable ones.",
+        range="[0, inf)",
     )
     top_p: float = setting(
-        1.0, "fraction of the probability, after the temperature, that is kept", range="(0, 1]"
+        1.0,
+        "Fraction of the probability mass, after the temperature, that is kept (nucleus sampling).",
+        range="(0, 1]",
     )
 
     @property

@@ -35,7 +35,7 @@ class FlowMapConfig(RewardedConfig):
 
     gamma: float = setting(
         0.0,
-        "fraction of fresh noise after each jump; 1 for all, which is consistency sampling",
+        "Fraction of fresh noise after each jump; 1 is consistency sampling.",
         range="[0, 1]",
     )
 

@@ -42,63 +42,69 @@ class MaskedFlowConfig(SamplerConfig):
 
     context_guidance: float = setting(
         0.0,
-        "weight of guidance away from corrupted context, a second network call a step; 0 for none",
+        "Weight of guidance away from corrupted context, which takes a second network call in"
+        " each step; 0 for none.",
     )
     corrupted: str = setting(
         "context",
-        "what guidance corrupts: context (prompt and promoted tokens) or prompt (the prompt alone)",
+        "Context that guidance corrupts: context (prompt and promoted tokens) or prompt (the "
+        "prompt alone).",
         choices=("context", "prompt"),
     )
     promote: float = setting(
         0.0,
-        "tokens of probability 1 - promote or more become context; 0 for no promotion",
+        "Tolerance of promotion: tokens of probability 1 - promote or more become context; 0 "
+        "for no promotion.",
         range="[0, 1)",
     )
     promotion: str = setting(
         "steps",
-        "when tokens are promoted: steps (in each step) or runs (after a whole run; what is left "
-        "is hidden and run anew, at least one token a run)",
+        "Moment of promotion: steps (in each step) or runs (after a complete run; the "
+        "remaining tokens are hidden and sampled again, with at least one token promoted in "
+        "each run).",
         choices=("steps", "runs"),
     )
     reuse: bool = setting(
         False,
-        "whether a step that promotes moves by the network call that it promoted by; else by a "
-        "second call that sees the promoted tokens",
+        "Whether a step that promotes tokens reuses the network call by which it promoted "
+        "them; else it makes a second call that sees them.",
     )
     eos: str = setting(
         "free",
-        "how ends of text are promoted: free (as any token), separate (ranked apart, in "
-        "proportion, where a run must promote one), ordered (once all before is context) or never "
-        "(at the end alone)",
+        "Promotion of ends of text: free (like any token), separate (ranked apart, in "
+        "proportion, where a run must promote one), ordered (once all positions before are "
+        "context) or never (at the end alone).",
         choices=EOS_POLICIES,
     )
     temperature: float = setting(
         1.0,
-        "temperature at which the last tokens, and those of each run, are drawn; 0 for the most "
-        "probable ones",
+        "Temperature at which the last tokens, and the tokens of each run, are drawn; 0 for "
+        "the most probable ones.",
         range="[0, inf)",
     )
     spacing: str = setting(
         "law",
-        "spacing of the times: law (quantiles of the law of gamma that training learnt) or uniform "
-        "(in gamma)",
+        "Spacing of the times: law (quantiles of the distribution of gamma that training "
+        "learnt) or uniform (in gamma).",
         choices=("law", "uniform"),
     )
     first_quantile: float = setting(
-        1.0, "quantile of the law at which the times begin", range="(0, 1]"
+        1.0, "Quantile of that distribution at which the times begin.", range="(0, 1]"
     )
     lowest: float = setting(
-        -10.0, "gamma at which the times end, not below the law's lowest", range="[-30, 30]"
+        -10.0,
+        "Value of gamma at which the times end; at least the distribution's lowest.",
+        range="[-30, 30]",
     )
     exact_ends: bool = setting(
         True,
-        "whether sampling begins at t = 0, from the mask embedding alone, and ends at t = 1; else "
-        "it does at the first and the last gamma",
+        "Whether sampling begins at t = 0, from the mask embedding alone, and ends at t = 1; "
+        "else it begins and ends at the first and the last gamma.",
     )
     last_call: bool = setting(
         True,
-        "whether tokens are read off a network call at the last time; else off that of the last "
-        "step",
+        "Whether the tokens are read from a network call at the last time; else they are read"
+        " from the call of the last step.",
     )
     eos_id: int = -1
 

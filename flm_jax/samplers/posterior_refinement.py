@@ -34,38 +34,40 @@ class PosteriorRefinementConfig(SamplerConfig):
 
     budget: str = setting(
         "topk",
-        "positions that a round writes: topk (the most probable predictions) or uniform (random)",
+        "Choice of the positions fixed in a round: topk (the most probable predictions) or "
+        "uniform (random).",
         choices=BUDGETS,
     )
     spread: str = setting(
         "remaining",
-        "how many a round writes: remaining (what is left, spread over the rounds left) or even "
-        "(what there is at first, spread over all rounds, however many the threshold wrote)",
+        "Number of positions fixed in a round: remaining (the open positions, spread over the"
+        " remaining rounds) or even (the initial number, spread over all rounds, whatever the"
+        " threshold fixed).",
         choices=SPREADS,
     )
     tokens: int = setting(
         0,
-        "positions that each round writes in place of the spread, the last one what is left; 0 for "
-        "the spread",
+        "Number of positions fixed in each round instead of the spread, except that the last "
+        "round fixes all that are open; 0 for the spread.",
         range="[0, inf)",
     )
     threshold: float = setting(
         0.9,
-        "probability from which predictions are written beyond the budget; 1 for none",
+        "Probability from which predictions are fixed beyond the budget; 1 for none.",
         range="[0, 1]",
     )
     noise: str = setting(
         "fresh",
-        "noise that the positions not yet written start from: fresh in each round, or kept",
+        "Noise from which the open positions start: fresh in each round, or kept.",
         choices=NOISES,
     )
     flow_steps: int = setting(
-        1, "jumps of the flow map in a round, each a network call", range="[1, inf)"
+        1, "Number of jumps of the flow map in a round, each one network call.", range="[1, inf)"
     )
     until: float = setting(
         1.0,
-        "clock time at which each jump ends; 1 for joint samples, 0 for the most probable tokens; "
-        "with one jump a round",
+        "Clock time at which each jump ends: 1 for joint samples, 0 for the most probable "
+        "tokens; needs one jump in a round.",
         range="[0, 1]",
     )
 

@@ -32,15 +32,20 @@ class RemaskingConfig(DrawnConfig):
 
     strategy: str = setting(
         "loop",
-        "probability sigma of masking a written token again, with its bound s: cap, min(eta, s); "
-        "rescale, eta s; conf, s times the softmax of minus its probability when it was written; "
-        "loop, cap while a share loop_signal stays written, and 0 before and after",
+        "Probability sigma of masking an unmasked token again, with its bound s: cap, "
+        "min(eta, s); rescale, eta s; conf, s times the softmax of minus its probability when"
+        " it was drawn; loop, cap while the unmasked fraction stays at loop_signal, and 0 "
+        "before and after.",
         choices=STRATEGIES,
     )
-    eta: float = setting(0.02, "eta of cap, rescale and loop", range="[0, 1]")
-    loop_start: float = setting(0.55, "time, from 1 to 0, at which the loop begins", range="(0, 1)")
-    loop_end: float = setting(0.05, "time at which the loop ends", range="(0, 1)")
-    loop_signal: float = setting(0.9, "share that is written in the loop", range="(0, 1)")
+    eta: float = setting(0.02, "Parameter eta of cap, rescale and loop.", range="[0, 1]")
+    loop_start: float = setting(
+        0.55, "Time, from 1 to 0, at which the loop begins.", range="(0, 1)"
+    )
+    loop_end: float = setting(0.05, "Time at which the loop ends.", range="(0, 1)")
+    loop_signal: float = setting(
+        0.9, "Fraction of tokens that are unmasked during the loop.", range="(0, 1)"
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,23 +13,25 @@ class GuidedConfig(DrawnConfig):
 
     temperature: float = setting(
         0.0,
-        "temperature of the tokens drawn from the last read-out; 0 for the most probable ones",
+        "Temperature at which tokens are drawn from the last logits; 0 for the most probable ones.",
         range="[0, inf)",
     )
     denoiser_temperature: float = setting(
         1.0,
-        "the network's logits are divided by it at every call: below 1 the flow follows a sharper "
-        "denoiser",
+        "Temperature of the network's logits in every call; below 1 the flow follows a "
+        "sharper denoiser.",
         range="(0, inf)",
     )
     guidance: float = setting(
         1.0,
-        "weight eta of autoguidance away from weak or weak_dropout; 1 for none",
+        "Weight eta of autoguidance away from weak or weak_dropout; 1 for none.",
         range="(-inf, inf)",
     )
-    weak: str = setting("", "workdir of a weaker model, for guidance")
+    weak: str = setting("", "Workdir of a weaker model for autoguidance.")
     weak_dropout: float = setting(
-        0.0, "dropout rate at which the model guides itself; 0 for none", range="[0, 1)"
+        0.0,
+        "Dropout rate of the weaker copy of the model for autoguidance; 0 for none.",
+        range="[0, 1)",
     )
 
     def __post_init__(self):
@@ -54,8 +56,10 @@ class GuidedConfig(DrawnConfig):
 class RewardedConfig(GuidedConfig):
     """Settings of samplers whose steps can follow the gradient of a reward."""
 
-    reward: str = setting("", "folder of train_reward, for reward_scale")
-    reward_scale: float = setting(0.0, "weight of the reward; 0 for none", range="(-inf, inf)")
+    reward: str = setting("", "Folder written by train_reward, whose reward guides sampling.")
+    reward_scale: float = setting(
+        0.0, "Weight of the reward in guidance; 0 for none.", range="(-inf, inf)"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,7 +75,7 @@ class IteratedConfig(GuidedConfig):
 
     iterations: int = setting(
         0,
-        "network calls at each state of a self-conditioned flow, the first without an estimate; 0 "
-        "for one call with the estimate of the step before",
+        "Number of network calls at each state of a self-conditioned flow, the first without "
+        "an estimate; 0 for one call with the estimate of the step before.",
         range="[0, inf)",
     )

@@ -25,8 +25,8 @@ class UniformSamplerConfig(DrawnConfig):
 
     tail: str = setting(
         "ancestral",
-        "the last call: ancestral, a step like the others to a clean text, or greedy, after steps "
-        "to a text with almost no noise the most probable token of each position",
+        "Last call: ancestral (a step like the others, to clean text) or greedy (after steps "
+        "to text with almost no noise, the most probable token of each position).",
         choices=("ancestral", "greedy"),
     )
 

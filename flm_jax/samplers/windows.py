@@ -33,26 +33,27 @@ class BlocksConfig(SamplerConfig):
 
     block_length: int = setting(
         0,
-        "length of a block, written in turn from the prompt's end; 0 for one block",
+        "Length of a block; blocks are generated one after the other from the end of the "
+        "prompt. 0 for a single block.",
         unit="tokens",
         range="[0, inf)",
     )
     threshold: float = setting(
         1.0,
-        "probability above which predictions are written beyond the budget; 1 for none",
+        "Probability above which predictions are unmasked beyond the budget; 1 for none.",
         range="[0, 1]",
     )
     cache: str = setting(
         "auto",
-        "positions whose keys and values a call takes from an earlier one: none; prefix, those "
-        "before the block; dual, all but the block's; auto for prefix where a network sees blocks "
-        "causally, which changes nothing, and none elsewhere",
+        "Positions whose keys and values are cached between calls: none; prefix, those before"
+        " the block; dual, all but the block's; auto for prefix where attention is causal "
+        "over blocks, which changes nothing, and none elsewhere.",
         choices=CACHES,
     )
     refresh: int = setting(
         0,
-        "calls after which a cache that is not exact is made anew within a block; 0 for none, as a "
-        "block begins alone",
+        "Number of calls after which a cache that is not exact is recomputed within a block; "
+        "0 for never.",
         unit="calls",
         range="[0, inf)",
     )

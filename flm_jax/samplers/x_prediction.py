@@ -52,13 +52,13 @@ class XPredictionConfig(BlocksConfig):
 
     step_size: float = setting(
         0.0,
-        "step size a of every token, 1/256 or more; 0 for 1 - 0.01^(1/n), with which a token is "
-        "written after the n calls of its block",
+        "Step size a of every token, at least 1/256; 0 for 1 - 0.01^(1/n), with which a token"
+        " is unmasked after the n calls of its block.",
         range="[0, 1]",
     )
-    re_edit: bool = setting(True, "whether tokens whose confidence fell are edited again")
-    hard_commit: bool = setting(True, "whether each call writes the most confident token")
-    policy: str = setting("", "workdir of train_policy, whose step sizes are taken")
+    re_edit: bool = setting(True, "Whether tokens whose confidence fell are edited again.")
+    hard_commit: bool = setting(True, "Whether each call fixes the most confident token.")
+    policy: str = setting("", "Workdir of train_policy, whose policy chooses the step sizes.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -34,21 +34,25 @@ Teacher = tuple[Network, Params]
 class DistillationConfig(WeightedSettings):
     """Choices that all routes share."""
 
-    teacher: str = setting("", "workdir of the flow to distil; empty to self-distil from data")
+    teacher: str = setting(
+        "", "Workdir of the flow to distil; empty for self-distillation from data."
+    )
     diagonal: float = setting(
         0.5,
-        "fraction of rows with t = s; taken to the nearest fraction of denominator 8 or less",
+        "Fraction of rows with t = s, rounded to the nearest fraction of denominator 8 or less.",
         range="[0, 1]",
     )
     boundary: float = setting(
-        1 / 32, "fraction of the other rows with (s, t) = (0, 1)", range="[0, 1]"
+        1 / 32, "Fraction of the other rows with (s, t) = (0, 1).", range="[0, 1]"
     )
     ema_target: bool = setting(
-        False, "whether targets come from the averaged parameters instead of the current ones"
+        False,
+        "Whether targets are computed with the averaged parameters instead of the current ones.",
     )
     iterations: int = setting(
         2,
-        "calls of a self-conditioned teacher at a state, each with the estimate of the last one",
+        "Number of calls of a self-conditioned teacher at a state, each with the estimate of "
+        "the one before.",
         range="[1, inf)",
     )
 

@@ -33,21 +33,22 @@ class ConsistencyConfig(UniformConfig, RoundsConfig):
     """
 
     least_signal: float = setting(
-        0.0062, "least signal a of times drawn in the Gaussian state", range="(0, 1)"
+        0.0062, "Smallest signal a of times drawn in the Gaussian state.", range="(0, 1)"
     )
     most_signal: float = setting(
-        0.9987, "most signal a of times drawn in the Gaussian state", range="(0, 1)"
+        0.9987, "Largest signal a of times drawn in the Gaussian state.", range="(0, 1)"
     )
     first_span: float = setting(
-        1 / 512, "share of the time that a step of the first round covers", range="(0, 1]"
+        1 / 512, "Fraction of the time that a step of the first round covers.", range="(0, 1]"
     )
     average_teacher: bool = setting(
-        False, "whether a new round's teacher has averaged parameters, else the present ones"
+        False,
+        "Whether a new round's teacher has the averaged parameters; else it has the current ones.",
     )
     direction: str = setting(
         "reverse",
-        "divergence of the student's probabilities p from the teacher's q: forward, KL(q || p), or "
-        "reverse, KL(p || q)",
+        "Divergence of the student's probabilities p from the teacher's q: forward, KL(q || "
+        "p), or reverse, KL(p || q).",
         choices=DIRECTIONS,
     )
 

@@ -54,45 +54,47 @@ class MatchingConfig(ContextSettings):
     so that late and early rows count alike.
     """
 
-    teacher: str = setting("", "workdir of the frozen flow; it must be given")
+    teacher: str = setting("", "Workdir of the frozen flow, which is required.")
     start: str = setting(
         "",
-        "workdir of the flow, or of the flow map, that the student starts from; empty for the "
-        "teacher. The auxiliary denoiser starts from the teacher",
+        "Workdir of the flow, or of the flow map, that initialises the student; empty for the"
+        " teacher. The auxiliary denoiser is initialised by the teacher.",
     )
     auxiliary_updates: int = setting(
         4,
-        "updates of the auxiliary before each one of the student; every update, the student's too, "
-        "has its own equal part of train.batch",
+        "Number of updates of the auxiliary denoiser before each update of the student; every"
+        " update, the student's included, has its own equal part of train.batch.",
         range="[1, inf)",
     )
     auxiliary_lr: float = setting(
-        0.0, "peak learning rate of the auxiliary; 0 for optim.lr", range="[0, inf)"
+        0.0, "Peak learning rate of the auxiliary denoiser; 0 for optim.lr.", range="[0, inf)"
     )
     auxiliary_lead: int = setting(
-        0, "first steps, in which the auxiliary alone is trained", range="[0, inf)"
+        0,
+        "Number of first steps, in which the auxiliary denoiser alone is trained.",
+        range="[0, inf)",
     )
     from_noise: float = setting(
         0.0,
-        "fraction of rows whose student reads pure noise, s = 0; the others' s is uniform in the "
-        "law of times",
+        "Fraction of rows whose student starts from pure noise, s = 0; for the other rows s "
+        "is uniform in the quantiles of the distribution of times.",
         range="[0, 1]",
     )
     teacher_temperature: float = setting(
         1.0,
-        "the logits of the frozen flow are divided by it: below 1 the map learns from a sharper "
-        "denoiser",
+        "Temperature of the frozen flow's logits; below 1 the map learns from a sharper denoiser.",
         range="(0, inf)",
     )
     row_weighting: str = setting(
         "kl",
-        "weight of each row: kl (the gradient of its divergence) or distance (over the mean "
-        "distance between student and teacher, so that all count alike)",
+        "Weight of each row: kl (the gradient of its divergence) or distance (divided by the "
+        "mean distance between student and teacher, so that all rows count equally).",
         choices=ROW_WEIGHTINGS,
     )
     iterations: int = setting(
         2,
-        "calls of a self-conditioned teacher at a state, each with the estimate of the last one",
+        "Number of calls of a self-conditioned teacher at a state, each with the estimate of "
+        "the one before.",
         range="[1, inf)",
     )
 

@@ -37,9 +37,9 @@ from flm_jax.losses.distillation.moving_target import (
 class EulerianConfig(MovingTargetConfig):
     """Choices of the Eulerian route."""
 
-    form: str = setting("mse", "loss off the diagonal: mse or ce", choices=("mse", "ce"))
+    form: str = setting("mse", "Loss off the diagonal: mse or ce.", choices=("mse", "ce"))
     derivative_bound: float = setting(
-        1.0, "largest factor of the derivative in the target", range="(0, inf)"
+        1.0, "Largest factor of the derivative term in the target.", range="(0, inf)"
     )
 
 

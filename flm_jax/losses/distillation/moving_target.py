@@ -52,10 +52,10 @@ class TargetConfig:
 class MovingTargetConfig(DistillationConfig):
     """Choices of the routes whose targets leave the simplex."""
 
-    form: str = setting("ce", "loss off the diagonal: ce or mse", choices=("ce", "mse"))
+    form: str = setting("ce", "Loss off the diagonal: ce or mse.", choices=("ce", "mse"))
     projection: str = setting(
         "default",
-        "how a target comes back to the simplex; default is none for mse, else sparsemax",
+        "Projection of targets to the simplex; default is none for mse, else sparsemax.",
         choices=("default", *PROJECTIONS),
     )
 

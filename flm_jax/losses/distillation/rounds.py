@@ -13,18 +13,21 @@ from flm_jax.denoiser.divergence import DIRECTIONS
 class RoundsConfig:
     """Choices of distillation in rounds."""
 
-    teacher: str = setting("", "workdir of the model to distil")
+    teacher: str = setting("", "Workdir of the model to distil.")
     first_span: float = setting(
-        1 / 1024, "share of the time that a step of the first round covers", range="(0, 1]"
+        1 / 1024, "Fraction of the time that a step of the first round covers.", range="(0, 1]"
     )
-    round_steps: int = setting(10_000, "training steps of a round", unit="steps", range="[1, inf)")
+    round_steps: int = setting(
+        10_000, "Number of training steps of a round.", unit="steps", range="[1, inf)"
+    )
     average_teacher: bool = setting(
-        True, "whether a new round's teacher has averaged parameters, else the present ones"
+        True,
+        "Whether a new round's teacher has the averaged parameters; else it has the current ones.",
     )
     direction: str = setting(
         "forward",
-        "divergence of the student's probabilities p from the teacher's q: forward, KL(q || p), or "
-        "reverse, KL(p || q)",
+        "Divergence of the student's probabilities p from the teacher's q: forward, KL(q || "
+        "p), or reverse, KL(p || q).",
         choices=DIRECTIONS,
     )
 

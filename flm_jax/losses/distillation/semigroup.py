@@ -30,10 +30,11 @@ SPLITS = ("midpoint", "uniform")
 class SemigroupConfig(DistillationConfig):
     """Choices of the semigroup route."""
 
-    form: str = setting("ce", "loss off the diagonal: ce or mse", choices=("ce", "mse"))
+    form: str = setting("ce", "Loss off the diagonal: ce or mse.", choices=("ce", "mse"))
     split: str = setting(
         "midpoint",
-        "where u splits the interval of the law of times: midpoint or uniform",
+        "Position of u in the interval, in quantiles of the distribution of times: midpoint "
+        "or uniform.",
         choices=SPLITS,
     )
 

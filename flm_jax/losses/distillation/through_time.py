@@ -33,7 +33,7 @@ class ThroughTimeConfig(MaskedConfig, RoundsConfig):
     """Choices of self-distillation through time."""
 
     restart: bool = setting(
-        True, "whether the student too goes on from averaged parameters in a new round"
+        True, "Whether the student, too, continues from the averaged parameters in a new round."
     )
 
 

@@ -43,11 +43,14 @@ RESIDUAL = "residual"  # where the parameters of g stand beside those of the flo
 class ResidualConfig(DistillationConfig):
     """Choices of the first stage."""
 
-    diagonal: float = setting(0.0, "fraction of rows with t = s; 0, for there are none")
-    boundary: float = setting(1 / 64, "fraction of rows with (s, t) = (0, 1)", range="[0, 1]")
+    diagonal: float = setting(
+        0.0, "Fraction of rows with t = s; 0, since the correction has no such rows."
+    )
+    boundary: float = setting(1 / 64, "Fraction of rows with (s, t) = (0, 1).", range="[0, 1]")
     split: str = setting(
         "midpoint",
-        "where u splits the interval of the law of times: midpoint or uniform",
+        "Position of u in the interval, in quantiles of the distribution of times: midpoint "
+        "or uniform.",
         choices=SPLITS,
     )
 
@@ -56,9 +59,13 @@ class ResidualConfig(DistillationConfig):
 class MergeConfig(DistillationConfig):
     """Choices of the second stage."""
 
-    residual: str = setting("", "workdir of the first stage, objective residual; it must be given")
-    diagonal: float = setting(0.0, "fraction of rows with t = s; 0, for there are none")
-    boundary: float = setting(1 / 128, "fraction of rows with (s, t) = (0, 1)", range="[0, 1]")
+    residual: str = setting(
+        "", "Workdir of the first stage (objective residual), which is required."
+    )
+    diagonal: float = setting(
+        0.0, "Fraction of rows with t = s; 0, since the correction has no such rows."
+    )
+    boundary: float = setting(1 / 128, "Fraction of rows with (s, t) = (0, 1).", range="[0, 1]")
 
 
 class Term(NamedTuple):
