@@ -1,1 +1,1 @@
-"""What every command line shares."""
+"""Code that every command line shares."""

@@ -1,6 +1,6 @@
 """The flag --config: a file of configs/ or a recipe's name, and overrides of its keys.
 
-A name is taken first, wherever it stands on the command line: --config.objective.name=lagrangian
+Names are applied first, wherever they stand on the command line: --config.objective.name=lagrangian
 gives the group the settings of that name, and the other overrides then apply to those.
 """
 
@@ -29,7 +29,7 @@ def DEFINE_config(help: str = "File with get_config(), or a recipe: owt/flm.") -
 
 
 def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
-    """The configuration that a --config flag names, as a plain dict.
+    """Returns the configuration that a --config flag names, as a plain dict.
 
     Raises:
       UserError: no --config, or one that cannot be read.
@@ -85,7 +85,7 @@ def _read(parse: Callable[[str], Any], path: str) -> Any:
 
 
 def overrides(argv: list[str]) -> Iterator[tuple[list[str], str | None]]:
-    """(keys, value) of each --config.A.B=VALUE; a value that is the next word is taken as well."""
+    """Yields (keys, value) of each --config.A.B=VALUE; the value may also be the next word."""
     for word, following in zip(argv, [*argv[1:], None]):
         if found := _OVERRIDE.match(word):
             value = found[2]

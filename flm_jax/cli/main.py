@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def commands() -> dict[str, str]:
-    """Name -> first line of its docstring, of every command, in alphabetical order."""
+    """Returns a dict from each command to the first line of its docstring, sorted by name."""
     found = {}
     for path in sorted(_PACKAGE.glob("*.py")):
         if not path.stem.startswith("_"):
@@ -23,7 +23,7 @@ def commands() -> dict[str, str]:
 
 
 def overview() -> str:
-    """What `flm` prints: usage, then a line for each command."""
+    """Returns the text that `flm` prints: the usage, then a line for each command."""
     known = commands()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {says}" for name, says in known.items()]

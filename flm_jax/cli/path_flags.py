@@ -1,4 +1,4 @@
-"""Flags whose values are checked as they are read: paths, files to write, seeds."""
+"""Flags whose values are checked when they are parsed: paths, output files and seeds."""
 
 from absl import flags
 
@@ -32,15 +32,15 @@ class _Output(_Path):
 
 
 def DEFINE_path(name: str, default: str, help_text: str) -> flags.FlagHolder[str]:
-    """A flag for something to read, or for a folder that its command checks itself."""
+    """Defines a flag for a path to read, or for a folder that its command checks itself."""
     return flags.DEFINE(_Path(), name, default, help_text)
 
 
 def DEFINE_output(name: str, default: str, help_text: str) -> flags.FlagHolder[str]:
-    """A flag for a file to write; one that could not be written is refused as a bad flag."""
+    """Defines a flag for a file to write; a path that cannot be written is a bad flag."""
     return flags.DEFINE(_Output(name), name, default, help_text)
 
 
 def DEFINE_seed(name: str, default: int, help_text: str) -> flags.FlagHolder[int]:
-    """A flag for the root of random draws."""
+    """Defines a flag for the seed of random draws."""
     return flags.DEFINE_integer(name, default, help_text, lower_bound=0, upper_bound=LAST_SEED)

@@ -1,4 +1,4 @@
-"""Several processes that run one command: they share its work; the first one speaks and writes."""
+"""Commands that run in several processes: they share the work, the first one prints and writes."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ _POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX find
 
 @contextlib.contextmanager
 def joined() -> Iterator[bool]:
-    """Joins the other processes of a command, see `processes.initialize`; before JAX is used.
+    """Joins the other processes of a command before JAX is used, see `processes.initialize`.
 
     Yields:
-      Whether this is the first process, which alone may write; what others print is dropped. At
-      the end every process waits for the first.
+      Whether this is the first process, which alone may write; the output of the others is dropped.
+      At the end every process waits for the first.
 
     Raises:
       UserError: the processes do not find each other.

@@ -17,26 +17,26 @@ _SHARED = "recipe"  # what the recipes of a folder have in common
 
 
 def root() -> Path:
-    """The folder that holds `configs`: the repository, or one of the installed library."""
+    """Folder that holds `configs`: the repository, or a folder of the installed library."""
     installed = _PACKAGE / "recipes"
     return installed if installed.is_dir() else _PACKAGE.parent
 
 
 def recipes() -> list[str]:
-    """Names of all recipes."""
+    """Sorted names of all recipes."""
     found = (root() / _CONFIGS).glob("*/*.py")
     return sorted(f"{path.parent.name}/{path.stem}" for path in found if path.stem != _SHARED)
 
 
 def located(given: str) -> str:
-    """The path of a file with get_config(), for the value of --config.
+    """Returns the path of a file with get_config(), for the value of --config.
 
     Args:
-      given: the path of a file, or else the name of a recipe, also as configs/NAME.py; ":" and an
-        argument may follow both, and stay.
+      given: path of a file, or the name of a recipe, also as configs/NAME.py; ":" and an argument
+        may follow either, and are kept.
 
     Raises:
-      UserError: neither; the message has the nearest name.
+      UserError: neither of them; the message has the nearest name.
     """
     path, colon, argument = given.partition(":")
     _let_configs_be_imported()
@@ -51,16 +51,16 @@ def located(given: str) -> str:
 
 
 def unreadable(error: OSError) -> UserError:
-    """The error of a configuration file that cannot be read."""
+    """Returns the error for a configuration file that cannot be read."""
     return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
 
 
 def broken(given: str, error: Exception) -> UserError:
-    """The error of a configuration file that cannot be run: where it stands, and what it is.
+    """Returns the error for a configuration file whose code fails, with its line and the cause.
 
     Args:
       given: path of the file, with its argument if there is one.
-      error: raised by its code, or by reading it.
+      error: exception raised by its code, or by reading it.
     """
     path, _, argument = given.partition(":")
     frames = traceback.extract_tb(error.__traceback__)

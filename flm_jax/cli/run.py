@@ -1,6 +1,7 @@
-"""What every command line shares: bad input becomes one line on stderr and exit status 2.
+"""The entry point of every command: bad input becomes one line on stderr and exit status 2.
 
-So does a device that has no memory left, as one that another process holds, and a full disk.
+The same holds for a device without free memory (for example one that another process holds) and for
+a full disk.
 """
 
 import errno
@@ -38,7 +39,7 @@ def _fail(error: Exception) -> None:
 
 
 def print_anything() -> None:
-    """Lets characters that the terminal or the locale lacks be printed as "?"."""
+    """Makes characters that the terminal or the locale lacks print as "?" instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -70,10 +71,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def no_arguments(argv: Sequence[str]) -> None:
-    """Refuses positional arguments; argv holds the program name first.
+    """Refuses positional arguments; argv begins with the program name.
 
     Raises:
-      UserError: any.
+      UserError: there are positional arguments.
     """
     require(len(argv) == 1, f"got positional arguments {argv[1:]}; expected flags alone.")
 
@@ -94,10 +95,10 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
 
     Args:
-      main: takes argv (the program name first) and returns the exit status, None for 0. Bad flags,
-        UserError, a device without memory left (most often a GPU that another process holds) and a
-        disk that takes no more end the program with status 2 and one line `error: ...` on stderr,
-        Stopped with status 75; any other exception keeps its traceback.
+      main: function that takes argv (the program name first) and returns the exit status, None for
+        0. Bad flags, UserError, a device without free memory (most often a GPU that another process
+        holds) and a full disk end the program with status 2 and one line `error: ...` on stderr,
+        and Stopped with status 75; any other exception keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:

@@ -1,7 +1,7 @@
-"""Flags of the commands that draw samples, made from the settings of all samplers.
+"""Flags of the commands that sample, generated from the settings of all samplers.
 
---sampler=NAME takes another sampler than the model's own; --sampler.KEY=VALUE, or --KEY=VALUE for
-short, changes a setting of it.
+--sampler=NAME chooses a sampler other than the model's own; --sampler.KEY=VALUE, or --KEY=VALUE for
+short, changes one of its settings.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ _FLAGS = {key: _define(key, one, names) for key, (one, names) in _all_settings()
 
 
 def changes() -> dict[str, Any]:
-    """The settings that the command line gives."""
+    """Returns the settings that the command line gives."""
     found = {}
     for key, holders in _FLAGS.items():
         for holder in holders:
@@ -56,7 +56,7 @@ def changes() -> dict[str, Any]:
 
 
 def sampler_of(config: Config) -> SamplerConfig:
-    """The sampler of a model with what the command line changes.
+    """Returns the sampler of a model, with the changes of the command line.
 
     Raises:
       UserError: a sampler or a setting that the model does not have.

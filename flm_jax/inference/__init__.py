@@ -1,1 +1,1 @@
-"""A loaded model at work."""
+"""Uses of a loaded model: sampling, scoring, prompts and pictures of trajectories."""

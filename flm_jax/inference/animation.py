@@ -1,4 +1,4 @@
-"""Moving pictures of texts that appear: one frame before the first network call, one after each."""
+"""Animated pictures of sampling: a frame before the first network call and one after each call."""
 
 import io
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ _Place = tuple[int, int, str, float]  # column, line, letters, confidence
 def to_gif(samples: Sequence[Sequence[Sequence[Any]]]) -> bytes:
     """An animated GIF of texts, dark letters on white with the model's doubt as colour.
 
-    It has its own background, so that it reads alike on light and dark pages.
+    It has its own background, so that it is legible on light and dark pages.
 
     Args:
-      samples: as `trajectories.frames` gives them: for each sample and step L pairs (piece,
-        confidence in [0, 1]).
+      samples: for each sample and step, L pairs (piece, confidence in [0, 1]), as from
+        `trajectories.frames`.
 
     Returns:
-      The file.
+      The content of the GIF file.
 
     Raises:
       ImportError: no Pillow or no matplotlib, whose font is used.

@@ -1,4 +1,4 @@
-"""Samples from a loaded model: prompts, infills, trajectories; one program a shape."""
+"""Sampling from a loaded model: prompts, infills and trajectories, one program for each shape."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +31,12 @@ class Draw(NamedTuple):
 
     Attributes:
       tokens: int32 [N, L].
-      steps_tokens, steps_confidence: [K, N, L], after each step, or after the last alone.
+      steps_tokens, steps_confidence: arrays [K, N, L] after each step, or K = 1 after the last one
+        alone.
       seconds: wall time without compilation.
-      calls: network calls made for a batch, the mean over batches.
-      steps_progress: [K, N, L], progress of each position after each step; None where all
-        positions of a text share it.
+      calls: number of network calls for a batch, averaged over batches.
+      steps_progress: array [K, N, L], unmasking progress of each position after each step; None
+        where all positions of a text share it.
     """
 
     tokens: np.ndarray
@@ -63,19 +64,19 @@ def check_request(model: Model, steps: Sequence[Steps], num: int, length: int) -
 
 
 def step_counts(model: Model, steps: Sequence[Steps], length: int) -> list[Steps]:
-    """The step counts to sample with: those asked for, or L where a model writes token by token."""
+    """Returns the requested step counts, or [L] for autoregressive models."""
     return list(steps) if family(model.config).steps_free else [length]
 
 
 def given_tokens(
     model: Model, prompt: str, infill: str, num: int, length: int, chat: bool = False
 ) -> Given:
-    """Prescribed positions of a prompt or an infill template, for `num` equal rows.
+    """Returns the prescribed positions of a prompt or an infill template, for `num` equal rows.
 
-    See `prompts.lay_out`; what follows their end is free.
+    See `prompts.lay_out`; the positions after it are free.
 
     Raises:
-      UserError: both given; nothing free; more tokens than `length`.
+      UserError: both are given, nothing is free, or there are more tokens than `length`.
     """
     require(not (prompt and infill), "got both --prompt and --infill; expected one of them.")
     if not (prompt or infill):
@@ -87,7 +88,7 @@ def given_tokens(
 def check_given(
     model: Model, given: Given, steps: Steps, sampler: SamplerConfig | None = None
 ) -> None:
-    """Refuses rows that have fewer network calls than blocks to write."""
+    """Refuses rows with fewer network calls than blocks to generate."""
     cfg = _sampler(model, sampler)
     check_calls(model.net, given, steps, getattr(cfg, "block_length", 0))
 
@@ -118,11 +119,12 @@ def prepare(
 
     Args:
       shape: (B, L), rows and tokens of a batch.
-      steps: of the sampler.
-      sampler: settings of a sampler of the model; None for its own, config.sampler.
+      steps: step count of the sampler.
+      sampler: settings of a sampler of the model; None for the model's own, config.sampler.
 
     Returns:
-      run(given, *, num, seed, show) -> Draw, as `draw` without its compilation; `given` of `shape`.
+      run(given, *, num, seed, show) -> Draw, which is `draw` without its compilation; `given` has
+      the shape `shape`.
 
     Raises:
       UserError: a sampler that does not fit the model or the steps.
@@ -171,15 +173,15 @@ def draw(
     sampler: SamplerConfig | None = None,
     show: Callable[[int], None] = lambda done: None,
 ) -> Draw:
-    """Draws `num` samples in whole batches of given.tokens.shape[0] rows.
+    """Draws `num` samples in full batches of given.tokens.shape[0] rows.
 
     Every batch has the same shape, so that one program is compiled; sample i depends on the seed
     and the batch size alone, and two step counts start from the same noise.
 
     Args:
-      given: prescribed tokens of one batch [B, L].
-      sampler: settings of a sampler of the model; None for its own, config.sampler.
-      show: called with the number of samples done, after each batch.
+      given: prescribed tokens of one batch, arrays [B, L].
+      sampler: settings of a sampler of the model; None for the model's own, config.sampler.
+      show: callback that takes the number of samples done, after each batch.
 
     Raises:
       UserError: a sampler that does not fit the model or the steps.
@@ -193,9 +195,9 @@ class Completed(NamedTuple):
     """Completed rows.
 
     Attributes:
-      places: int [N], which of the rows to complete these are.
+      places: int [N], indices of these rows among the rows to complete.
       tokens: int32 [N, L].
-      calls: network calls made for a batch; the mean over several.
+      calls: number of network calls for a batch, averaged over batches.
     """
 
     places: np.ndarray
@@ -213,21 +215,23 @@ def completions(
     sampler: SamplerConfig | None = None,
     wanted: Callable[[int], bool] = lambda place: True,
 ) -> Iterator[Completed]:
-    """Completes each row of `given`, batch after batch of one shape.
+    """Completes each row of `given`, in batches of one shape.
 
     Row i depends on the seed, the batch size and its own batch alone; with temperature 0, or a
-    sampler that draws nothing, masked diffusion writes a row by that row alone. A last batch that
-    they do not fill holds the first rows again: where a sampler stops early, it does when all are
-    done.
+    sampler that draws nothing, masked diffusion completes each row independently of the others. A
+    last batch that is not full is filled with the first rows again: a sampler that stops early does
+    so when all rows are done.
 
     Args:
-      given: tokens and which of them are prescribed, [N, L], as of `Task.problems` or `lay_out`.
-      steps, seed, sampler: as of `draw`.
-      batch_size: rows at a time.
-      wanted: place of a row -> whether it is asked for; a batch without such a row is left out.
+      given: tokens and the mask of prescribed positions, [N, L], as from `Task.problems` or
+        `lay_out`.
+      steps, seed, sampler: the same as for `draw`.
+      batch_size: number of rows at a time.
+      wanted: function from the index of a row to whether it is wanted; a batch without wanted rows
+        is skipped.
 
     Yields:
-      The wanted rows of a batch, and its calls.
+      The wanted rows of a batch, and its number of network calls.
     """
     num = given.tokens.shape[0]
     rows = min(batch_size, num)
@@ -250,7 +254,7 @@ def completions(
 
 
 def complete(model: Model, given: Given, **settings: Any) -> Completed:
-    """All of `completions` at once."""
+    """Returns all of `completions` at once."""
     parts = list(completions(model, given, **settings))
     places, tokens = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     return Completed(places, tokens, float(np.mean([part.calls for part in parts])))
@@ -261,11 +265,10 @@ def _calls(found: Samples) -> int:
 
 
 def trajectory(model: Model, drawn: Draw) -> Iterator[dict]:
-    """One record per sample and step: tokens, their text, and confidence per position.
+    """Yields a record for each sample and step: tokens, text and confidence of each position.
 
-    With progress per position where each has its own.
-
-    A model that writes token by token has one, after its last call.
+    A record also has the progress of each position where positions differ in it. An autoregressive
+    model has one record for each sample, after its last call.
     """
     kept = drawn.steps_tokens.shape[0]
     each = max(1, round(drawn.calls / kept))  # more where guidance asks more networks

@@ -1,4 +1,4 @@
-"""Opens the helper models that samplers name: weaker model, reward, step policy."""
+"""Opens the helper models that samplers name: a weaker model, a reward or a step policy."""
 
 import dataclasses
 
@@ -73,14 +73,14 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
     """Opens the helper models that the settings of a sampler name.
 
     Args:
-      model: what is to be sampled.
+      model: model to sample from.
       cfg: settings of its sampler.
 
     Returns:
-      The helpers, and their parameters for run time.
+      The helpers, and their parameters for the sampling program.
 
     Raises:
-      UserError: a missing, damaged or unfitting helper.
+      UserError: a helper that is missing, damaged or does not fit the model.
     """
     if isinstance(cfg, XPredictionConfig) and cfg.policy:
         return Guides(stepper=stepper(load_step_policy(expanded(cfg.policy)))), {}

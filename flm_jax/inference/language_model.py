@@ -1,4 +1,4 @@
-"""Trained models in a few words: `load` one, then `sample`, `score` and `save_pretrained`.
+"""The Python interface of trained models: `load` one, then `sample`, `score` and `save_pretrained`.
 
 model = flm_jax.load("runs/fmlm")
 model.sample(4, steps=1, prompt="The ").texts
@@ -51,11 +51,12 @@ class Generated:
     """Samples of a model.
 
     Attributes:
-      texts: one of each sample.
+      texts: list of N texts, one for each sample.
       tokens: int32 [N, L].
-      confidence: float32 [N, L], the probability of each token at the last network call.
-      steps_tokens, steps_confidence: [K, N, L], the same after each call, or after the last alone.
-      calls: network calls made for a batch, the mean over batches.
+      confidence: float32 [N, L], probability of each token at the last network call.
+      steps_tokens, steps_confidence: arrays [K, N, L], the same after each call, or K = 1 after the
+        last one alone.
+      calls: number of network calls for a batch, averaged over batches.
       seconds: wall time without compilation.
     """
 
@@ -69,14 +70,14 @@ class Generated:
     tokenizer: Tokenizer = dataclasses.field(repr=False)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """A page that shows the texts call by call and opens alone; written to `path`, if any."""
+        """Returns an HTML page that shows the texts call by call; writes it to `path` if given."""
         page = trajectories.to_html(self.tokenizer, self.steps_tokens, self.steps_confidence)
         if path is not None:
             write_output(path, page)
         return page
 
     def to_png(self, path: str | os.PathLike[str], sample: int = 0) -> None:
-        """A picture of one text, a row a step, the model's doubt as colour (extra `plots`).
+        """Draws one text as a picture: a row a step, the model's doubt as colour (extra `plots`).
 
         Raises:
           UserError: no such sample, or no matplotlib.
@@ -88,7 +89,7 @@ class Generated:
             trajectories.draw_trajectory(epath.Path(os.path.expanduser(path)), steps)
 
     def to_gif(self, path: str | os.PathLike[str]) -> None:
-        """A moving picture of all texts, a frame a step, after one of noise (extra `plots`).
+        """Draws all texts as an animation: a frame of noise, then one a step (extra `plots`).
 
         Raises:
           UserError: no matplotlib.
@@ -107,13 +108,15 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Likelihood of texts.
+    """Likelihoods of N texts.
 
     Attributes:
-      nats: float64 [N], -ln p of each text, or an upper bound on it; all tokens but a first BOS.
-      tokens: int64 [N], how many were scored.
-      kind: "exact" or "upper bound"; the bound is an estimate from `draws` random draws a text.
-      draws: 1 where it is exact.
+      nats: float64 [N], -ln p of each text, or an upper bound on it; every token counts except a
+        first BOS.
+      tokens: int64 [N], number of tokens that were scored.
+      kind: "exact" or "upper bound"; the bound is estimated from `draws` random draws for each
+        text.
+      draws: number of random draws for each text; 1 for exact likelihoods.
     """
 
     nats: np.ndarray
@@ -123,12 +126,12 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token of all texts; compares between models of one tokenizer."""
+        """Perplexity, exp of the mean nats per token; comparable between models of a tokenizer."""
         return float(np.exp(self.nats.sum() / self.tokens.sum()))
 
 
 class LanguageModel:
-    """A trained model of any family; `load` makes it.
+    """A trained model of any family, as opened by `load`.
 
     Sampling compiles one program for each number of rows, tokens and steps and for each set of
     options, and keeps it: another call of the same shape compiles nothing.
@@ -142,27 +145,27 @@ class LanguageModel:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration it was trained with."""
+        """Configuration with which the model was trained."""
         return self._model.config
 
     @property
     def step(self) -> int:
-        """Training step that its parameters are the average at."""
+        """Training step from which its averaged parameters are."""
         return self._model.step
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to token ids and back."""
+        """Tokenizer that turns text into token ids and back."""
         return self._model.tokenizer
 
     @property
     def kind(self) -> str:
-        """What it is: "flow (Euler)", "flow map", "masked diffusion", ..."""
+        """Kind of the model: "flow (Euler)", "flow map", "masked diffusion", ..."""
         return family(self.config).kind(self._model.net)
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence, L."""
+        """Largest length of a sequence, L, in tokens."""
         return self._model.net.max_length
 
     def __repr__(self) -> str:
@@ -181,23 +184,25 @@ class LanguageModel:
         sampler: SamplerConfig | str | None = None,
         **changes: Any,
     ) -> Generated:
-        """Writes texts.
+        """Generates texts.
 
         Args:
-          num: how many.
-          steps: of the sampler, each one network call for most; of masked diffusion also a share
-            of the tokens to write, such as "1/4". By default that of the configuration's own
-            samples; unused by autoregressive models.
-          prompt: text that each begins with.
-          infill: instead of a prompt, a template in which {n} stands for n tokens to write.
-          length: tokens of each, at most `max_length`, which is the default.
-          seed: of the noise; same seed and batch size, same texts.
-          batch_size: rows at a time; by default the power of two from `num` on, at most 32.
-          sampler: name or settings of another sampler than `self.sampler`.
+          num: number of texts.
+          steps: step count of the sampler, which is the number of network calls for most; for
+            masked diffusion also a fraction of the tokens to generate, such as "1/4". The default
+            is the configuration's eval.sample_steps; autoregressive models ignore it.
+          prompt: text with which every sample begins.
+          infill: template in which {n} stands for n tokens to generate, instead of a prompt.
+          length: length of a sample in tokens, at most `max_length`, which is the default.
+          seed: seed of the random draws; the same seed and batch size give the same texts.
+          batch_size: number of rows at a time; the default is the smallest power of two that is at
+            least `num`, but no more than 32.
+          sampler: name or settings of a sampler to use instead of `self.sampler`.
           changes: settings of the sampler by name, such as temperature=0.8.
 
         Raises:
-          UserError: numbers, prompts or options that do not fit the model; before compilation.
+          UserError: numbers, prompts or options that do not fit the model; raised before
+            compilation.
         """
         model, count = self._model, length or self.max_length
         wanted = self.config["eval"]["sample_steps"] if steps is None else steps
@@ -226,7 +231,9 @@ class LanguageModel:
 
     @property
     def sampler(self) -> SamplerConfig:
-        """Settings of the sampler that `sample` uses: a frozen dataclass; assign one, or a name."""
+        """Settings of the sampler that `sample` uses, a frozen dataclass; assign other settings or
+        a name.
+        """
         return self._sampler
 
     @sampler.setter
@@ -240,16 +247,16 @@ class LanguageModel:
         return choose_sampler(self.config, name, **(own | changes))
 
     def score(self, texts: Sequence[str], *, seed: int = 1) -> Scores:
-        """Likelihood of texts: exact for autoregressive models, else an upper bound.
+        """Returns the likelihood of texts: exact for autoregressive models, else an upper bound.
 
-        Each is framed as the training data were (BOS and EOS of packing wrap and pad) and scored
-        at its own length; one that is longer than `max_length` in pieces, each without what
-        stands before it. Rows are filled up to a few lengths, see `padded_length`, with positions
-        that are not seen: at most eight programs are compiled for all lengths up to 1024.
+        Each text is framed like the training data (with BOS and EOS under packing wrap and pad) and
+        scored at its own length; a text longer than `max_length` is scored in pieces, each without
+        the text before it. Rows are padded to a few lengths, see `padded_length`, with positions
+        that attention does not see: at most eight programs are compiled for all lengths up to 1024.
 
         Args:
-          texts: none of them empty.
-          seed: of the draws of a bound.
+          texts: texts to score, none of them empty.
+          seed: seed of the random draws of a bound.
 
         Raises:
           UserError: an empty text, a model whose output is no distribution, or a tokenizer that
@@ -305,22 +312,22 @@ class LanguageModel:
         """Writes model.safetensors, config.json, tokenizer/ and a model card; `load` reads them.
 
         Raises:
-          UserError: the folder holds a model already.
+          UserError: the folder already holds a model.
         """
         save_model(folder, self._model)
 
     def push_to_hub(
         self, name: str, *, folder: str | os.PathLike[str], private: bool = False
     ) -> None:
-        """Saves it into `folder` and uploads that to the Hugging Face hub (extra `hf`).
+        """Saves the model into `folder` and uploads that to the Hugging Face hub (extra `hf`).
 
         Args:
-          name: OWNER/NAME; made if it is missing.
-          folder: new, and kept.
-          private: whether a new repository is.
+          name: OWNER/NAME of the repository, which is created if it is missing.
+          folder: new folder, which is kept.
+          private: whether a new repository is private.
 
         Raises:
-          UserError: a folder in use, no extra, or a refusal of the hub.
+          UserError: a folder in use, the missing extra, or a refusal by the hub.
         """
         self.save_pretrained(folder)
         upload_folder(os.fspath(folder), name, private)
@@ -332,12 +339,13 @@ def load(
     """Opens a trained model of any family.
 
     Args:
-      workdir: of `train` or `convert`, a folder of `save_pretrained`, hf:OWNER/NAME, or the name
+      workdir: workdir of `train` or `convert`, folder of `save_pretrained`, hf:OWNER/NAME, or name
         of a model that comes with the library, such as "tales".
-      mesh: devices to spread it over; by default one.
-      attention: kernel to use; by default as in training, or "xla" where that is not to be had.
+      mesh: devices over which the model is split; one device by default.
+      attention: attention kernel; by default the one of training, or "xla" where that is not
+        available.
 
     Raises:
-      UserError: nothing there, or a damaged model.
+      UserError: there is no model, or it is damaged.
     """
     return LanguageModel(load_model(os.fspath(workdir), mesh, attention))

@@ -1,4 +1,4 @@
-"""Prompts of different lengths: read from JSON lines, laid out in rows, their answers cut out."""
+"""Prompts of different lengths, read from JSON lines and laid out in rows, and their answers."""
 
 import os
 import re
@@ -22,14 +22,14 @@ _EXPECTED = "JSON lines with the field 'prompt', or 'infill', or both"
 
 
 class Prompt(NamedTuple):
-    """What stands in a sequence before it is written.
+    """Text that is prescribed before a sequence is generated.
 
     Attributes:
-      text: stands first.
-      infill: template that follows it; {n} stands for n tokens to write: "the {3} of the {5}".
-      answer_length: tokens to write after both; None for as many as there is room for.
-      where: its place, for messages.
-      before: of a question, earlier ones and their answers in turn.
+      text: text at the beginning.
+      infill: template that follows it; {n} stands for n tokens to generate: "the {3} of the {5}".
+      answer_length: number of tokens to generate after both; None for all the room that is left.
+      where: place of the prompt, for messages.
+      before: earlier questions of a chat and their answers, alternating.
     """
 
     text: str = ""
@@ -43,8 +43,8 @@ class Layout(NamedTuple):
     """Rows to complete, with the answer of each at [start, stop).
 
     Attributes:
-      given: its arrays [N, L], NumPy.
-      starts, stops: int [N]; the answer begins behind the prompt's text.
+      given: arrays [N, L] of prescribed tokens, NumPy.
+      starts, stops: int [N]; the answer starts after the prompt's text.
     """
 
     given: Given
@@ -53,10 +53,10 @@ class Layout(NamedTuple):
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """Prompts of JSON lines: "prompt" or "infill" or both, and optionally "answer_length".
+    """Reads prompts from JSON lines: "prompt" or "infill" or both, and optionally "answer_length".
 
     Raises:
-      UserError: no such file, no line, or a bad one (its number).
+      UserError: no such file, no lines, or a bad line, whose number the message names.
     """
     prompts = []
     for where, record in read_records(path, _EXPECTED):
@@ -86,22 +86,22 @@ def lay_out(
     whole: bool = False,
     cut: bool = False,
 ) -> Layout:
-    """Rows of the prompts, one each.
+    """Lays out prompts as rows, one row for each.
 
-    A row begins with BOS where the model was trained with one, and as the chat template says where
-    one frames it; then come the prompt's text and template. What follows an answer of a given
-    length is not seen by models of masked diffusion, whatever stands in the other rows; by others
-    it is held as padding where they were trained so, and else written and left out. Rows of
-    networks that take any length are as short as all answers allow, see `padded_length`.
+    A row begins with BOS if the model was trained with one, or as the chat template begins; then
+    come the prompt's text and template. Positions after an answer of given length are not seen by
+    masked diffusion models, whatever stands in the other rows; other models have padding there if
+    they were trained with it, and otherwise generate tokens that are dropped. Rows of networks that
+    take any length are as short as all answers allow, see `padded_length`.
 
     Args:
-      length: most tokens of a row.
-      chat: frames the text of each as the question of an exchange, see `data.chat.asked`.
-      whole: rows of exactly `length`.
-      cut: a prompt loses the tokens at its beginning for which there is no room.
+      length: largest number of tokens of a row.
+      chat: whether each text is framed as the question of an exchange, see `data.chat.asked`.
+      whole: whether rows have exactly `length` tokens.
+      cut: whether a prompt loses the tokens at its beginning for which there is no room.
 
     Raises:
-      UserError: one that leaves no room to write, or more than there is (its place).
+      UserError: a prompt that fills the row, or is longer than it; the message names its line.
     """
     rows = [_row(model, prompt, length, chat, cut) for prompt in prompts]
     width = length
@@ -122,7 +122,7 @@ def lay_out(
 
 
 def room(model: Model, prompt: Prompt, length: int, chat: bool = False) -> int:
-    """Tokens left to write after a prompt; 0 or less where it does not fit."""
+    """Number of tokens left to generate after a prompt; 0 or less if it does not fit."""
     return length - len(_encoded(model, prompt, length, chat)[0])
 
 
@@ -134,13 +134,13 @@ class Texts(NamedTuple):
 
 
 def answer_texts(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int) -> Texts:
-    """Texts of a completed row int [L], up to the first token that ends its answer.
+    """Returns the texts of a completed row int [L], up to the first token that ends its answer.
 
-    An answer is what it adds to the prompt's text: alone it would lose a space at its beginning to
-    some tokenizers, and others would join it to no word.
+    The answer is the text that its tokens add to the prompt's text: decoded alone, it would lose a
+    leading space with some tokenizers, or could not complete a word.
 
     Args:
-      start, stop: the answer is at [start, stop).
+      start, stop: bounds of the answer, [start, stop).
     """
     row = np.asarray(tokens)
     ends = np.flatnonzero(np.isin(row[start:stop], sorted(tokenizer.end_ids)))
@@ -150,7 +150,7 @@ def answer_texts(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int
 
 
 def uncut_text(tokenizer: Tokenizer, tokens: np.ndarray, start: int, stop: int) -> str:
-    """Text of all of [start, stop) in a row int [L], also behind what ends the answer there."""
+    """Returns the text of [start, stop) in a row int [L], including all after the answer's end."""
     before, whole = tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[:stop])
     # What follows may change the end of the text before it: a character cut in two becomes whole.
     return whole[len(os.path.commonprefix([before, whole])) :]

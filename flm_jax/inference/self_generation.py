@@ -1,4 +1,4 @@
-"""Texts that a model writes for itself to learn from, part by part; interrupted, it continues."""
+"""Texts that a model generates as its own training data; an interrupted run continues."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -22,7 +22,7 @@ from flm_jax.samplers.base import Given, SamplerConfig, Steps, plain_steps
 
 
 class TrainingPrompts(NamedTuple):
-    """What is given, arrays [N, L] with tokens of 0 elsewhere, and what they are."""
+    """Prescribed tokens, arrays [N, L] with token 0 elsewhere, and a description of them."""
 
     given: Given
     kind: str
@@ -31,18 +31,18 @@ class TrainingPrompts(NamedTuple):
 def training_prompts(
     model: Model, num: int, seed: int, chat: str = "", answer_length: int = 0
 ) -> TrainingPrompts:
-    """Questions of a file, or problems of the model's task, or nothing given.
+    """Returns the questions of a file, or problems of the model's task, or nothing prescribed.
 
     Args:
-      num: how many; of a file its first ones, again from the start where it has fewer.
-      seed: of the problems.
-      chat: JSON lines of questions, see `data.chat`; "" for none. Those that leave no room for an
-        answer are left out.
-      answer_length: tokens of an answer, its canvas: what stands behind is neither written nor
-        seen; 0 for as many as there is room for.
+      num: number of prompts; the first ones of a file, which is repeated if it has fewer.
+      seed: seed of the problems.
+      chat: file of questions in JSON lines, see `data.chat`; "" for none. Questions that leave no
+        room for an answer are left out.
+      answer_length: number of tokens of an answer (its canvas), after which nothing is generated or
+        seen; 0 for all the room that is left.
 
     Raises:
-      UserError: no question leaves room; a canvas where there is none, or one that is too long.
+      UserError: no question leaves room, the model has no canvas, or the canvas is too long.
     """
     length, task = model.net.max_length, model.config["data"]["task"]
     require(
@@ -90,10 +90,10 @@ def _on_canvas(tokens: np.ndarray, given: np.ndarray, answer_length: int) -> Giv
 
 
 def counts_tail(config: Config) -> bool:
-    """Whether what a model writes behind an answer's end belongs to its answer.
+    """Whether the tokens that a model generates after an answer's end belong to its answer.
 
-    So it does where rows were filled with ends of text that count: of exchanges whose padding is
-    "answer", and of published models whose mask is a token (LLaDA, LLaDA2.0).
+    They do if rows were filled with ends of text that count: for exchanges whose padding is
+    "answer", and for published models whose mask is a token (LLaDA, LLaDA2.0).
     """
     data = config["data"]
     if data["chat"]:
@@ -103,7 +103,7 @@ def counts_tail(config: Config) -> bool:
 
 
 def ended(tokens: np.ndarray, given: np.ndarray, end_ids: Collection[int]) -> np.ndarray:
-    """Valid positions, bool [N, L]: up to the first end of the answer, itself included."""
+    """Mask of valid positions, bool [N, L]: those up to the first end of the answer, inclusive."""
     stops = np.isin(tokens, sorted(end_ids)) & ~given
     return np.cumsum(stops, axis=1) - stops == 0
 
@@ -123,25 +123,26 @@ def generate(
     tail: bool | None = None,
     show=lambda done, parts: None,
 ) -> str:
-    """Writes `num` texts of a model to the folder `out`, those parts of it that are missing.
+    """Generates `num` texts of a model into the folder `out`; parts that exist are kept.
 
     Args:
-      workdir: of a trained model.
-      num: texts; a last, shorter batch is filled up and cut.
-      steps: of the sampler, a number or a share of the tokens to write; 0 for one a token.
-      choose: configuration of the model -> its sampler.
-      batch_size: texts of a part.
-      seed: of the draws and of a task's problems. A text depends on seed and batch_size alone.
-      chat, answer_length: see `training_prompts`.
-      tail: whether what stands behind an answer's end is part of the text; None for
-        `counts_tail`.
-      show: called after each part.
+      workdir: workdir of a trained model.
+      num: number of texts; a last, shorter batch is filled up and cut.
+      steps: step count of the sampler, a number or a fraction of the tokens to generate; 0 for one
+        step for each token.
+      choose: function from the model's configuration to its sampler.
+      batch_size: number of texts in a part.
+      seed: seed of the random draws and of a task's problems. A text depends on seed and batch_size
+        alone.
+      chat, answer_length: the same as for `training_prompts`.
+      tail: whether the tokens after an answer's end are part of the text; None for `counts_tail`.
+      show: callback after each part.
 
     Returns:
-      One line about what was given.
+      One line about what was prescribed.
 
     Raises:
-      UserError: bad requests; a folder begun with other arguments.
+      UserError: bad requests, or a folder that was started with other arguments.
     """
     out = expanded(out)
     check_folder(out, "--out")

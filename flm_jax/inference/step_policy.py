@@ -1,4 +1,4 @@
-"""Trained policies of step sizes, as `train_policy` leaves them in a workdir."""
+"""Trained policies of step sizes, loaded from a workdir of `train_policy`."""
 
 from typing import Any, NamedTuple
 
@@ -24,17 +24,17 @@ class StepPolicy(NamedTuple):
 
 
 def step_policy_config(config: dict[str, Any]) -> PolicyConfig:
-    """Sizes and ranges of a configuration of `train_policy`; the older value of what it lacks."""
+    """Reads the policy settings of `train_policy`; missing keys get their older value."""
     given = config["policy"]
     require(isinstance(given, dict), f"config.policy must hold keys, got {given!r}.")
     return read_settings(PolicyConfig, plain(PolicyConfig()) | OLDER | given, "config.policy")
 
 
 def load_step_policy(workdir: str) -> StepPolicy:
-    """The policy of a workdir; it knows nothing of the model it was trained on, and fits any.
+    """Loads the policy of a workdir, which is independent of the model and fits any.
 
     Raises:
-      UserError: no workdir of `train_policy`, or none with a checkpoint.
+      UserError: no workdir of `train_policy`, or one without a checkpoint.
     """
     config = read_config(workdir)
     require(
@@ -50,6 +50,6 @@ def load_step_policy(workdir: str) -> StepPolicy:
 
 
 def stepper(trained: StepPolicy) -> Stepper:
-    """Expected step sizes, float32 [B, L]."""
+    """Returns a function from features [B, L, D] to expected step sizes, float32 [B, L]."""
     cfg, made, params = trained
     return lambda features: expected_step_size(cfg, made.law(params, features))

@@ -1,4 +1,4 @@
-"""Problems of a synthetic task: given to a model's sampler, its completions scored."""
+"""Problems of a synthetic task: a model's sampler completes them, and they are scored."""
 
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
@@ -11,7 +11,7 @@ _SEED = 12345  # apart from those of training data
 
 
 def task_of(model: Model) -> Task:
-    """The task that a model was trained on.
+    """Returns the task on which a model was trained.
 
     Raises:
       UserError: it was trained on other data, or the task has no problems.
@@ -34,16 +34,17 @@ def solve(
     seed: int,
     sampler: SamplerConfig | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Completes problems, the same ones for all models and samplers.
+    """Completes problems, which are the same for all models and samplers.
 
     Args:
-      num: problems.
-      steps: of the sampler, a number or a share of the tokens to write.
-      rows: problems in a batch, see `engine.completions`.
-      seed: of the draws.
+      num: number of problems.
+      steps: step count of the sampler, a number or a fraction of the tokens to generate.
+      rows: number of problems in a batch, see `engine.completions`.
+      seed: seed of the random draws.
 
     Returns:
-      Figures of `Task.report_problems`, and network calls of a batch, the mean over batches.
+      Figures of `Task.report_problems`, and the number of network calls for a batch, averaged over
+      batches.
     """
     tokens, given = task.problems(num, _SEED)
     settings = dict(steps=steps, batch_size=rows, seed=seed, sampler=sampler)

@@ -1,4 +1,4 @@
-"""Opens a text classifier as a reward."""
+"""Opens a trained text classifier as a reward."""
 
 import re
 
@@ -42,15 +42,15 @@ def _settings(folder: str) -> dict:
 
 
 def pattern(folder: str) -> str:
-    """What the texts of a reward should match."""
+    """Regular expression that the texts rewarded by a folder's reward should match."""
     return _settings(folder)["pattern"]
 
 
 def load_text_reward(folder: str, tokenizer: Tokenizer) -> tuple[Reward, Params]:
-    """The reward log p(text matches | text), in nats, and its parameters.
+    """Loads the reward log p(text matches | text), in nats, and its parameters.
 
     Raises:
-      UserError: no reward there, or one of another tokenizer.
+      UserError: there is no reward, or it belongs to another tokenizer.
     """
     settings = _settings(folder)
     require(

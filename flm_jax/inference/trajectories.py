@@ -1,4 +1,4 @@
-"""Texts as they resolve: token by token with the model's confidence, as HTML or in a terminal."""
+"""Texts as they resolve step by step, with the model's confidence, as HTML or in a terminal."""
 
 import html
 import re
@@ -22,7 +22,7 @@ _MASKED = "\N{LIGHT SHADE}"
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; special tokens stand as "<bos>" and so on, by their names.
+    """Returns the text that each token adds; special tokens appear by name, such as "<bos>".
 
     A character of several byte tokens appears with the last of them.
     """
@@ -43,10 +43,10 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 def frames(
     tokenizer: Tokenizer, steps_tokens: np.ndarray, steps_confidence: np.ndarray
 ) -> list[list[list[list]]]:
-    """[sample][step] -> pairs (piece, confidence).
+    """Converts trajectories to lists: [sample][step] -> pairs (piece, confidence).
 
     Args:
-      steps_tokens, steps_confidence: int and float [K, N, L], as of `engine.Draw`.
+      steps_tokens, steps_confidence: int and float [K, N, L], as in `engine.Draw`.
     """
     require(
         steps_tokens.shape == steps_confidence.shape and steps_tokens.ndim == 3,
@@ -68,14 +68,14 @@ def to_html(
     steps_confidence: np.ndarray,
     title: str = "Text, step by step",
 ) -> str:
-    """A page that opens alone in a browser: a slider over the steps, confidence as colour.
+    """Returns a self-contained HTML page: a slider over the steps, confidence as colour.
 
-    Space plays and pauses, the arrow keys, Home and End move; pointing at a token tells its
+    Space plays and pauses; the arrow keys, Home and End move; pointing at a token shows its
     confidence. Colours follow the light or dark scheme of the reader.
 
     Args:
-      steps_tokens, steps_confidence: int and float [K, N, L], as of `engine.Draw`.
-      title: of the page.
+      steps_tokens, steps_confidence: int and float [K, N, L], as in `engine.Draw`.
+      title: title of the page.
     """
     data = to_json(frames(tokenizer, steps_tokens, steps_confidence), ensure_ascii=False)
     # "</script>" in a text would end the script.
@@ -85,11 +85,11 @@ def to_html(
 
 
 def framed(page: str, height: int = 420) -> str:
-    """A page within another, as of a notebook, that keeps its own styles and scripts.
+    """Embeds a page in another one, such as a notebook, with its own styles and scripts.
 
     Args:
-      page: of `to_html`.
-      height: of the frame in CSS pixels; what is longer is scrolled.
+      page: page from `to_html`.
+      height: height of the frame in CSS pixels; longer pages scroll.
     """
     return (
         f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
@@ -105,12 +105,12 @@ def in_terminal(
     seconds: float = 0.3,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> None:
-    """Shows one sample after another resolve in place; what the model doubts is dim.
+    """Shows in a terminal how samples resolve in place, one by one; uncertain tokens are dim.
 
     Args:
       steps_tokens, steps_confidence: int and float [K, N, L].
-      seconds: between two steps; where there is one, nothing moves.
-      write: takes text with ANSI escapes, none of which is the model's.
+      seconds: time between two steps in s; a single step is shown without motion.
+      write: function that takes text with ANSI escapes, none of which comes from the model.
     """
     for sample in frames(tokenizer, steps_tokens, steps_confidence):
         height = 0
@@ -278,11 +278,11 @@ _DOUBT = (246 / 255, 150 / 255, 108 / 255)  # as on the page of `views`
 def draw_trajectory(path: epath.Path, steps: Sequence[Sequence[Any]]) -> None:
     """Draws one sample as PNG: a row a step, a column a token, the model's doubt as colour.
 
-    Of more than 16 steps as many are shown, evenly spread, with the first and the last; of the
-    tokens as many from the first on as fit in 120 characters.
+    Of more than 16 steps, 16 are shown, evenly spread from the first to the last; of the tokens, as
+    many from the first one on as fit in 120 characters.
 
     Args:
-      path: where to.
+      path: path of the PNG file.
       steps: one sample of `frames`: for each step L pairs (piece, confidence in [0, 1]).
     """
     from matplotlib.figure import Figure
