@@ -1,19 +1,20 @@
-"""Times train steps and samplers and their peak memory, variant against variant.
+"""Times train steps and samplers and measures their peak memory, variant against variant.
 
 python -m flm_jax.bench --suite=cpu --json=bench.json [--baseline=OLD.json]
 
 Suites: cpu (small models), scaling (1 to 8 host devices), tpu (the papers' sizes in bf16). Each
-variant of a case lives in a process of its own (peak memory is a property of a process). Both are
-started, compile, and then take turns, a few steps each, so that a slow minute of the machine falls
-on all. Medians are reported, with the last variant's ratios to the others, and each one's to the
-file of an earlier run.
+variant of a case runs in its own process, since peak memory is a property of a process. The
+processes start, compile, and then take turns of a few steps each, so that a slow minute of the
+machine affects all of them. The report has medians, the ratios of the last variant to the others,
+and the ratios of each variant to the file of an earlier run.
 
-gpu and gpu_quick (the papers' sizes in bf16, six minutes and two) instead run a group of cases in
-one process, one after another, and print a line as each is done; --seconds bounds them. What does
-not fit or fails costs one line. gpu_smoke is gpu_quick at tiny sizes, to try it without a GPU.
+gpu and gpu_quick (the papers' sizes in bf16, six minutes and two) instead run a group of cases one
+after the other in one process, and print a line when each is done; --seconds limits them. A case
+that does not fit or fails costs one line. gpu_smoke is gpu_quick at tiny sizes, for a trial without
+a GPU.
 
-Utilisation is the operations of the traced program (matrix products) a second, against those of a
-large matrix product of random numbers in the same dtype, measured in the same process.
+Utilisation is the rate of operations of the traced program (matrix products), relative to the rate
+of a large matrix product of random numbers in the same dtype, measured in the same process.
 """
 
 import json
@@ -80,7 +81,7 @@ class _Worker:
 
 
 def measure(suite: str, case: Case, rounds: int) -> dict[str, Any]:
-    """Runs all variants in turn; figures of each, and the ratios of the last to the others."""
+    """Runs all variants in turn; returns their figures and the ratios of the last to the others."""
     # On an accelerator variants follow each other: together they would not fit into its memory.
     together = suite in ("cpu", "scaling")
     turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in case.variants}

@@ -1,12 +1,12 @@
-"""Plans a run: compiles its train step, or its sampler, for devices that need not be here.
+"""Plans a run: compiles its train step or sampler for devices that need not be present.
 
 python -m flm_jax.compile --config=configs/owt/flm.py --vocab_size=50257 --topology=v5e:4x4 \
     --config.mesh.fsdp=16 --config.model.attention=splash [--batch=512] [--sample_steps=8] \
     [--find_batch] --json=plan.json
 
-Needs the compiler of the platform: pip install "flm-jax[tpu]" or "flm-jax[cuda]"; no data, and no
-teacher's workdir: a teacher has the student's sizes. Exit status: 0 fits, 1 does not fit, 2 bad
-input.
+Planning needs the compiler of the platform (pip install "flm-jax[tpu]" or "flm-jax[cuda]"), but no
+data and no workdir of a teacher, which has the student's sizes. Exit status: 0 fits, 1 does not
+fit, 2 bad input.
 """
 
 import os
@@ -48,10 +48,10 @@ _HLO = DEFINE_output("hlo", "", "File to write the compiled program of one devic
 
 
 def environment(argv: Sequence[str]) -> dict[str, str]:
-    """Variables that JAX and libtpu read when they start, for the --topology of a command line.
+    """Returns the variables that JAX and libtpu read at start, for --topology of a command line.
 
-    JAX itself stays on the CPU. libtpu would otherwise look for the machine it runs on, and for
-    the lock of another process.
+    JAX itself stays on the CPU. libtpu would otherwise look for the machine it runs on, and for the
+    lock of another process.
     """
     words = [word for arg in argv for word in arg.split("=", 1)]
     name = next((b for a, b in zip(words, words[1:]) if a.lstrip("-") == "topology"), "")

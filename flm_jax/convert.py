@@ -15,8 +15,8 @@ python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
 python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
 An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher or as the base of
-adapters, `train`. Of masked flows (mlfm), a checkpoint of adapters needs the workdir of their base;
-one of all weights brings it, and it is written to WORKDIR/base.
+adapters, `train`. For masked flows (mlfm), a checkpoint of adapters needs the workdir of their
+base; a checkpoint of all weights contains the base, which is written to WORKDIR/base.
 """
 
 import re

@@ -9,8 +9,8 @@ python -m flm_jax.evaluate --protocol=reference --samples=samples.json --length=
     --judge=gpt2-large
 python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 
-The last trains what is missing, measures what is missing, and writes report.md, report.json and
-plots into the workdir; stopped, it continues when run again.
+The last command trains and measures what is missing, and writes report.md, report.json and plots
+into the workdir; if stopped, it continues when run again.
 """
 
 from absl import flags

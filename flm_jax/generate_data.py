@@ -1,11 +1,12 @@
-"""Lets a model write the texts that it is aligned on; interrupted, it continues when run again.
+"""Generates the texts on which a model is aligned; an interrupted run continues when run again.
 
 python -m flm_jax.generate_data --workdir=W --num=10000 --steps=64 \\
     --sampler=confidence --temperature=0 --out=data/own
 python -m flm_jax.generate_data --workdir=W --num=10000 --steps=1/1 --answer_length=512 \\
     --chat=questions.jsonl --out=data/own
 
-A model of a task with problems answers these; `config.data.generated` names the folder in training.
+For a task with problems, the model answers these. In training, `config.data.generated` names the
+folder.
 """
 
 from absl import flags

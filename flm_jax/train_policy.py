@@ -1,4 +1,4 @@
-"""Trains a policy of step sizes for x-prediction, by rewards on problems that its model solves.
+"""Trains a policy of step sizes for x-prediction, by rewards on problems that the model solves.
 
 python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py \
     --workdir=runs/xflow/policy

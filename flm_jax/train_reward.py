@@ -1,4 +1,4 @@
-"""Trains a reward for --reward: how likely a text matches a pattern, from a model's clean data.
+"""Trains a reward for --reward: the probability that a text matches a pattern, from clean data.
 
 python -m flm_jax.train_reward --workdir=runs/flm --match="las vegas" --out=runs/reward
 python -m flm_jax.sample --workdir=runs/flm --steps=64 --reward=runs/reward --reward_scale=1

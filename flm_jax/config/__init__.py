@@ -1,4 +1,4 @@
-"""What a configuration is: its keys, its checks, its documentation."""
+"""The configuration: its keys, its checks and its documentation."""
 
 from flm_jax.config.schema import base_config, choose, policy_config
 

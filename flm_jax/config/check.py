@@ -1,4 +1,4 @@
-"""Checks a configuration once, before any work."""
+"""Checks a configuration once, before any work starts."""
 
 from typing import Any
 
@@ -35,11 +35,12 @@ _FREE_GROUPS = ("eval", "mesh", "sampler")
 
 
 def check(config: ConfigDict | Config) -> Config:
-    """Plain nested dict of a complete configuration, as JSON would give it back.
+    """Checks a complete configuration and returns it as a plain nested dict, with JSON's types.
 
     Raises:
-      UserError: an unknown key (with the nearest valid one), a missing key, a key that belongs to
-        another name, or a value of another type, not among the choices or out of its range.
+      UserError: an unknown key (the message has the nearest valid one), a missing key, a key that
+        belongs to another name, or a value of another type, not among the choices or out of its
+        range.
     """
     plain = _plain(config)
     valid = ("seed", *NAMED, *GROUPS)
@@ -66,7 +67,7 @@ def check(config: ConfigDict | Config) -> Config:
 
 
 def check_policy(config: ConfigDict | Config) -> Config:
-    """As `check`, of a configuration of `train_policy`."""
+    """Checks a configuration of `train_policy`, as `check` does for `train`."""
     plain = _plain(config)
     read_settings(PolicyRunConfig, plain, "config")
     check_seed(plain["seed"], "config.seed")
@@ -78,7 +79,7 @@ def _plain(config: ConfigDict | Config) -> Config:
 
 
 def at_home(value: Any) -> Any:
-    """A configuration whose paths have `~` expanded: no other value begins with it."""
+    """Returns a configuration with `~` expanded in paths; no other value begins with it."""
     if isinstance(value, dict):
         return {key: at_home(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -87,7 +88,7 @@ def at_home(value: Any) -> Any:
 
 
 def flat(config: Config, prefix: str = "") -> Config:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """Flattens nested dicts: {"a": {"b": 1}} becomes {"a.b": 1}."""
     out = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -99,9 +100,9 @@ def check_resumable(saved: Config, config: Config, workdir: str) -> None:
     """Refuses to continue a run under a configuration that would change what it learns.
 
     Args:
-      saved: the run's configuration as `upgrade.read_config` gives it.
-      config: the one to continue with.
-      workdir: of the run, for the message.
+      saved: configuration of the run, from `upgrade.read_config`.
+      config: configuration to continue with.
+      workdir: workdir of the run, for the message.
     """
     old, new = flat(saved), flat(config)
     changed = [

@@ -1,4 +1,4 @@
-"""Writes docs/reference/configuration.md, the table of all configuration keys, from their settings.
+"""Writes docs/reference/configuration.md, the table of all configuration keys.
 
 python -m flm_jax.config.reference > docs/reference/configuration.md
 """
@@ -24,7 +24,7 @@ by `python -m flm_jax.config.reference > docs/reference/configuration.md`.
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the complete page as Markdown."""
     parts = [_HEAD]
     for group, names in NAMED.items():
         parts += _named(group, names)

@@ -1,7 +1,7 @@
-"""What a configuration is: its groups, and the settings of each name that a group can have.
+"""The schema of configurations: their groups, and the settings of each name that a group can have.
 
-The settings stand beside the code that they set. Here they are put together: `base_config` makes a
-complete configuration of given names, and `settings` reads a group of one.
+The settings are defined beside the code that uses them and assembled here: `base_config` makes a
+complete configuration for given names, and `settings` reads one group of it.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ GROUPS: dict[str, type] = {
 
 
 def defaults(group: str, name: str = "") -> dict[str, Any]:
-    """The default values of a group, as JSON would give them back."""
+    """Returns the default values of a group, with JSON's types."""
     if group not in NAMED:
         return as_json(plain(GROUPS[group]()))
     cls = NAMED[group][one_of(f"config.{group}.name", name, NAMED[group])]
@@ -83,16 +83,17 @@ def defaults(group: str, name: str = "") -> dict[str, Any]:
 def base_config(
     *, model: str = "dit", flow: str = "", objective: str = "denoising", sampler: str = ""
 ) -> ConfigDict:
-    """A complete configuration with the default of every key; sizes of a tiny model.
+    """Returns a complete configuration with the default of every key; the model is tiny.
 
     Args:
-      model: name of the network, of `MODELS`.
-      flow: name of the path, of `flows.registry.FLOWS`; "" for the objective's first.
-      objective: name of the objective, of `OBJECTIVES`.
-      sampler: name of the sampler, of `samplers.registry.SAMPLERS`; "" for the objective's first.
+      model: name of the network, a key of `MODELS`.
+      flow: name of the flow, a key of `flows.registry.FLOWS`; "" for the objective's first.
+      objective: name of the objective, a key of `OBJECTIVES`.
+      sampler: name of the sampler, a key of `samplers.registry.SAMPLERS`; "" for the objective's
+        first.
 
     Raises:
-      UserError: no such name.
+      UserError: an unknown name.
     """
     config = {"seed": 0, "model": defaults("model", model), "adapters": defaults("adapters")}
     config["data"] = defaults("data")
@@ -104,7 +105,7 @@ def base_config(
 
 
 def policy_config() -> ConfigDict:
-    """A complete configuration of `train_policy`."""
+    """Returns a complete configuration of `train_policy`."""
     return _as_config(plain(PolicyRunConfig()))
 
 
@@ -123,20 +124,20 @@ def _as_config(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def choose(config: ConfigDict, **names: str) -> ConfigDict:
-    """Gives groups of a configuration other names, and with them the settings of these names.
+    """Changes the names of groups of a configuration, and with them their settings.
 
-    A key that both names have keeps its value where that is not the old name's default. A flow or
-    a sampler that the new objective does not have gives way to that objective's first.
+    A key of both names keeps its value if that is not the old name's default. A flow or a sampler
+    that the new objective does not have is replaced by that objective's first.
 
     Args:
-      config: changed in place.
-      names: group -> name, such as objective="lagrangian".
+      config: configuration, changed in place.
+      names: new name of each group, such as objective="lagrangian".
 
     Returns:
       The same configuration.
 
     Raises:
-      UserError: no such group or name.
+      UserError: an unknown group or name.
     """
     for group, name in names.items():
         one_of("group with a name", group, NAMED)
@@ -167,17 +168,17 @@ def _changed(value: Any, default: Any) -> bool:
 
 
 def settings(config: Mapping[str, Any], group: str) -> Any:
-    """The settings of one group of a configuration, checked.
+    """Reads and checks the settings of one group of a configuration.
 
     Args:
       config: a complete configuration as a plain dict.
-      group: one of `GROUPS` or `NAMED`.
+      group: key of `GROUPS` or `NAMED`.
 
     Returns:
       An instance of the settings class of the group, or of its name.
 
     Raises:
-      UserError: an unknown name or key, a missing one, or a value that the key refuses.
+      UserError: an unknown name or key, a missing key, or a value that the key refuses.
     """
     values, where = dict(config[group]), f"config.{group}"
     if group not in NAMED:
@@ -192,16 +193,16 @@ def settings(config: Mapping[str, Any], group: str) -> Any:
 def check_owned(
     group: str, name: str, keys: Mapping[str, Any] | list[str], where: str = ""
 ) -> None:
-    """Refuses keys of a group that belong to other names of it than `name`.
+    """Refuses keys of a group that belong to names of it other than `name`.
 
     Args:
-      group: a group with a name.
-      name: the one it has.
-      keys: of it.
-      where: what the group is called in the message; "" for config.GROUP.
+      group: name of a group of `NAMED`.
+      name: chosen name of the group.
+      keys: keys of the group.
+      where: label of the group in the message; "" for config.GROUP.
 
     Raises:
-      UserError: such a key; the message says whose it is.
+      UserError: such a key; the message says to which name it belongs.
     """
     own = plain(NAMED[group][name]())
     place = where or f"config.{group}"

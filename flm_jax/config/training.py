@@ -1,4 +1,4 @@
-"""The groups train, optim and eval of a configuration, and those of `train_policy`."""
+"""The groups train, optim and eval of a configuration, and the groups of `train_policy`."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from flm_jax.models.step_policy import PolicyConfig
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is, and what it logs and keeps."""
+    """Length of a run, and what it logs and keeps."""
 
     steps: int = setting(1000, "Number of optimizer steps.", range="[1, inf)")
     log_every: int = setting(50, "Number of steps between progress lines.", range="[1, inf)")
@@ -41,7 +41,7 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(LoopConfig):
-    """A training run."""
+    """Settings of a training run."""
 
     batch: int = setting(64, "Global batch size in sequences.", range="[1, inf)")
     microbatches: int = setting(
@@ -65,7 +65,7 @@ class TrainConfig(LoopConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and the average of the parameters."""
+    """Settings of the optimizer and of the average of the parameters."""
 
     lr: float = setting(3e-4, "Peak learning rate.", range="(0, inf)")
     warmup_steps: int = setting(100, "Number of steps of linear warm-up.", range="[0, inf)")
@@ -101,7 +101,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation during training."""
+    """Settings of the evaluation during training."""
 
     every: int = setting(
         500, "Number of steps between evaluations; 0 for one at the end.", range="[0, inf)"
@@ -123,7 +123,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyRunConfig:
-    """A run of `train_policy`."""
+    """Settings of a run of `train_policy`."""
 
     seed: int = setting(0, "Root of every random draw: initialisation, prompts and rollouts.")
     model: str = setting("", "Workdir of the masked diffusion model, which stays frozen.")

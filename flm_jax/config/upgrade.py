@@ -1,8 +1,8 @@
-"""Configurations of older versions, completed once, when they are read.
+"""Upgrades configurations of older versions, once, when they are read.
 
-The one place that knows them. Before names had settings of their own, `objective` held the keys of
-all objectives, `bridge` and `alignment` those of two of them, and `model.llama` those of a llama.
-Before flows had a group, objectives held the keys of theirs.
+No other module knows older versions. Before names had settings of their own, `objective` held the
+keys of all objectives, `bridge` and `alignment` the keys of two of them, and `model.llama` the keys
+of a llama. Before flows had a group, objectives held the keys of their flows.
 """
 
 from etils import epath
@@ -56,10 +56,10 @@ _GONE = "default"  # a choice of older versions, which stood for one of the othe
 
 
 def read_config(workdir: str | epath.Path) -> Config:
-    """The configuration of a workdir or an exported folder of a model, complete and checked.
+    """Reads the configuration of a workdir or an exported folder, completes it and checks it.
 
     Raises:
-      UserError: no workdir there, or a configuration that training would refuse.
+      UserError: there is no workdir, or its configuration is one that training would refuse.
     """
     found, place = config_file.read_config(workdir), epath.Path(workdir) / "config.json"
     for group in ("model", "objective"):
@@ -78,7 +78,7 @@ def read_config(workdir: str | epath.Path) -> Config:
 
 
 def upgrade(config: Config) -> Config:
-    """A configuration of any version as this version's; one that is no model's stays as it is."""
+    """Converts a configuration of any version to this version's; others are returned unchanged."""
     if not all(group in config and "name" in config[group] for group in ("model", "objective")):
         return config
     model = dict(config["model"])
@@ -116,7 +116,7 @@ def upgrade(config: Config) -> Config:
 
 
 def has_older_law(config: Config) -> bool:
-    """Whether a configuration, as it was saved, is from before gamma was drawn by knots."""
+    """Whether a configuration, as saved, is from before gamma was drawn by knots."""
     return "before" not in config.get("flow", {}).get("law", {})
 
 

@@ -1,1 +1,1 @@
-"""What every package may use: array aliases, errors, files, the interface of networks."""
+"""Definitions that every package may use: array aliases, errors, files, the network interface."""

@@ -1,4 +1,4 @@
-"""User errors: one line that says what was got, what was expected and how to mend it."""
+"""Errors of users: one line that says what was got, what was expected and how to mend it."""
 
 import difflib
 import re
@@ -6,16 +6,16 @@ from collections.abc import Collection, Iterable
 
 
 class UserError(ValueError):
-    """Bad input from outside: the message says what was got, what was expected, how to mend it."""
+    """Bad input; the message says what was got, what was expected and how to mend it."""
 
 
 STOPPED_EXIT = 75  # of a command that a signal stopped: run it again to continue
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the work after it saved; what was to follow must not run as if it were done.
+    """A signal stopped the work after it was saved; what follows must not run as if it were done.
 
-    A command ends with status STOPPED_EXIT; in Python it is the interrupt that the user sent.
+    A command exits with status STOPPED_EXIT; in Python this is the interrupt that the user sent.
     """
 
 
@@ -23,7 +23,7 @@ _LONGEST_NAME = 100
 
 
 def unknown_name(kind: str, got: str, valid: Iterable[str]) -> UserError:
-    """Error for a failed lookup, with the nearest valid name and the whole list."""
+    """Returns the error of a failed lookup, with the nearest valid name and the complete list."""
     names = sorted(valid)
     got = got if len(got) <= _LONGEST_NAME else f"{got[:_LONGEST_NAME]}..."  # a file's, whole
     near = difflib.get_close_matches(got, names, n=1)
@@ -41,14 +41,14 @@ LAST_SEED = 2**32 - 1  # JAX drops what is beyond: 2**32 would be the seed 0
 
 
 def check_seed(seed: int, name: str = "seed") -> int:
-    """The seed itself, where JAX and NumPy can tell it from all others.
+    """Returns the seed itself, if JAX and NumPy can distinguish it from all others.
 
     Args:
       seed: root of random draws.
-      name: of the argument or key, for the message.
+      name: name of the argument or key, for the message.
 
     Raises:
-      UserError: no whole number from 0 to 2^32 - 1.
+      UserError: not an integer from 0 to 2^32 - 1.
     """
     whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
     require(
@@ -59,15 +59,15 @@ def check_seed(seed: int, name: str = "seed") -> int:
 
 
 def one_of(kind: str, got: str, valid: Collection[str]) -> str:
-    """`got` itself, where it is one of the valid names.
+    """Returns `got` itself, if it is one of the valid names.
 
     Args:
-      kind: what the name is of, for the message: "config.objective.name".
+      kind: label of the name in the message: "config.objective.name".
       got: the name.
-      valid: all that may be given; a table by name serves as well.
+      valid: valid names, or a table whose keys they are.
 
     Raises:
-      UserError: another name; the message has the nearest valid one and the whole list.
+      UserError: another name; the message has the nearest valid one and the complete list.
     """
     if got not in valid:
         raise unknown_name(kind, got, valid)
@@ -84,7 +84,7 @@ _NO_MEMORY = re.compile(
 
 
 def no_device_error(error: BaseException) -> UserError | None:
-    """The error to show in place of one with which JAX found no device; None for any other."""
+    """Returns the error to show if JAX found no device; None for any other error."""
     line = (str(error).splitlines() or [""])[0]
     if not isinstance(error, RuntimeError) or not line.startswith("Unable to initialize backend"):
         return None
@@ -92,7 +92,7 @@ def no_device_error(error: BaseException) -> UserError | None:
 
 
 def device_memory_error(error: BaseException) -> UserError | None:
-    """The error to show in place of one with which XLA ran out of a device's memory.
+    """Returns the error to show if XLA ran out of a device's memory.
 
     Args:
       error: any exception; XLA's are RuntimeErrors.

@@ -1,4 +1,4 @@
-"""Packages that only some uses need: installed by an extra of this one."""
+"""Imports packages that only some uses need, installed by extras of flm-jax."""
 
 import importlib
 from types import ModuleType
@@ -7,15 +7,15 @@ from flm_jax.core.errors import UserError
 
 
 def import_extra(package: str, extra: str, user: str) -> ModuleType:
-    """A package of an extra.
+    """Imports a package of an extra.
 
     Args:
       package: name to import.
-      extra: of flm-jax that installs it.
-      user: what needs it, for the message: "source 'hf'".
+      extra: extra of flm-jax that installs the package.
+      user: feature that needs the package, for the message: "source 'hf'".
 
     Raises:
-      UserError: it is not installed.
+      UserError: the package is not installed.
     """
     try:
         return importlib.import_module(package)

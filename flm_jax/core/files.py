@@ -1,4 +1,4 @@
-"""Files that survive a kill or a full disk: JSON lines, whole-file writes, figures."""
+"""Files that survive a kill or a full disk: JSON lines, atomic writes and figures."""
 
 import contextlib
 import io
@@ -18,11 +18,11 @@ from flm_jax.core.reading import loads
 
 
 def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[str, Any]]:
-    """Records that a program wrote line by line; a last line that was cut off does not count.
+    """Reads records that a program wrote line by line, without a last line that was cut off.
 
     Args:
-      path: the file; one that is missing has no records.
-      mend: whether a torn last line is also cut off, so that what is appended stands on its own.
+      path: path of the file; a missing file has no records.
+      mend: whether a torn last line is also cut off the file, so that appended lines stay separate.
 
     Raises:
       UserError: another damaged line.
@@ -43,17 +43,17 @@ def read_json_lines(path: Path | epath.Path, mend: bool = False) -> list[dict[st
 
 
 def to_json(value: Any, **settings: Any) -> str:
-    """Valid JSON: NaN and infinities, which JSON does not have, become null.
+    """Returns valid JSON: NaN and infinities, which JSON does not have, become null.
 
     Args:
-      value: dicts, lists, tuples and what JSON knows; keys as of `json.dumps`.
-      settings: of `json.dumps`.
+      value: dicts, lists, tuples and JSON's own types, with the keys of `json.dumps`.
+      settings: keyword arguments of `json.dumps`.
     """
     return json.dumps(_finite(value), allow_nan=False, **settings)
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON would give it back: tuples as lists, keys as text."""
+    """Returns a value after a round trip through JSON: tuples are lists, and keys are text."""
     return json.loads(json.dumps(value))
 
 
@@ -66,18 +66,18 @@ def _finite(value: Any) -> Any:
 
 
 def nulls_as_nan(record: dict[str, Any]) -> dict[str, Any]:
-    """A record that `to_json` wrote, with the figures that were no numbers as NaN again."""
+    """Returns a record of `to_json` with its nulls as NaN again."""
     one = lambda value: math.nan if value is None else value
     return {k: [one(x) for x in v] if isinstance(v, list) else one(v) for k, v in record.items()}
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
-    """Records as the text of a JSONL file."""
+    """Returns records as the text of a JSONL file."""
     return "".join(to_json(record) + "\n" for record in records)
 
 
 def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file, on the disk before it returns."""
+    """Appends lines to a file and returns when they are on the disk."""
     with path.open("a", encoding="utf8") as file:
         file.write(json_lines(records))
         file.flush()
@@ -85,9 +85,9 @@ def append_json_line(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
-    """Writes a file that is there whole or not at all: a kill leaves the old one, or none.
+    """Writes a file atomically: after a kill there is the old file or none.
 
-    It is first written under a name that nothing has: a link that waits there is not followed.
+    The content is first written under an unused name, so that no link waiting there is followed.
     """
     data = content.encode("utf8") if isinstance(content, str) else content
     with replacing(path) as temporary, open_new(temporary) as file:
@@ -96,7 +96,7 @@ def write_whole(path: Path | epath.Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path | epath.Path) -> Iterator[Path | epath.Path]:
-    """A name that nothing has beside a path, whose place what is written there takes at the end."""
+    """Yields an unused name beside a path; what is written there replaces the path at the end."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
@@ -108,7 +108,7 @@ def replacing(path: Path | epath.Path) -> Iterator[Path | epath.Path]:
 
 
 def open_new(path: Path | epath.Path) -> IO[bytes]:
-    """A file that must not be there yet, not as a link either, open to be written.
+    """Opens a file for writing that must not exist yet, not as a link either.
 
     Object stores, which have no links, replace what is there.
     """
@@ -119,7 +119,7 @@ def open_new(path: Path | epath.Path) -> IO[bytes]:
 
 
 def write_output(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file that a user named, as UTF-8, whole or not at all; its folder is made.
+    """Writes a file that a user named, as UTF-8 and atomically, and creates its folder.
 
     Raises:
       UserError: the storage refuses.
@@ -143,16 +143,16 @@ def save_figure(figure, path: epath.Path) -> None:
 
 
 def write_figure(figure, path: epath.Path) -> None:
-    """Writes a figure as PNG; the folder of the file is made."""
+    """Writes a figure as PNG, and creates the folder of the file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_output(path, buffer.getvalue())
 
 
 class StepLines:
-    """A file of JSON lines, records of steps; those past `start_step`, and torn ones, are dropped.
+    """File of JSON lines, one record a step; records after `start_step` and torn ones are dropped.
 
-    A resumed run repeats the steps after its checkpoint: their old lines would stand twice.
+    A resumed run repeats the steps after its checkpoint, whose old lines would appear twice.
     """
 
     def __init__(self, path: epath.Path, start_step: int):
@@ -162,7 +162,7 @@ class StepLines:
             self._text = self._kept(start_step) if path.exists() else ""
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a record of `step` that was there at the start has a key that begins so."""
+        """Whether the records of `step` at the start had a key with this prefix."""
         found = [json.loads(line) for line in self._text.splitlines()]
         return any(key.startswith(prefix) for r in found if r["step"] == step for key in r)
 
@@ -176,7 +176,7 @@ class StepLines:
         return text
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds one record, which has a "step".
+        """Appends one record, which has a "step".
 
         Raises:
           UserError: the disk is full or not writable.
@@ -193,7 +193,7 @@ class StepLines:
 
 @contextlib.contextmanager
 def named_errors(folder: epath.Path) -> Iterator[None]:
-    """Tells a full or broken disk in one line."""
+    """Turns errors of a full or broken disk into one line."""
     try:
         yield
     except OSError as error:

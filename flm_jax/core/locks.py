@@ -1,4 +1,4 @@
-"""One writer at a time in a folder, by a lock that the system drops when its holder ends."""
+"""Locks of folders: one writer at a time, by a lock that the system drops when its holder ends."""
 
 import contextlib
 import errno
@@ -28,12 +28,12 @@ _places = threading.Lock()
 def alone_in(
     argument: str, doing: str, first: Callable[[], bool] = lambda: True
 ) -> Callable[[Function], Function]:
-    """A function that holds the lock of the folder it writes to.
+    """Returns a decorator of functions that hold the lock of the folder they write to.
 
     Args:
-      argument: name of the argument that is the folder, and of the flag that gives it.
-      doing: what it does, for the message of others: "training".
-      first: whether this process is the one of a run that holds it.
+      argument: name of the argument that is the folder, and of its flag.
+      doing: what the function does, for the messages of others: "training".
+      first: function that says whether this process of a run holds the lock.
     """
 
     def decorated(function: Function) -> Function:
@@ -57,18 +57,18 @@ def alone_in(
 def alone(
     folder: str | os.PathLike[str], doing: str, part: str = "", shared: bool = False
 ) -> Iterator[None]:
-    """Holds the lock of a folder; makes the folder, and removes it again if it stays empty.
+    """Holds the lock of a folder; creates the folder, and removes it again if it stays empty.
 
-    Object stores have no locks, and some network file systems have none: there nothing is held.
+    Object stores and some network file systems have no locks; there the folder is not locked.
 
     Args:
-      folder: without `~`.
-      doing: what is done, for the message of others.
-      part: of the folder, where several processes write parts of it.
-      shared: whether others may hold it as well, if they say so too.
+      folder: path of the folder, without `~`.
+      doing: what is being done, for the messages of others.
+      part: part of the folder, where several processes write parts of it.
+      shared: whether others may hold the lock as well, if they share it too.
 
     Raises:
-      UserError: another process holds it, or one that shares it; its number and host.
+      UserError: another process holds the lock, or shares it; the message has its number and host.
     """
     if is_remote(folder):
         yield

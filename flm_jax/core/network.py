@@ -1,4 +1,4 @@
-"""The interface between networks and everything that calls them."""
+"""The interface between networks and the code that calls them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,10 +17,11 @@ class Parallel:
 
     Attributes:
       mesh: the mesh of the arrays, with Auto axes.
-      batch_axes: axes over which rows [B, ...] lie; () where every device holds all rows.
-      vocab_axis: axis over which V of head and embedding table lies; None where it is whole.
-      embed_axis: the one of batch_axes over which D of the stored head lies as well (FSDP), so
-        that its gradient is scattered over it; None where it is whole.
+      batch_axes: axes over which rows [B, ...] are split; () where rows are replicated.
+      vocab_axis: axis over which V of the head and the embedding table is split; None where it is
+        replicated.
+      embed_axis: axis of batch_axes over which D of the stored head is split as well (FSDP), so
+        that its gradient is scattered over it; None where it is replicated.
     """
 
     mesh: Mesh
@@ -45,11 +46,12 @@ class Parallel:
 
 
 class Evidence(NamedTuple):
-    """What a state says of its own token: features times kernel has the posterior as its softmax.
+    """Posterior of each token given its own state: the softmax of features times kernel.
 
     Attributes:
-      features: (table [V, D], states [B, L, D], network times [B] or [B, L]) -> [B, L, k].
-      kernel: table -> [k, V].
+      features: function from (table [V, D], states [B, L, D], network times [B] or [B, L]) to [B,
+        L, k].
+      kernel: function from the table to [k, V].
     """
 
     features: Callable[..., jax.Array]
@@ -61,46 +63,47 @@ class Network:
     """A denoiser as pure functions; the only form in which a model reaches losses and samplers.
 
     Attributes:
-      init: key -> parameters (nested dict of float32 arrays).
-      features: (params, x_s [B, L, D], s, t, *, key=None, visible=None) -> last hidden states
-        [B, L, D]; s and t are network times (the clock tau), [B] or [B, L]; a key switches dropout
-        on; `visible` [B, L] says which positions may be attended to, None for all, and what comes
-        out at the others means nothing. Where self_conditioned it also takes estimate=delta @ E
-        [B, L, D], an earlier answer; zeros, or None, for none. Losses and samplers call
+      init: function from a key to parameters (nested dict of float32 arrays).
+      features: (params, x_s [B, L, D], s, t, *, key=None, visible=None) -> last hidden states [B,
+        L, D]; s and t are network times (the clock tau), [B] or [B, L]; a key switches dropout on;
+        `visible` [B, L] is the mask of positions that may be attended to, None for all, and outputs
+        at the other positions are undefined. Self-conditioned networks also take estimate=delta @ E
+        [B, L, D], an earlier output; zeros, or None, for none. Losses and samplers call
         `denoiser.forward`.
-      readout: params -> (kernel [D, V], bias [V]) of the head.
-      table: params -> embedding table E [V, D], float32.
-      lookup: (params, tokens) -> E[tokens] [..., D], float32, where the table is stored in 16 bits
-        and need not be cast as a whole; None for rows of `table`. See `denoiser.forward.embedded`.
+      readout: function from params to (kernel [D, V], bias [V]) of the head.
+      table: function from params to the embedding table E [V, D], float32.
+      lookup: (params, tokens) -> E[tokens] [..., D], float32, for tables that are stored in 16 bits
+        and need not be cast entirely; None for rows of `table`. See `denoiser.forward.embedded`.
       logit_softcap: cap c of logits c * tanh(l / c); 0 for none.
       two_time: whether t is used (a flow map) or ignored (an ordinary denoiser).
-      tokens: rows of the vocabulary that stand for tokens, the first ones; 0 for all. The others
-        fill it up to a size that divides well, and have no probability.
-      loss_tile: positions of each row whose logits the losses hold at a time; 0 for all.
+      tokens: number of rows of the vocabulary that stand for tokens, the first ones; 0 for all. The
+        other rows pad it to a size that divides well, and have no probability.
+      loss_tile: number of positions of each row whose logits the losses hold at a time; 0 for all.
       parallel: mesh axes for the losses; None leaves their partitioning to the compiler.
-      any_order: whether it was trained with clean tokens, at time 1, beside noisy ones.
-      self_conditioned: whether it is shown an estimate of the clean text besides the state.
-      evidence: the posterior of each token given its own state alone (see `flows.posterior`);
-        None where neither input nor output uses it.
-      posterior_input: whether features take E^T p of that posterior for x_s; `denoiser.forward`
-        makes the one of the other.
-      posterior_skip: whether its logits are added to those of the head.
-      any_length: whether rows may be shorter than max_length, though it was trained on those.
+      any_order: whether training had clean tokens, at time 1, beside noisy ones.
+      self_conditioned: whether an estimate of the clean text is an input besides the state.
+      evidence: posterior of each token given its own state alone (see `flows.posterior`); None
+        where neither input nor output uses it.
+      posterior_input: whether features take E^T p of that posterior instead of x_s;
+        `denoiser.forward` computes it.
+      posterior_skip: whether the logits of that posterior are added to those of the head.
+      any_length: whether rows may be shorter than max_length, although training had rows of
+        max_length.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that
         weights the loss (see `losses.time_weighting`); None for equal weights.
-      block_length: n > 0 for a network whose positions see their own block of n positions, counted
-        from the start of a row, and those before; 0 where they see all.
-      anchor: params -> embeddings [max_length, D] of masked positions, one each; networks of masked
-        diffusion alone.
+      block_length: n > 0 for a network whose positions attend to their own block of n positions,
+        counted from the start of a row, and to the blocks before; 0 where they attend to all.
+      anchor: function from params to embeddings [max_length, D] of masked positions, one for each;
+        only for networks of masked diffusion.
       cache: (rows, length) -> empty cache of keys and values, [blocks, B, ...], for `extend` or
         `window`; None for networks that have neither.
       window: (params, cache, x [B, W, D], s, *, places=None, visible=None) -> (features [B, W, D],
         cache): features of the positions `places` [B, W] of each row, None for all, in states x.
-        They see each other, and what the cache has of the other positions; there what it had of
-        them is replaced. Times s and `visible` are as of `features`.
-      extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache);
-        x is the state at position - 1, and is not read where position = 0. Causal networks alone,
-        whose features at position l see x_s at the positions before l only, and no times.
+        These positions attend to each other and to the other positions in the cache, where their
+        own entries are replaced. Times s and `visible` have the meaning they have for `features`.
+      extend: (params, cache, x [B, D], position) -> (features [B, 1, D] at `position`, cache); x is
+        the state at position - 1, and is not read where position = 0. Only for causal networks,
+        whose features at position l see x_s at the positions before l alone, and no times.
     """
 
     init: Callable[[Key], Params]
@@ -131,5 +134,5 @@ class Network:
 
     @property
     def token_count(self) -> int:
-        """How many rows of the vocabulary stand for tokens."""
+        """Number of rows of the vocabulary that stand for tokens."""
         return self.tokens or self.vocab_size

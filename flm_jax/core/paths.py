@@ -1,4 +1,4 @@
-"""Paths that users name: `~` expanded, and what cannot be written refused before any work."""
+"""Paths that users name: expands `~`, and refuses what cannot be written before any work."""
 
 import os
 import tempfile
@@ -10,46 +10,47 @@ _HF = "hf:"  # before a name of the hub, or before a folder
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and `~user` replaced by the home folder, also behind "hf:"."""
+    """Replaces `~` and `~user` in a path by the home folder, also after "hf:"."""
     if path.startswith(f"{_HF}~"):
         return _HF + os.path.expanduser(path.removeprefix(_HF))
     return os.path.expanduser(path)
 
 
 def hub_name(name: str) -> tuple[str, str | None]:
-    """The parts of OWNER/NAME@REVISION: a branch, a tag or a commit; None for the newest."""
+    """Splits OWNER/NAME@REVISION (branch, tag or commit); without a revision it is None."""
     name, _, revision = name.partition("@")
     return name, revision or None
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is of an object store, whose folders need not be made."""
+    """Whether a path is in an object store, whose folders need not be created."""
     return "://" in str(path)
 
 
 def check_file(path: str, name: str) -> None:
-    """Refuses the path of a file that could not be written later; nothing is made yet.
+    """Refuses the path of a file that could not be written later; nothing is created yet.
 
     Args:
-      path: of the file, without `~`; "" and those of object stores pass.
-      name: of the flag or argument, for the message.
+      path: path of the file, without `~`; "" and paths of object stores pass.
+      name: name of the flag or argument, for the message.
 
     Raises:
-      UserError: a folder stands there, or the file's own cannot be made or written to.
+      UserError: there is a folder of this name, or the file's folder cannot be created or written
+        to.
     """
     if path and not is_remote(path):
         _check(Path(path), f"{name}={path}", "a file", Path.is_dir)
 
 
 def check_folder(path: str | os.PathLike[str], name: str) -> None:
-    """Refuses the path of a folder that could not be made or written to; nothing is made yet.
+    """Refuses the path of a folder that could not be created or written to; nothing is created yet.
 
     Args:
-      path: of the folder, without `~`; "" and those of object stores pass.
-      name: of the flag or argument, for the message.
+      path: path of the folder, without `~`; "" and paths of object stores pass.
+      name: name of the flag or argument, for the message.
 
     Raises:
-      UserError: a file stands there or above it, or the storage refuses.
+      UserError: there is a file at or above the path, or the storage refuses.
     """
     if str(path) and not is_remote(path):
         _check(Path(path), f"{name}={path}", "a folder", lambda p: p.exists() and not p.is_dir())

@@ -1,4 +1,4 @@
-"""Texts of models and files as they may be printed: none of them commands a terminal."""
+"""Makes texts of models and files safe to print: none of them controls a terminal."""
 
 _PICTURES = 0x2400  # where Unicode has a sign for each of the first 32 controls
 _DELETE, _DELETE_PICTURE = 0x7F, 0x2421
@@ -9,15 +9,15 @@ _IN_TEXT = {n: sign for n, sign in _SIGNS.items() if chr(n) not in "\n\t"}
 
 
 def shown(text: str, lines: bool = True) -> str:
-    """A text with signs for its control characters, one for each.
+    """Replaces each control character of a text by a visible sign.
 
     Args:
-      text: of a model, a file or another process.
-      lines: whether line ends and tabs stay.
+      text: text from a model, a file or another process.
+      lines: whether line ends and tabs are kept.
     """
     return text.translate(_IN_TEXT if lines else _SIGNS)
 
 
 def cell(text: object) -> str:
-    """A text as a cell of a Markdown table, of which no part ends the cell or the row."""
+    """Returns a text as one cell of a Markdown table, in which no character ends the cell."""
     return shown(" ".join(str(text).split()), lines=False).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Files and texts that others wrote: read whole up to a bound, and refused in one line."""
+"""Reads files and texts of unknown origin: complete up to a bound, or refused in one line."""
 
 import contextlib
 import io
@@ -22,10 +22,10 @@ MOST_UNPACKED = 4 << 30  # of arrays that such a file holds
 
 
 def require_plain(path: epath.PathLike, expected: str) -> None:
-    """Refuses folders, pipes and devices, which may give no end; arguments as of `read_bounded`.
+    """Refuses folders, pipes and devices, which may never end; arguments are as in `read_bounded`.
 
     Raises:
-      UserError: it is one, or nothing is there.
+      UserError: the path is one of these, or nothing is there.
     """
     # The `is_file` of epath is true of pipes and devices.
     plain = epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
@@ -33,16 +33,16 @@ def require_plain(path: epath.PathLike, expected: str) -> None:
 
 
 def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> bytes:
-    """The content of a file.
+    """Reads the content of a file up to a bound.
 
     Args:
-      path: of the file, which may be in an object store.
-      expected: what should stand there, for messages: "a configuration".
-      most: bytes that it may have.
+      path: path of the file, which may be in an object store.
+      expected: description of the expected content, for messages: "a configuration".
+      most: largest accepted size in bytes.
 
     Raises:
-      UserError: no plain file (a folder, a device, a pipe), a larger one, or one that the storage
-        does not give.
+      UserError: no plain file (a folder, a device, a pipe), a larger file, or one that cannot be
+        read.
     """
     try:
         require_plain(path, expected)
@@ -60,16 +60,17 @@ def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) ->
 
 
 class NotPlainError(OSError):
-    """A pipe, a device, a socket or a link to a folder stands where a file or a folder should."""
+    """A pipe, device, socket or link to a folder was found instead of a file or a folder."""
 
 
 def check_plain(folder: epath.PathLike) -> None:
-    """Refuses pipes, devices and sockets below a local folder: a read may wait on them for ever.
+    """Refuses pipes, devices and sockets below a local folder, since reading them may never end.
 
-    Links to folders are refused too, since they are not looked through; `folder` may be one.
+    Links to folders are refused too, since their content is not checked; `folder` itself may be a
+    link.
 
     Raises:
-      NotPlainError: there is one.
+      NotPlainError: there is one of these.
     """
     for place, folders, files in [] if is_remote(folder) else os.walk(folder):
         strange = [name for name in files if not os.path.isfile(os.path.join(place, name))]
@@ -79,7 +80,7 @@ def check_plain(folder: epath.PathLike) -> None:
 
 
 def loads(text: str | bytes) -> Any:
-    """As `json.loads`, where all that is wrong with a text is a ValueError."""
+    """Parses JSON like `json.loads`, but raises ValueError for every bad text."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -87,15 +88,15 @@ def loads(text: str | bytes) -> Any:
 
 
 def parse_object(content: str | bytes, where: object, expected: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parses a JSON object.
 
     Args:
       content: text, or bytes in UTF-8.
-      where: what is parsed, for messages: a path, or a path and a line.
-      expected: what it should be: "a configuration".
+      where: place of the text, for messages: a path, or a path and a line.
+      expected: description of the expected object: "a configuration".
 
     Raises:
-      UserError: no JSON, or no object.
+      UserError: the content is no JSON, or no object.
     """
     try:
         found = loads(content)
@@ -126,17 +127,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def read_object(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> dict[str, Any]:
-    """A JSON file that holds an object; errors and arguments as of its two parts above."""
+    """Reads a JSON object from a file; arguments and errors as in the two functions above."""
     return parse_object(read_bounded(path, expected, most), path, expected)
 
 
 def read_arrays(
     path: epath.PathLike, expected: str, mend: str = "restore it"
 ) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file; arguments as of `read_bounded`.
+    """Reads the arrays of an .npz file; arguments are as in `read_bounded`.
 
     Raises:
-      UserError: another file, or one that would be larger than `MOST_UNPACKED` unpacked.
+      UserError: a file of another format, or one larger than `MOST_UNPACKED` when unpacked.
     """
     content = io.BytesIO(read_bounded(path, expected))
     with named_damage(path, mend):
@@ -152,14 +153,14 @@ def read_arrays(
 
 @contextlib.contextmanager
 def named_damage(what: object, mend: str = "restore it") -> Iterator[None]:
-    """Tells what libraries and code make of damaged content, whatever they raise, in one line.
+    """Turns any error that damaged content causes in libraries and code into one line.
 
     Args:
-      what: what is read: "tokenizer a/b".
-      mend: what to do then.
+      what: label of the content: "tokenizer a/b".
+      mend: advice for the user.
 
     Raises:
-      UserError: in the place of any other exception; those that are one pass.
+      UserError: replaces any other exception; a UserError passes unchanged.
     """
     try:
         yield

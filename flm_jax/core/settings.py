@@ -1,7 +1,7 @@
 """Settings: fields of frozen dataclasses that state default, unit, choices and range once.
 
-Checks, documentation, flags and default configurations are all made from them. A settings class may
-hold further fields, made without `setting`: values that are derived and that no user gives.
+Checks, documentation, flags and default configurations are generated from them. A settings class
+may hold further fields, defined without `setting`, for derived values that no user gives.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ class Interval(NamedTuple):
     """An interval of numbers that includes an end where its bracket is square: "[0, 1)".
 
     Attributes:
-      text: the interval as written.
-      low, high: its ends; either may be infinite.
+      text: interval as written.
+      low, high: bounds of the interval; either may be infinite.
     """
 
     text: str
@@ -26,22 +26,22 @@ class Interval(NamedTuple):
     high: float
 
     def holds(self, value: float) -> bool:
-        """Whether `value` lies inside; NaN lies nowhere."""
+        """Whether `value` lies inside; NaN never does."""
         above = value >= self.low if self.text[0] == "[" else value > self.low
         below = value <= self.high if self.text[-1] == "]" else value < self.high
         return above and below
 
 
 class Setting(NamedTuple):
-    """What is known of one setting.
+    """Description of one setting.
 
     Attributes:
-      name: its key.
-      default: its value where nothing is given; of a group, an instance of its class.
+      name: key of the setting.
+      default: default value; for a group, an instance of its class.
       help: noun phrase that says what the value is, with a capital and a stop.
       unit: unit of the value, or "".
-      choices: the values that may be given, or () for all of its type.
-      range: the interval it must lie in, or None for all numbers.
+      choices: valid values, or () for all of the type.
+      range: interval of valid numbers, or None for all.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
     @property
     def group(self) -> bool:
-        """Whether it is a group of settings."""
+        """Whether this is a group of settings."""
         return dataclasses.is_dataclass(self.default)
 
 
@@ -65,15 +65,15 @@ def _interval(text: str) -> Interval:
 def setting(
     default: Any, help: str, *, unit: str = "", choices: Iterable = (), range: str = ""
 ) -> Any:
-    """A dataclass field that is a setting.
+    """Defines a dataclass field that is a setting.
 
     Args:
-      default: bool, int, float, str or tuple; or an instance of a settings class, for a group.
+      default: default value: bool, int, float, str or tuple; for a group, an instance of its class.
       help: noun phrase that says what the value is, with a capital and a stop; documentation and
         flags show it.
       unit: unit of the value.
-      choices: the values that may be given.
-      range: the interval that the number must lie in, such as "[0, 1)" or "(0, inf)".
+      choices: valid values.
+      range: interval of valid numbers, such as "[0, 1)" or "(0, inf)".
     """
     about = {"help": help, "unit": unit, "choices": tuple(choices)}
     about["range"] = _interval(range) if range else None
@@ -81,7 +81,7 @@ def setting(
 
 
 def settings_of(cls: type) -> dict[str, Setting]:
-    """The settings of a class by name, in the order of its fields."""
+    """Returns the settings of a class by name, in the order of its fields."""
     found = {}
     for field in dataclasses.fields(cls):
         about = field.metadata.get("setting")
@@ -91,7 +91,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """The values of an instance of a settings class, groups as nested dicts."""
+    """Returns the values of an instance of a settings class, with groups as nested dicts."""
     return {
         name: plain(getattr(settings, name)) if found.group else getattr(settings, name)
         for name, found in settings_of(type(settings)).items()
@@ -99,16 +99,16 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def read_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """An instance of a settings class from plain values, as JSON gives them.
+    """Builds an instance of a settings class from plain values, such as those of JSON.
 
     Args:
-      cls: a frozen dataclass of settings.
-      values: a value for each setting; lists stand for tuples, ints for floats.
-      where: the name of the group, for messages: "config.optim".
+      cls: frozen dataclass of settings.
+      values: value of each setting; lists stand for tuples, and ints for floats.
+      where: name of the group, for messages: "config.optim".
 
     Raises:
-      UserError: a value that is missing, unknown, of another type, not among the choices, or out
-        of its range; and what the class itself refuses.
+      UserError: a value that is missing, unknown, of another type, not among the choices, or out of
+        its range; or values that the class itself refuses.
     """
     known, read = settings_of(cls), {}
     for name in values:
@@ -128,10 +128,10 @@ def read_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def check_values(settings: Any, where: str) -> None:
-    """Refuses values of an instance that was made in Python: of types, choices and ranges.
+    """Checks types, choices and ranges of an instance that was built in Python.
 
     Raises:
-      UserError: as of `read_settings`.
+      UserError: for the same values as `read_settings`.
     """
     for name, found in settings_of(type(settings)).items():
         if not found.group:

@@ -18,13 +18,14 @@ Config = dict[str, Any]
 
 
 class Tracker(NamedTuple):
-    """Statistics that an objective gathers and uses, besides what it trains.
+    """Statistics that an objective gathers and uses, besides its trained parameters.
 
-    Its metrics then hold, under "observed", what a batch adds: sums, which microbatches share.
+    The metrics of the objective then hold, under "observed", the sums that a batch adds;
+    microbatches share them.
 
     Attributes:
-      fresh: () -> statistics at step 0.
-      update: (statistics, observed, step) -> statistics.
+      fresh: function that returns the statistics at step 0.
+      update: function from (statistics, observed, step) to the new statistics.
     """
 
     fresh: Callable[[], Any]
