@@ -40,6 +40,12 @@ _BEYOND_LIMITS = {  # memory that no limit counts, and what the kernel keeps for
     "mq_unlink": (241, 181),
     "sendmsg": (46, 211),  # open files go over by it, which then count for nobody
     "sendmmsg": (307, 269),
+    "sendfile": (40, 71),  # this and the next: a pipe counts a byte, and holds a page of 2 MiB
+    "splice": (275, 76),
+    "tee": (276, 77),
+    "vmsplice": (278, 75),
+    "landlock_create_ruleset": (444, 444),  # rules without end; this process has had its own
+    "landlock_add_rule": (445, 445),
     "io_setup": (206, 0),
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
@@ -165,6 +171,7 @@ def _limit(task, others):
         "CORE": 0,
         "MSGQUEUE": 0,
         "MEMLOCK": 0,
+        "SIGPENDING": 256,  # timers too
     }
     for name, value in most.items():
         kind = getattr(resource, f"RLIMIT_{name}")

@@ -270,16 +270,16 @@ def _used(folder, process, most):
             return size, _FILES + 1
         try:
             found = list(os.scandir(place))
-        except PermissionError:
+            count += len(found)
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    size += 512 * entry.stat(follow_symlinks=False).st_blocks
+                    if entry.is_dir(follow_symlinks=False):
+                        places.append(entry.path)
+        except PermissionError:  # to list it, or to ask for what it lists
             return size, _FILES + 1
         except OSError:
             continue  # it is gone by now
-        count += len(found)
-        for entry in found:
-            with contextlib.suppress(OSError):
-                size += 512 * entry.stat(follow_symlinks=False).st_blocks
-                if entry.is_dir(follow_symlinks=False):
-                    places.append(entry.path)
     with contextlib.suppress(OSError):
         for number in os.listdir(f"/proc/{process}/fd"):
             found = os.stat(f"/proc/{process}/fd/{number}")

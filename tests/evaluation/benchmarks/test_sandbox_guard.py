@@ -16,6 +16,8 @@ FILLS = "for n in range(12): open(f'{where}/{n}', 'wb').write(bytes(1 << 20))\nw
 HIDDEN = {
     "deep": "where = '.'\nfor n in range(20): os.mkdir('d' * 250); os.chdir('d' * 250)\n" + FILLS,
     "unreadable": "where = 'a'\nos.mkdir('a'); os.chmod('a', 0o300)\n" + FILLS,
+    "unasked": "os.mkdir('a'); kept = [open(f'a/{n}', 'wb', 0) for n in range(12)]\n"
+    "os.chmod('a', 0o600)\nfor file in kept: file.write(bytes(1 << 20))\nwhile True: pass",
     "levels": "for n in range(3000): os.mkdir('a'); os.chdir('a')\nwhile True: pass",
     "mapped": """
 kept = []
@@ -42,7 +44,7 @@ def test_hidden_files_are_found_and_removed(guard, name, monkeypatch):
             patched.setattr(tempfile, "tempdir", folder)
             assert ends(guard, code, "failed").detail == FULL
             assert not os.listdir(folder)
-    if os.getuid() == 0 and name in ("unreadable", "levels"):
+    if os.getuid() == 0 and name in ("unreadable", "unasked", "levels"):
         with tempfile.TemporaryDirectory() as folder:
             said = elsewhere(Path(folder), "guard", code, **USER)
             assert said.startswith(f"failed|{FULL}"), said
