@@ -1,4 +1,4 @@
-"""Benchmarks: answers scored one by one, continued where they were stopped, and a table.
+"""Runs a benchmark: scores answers one by one, continues interrupted runs, prints a table.
 
 python -m flm_jax.run_benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --steps=128 \
     --out=DIR
@@ -35,13 +35,13 @@ from flm_jax.evaluation.benchmarks.runner import (
     by_reference,
     check_room,
     collect,
-    described,
     open_folder,
     settings_of,
     summarise,
 )
 from flm_jax.evaluation.benchmarks.sandbox import ISOLATIONS, Limits, Sandbox, open_sandbox
 from flm_jax.evaluation.tables import table
+from flm_jax.inference.answer_file import described
 from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import chatty
 from flm_jax.samplers.base import read_steps

@@ -1,4 +1,4 @@
-"""Samples text from a workdir.
+"""Samples text from a trained model.
 
 python -m flm_jax.sample --workdir=W --steps=1,2,4,64 --num_samples=8 --out=samples.jsonl
 python -m flm_jax.sample --workdir=W --steps=4 --prompt="The string"
@@ -23,7 +23,8 @@ from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import json_lines, write_output
 from flm_jax.inference import engine, task_problems, trajectories
-from flm_jax.inference.answers import Answering, answers
+from flm_jax.inference.answer_file import described, digest, open_answers
+from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import read_prompts
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.text import unigram_entropy
@@ -101,20 +102,23 @@ def _solve(model: Model, counts: list[Steps], rows: int, sampler: SamplerConfig)
 
 
 def _answer(model: Model, counts: list[Steps], length: int, sampler: SamplerConfig) -> None:
-    asked, records = read_prompts(_PROMPTS.value), []
+    asked = read_prompts(_PROMPTS.value)
     rows = min(_BATCH.value, len(asked))
-    for count in counts:
-        how = Answering(count, rows, _SEED.value, length, _ANSWER.value, _CHAT.value, sampler)
-        for answer in answers(model, asked, how):
-            prompt = asked[answer.place]
-            own = {"infill": prompt.infill} if prompt.infill else {}
-            more = {"steps": plain_steps(count), "seed": _SEED.value, "calls": answer.calls}
-            texts = {"prompt": prompt.text, **own, "answer": answer.text, "text": answer.whole}
-            records.append(texts | more)
-        print(f"{count} steps: {len(asked)} prompts answered")
-        for record in records[-len(asked) :][: _SHOW.value]:
-            print(f"  {record['prompt']!r}: {record['answer']!r}")
-    _write(_OUT.value, records)
+    given = rows, _SEED.value, length, _ANSWER.value, _CHAT.value, sampler
+    settings = described(model, _WORKDIR.value, Answering(counts[0], *given))
+    settings |= {"steps": [plain_steps(count) for count in counts]}
+    settings |= {"prompts_sha256": digest(str([one._replace(where="") for one in asked]).encode())}
+    records = []
+    with open_answers(_OUT.value, settings) as kept:
+        for run, count in enumerate(counts):
+            if before := kept.done(run):
+                print(f"{count} steps: {before} of {len(asked)} answers are there")
+            found = kept.answer(model, asked, Answering(count, *given), run)
+            print(f"{count} steps: {len(asked)} prompts answered", flush=True)
+            for record in found[: _SHOW.value]:
+                print(f"  {record['prompt']!r}: {record['answer']!r}")
+            records += found
+        _write(_OUT.value, records)
 
 
 def _draw(

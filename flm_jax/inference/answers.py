@@ -1,4 +1,4 @@
-"""Answers of a model to prompts of different lengths, batch by batch."""
+"""Answers to prompts of different lengths, generated batch by batch."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -15,19 +15,19 @@ from flm_jax.samplers.base import SamplerConfig, Steps
 
 @dataclasses.dataclass(frozen=True)
 class Answering:
-    """How prompts are answered.
+    """Settings with which prompts are answered.
 
     Attributes:
-      steps: of the sampler, a number or a share of the tokens to write; unused where a model writes
-        token by token.
-      batch_size: prompts at a time.
-      seed: of the draws.
-      length: most tokens of prompt and answer; 0 for as many as the model was trained for.
-      answer_length: tokens to write after prompts that do not say it; 0 for as many as there is
-        room for.
-      chat: frames each prompt as the question of an exchange.
+      steps: step count of the sampler, a number or a fraction of the tokens to generate; ignored by
+        autoregressive models.
+      batch_size: number of prompts at a time.
+      seed: seed of the random draws.
+      length: largest number of tokens of prompt and answer; 0 for the length of training.
+      answer_length: number of tokens to generate for prompts that set no length of their own; 0 for
+        all the room that is left.
+      chat: whether each prompt is framed as the question of a chat exchange.
       sampler: settings of the sampler; None for the model's own.
-      cut: prompts that leave no room lose their beginning.
+      cut: whether prompts that leave no room are cut at their beginning.
     """
 
     steps: Steps
@@ -41,13 +41,13 @@ class Answering:
 
 
 class Answer(NamedTuple):
-    """Answer to the prompt at `place`.
+    """Answer to the prompt with index `place`.
 
     Attributes:
-      text: what was written, up to the end of the answer.
+      text: generated text up to the end of the answer.
       whole: text of prompt and answer, without special tokens.
-      calls: network calls of its batch.
-      uncut: all that was written, also behind the end of the answer.
+      calls: number of network calls of its batch.
+      uncut: all generated text, including what follows the end of the answer.
     """
 
     place: int
@@ -63,10 +63,11 @@ def answer_batches(
     how: Answering,
     wanted: Callable[[int], bool] = lambda place: True,
 ) -> Iterator[list[Answer]]:
-    """One answer to each wanted prompt, batch by batch; see `engine.completions`.
+    """Yields one answer to each wanted prompt, batch by batch; see `engine.completions`.
 
     Raises:
-      UserError: a prompt that does not fit (its place), impossible numbers; before compiling.
+      UserError: a prompt that does not fit (the message names its place), or impossible numbers;
+        before compiling.
     """
     length = how.length or model.net.max_length
     engine.check_request(model, [how.steps], len(prompts), length)
@@ -91,9 +92,3 @@ def _answer(model: Model, rows: Layout, place: int, tokens: np.ndarray, calls: f
     start, stop = int(rows.starts[place]), int(rows.stops[place])
     texts = answer_texts(model.tokenizer, tokens, start, stop)
     return Answer(place, *texts, calls, uncut_text(model.tokenizer, tokens, start, stop))
-
-
-def answers(model: Model, prompts: Sequence[Prompt], how: Answering) -> Iterator[Answer]:
-    """All of `answer_batches`, one by one."""
-    for batch in answer_batches(model, prompts, how):
-        yield from batch

@@ -1,4 +1,4 @@
-"""An untrained model, of bytes or of another tokenizer, that is prompted."""
+"""An untrained model, of bytes or of another tokenizer, that is prompted, and its answers."""
 
 import jax
 
@@ -8,6 +8,7 @@ from flm_jax.build.model import make_network
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
+from flm_jax.inference.answers import answer_batches
 
 BYTES = ByteTokenizer()
 ROW_LENGTH = 160
@@ -30,3 +31,8 @@ def byte_model(chat=False, name="llama", objective="masked_diffusion", tokenizer
     net = make_network(config)
     flow = make_flow(config, net.vocab_size)
     return Model(config, net, net.init(jax.random.key(0)), flow, tokenizer, 0)
+
+
+def answers(model, prompts, how):
+    for batch in answer_batches(model, prompts, how):
+        yield from batch

@@ -6,14 +6,14 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.inference import engine
-from flm_jax.inference.answers import Answering, answers
+from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import Prompt, lay_out
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.models.mixture_of_experts import ExpertsConfig
 from flm_jax.samplers.base import Share
 from flm_jax.samplers.masked_diffusion import AncestralConfig, ConfidenceConfig
 from flm_jax.samplers.x_prediction import XPredictionConfig
-from helpers.prompts import BYTES, ROW_LENGTH, byte_model
+from helpers.prompts import BYTES, ROW_LENGTH, answers, byte_model
 
 SIZES = dict(
     vocab_size=BYTES.vocab_size,

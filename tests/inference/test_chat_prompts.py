@@ -7,12 +7,12 @@ from flm_jax.core.errors import UserError
 from flm_jax.data.chat import ChatSource, Exchange, Framing, asked, framed, told
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.inference import engine
-from flm_jax.inference.answers import Answering, answers
+from flm_jax.inference.answers import Answering
 from flm_jax.inference.prompts import Prompt, answer_texts, lay_out, room
 from flm_jax.inference.self_generation import training_prompts
 from helpers import chat_tokenizers
 from helpers.files import json_lines
-from helpers.prompts import BYTES, ROW_LENGTH, byte_model
+from helpers.prompts import BYTES, ROW_LENGTH, answers, byte_model
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")

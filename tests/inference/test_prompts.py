@@ -8,11 +8,11 @@ import pytest
 from flm_jax.core.errors import UserError
 from flm_jax.data.chat import framed
 from flm_jax.inference import engine
-from flm_jax.inference.answers import Answering, answer_batches, answers
+from flm_jax.inference.answers import Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, answer_texts, lay_out, read_prompts
 from flm_jax.samplers.masked_diffusion import ConfidenceConfig
 from helpers.files import json_lines
-from helpers.prompts import BYTES, ROW_LENGTH, byte_model
+from helpers.prompts import BYTES, ROW_LENGTH, answers, byte_model
 
 CONFIDENT = ConfidenceConfig(temperature=0.0)
 

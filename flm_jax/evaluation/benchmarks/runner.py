@@ -5,9 +5,7 @@ that was stopped writes the same records as one that was not: each batch has its
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from flm_jax.core.reading import read_object
 from flm_jax.evaluation.benchmarks.base import Benchmark, Choices, Record
 from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 from flm_jax.inference import engine
+from flm_jax.inference.answer_file import check_settings, digest, plain_settings
 from flm_jax.inference.answers import Answer, Answering, answer_batches
 from flm_jax.inference.prompts import Prompt, room
-from flm_jax.samplers.base import plain_steps
 
 SETTINGS, RECORDS, SUMMARY = "settings.json", "records.jsonl", "summary.json"
 Key = tuple[str | int, int, int]
@@ -90,10 +88,6 @@ def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Ans
     return answer
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[str, Any]:
     """What records depend on besides the model: data, examples, choices, where programs run.
 
@@ -103,7 +97,7 @@ def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[st
       sandbox: of benchmarks of programs.
     """
     files = {
-        f"{name}_sha256": _digest(Path(path).read_bytes())
+        f"{name}_sha256": digest(Path(path).read_bytes())
         for name, path in (("data", data), ("examples", choices.examples))
         if path
     }
@@ -112,13 +106,6 @@ def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[st
         del more[name]
     where = {"isolation": sandbox.isolation, "seconds": sandbox.limits.seconds} if sandbox else {}
     return files | more | where
-
-
-def described(model: Model, workdir: str, how: Answering) -> dict[str, Any]:
-    """The settings of a model's answers."""
-    config = _digest(json.dumps(model.config, sort_keys=True, default=str).encode())
-    own = {"model": workdir, "model_step": model.step, "config_sha256": config}
-    return own | dataclasses.asdict(how) | {"steps": plain_steps(how.steps)}
 
 
 def by_key(records: Sequence[Record]) -> dict[Key, Record]:
@@ -133,16 +120,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> list[Record]:
       UserError: records of other settings, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / SETTINGS, json.loads(to_json(settings, default=str))
+    path, settings = folder / SETTINGS, plain_settings(settings)
     if path.exists():
         before = read_object(path, "the settings of a benchmark")
-        keys = [k for k in settings | before if settings.get(k) != before.get(k)]
-        require(
-            not keys,
-            f"{folder} holds records of other settings ("
-            + "; ".join(f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now" for k in keys)
-            + "); give those, or another --out.",
-        )
+        check_settings(folder, before, settings, "give those, or another --out")
     else:
         write_whole(path, to_json(settings, indent=1) + "\n")
     return read_json_lines(folder / RECORDS, mend=True)

@@ -1,0 +1,145 @@
+"""Answers kept while they are made, beside the file they are for: a run that was stopped goes on.
+
+FILE.part takes a line with the settings, then one for each answer as its batch is done. FILE is
+written whole at the end, and FILE.part removed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flm_jax.build.load import Model
+from flm_jax.core.errors import require
+from flm_jax.core.files import append_json_line, json_lines, read_json_lines, to_json, write_whole
+from flm_jax.core.locks import alone
+from flm_jax.core.paths import is_remote
+from flm_jax.distributed.agreement import by_first
+from flm_jax.inference.answers import Answer, Answering, answer_batches
+from flm_jax.inference.prompts import Prompt
+from flm_jax.samplers.base import plain_steps
+
+Record = dict[str, Any]
+
+
+def digest(content: bytes) -> str:
+    """A short name of a content."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def described(model: Model, workdir: str, how: Answering) -> Record:
+    """The settings that a model's answers depend on."""
+    config = digest(json.dumps(model.config, sort_keys=True, default=str).encode())
+    own = {"model": workdir, "model_step": model.step, "config_sha256": config}
+    return own | dataclasses.asdict(how) | {"steps": plain_steps(how.steps)}
+
+
+def plain_settings(settings: Record) -> Record:
+    """Settings as a file gives them back."""
+    return json.loads(to_json(settings, default=str))
+
+
+def check_settings(where: Path, before: Record, settings: Record, mend: str) -> None:
+    """Refuses to mix records of two settings, by the names of those that differ.
+
+    Args:
+      where: the place of the records, for the message.
+      before: plain settings of the records that are there.
+      settings: plain settings of those to come.
+      mend: what to do where they differ.
+
+    Raises:
+      UserError: they differ.
+    """
+    keys = [key for key in settings | before if settings.get(key) != before.get(key)]
+    differ = "; ".join(f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now" for k in keys)
+    require(not keys, f"{where} holds records of other settings ({differ}); {mend}.")
+
+
+class AnswerFile:
+    """Records by (number of the run, place of the prompt); made by `open_answers`."""
+
+    def __init__(self, part: Path | None, records: dict[tuple[int, int], Record]):
+        self._part, self._records = part, records
+
+    def done(self, run: int) -> int:
+        """The number of answers of a run that are there."""
+        return sum(number == run for number, _ in self._records)
+
+    def answer(
+        self, model: Model, prompts: Sequence[Prompt], how: Answering, run: int
+    ) -> list[Record]:
+        """Answers the prompts that have no answer yet; records of all, in their order.
+
+        Each batch is on the disk before the next one is drawn.
+
+        Args:
+          model: that answers.
+          prompts: of the run; the same ones, as `settings` say, whenever the file is opened.
+          how: the settings of the run.
+          run: its number, of several with the same prompts.
+
+        Raises:
+          UserError: as of `answer_batches`.
+        """
+        records = self._records
+        for batch in answer_batches(model, prompts, how, lambda i: (run, i) not in records):
+            new = {one.place: _record(prompts[one.place], one, how) for one in batch}
+            if self._part and jax.process_index() == 0:
+                lines = [{"run": run, "place": i, "record": new[i]} for i in new]
+                append_json_line(self._part, lines)
+            records.update(((run, place), record) for place, record in new.items())
+        return [records[run, place] for place in range(len(prompts))]
+
+
+def _record(prompt: Prompt, answer: Answer, how: Answering) -> Record:
+    own = {"infill": prompt.infill} if prompt.infill else {}
+    more = {"steps": plain_steps(how.steps), "seed": how.seed, "calls": answer.calls}
+    return {"prompt": prompt.text, **own, "answer": answer.text, "text": answer.whole} | more
+
+
+@contextlib.contextmanager
+def open_answers(path: str, settings: Record) -> Iterator[AnswerFile]:
+    """The answers for a file, those of a run that was stopped among them.
+
+    Where they could not be appended to, in object stores and pipes, none is kept. The caller writes
+    the file before this is left; FILE.part goes then, and stays after an error.
+
+    Args:
+      path: of the file; "" for none. One process at a time makes its answers.
+      settings: all that the answers depend on.
+
+    Raises:
+      UserError: FILE.part holds answers of other settings, or another process makes them.
+    """
+    file = Path(path)
+    if not path or is_remote(path) or (file.exists() and not file.is_file()):
+        yield AnswerFile(None, {})
+        return
+    part = file.with_name(f"{file.name}.part")
+    with contextlib.ExitStack() as held:
+
+        def opened() -> list[Record]:
+            held.enter_context(alone(file.parent, "answering prompts", f".{file.name}"))
+            return _opened(part, plain_settings(settings))
+
+        found = by_first(opened)
+        yield AnswerFile(part, {(one["run"], one["place"]): one["record"] for one in found})
+        if jax.process_index() == 0:
+            part.unlink()
+
+
+def _opened(part: Path, settings: Record) -> Sequence[Record]:
+    """Records of a part, which is begun if there is none."""
+    before, *found = read_json_lines(part, mend=True) or [None]
+    if before is None:
+        write_whole(part, json_lines([{"settings": settings}]))
+        return []
+    mend = "give those to go on, or another --out, or remove it"
+    check_settings(part, before.get("settings", {}), settings, mend)
+    return found
