@@ -4,7 +4,7 @@ python -m flm_jax.train --config=configs/phrases/flm.py --workdir=runs/phrases/f
 
 Hardware: CPU. The duration is unmeasured. Expected: on `phrases2` and on `phrases4` 99.9% of 10,000
 samples in 64 network calls are valid, at a total variation of 0.005 from the true distribution
-(README.md, "Measured"); `phrases_shared` is unmeasured.
+(docs/results/tasks.md, "A flow and its map"); `phrases_shared` is unmeasured.
 """
 
 from configs.phrases.recipe import recipe

@@ -5,7 +5,7 @@ python -m flm_jax.train --config=configs/phrases/fmlm.py --workdir=runs/phrases/
 
 Hardware: CPU. The duration is unmeasured. Expected: of 10,000 samples in one network call 99.2% are
 valid, at a total variation of 0.009 from the true distribution on `phrases2` and of 0.010 on
-`phrases4` (README.md, "Measured"); `phrases_shared` is unmeasured.
+`phrases4` (docs/results/tasks.md, "A flow and its map"); `phrases_shared` is unmeasured.
 """
 
 from configs.phrases.recipe import recipe

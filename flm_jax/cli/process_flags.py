@@ -10,8 +10,7 @@ from absl import flags
 from flm_jax.distributed import processes
 from flm_jax.distributed.agreement import wait_for_all
 
-flags.disclaim_key_flags()  # they are those of the command that adopts them
-_POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
+POD = flags.DEFINE_bool("distributed", False, "Join the processes that JAX finds (TPU pod, GKE).")
 
 
 @contextlib.contextmanager
@@ -25,7 +24,7 @@ def joined() -> Iterator[bool]:
     Raises:
       UserError: the processes do not find each other.
     """
-    processes.initialize(pod=_POD.value)
+    processes.initialize(pod=POD.value)
     if jax.process_index() == 0:
         yield True
     else:

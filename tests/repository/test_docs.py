@@ -32,6 +32,8 @@ def flags_of(name):
     found = set(FLAG.findall(text))
     if "sampling_flags" in text:
         found |= {"sampler"} | {f"sampler.{key}" for key in SAMPLING} | SAMPLING
+    if "process_flags" in text:
+        found.add("distributed")
     return found | ({"config"} if "given_config" in text or "DEFINE_config" in text else set())
 
 

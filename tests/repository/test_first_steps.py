@@ -1,4 +1,4 @@
-"""The first steps of README.md: its own commands, at small sizes, print what stands beside them."""
+"""The first steps of docs/getting_started.md: its own commands, at small sizes, print what stands beside them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ NUMBER = re.compile(r"\d[\d.,:]*")
 
 def steps():
     """(commands, lines of output) of each step that shows both."""
-    section = (ROOT / "README.md").read_text().split("## First steps\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs/getting_started.md").read_text().split("## First steps\n")[1].split("\n## ")[0]
     for commands, output in BLOCK.findall(section):
         lines = re.sub(r"\\\n\s*", " ", commands).strip().splitlines()
         yield lines, [line for line in output.splitlines() if line.strip() not in ("", "...")]
@@ -52,7 +52,7 @@ def run(line, folder):
 def folder(tmp_path_factory):
     """With the reader's text, and the quickstart's runs played by those of that text."""
     folder = tmp_path_factory.mktemp("first")
-    pages = sorted((ROOT / "docs").glob("*.md"))
+    pages = sorted((ROOT / "docs").rglob("*.md"))
     (folder / "book.txt").write_text("".join(page.read_text() for page in pages))
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "runs").mkdir()
