@@ -1,1 +1,1 @@
-"""One method of sampling in each file."""
+"""Samplers, one method in each file."""

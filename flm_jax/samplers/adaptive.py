@@ -1,4 +1,4 @@
-"""Bogacki-Shampine steps whose sizes follow an error estimate."""
+"""Bogacki-Shampine solver whose step sizes follow an error estimate."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ MIN_ADAPTIVE_CALLS = 5
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveConfig(IteratedConfig):
-    """Third-order steps whose lengths follow their errors; steps bound the network calls."""
+    """Third-order steps of adaptive size; the step count bounds the network calls."""
 
     tolerance: float = setting(
         0.01,
@@ -47,15 +47,18 @@ def bogacki_shampine_step(
     t: Times,
     anchor: jax.Array | float = 0.0,
 ) -> tuple[States, States, States]:
-    """y_t of third order, with an embedded estimate of its error (second order).
+    """Takes a step of third order to y_t, with an embedded estimate of its error (second order).
 
     Source: Bogacki and Shampine, Appl. Math. Lett. 2(4), 1989. The last evaluation is the first of
     the next step.
 
     Args:
-      path: its steps; anchor: m, for anchored ones.
-      denoise: called three times.
+      path: interpolant whose steps are combined.
+      denoise: denoiser D, called three times.
       first: D_s(y_s).
+      y_s: states at s.
+      s, t: times of the step.
+      anchor: m of anchored paths, else 0.
 
     Returns:
       y_t, D_t(y_t) and the estimate of the error of y_t.
@@ -72,7 +75,7 @@ def bogacki_shampine_step(
 
 
 class Progress(NamedTuple):
-    """Rows [B] on their way: state, tau, step in tau, D there, evaluations so far."""
+    """Rows [B] under way: state, tau, step size in tau, D at the state, and evaluations so far."""
 
     y: States
     tau: jax.Array
@@ -91,17 +94,17 @@ def advance(
     given: Given,
     tolerance: float,
 ) -> Progress:
-    """Third-order steps, each row with its own length, as long as the tolerance allows.
+    """Takes third-order steps, each row with its own step size, as large as the tolerance allows.
 
-    A step is taken if the estimated error of no free position is above the tolerance; the next
-    length in tau follows from the error (order 3). Rows end at tau = 0.999, or where the
+    A step is accepted if the estimated error of no free position is above the tolerance; the next
+    step size in tau follows from the error (order 3). Rows end at tau = 0.999, or when the
     evaluations are used up.
 
     Args:
-      key: of the one dropout mask of all evaluations, without which the error would be that of the
-        masks.
-      most: evaluations of the denoiser.
-      tolerance: as of `adaptive`.
+      key: key of the dropout mask, which all evaluations share, since the error would otherwise be
+        dominated by the masks.
+      most: largest number of evaluations of the denoiser.
+      tolerance: local error tolerance, see `adaptive`.
     """
     unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(denoiser.table), axis=-1)))
 
@@ -147,15 +150,15 @@ def adaptive(
     tolerance: float,
     choice: Choice = GREEDY,
 ) -> Samples:
-    """Steps chosen by their errors (`advance`), then a read-out that jumps to t = 1.
+    """Samples with adaptive steps (`advance`), then jumps to t = 1 and reads the tokens.
 
     Args:
-      steps: most evaluations of the denoiser, at least 5; static.
-      tolerance: of the error of y_t in one step, in units of the root mean square norm of clean
+      steps: largest number of evaluations of the denoiser, at least 5; static.
+      tolerance: error tolerance of y_t in one step, in units of the root mean square norm of clean
         embeddings.
 
     Returns:
-      Samples of the last read-out alone, with calls = network calls made.
+      Samples with the last logits' tokens alone; calls is the number of network calls.
     """
     require(
         steps >= MIN_ADAPTIVE_CALLS,

@@ -1,4 +1,4 @@
-"""Sampling from left to right with cached keys and values, in one compiled loop."""
+"""Autoregressive sampling with cached keys and values, in one compiled loop."""
 
 import dataclasses
 from typing import Any
@@ -21,13 +21,13 @@ class AutoregressiveConfig(DrawnConfig):
 def sample_autoregressive(
     key: Key, net: Network, params: Params, *, given: Given, choice: Choice
 ) -> Samples:
-    """Writes one token after the other, a network call of one position each.
+    """Generates one token after the other, each by a network call of one position.
 
     Args:
-      key: for the draws; position l uses fold_in(key, l).
+      key: key of the draws; position l uses fold_in(key, l).
       net: a causal network.
-      given: prescribed tokens, held exactly. What is written sees those before it alone, so that
-        an infill does not know what follows.
+      given: prescribed tokens, kept exactly. Generated tokens see the tokens before them alone, so
+        an infill does not depend on what follows it.
       choice: temperature and top-p.
 
     Returns:
@@ -62,6 +62,6 @@ def sample(
     cfg: AutoregressiveConfig,
     **unused: Any,
 ) -> Samples:
-    """`sample_autoregressive` as `samplers.registry.Sampler` has it."""
+    """Samples with the signature of `samplers.registry.Sampler`; see `sample_autoregressive`."""
     del extra, unused
     return sample_autoregressive(key, net, params, given=given, choice=cfg.choice)

@@ -1,4 +1,4 @@
-"""What the samplers share: start, given tokens, read-out, grid, result."""
+"""Types and functions that all samplers share: prescribed tokens, step counts and results."""
 
 import dataclasses
 from fractions import Fraction
@@ -15,20 +15,20 @@ from flm_jax.core.types import Times
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Settings of a sampler; values that a setting does not allow are refused when it is made."""
+    """Settings of a sampler; invalid values are refused when an instance is created."""
 
     def __post_init__(self):
         check_values(self, "sampler")
 
 
 class Given(NamedTuple):
-    """What is prescribed of rows that are to be written: of a prompt, an infill, a length.
+    """Prescribed tokens of rows that are to be generated: a prompt, an infill or a length.
 
     Attributes:
       tokens: int32 [B, L].
-      mask: bool [B, L], True where the token is given.
-      visible: bool [B, L], True where the network may look; None for everywhere. What is not
-        visible is given.
+      mask: bool [B, L], True where the token is prescribed.
+      visible: bool [B, L], True at positions that the network may attend to; None for all.
+        Positions that are not visible are prescribed.
     """
 
     tokens: Int[Array, "b l"]
@@ -38,7 +38,7 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Network calls of a row as a share of the tokens that it has to write, rounded up."""
+    """Number of network calls as a fraction of the tokens to generate, rounded up."""
 
     numerator: int
     denominator: int
@@ -54,7 +54,7 @@ class Share:
         return f"{self.numerator}/{self.denominator}"
 
     def calls(self, tokens: int) -> int:
-        """Network calls of a row that has so many tokens to write."""
+        """Number of network calls of a row with this number of tokens to generate."""
         return -(-self.numerator * tokens // self.denominator)
 
 
@@ -63,10 +63,10 @@ Steps = int | Share
 
 
 def read_steps(text: str) -> Steps:
-    """A number of network calls, "64", or a share of the tokens to write, "1/4" or "0.25".
+    """Parses a number of network calls, "64", or a fraction of the tokens to generate, "1/4".
 
     Raises:
-      UserError: neither.
+      UserError: the text is neither of them, nor a decimal fraction such as "0.25".
     """
     part = "/" in text or "." in text
     try:
@@ -80,23 +80,23 @@ def read_steps(text: str) -> Steps:
 
 
 def plain_steps(steps: Steps) -> int | str:
-    """What `read_steps` reads, as records hold it."""
+    """Returns steps in the form that records hold and `read_steps` parses."""
     return str(steps) if isinstance(steps, Share) else steps
 
 
 def most_calls(steps: Steps, length: int) -> int:
-    """Network calls of a row of which all `length` tokens are to be written."""
+    """Number of network calls of a row of `length` tokens, all of which are generated."""
     return steps.calls(length) if isinstance(steps, Share) else steps
 
 
 def calls_of(steps: Steps, tokens: Int[Array, "b"], length: int) -> Int[Array, "b"]:
-    """Network calls of rows with so many tokens to write, at most `length` each."""
+    """Number of network calls of rows with these numbers of tokens to generate, up to `length`."""
     calls = [most_calls(steps, count) for count in range(length + 1)]
     return jnp.asarray(calls, jnp.int32)[tokens]
 
 
 def calls_of_rows(steps: Steps, given: Given) -> Int[Array, "b"]:
-    """Network calls of each row, [B]; 1 of a row that is all given."""
+    """Number of network calls of each row, [B]; 1 for a row that is entirely prescribed."""
     free = jnp.sum(~given.mask, axis=1)
     return jnp.maximum(calls_of(steps, free, given.mask.shape[1]), 1)
 
@@ -105,14 +105,14 @@ class Samples(NamedTuple):
     """Result of a sampler.
 
     Attributes:
-      tokens: [B, L], argmax of the last denoiser output, or drawn from it; given positions are
-        exactly as given.
-      steps_tokens: [K, B, L], the same read-out after each network call.
-      steps_confidence: [K, B, L], the largest probability at each; where tokens are drawn, that of
-        the token drawn.
-      calls: int32 scalar, network calls made, where these are not K; else None.
-      steps_progress: [K, B, L], t of each position after each call, where each has its own; else
-        None.
+      tokens: [B, L], argmax of the last denoiser output, or drawn from it; prescribed positions are
+        kept exactly.
+      steps_tokens: [K, B, L], tokens read in the same way after each network call.
+      steps_confidence: [K, B, L], largest probability after each call; for drawn tokens, the
+        probability of the drawn token.
+      calls: int32 scalar, number of network calls if it is not K; else None.
+      steps_progress: [K, B, L], t of each position after each call, if positions have their own;
+        else None.
     """
 
     tokens: Int[Array, "b l"]
@@ -123,14 +123,14 @@ class Samples(NamedTuple):
 
 
 def nothing_given(num: int, length: int) -> Given:
-    """Unconditional sampling."""
+    """Returns empty prescriptions, for unconditional sampling."""
     return Given(jnp.zeros((num, length), jnp.int32), jnp.zeros((num, length), bool))
 
 
 def held_times(net: Network, given: Given, time: Times | float) -> Times:
-    """A time, scalar or [B], as the network takes it.
+    """Broadcasts a time, scalar or [B], to the form that the network takes.
 
-    [B]; of an any-order network [B, L], with given positions at time 1.
+    This is [B], and for an any-order network [B, L], with prescribed positions at time 1.
     """
     time = jnp.broadcast_to(time, given.mask.shape[:1])
     return jnp.where(given.mask, 1.0, time[:, None]) if net.any_order else time

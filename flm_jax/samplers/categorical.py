@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: temperature, top-p, Gumbel noise that does not cut tails."""
+"""Draws tokens from logits: temperature, top-p, and Gumbel noise that does not cut off tails."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,12 +19,12 @@ _LEAST_TEMPERATURE = 1e-20
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How a token is drawn from softmax(logits).
+    """Rule by which a token is drawn from softmax(logits).
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the most probable token, and so does less than
+      temperature: divisor of the logits; 0 takes the most probable token, and so does a value below
         1e-20, by which float32 logits cannot be divided.
-      top_p: share in (0, 1] of the probability, after the temperature, that is kept.
+      top_p: fraction in (0, 1] of the probability mass, after the temperature, that is kept.
     """
 
     temperature: float
@@ -40,7 +40,7 @@ class Choice:
         require(0.0 < self.top_p <= 1.0, f"top_p is {self.top_p}; expected a share in (0, 1].")
 
     def scores(self, logits: Float[Array, "*b v"]) -> Float[Array, "*b v"]:
-        """Logits of what tokens are drawn from, where the temperature is more than 0."""
+        """Returns the logits from which tokens are drawn; for temperatures above 0."""
         scores = logits / self.temperature
         return keep_top(scores, self.top_p) if self.top_p < 1.0 else scores
 
@@ -62,15 +62,15 @@ class DrawnConfig(SamplerConfig):
 
     @property
     def choice(self) -> Choice:
-        """How tokens are drawn."""
+        """Rule by which tokens are drawn."""
         return Choice(self.temperature, self.top_p)
 
 
 def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]:
-    """Logits with -inf outside the nucleus (arXiv 1904.09751).
+    """Sets logits outside the nucleus to -inf (arXiv 1904.09751).
 
-    That is the smallest set of most probable tokens whose probabilities add up to at least top_p;
-    never empty. Of equal probabilities the first token counts.
+    The nucleus is the smallest set of most probable tokens whose probabilities sum to at least
+    top_p; it is never empty. Of equal probabilities the first token counts.
     """
     falling = -jnp.sort(-logits, axis=-1)
     probs = jax.nn.softmax(falling, axis=-1)
@@ -85,11 +85,11 @@ def keep_top(logits: Float[Array, "*b v"], top_p: float) -> Float[Array, "*b v"]
 
 
 def gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Standard Gumbel noise, float32, from uniform numbers of 64 bits.
+    """Draws standard Gumbel noise, float32, from uniform numbers of 64 bits.
 
     float32 noise as commonly computed, from 23 bits, ends at 15.9 and is coarse near there: a token
-    that is much less probable than another is drawn too seldom or never, and over large
-    vocabularies the entropy falls (arXiv 2409.02908). This one reaches 44, as float64 would.
+    that is much less probable than another is drawn too rarely or never, and over large
+    vocabularies the entropy falls (arXiv 2409.02908). This noise reaches 44, like float64 noise.
     """
     return jax.random.gumbel(key, shape, mode="highest")
 
@@ -97,7 +97,7 @@ def gumbel(key: Key, shape: tuple[int, ...]) -> jax.Array:
 def choose(
     key: Key, logits: Float[Array, "*b v"], choice: Choice
 ) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
-    """Draws one token from each distribution, by the maximum of logits and Gumbel noise.
+    """Draws one token from each distribution, as the maximum of logits plus Gumbel noise.
 
     Returns:
       Tokens, and their probabilities under softmax(logits), without temperature and top-p.
@@ -112,7 +112,7 @@ def _chosen(logits: jax.Array, choice: Choice, noise: Callable[[], jax.Array]):
 
 
 def probability_of(logits: Float[Array, "*b v"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """softmax(logits) at tokens."""
+    """Probability of tokens under softmax(logits)."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
 
@@ -120,7 +120,7 @@ def probability_of(logits: Float[Array, "*b v"], tokens: Int[Array, "*b"]) -> Fl
 def position_noise(
     key: Key, rows: Int[Array, "b t"], places: Int[Array, "b t"], number: int
 ) -> Float[Array, "b t v"]:
-    """Gumbel noise of some positions, each with a key of its own, whichever others are read."""
+    """Draws Gumbel noise with one key per position, so that it is independent of the others."""
 
     def one(row: jax.Array, place: jax.Array) -> jax.Array:
         return gumbel(jax.random.fold_in(jax.random.fold_in(key, row), place), (number,))
@@ -131,13 +131,14 @@ def position_noise(
 def choose_at(
     key: Key, out: Readout, net: Network, places: Int[Array, "b l"], choice: Choice
 ) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
-    """`choose` of what a network says of some positions of each row, tile by tile.
+    """Draws tokens at some positions of each row from a network's output, tile by tile.
 
     Args:
-      key: of the draws; each position of a row has noise of its own, whichever others are read.
+      key: key of the draws; each position of a row has its own noise, whichever other positions are
+        read.
       out: features [B, L, D] and head.
-      net: whose head it is.
-      places: where in their rows the features stand.
+      net: network to which the head belongs.
+      places: positions of the features in their rows.
       choice: temperature and top-p.
     """
     rows = jnp.broadcast_to(jnp.arange(places.shape[0])[:, None], places.shape)

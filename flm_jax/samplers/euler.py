@@ -1,8 +1,9 @@
 """Samplers of a flow on a grid: flow-map jumps and Euler steps, both linear in (state, delta).
 
 Source: arXiv 2602.16813v3. From time s to t the state becomes w_y y + w_x (probs @ E), with the
-weights of `Interpolant.step`: one step of Euler's method and one flow-map jump X_st have the same.
-They differ only in the target time the network is told: t for a flow map, s for a denoiser.
+weights of `Interpolant.step`: a step of Euler's method and a flow-map jump X_st have the same
+weights. They differ only in the target time on which the network is conditioned: t for a flow map,
+s for a denoiser.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ Nudge = Callable[[States, States, Times, Times, Times], States]
 
 @dataclasses.dataclass(frozen=True)
 class EulerConfig(IteratedConfig, RewardedConfig):
-    """Euler steps of a flow on a grid uniform in its law of times."""
+    """Euler steps of a flow, on a grid uniform in the quantiles of its times."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowMapConfig(RewardedConfig):
-    """Jumps of a flow map on a grid uniform in its law of times."""
+    """Jumps of a flow map, on a grid uniform in the quantiles of its times."""
 
     gamma: float = setting(
         0.0,
@@ -41,7 +42,7 @@ class FlowMapConfig(RewardedConfig):
 
 
 def step_key(key: Key, step: int | jax.Array) -> Key:
-    """The key of one step; the noise at the start takes `key` itself and its first fold."""
+    """Key of one step; the noise at the start takes `key` itself and its first fold."""
     return jax.random.fold_in(jax.random.fold_in(key, 2), step)
 
 
@@ -56,19 +57,20 @@ def carry(
     choice: Choice = GREEDY,
     nudge: Nudge | None = None,
 ) -> Samples:
-    """Carries the noise xi to data in `steps` steps on the grid of the flow's times.
+    """Transports the noise xi to data in `steps` steps on the grid of the flow's times.
 
     Args:
-      key: of fresh noise, dropout and drawn tokens; a deterministic sampler does not use it.
-      xi: noise [B, L, W], of which `Denoiser.start` makes the first state.
-      denoiser: a two-time one takes flow-map jumps, a one-time one Euler steps. A self-conditioned
-        one is shown delta of the step before, none at first.
+      key: key of fresh noise, dropout and drawn tokens; a deterministic sampler does not use it.
+      xi: noise [B, L, W], from which `Denoiser.start` computes the first state.
+      denoiser: denoiser; a two-time one takes flow-map jumps, a one-time one Euler steps. A
+        self-conditioned one takes delta of the step before, and no estimate at first.
       flow: path and times.
-      steps: K >= 1, evaluations of the denoiser; static.
+      steps: number K >= 1 of evaluations of the denoiser; static.
       stochasticity: fraction of fresh noise after each jump but the last, in [0, 1]; static. It is
-        the gamma of arXiv 2602.16813v3: a jump goes beyond t, and noise takes it back.
-      choice: how the tokens of the last read-out are chosen.
-      nudge: applied to the state before each step.
+        the gamma of arXiv 2602.16813v3: a jump goes beyond t, and fresh noise brings the state back
+        to t.
+      choice: rule by which the tokens of the last logits are chosen.
+      nudge: function applied to the state before each step.
 
     Returns:
       Samples. The last step returns delta itself (X_{s,1} = delta_{s,1}).
@@ -113,7 +115,7 @@ def carry(
 def sample_euler_from(
     xi: States, net: Network, params: Params, *, flow: Flow, steps: int, given: Given
 ) -> Samples:
-    """Carries the noise xi [B, L, D] to data deterministically in `steps` calls; see `carry`."""
+    """Transports the noise xi [B, L, D] to data deterministically in `steps` calls; see `carry`."""
     denoiser = plain(net, params, flow, given)
     return carry(jax.random.key(0), xi, denoiser, flow=flow, steps=steps)
 
@@ -121,6 +123,6 @@ def sample_euler_from(
 def sample_euler(
     key: Key, net: Network, params: Params, *, flow: Flow, steps: int, given: Given
 ) -> Samples:
-    """Draws noise and carries it to data deterministically; see `carry`."""
+    """Draws noise and transports it to data deterministically; see `carry`."""
     denoiser = plain(net, params, flow, given)
     return carry(key, denoiser.noise(key), denoiser, flow=flow, steps=steps)

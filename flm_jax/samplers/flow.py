@@ -1,4 +1,4 @@
-"""The continuous sampler put together: solver or jumps, noise, guidance, reward."""
+"""The sampler of continuous flows: combines solver or jumps, noise, guidance and reward."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from flm_jax.samplers.steering import GuidedConfig
 
 
 def check_flow(cfg: GuidedConfig, net: Network, steps: int, objective: Any) -> None:
-    """Refuses what a network cannot do, before anything is compiled."""
+    """Refuses settings that a network does not support, before anything is compiled."""
     if getattr(objective, "prediction", "probabilities") != "probabilities":
         return check_onehot(cfg, objective.prediction)
     require(
@@ -51,7 +51,7 @@ def make_denoiser(
     guides: Guides,
     extra: dict,
 ) -> Denoiser:
-    """Plain where guidance is 1."""
+    """Returns the guided denoiser, or the plain one if guidance is 1."""
     if cfg.guidance == 1.0:
         return plain(net, params, flow, given)
     weak = Weak(guides.weak, extra.get("weak"))
@@ -71,23 +71,25 @@ def sample_flow(
     guides: Guides = NO_GUIDES,
     objective: Any = None,
 ) -> Samples:
-    """Draws noise and carries it to data as `cfg` says.
+    """Draws noise and transports it to data with the settings `cfg`.
 
     Args:
-      key: of noise, dropout and drawn tokens.
-      params: of `net`.
-      given: prescribed tokens [B, L], which stay exactly as they are.
-      extra: parameters of the networks in `guides`, and under "times" what is learnt of the law of
-        times since the flow was made.
-      net, flow: the denoiser and the flow that it is of.
-      steps: evaluations of the denoiser ("adaptive": at most); static. Each is one network call,
-        or `cfg.iterations`; guidance adds one to each, a reward as many with their gradient.
-      cfg: `EulerConfig`, `HeunConfig`, `AdaptiveConfig` or `FlowMapConfig`.
-      guides: the networks that `cfg` names.
-      objective: settings of the objective; an output that is no probabilities is sampled in R^V.
+      key: key of noise, dropout and drawn tokens.
+      params: parameters of `net`.
+      given: prescribed tokens [B, L], which are kept exactly.
+      extra: parameters of the networks in `guides`, and under "times" the state of learnt times
+        since the flow was built.
+      net, flow: denoiser, and the flow for which it was trained.
+      steps: number of evaluations of the denoiser ("adaptive": the largest number); static. Each
+        takes one network call, or `cfg.iterations` calls; guidance adds one to each, and a reward
+        as many again with their gradient.
+      cfg: settings: `EulerConfig`, `HeunConfig`, `AdaptiveConfig` or `FlowMapConfig`.
+      guides: networks that `cfg` names.
+      objective: settings of the objective; an output that is not a probability distribution is
+        sampled in R^V.
 
     Returns:
-      Samples; given positions are exactly as given.
+      Samples; prescribed positions are kept exactly.
     """
     extra = extra or {}
     flow = flow.settled(extra.get("times"))

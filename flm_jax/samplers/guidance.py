@@ -1,4 +1,4 @@
-"""The denoiser as samplers of a flow ask it: plain, or guided away from a weaker one."""
+"""Denoisers as samplers of a flow call them: plain, or guided away from a weaker one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,8 +23,9 @@ class Weak(NamedTuple):
     """A weaker denoiser of the same vocabulary and times.
 
     Attributes:
-      net: its network; one of another embedding width will do.
-      params: its parameters; None for those of the network that it guides, with dropout on.
+      net: network of the weaker denoiser; its embedding width may differ.
+      params: parameters of the weaker denoiser; None for the parameters of the guided network, with
+        dropout on.
     """
 
     net: Network
@@ -32,18 +33,19 @@ class Weak(NamedTuple):
 
 
 class Denoiser(NamedTuple):
-    """What a sampler needs of one or two networks; W is the sum of their embedding widths.
+    """The functions by which a sampler uses one or two networks; W sums their embedding widths.
 
     Attributes:
-      table: clean embeddings [V, W]; two networks have theirs side by side.
-      anchor: m of anchored paths [1, L, W], else 0.
-      noise: key -> xi [B, L, W], of one draw as states of both tables carry it.
-      start: xi -> states [B, L, W] at the first time of the flow.
+      table: clean embeddings [V, W]; the tables of two networks are side by side.
+      anchor: m of anchored paths, [1, L, W], else 0.
+      noise: function from a key to xi [B, L, W], one draw expressed in the states of both tables.
+      start: function from xi to the states [B, L, W] at the first time of the flow.
       ask: (xi, y_t [B, L, W], t, (tau_now, tau_target), key, choice, estimate) -> (y_t, delta @
-        table, (tokens, confidence) [B, L]). Given positions of y_t are held: clean by any-order
-        networks, else on their path with xi. Times are scalars or [B]; the key is for
-        dropout and drawn tokens; estimate is an earlier delta @ table, if self_conditioned.
-      calls: network calls of one `ask`.
+        table, (tokens, confidence) [B, L]). Prescribed positions of y_t are replaced: by clean
+        embeddings for any-order networks, else by their path with xi. Times are scalars or [B]; the
+        key is for dropout and drawn tokens; estimate is an earlier delta @ table, if
+        self_conditioned.
+      calls: number of network calls of one `ask`.
       two_time: whether tau_target is read.
       self_conditioned: whether `ask` takes an estimate.
     """
@@ -89,7 +91,7 @@ def _anchor(net: Network, params: Params, flow: Flow, given: Given) -> jax.Array
 
 
 def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
-    """The network as it is."""
+    """Returns the denoiser of a network without guidance."""
     table, anchor = net.table(params), _anchor(net, params, flow, given)
 
     def ask(xi, y_t, t, taus, key=None, choice=GREEDY, estimate=None):
@@ -110,15 +112,15 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
 def autoguided(
     net: Network, params: Params, weak: Weak, eta: float, flow: Flow, given: Given
 ) -> Denoiser:
-    """delta_weak + eta (delta - delta_weak): autoguidance (arXiv 2406.02507, 2602.16813v3).
+    """Returns delta_weak + eta (delta - delta_weak), autoguidance (arXiv 2406.02507, 2602.16813v3).
 
-    Velocities b = (delta - x)/(1-t) of one state are combined so too. With eta > 1 the sum leaves
-    the simplex; states stay linear in it, and tokens are those of its positive part.
+    Velocities b = (delta - x)/(1-t) at one state combine in the same way. With eta > 1 the sum
+    leaves the simplex; states stay linear in it, and tokens are read from its positive part.
 
     Args:
-      weak: with dropout it sees the same state; with its own parameters the state is carried in
-        both embeddings, from the joint draw of the noise.
-      eta: 1 for no guidance.
+      weak: weaker denoiser; with dropout it sees the same state; with its own parameters the state
+        is carried in both embeddings, from a joint draw of the noise.
+      eta: weight of guidance; 1 for none.
     """
     table = net.table(params)
     other = None if weak.params is None else weak.net.table(weak.params)
@@ -149,5 +151,5 @@ def autoguided(
 
 
 def target_time(denoiser: Denoiser, tau_now: Times, tau_target: Times) -> Times:
-    """The second time that the network is told: the target, or now where it knows one time."""
+    """Second time input of the network: the target for two-time networks, else the current time."""
     return tau_target if denoiser.two_time else tau_now

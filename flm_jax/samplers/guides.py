@@ -1,4 +1,4 @@
-"""Helper models that a sampler is handed besides the model itself; nothing is loaded here."""
+"""Helper models that a sampler uses besides the model itself; nothing is loaded here."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from flm_jax.samplers.x_prediction import Stepper
 
 
 class Guides(NamedTuple):
-    """Helper models, opened by `inference.guides`; parameters come as `extra` at run time.
+    """Helper models, opened by `inference.guides`; their parameters come as `extra` at run time.
 
     Attributes:
-      weak: network of extra["weak"], which autoguidance guides away from; without extra["weak"]
-        it is the model itself with dropout.
-      reward: scored with extra["reward"].
-      stepper: step sizes of x-prediction, with its parameters.
+      weak: network with parameters extra["weak"], from which autoguidance guides away; without
+        extra["weak"] it is the model itself with dropout.
+      reward: reward with parameters extra["reward"].
+      stepper: step sizes of x-prediction, including parameters.
     """
 
     weak: Network | None = None

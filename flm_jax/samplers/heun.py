@@ -1,4 +1,4 @@
-"""Heun's method in the odds of a path, and the Euler step it starts from."""
+"""Heun's method in the odds of a path, and the Euler step from which it starts."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from flm_jax.samplers.steering import IteratedConfig
 
 @dataclasses.dataclass(frozen=True)
 class HeunConfig(IteratedConfig):
-    """Heun's method on a grid uniform in the law of times, two calls an interval but the last."""
+    """Heun's method on a grid uniform in the quantiles of times; two calls for all but the last."""
 
 
 def heun_step(
@@ -30,12 +30,15 @@ def heun_step(
     t: Times,
     anchor: jax.Array | float = 0.0,
 ) -> tuple[States, States]:
-    """y_t of second order by the trapezoid rule, and D_t at Euler's prediction of it.
+    """Takes a step of second order to y_t (trapezoid rule); also returns D_t after Euler's step.
 
     Args:
-      path: its steps; anchor: m, for anchored ones.
-      denoise: called once, at time t.
+      path: interpolant whose steps are combined.
+      denoise: denoiser, called once, at time t.
       denoised: D_s(y_s).
+      y_s: states at s.
+      s, t: times of the step.
+      anchor: m of anchored paths, else 0.
     """
     end = denoise(path.step(y_s, denoised, s, t, anchor=anchor), t)
     return path.step(y_s, 0.5 * (denoised + end), s, t, anchor=anchor), end
@@ -50,13 +53,14 @@ def heun(
     steps: int,
     choice: Choice = GREEDY,
 ) -> Samples:
-    """Heun's method on the grid of the flow's times, `steps` evaluations of the denoiser in all.
+    """Applies Heun's method on the grid of the flow's times, with `steps` evaluations in total.
 
-    The last interval takes one evaluation, whose delta is the result; each other one takes two,
-    except the first where `steps` is even: that is Euler's, which leaves the order at 2.
+    The last interval takes one evaluation, whose delta is the result; every other interval takes
+    two, except the first one where `steps` is even: it is an Euler step, which leaves the order at
+    2.
 
     Returns:
-      Samples, of every evaluation.
+      Samples with the tokens of every evaluation.
     """
     intervals = steps // 2 + 1
     taus = flow.grid(intervals)

@@ -17,7 +17,7 @@ from flm_jax.samplers.windows import BlocksConfig, asker
 
 @dataclasses.dataclass(frozen=True)
 class AncestralConfig(DrawnConfig):
-    """Ancestral sampling: each step reveals every masked token with the same probability."""
+    """Ancestral sampling: each step unmasks every masked token with the same probability."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def sample_by_config(
     objective: Any,
     **unused: Any,
 ) -> Samples:
-    """Either sampler as `samplers.registry.Sampler` has it."""
+    """Samples by either sampler, with the signature of `samplers.registry.Sampler`."""
     del extra, unused
     how = {"steps": steps, "given": given, "choice": cfg.choice}
     how["time_conditioning"] = objective.time_conditioning
@@ -85,20 +85,20 @@ def sample_ancestral(
 ) -> Samples:
     """Ancestral sampling of MDLM (arXiv 2406.07524v2) on a uniform grid of K times.
 
-    From t to s each masked position is revealed with probability (t-s)/t, whatever the network
-    says. So on a uniform grid the step of its revealing is uniform over the steps, and is drawn
-    beforehand: the law is the same, and steps that reveal nothing in any row are known to need no
-    network call (with many more steps than tokens, most of them).
+    From t to s each masked position is unmasked with probability (t-s)/t, independently of the
+    network. On a uniform grid the step that unmasks it is therefore uniform over the steps, and is
+    drawn beforehand: the distribution is the same, and steps that unmask nothing in any row need no
+    network call (most of them, if there are many more steps than tokens).
 
     Args:
-      steps: K of each row, a number or a share of the tokens to write; static.
+      steps: K of each row, a number or a fraction of the tokens to generate; static.
       given: prescribed tokens, visible from the start and never changed.
-      choice: temperature and top-p of the token of a revealed position.
-      time_conditioning: as the network was trained.
+      choice: temperature and top-p of the token of an unmasked position.
+      time_conditioning: whether the network is conditioned on time, as in training.
 
     Returns:
-      Samples; calls counts the network calls that were made, at most the largest K. The read-out of
-      a step without a call is that of the call before.
+      Samples; calls is the number of network calls, at most the largest K. A step without a call
+      repeats the tokens and confidence of the call before.
     """
     when_key, key = jax.random.split(key)
     calls = calls_of_rows(steps, given)
@@ -126,22 +126,23 @@ def sample_confident(
 ) -> Samples:
     """Low-confidence remasking, block after block (arXiv 2502.09992v3, section 2.4).
 
-    Each step predicts every masked token and keeps the most confident of the current block; the
-    rest is masked again. The masked positions of a block are spread evenly over its steps.
+    Each step predicts every masked token and keeps the most confident ones of the current block;
+    the rest is masked again. The masked positions of a block are spread evenly over its steps.
 
     Args:
-      steps: K of each row, a number or a share of the tokens to write; static. See `schedule` for
-        how they are spread over blocks.
+      steps: K of each row, a number or a fraction of the tokens to generate; static. `schedule`
+        spreads them over blocks.
       given: prescribed tokens, visible from the start and never changed.
       choice: temperature and top-p of the predictions.
-      blocks: length of a block, from the prompt's end; probability above which predictions are
-        written at once, whereupon a row may go on to its next block earlier; cached keys.
-      time_conditioning: as the network was trained; it is told the share of the positions to write
-        that are written.
+      blocks: block length, counted from the prompt's end; probability above which predictions are
+        unmasked at once, after which a row may start its next block earlier; cached keys and
+        values.
+      time_conditioning: whether the network is conditioned on time, as in training; its time is the
+        unmasked fraction of the positions to generate.
 
     Returns:
-      Samples; calls counts the network calls that were made: none for a step that writes nothing in
-      any row. With temperature 0 a row's tokens do not depend on the other rows.
+      Samples; calls is the number of network calls: none for a step that unmasks nothing in any
+      row. With temperature 0 the tokens of a row do not depend on the other rows.
     """
     plan_of = schedule(net, given, steps, blocks.block_length)
     free = jnp.sum(~given.mask, axis=1)

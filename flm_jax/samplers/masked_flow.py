@@ -1,7 +1,7 @@
 """Sampler of masked language flows: steps along the masked bridge, guided, with promotion.
 
-Source: arXiv 2606.27617. Each step asks the network for the expected ends D of the bridges and
-moves along by one step of the path. The mesh of times is spaced by the law that training learnt.
+Source: arXiv 2606.27617. Each step computes the expected ends D of the bridges with the network and
+moves by one step of the path. Times are spaced by the distribution that training learnt.
 
 - Corrupted-context guidance: D_w = D + w (D - D_corr), where D_corr is the answer to a state whose
   context is drawn again from the bridge at time t. On hidden positions both start from the same z,
@@ -33,11 +33,11 @@ from flm_jax.samplers.promotion import EOS_POLICIES, promoted
 
 @dataclasses.dataclass(frozen=True)
 class MaskedFlowConfig(SamplerConfig):
-    """Steps of a masked language flow; by default as the paper's tables were made.
+    """Steps of a masked language flow; the defaults are those of the paper's tables.
 
     Attributes:
-      eos_id: the end-of-text token; -1 where there is none, which all policies then treat alike.
-        The model's objective decides it.
+      eos_id: end-of-text token; -1 where there is none, and all policies are the same. It is set
+        from the model's objective.
     """
 
     context_guidance: float = setting(
@@ -110,19 +110,19 @@ class MaskedFlowConfig(SamplerConfig):
 
 
 class Mesh(NamedTuple):
-    """Times of the steps, K + 1 of each: what the network is told, and the path's t."""
+    """Times of the K steps, K + 1 values each: the network's time input, and t of the path."""
 
     told: Float[Array, "k"]
     t: Float[Array, "k"]
 
 
 def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
-    """The times of a run.
+    """Computes the times of a run.
 
     Args:
-      flow: a masked bridge at what is learnt of its times.
-      steps: K, static.
-      how: spacing and ends.
+      flow: masked bridge with the current state of its learnt times.
+      steps: number of steps K, static.
+      how: spacing and ends of the times.
     """
     told = flow.told
     require(
@@ -148,7 +148,7 @@ def make_mesh(flow: Flow, steps: int, how: MaskedFlowConfig) -> Mesh:
 
 
 class WalkState(NamedTuple):
-    """Run; step; states z; tokens; hidden positions; read-outs after each step; network calls."""
+    """State of sampling: run, step, states z, tokens, hidden positions, records of steps, calls."""
 
     run: jax.Array
     step: jax.Array
@@ -161,11 +161,11 @@ class WalkState(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What every step of a run needs.
+    """Constants of all steps of a run.
 
     Attributes:
-      given: prescribed tokens, context from the start.
-      last: index of the time at which tokens are read off; as many steps come before.
+      given: prescribed tokens, which are context from the start.
+      last: index of the time at which tokens are read, which is the number of steps before it.
     """
 
     net: Network
@@ -180,7 +180,7 @@ class Walk(NamedTuple):
     last: int
 
     def ask(self, z: States, k: jax.Array) -> Readout:
-        """The network at the k-th time."""
+        """Calls the network at the k-th time."""
         told = jnp.full(z.shape[0], self.mesh.told[k])
         return forward(self.net, self.params, z, told, told)
 
@@ -189,7 +189,7 @@ class Walk(NamedTuple):
         return summary(self.ask(z, k), self.table, self.net)
 
     def begin(self, run: jax.Array, tokens: jax.Array, hidden: jax.Array) -> States:
-        """States at the first time."""
+        """Returns the states at the first time."""
         _, b, c = self.flow.path.coefficients(self.mesh.t[0])
         # Nothing is known of the data at first; where the times begin later, the anchor has a's
         # part as well.
@@ -197,7 +197,7 @@ class Walk(NamedTuple):
         return jnp.where(hidden[..., None], z, self.table[tokens])
 
     def guided(self, clean: States, state: WalkState) -> States:
-        """Expected ends with guidance away from corrupted context."""
+        """Returns the expected ends with guidance away from corrupted context."""
         w = self.how.context_guidance
         if not w:
             return clean
@@ -209,7 +209,7 @@ class Walk(NamedTuple):
         return clean + w * (clean - self.ends(z, state.step)[0])
 
     def moved(self, clean: States, state: WalkState) -> States:
-        """States at the next time."""
+        """Returns the states at the next time."""
         k, rows = state.step, clean.shape[0]
         t, t_next = (jnp.full(rows, self.mesh.t[i]) for i in (k, k + 1))
         noise = self.draws.walk(state.run, k)
@@ -217,7 +217,7 @@ class Walk(NamedTuple):
         return jnp.where(state.hidden[..., None], z, self.table[state.tokens])
 
     def step(self, state: WalkState) -> WalkState:
-        """One step, with promotion where that is done in steps."""
+        """Takes one step, with promotion if that is done in steps."""
         how = self.how
         clean, (best, confidence) = self.ends(state.z, state.step)
         best = jnp.where(state.hidden, best, state.tokens)
@@ -242,7 +242,7 @@ class Walk(NamedTuple):
         return state._replace(z=z, step=step, calls=calls)
 
     def promoted(self, tokens, confidence, hidden) -> jax.Array:
-        """Hidden positions [B, L] that become context."""
+        """Mask of the hidden positions [B, L] that become context."""
         how, runs = self.how, self.how.promotion == "runs"
         if runs and not how.promote:
             return hidden
@@ -257,7 +257,7 @@ class Walk(NamedTuple):
         )
 
     def seen(self, state: WalkState, tokens, confidence) -> WalkState:
-        """The state with the read-out of a call, which stands until a later one is made."""
+        """Records the tokens and confidence of a call, for this step and all later ones."""
         later = jnp.arange(self.last + 1)[:, None, None] >= state.step
         return state._replace(
             steps_tokens=jnp.where(later, tokens[None], state.steps_tokens),
@@ -266,7 +266,7 @@ class Walk(NamedTuple):
         )
 
     def read(self, state: WalkState) -> WalkState:
-        """Tokens off a last call, without guidance; those that are promoted by it are taken."""
+        """Reads tokens from a last call, without guidance, and takes those that are promoted."""
         tokens, confidence = self.draws.pick(state.run, self.ask(state.z, state.step))
         tokens = jnp.where(state.hidden, tokens, state.tokens)
         confidence = jnp.where(state.hidden, confidence, 1.0)
@@ -279,7 +279,7 @@ class Walk(NamedTuple):
         )
 
     def one_run(self, state: WalkState) -> WalkState:
-        """From the first time to tokens."""
+        """Runs from the first time to tokens."""
         z = self.begin(state.run, state.tokens, state.hidden)
         state = state._replace(z=z, step=jnp.int32(0))
         going = lambda s: (s.step < self.last) & jnp.any(s.hidden)
@@ -289,7 +289,7 @@ class Walk(NamedTuple):
 
 
 def begin_state(walk: Walk) -> WalkState:
-    """Before the first run: the given tokens, and nothing else."""
+    """Returns the state before the first run, with the prescribed tokens alone."""
     given = walk.given
     shape = (walk.last + 1, *given.tokens.shape)
     return WalkState(
@@ -315,21 +315,21 @@ def sample_masked_flow(
     how: MaskedFlowConfig,
     draws: Draws | None = None,
 ) -> Samples:
-    """Draws texts.
+    """Samples texts from a masked language flow.
 
     Args:
-      key: of the noise.
-      net: a network that reads the progress of the bridge, with an anchor.
-      flow: the masked bridge at what is learnt of its times, with noise redrawn in each step or
-        not.
-      steps: K of each run, static.
+      key: key of the random draws.
+      net: network with an anchor, conditioned on the progress of the bridge.
+      flow: masked bridge with the current state of its learnt times; its noise is redrawn in each
+        step or not.
+      steps: number of steps K of each run, static.
       given: prescribed tokens, context from the start and never changed.
       how: guidance, promotion and times.
-      draws: random numbers in place of those of the key.
+      draws: random numbers that replace the draws from the key.
 
     Returns:
-      Samples; calls counts the network calls that were made. There is a read-out for each step and
-      the last call, of the last run; that of a step that was not needed is the one before.
+      Samples; calls is the number of network calls. Tokens and confidence are those after each step
+      and after the last call of the last run; a step that was not needed repeats the one before.
     """
     rows, length = given.tokens.shape
     table, anchor = net.table(params), net.anchor(params)
@@ -365,7 +365,7 @@ def sample(
     objective: Any,
     **unused: Any,
 ) -> Samples:
-    """`sample_masked_flow` as `samplers.registry.Sampler` has it."""
+    """Samples with the signature of `samplers.registry.Sampler`; see `sample_masked_flow`."""
     del unused
     how = dataclasses.replace(cfg, eos_id=objective.eos_id)
     flow = flow.settled((extra or {}).get("times"))

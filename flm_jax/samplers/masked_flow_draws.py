@@ -1,4 +1,4 @@
-"""The random numbers of the sampler of masked flows."""
+"""Random numbers of the sampler of masked flows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,13 +18,13 @@ _PICKS = 2**31 - 1  # apart from the places of runs and steps
 
 
 class Draws(NamedTuple):
-    """The random numbers of a sampler, as functions of the run and the step (int32 scalars).
+    """Random numbers of a sampler, as functions of the run and the step (int32 scalars).
 
     Attributes:
-      start: run -> noise [B, L, D] that a run begins with.
-      context: (run, step) -> noise by which context is corrupted.
-      walk: (run, step) -> noise of a step.
-      pick: (run, readout) -> (tokens, their probabilities), [B, L].
+      start: function from the run to the noise [B, L, D] with which it begins.
+      context: function from (run, step) to the noise that corrupts the context.
+      walk: function from (run, step) to the noise of a step.
+      pick: function from (run, logits readout) to (tokens, their probabilities), [B, L].
     """
 
     start: Callable[..., States]
@@ -36,9 +36,9 @@ class Draws(NamedTuple):
 def picked(
     logits: Float[Array, "*b v"], key: Key, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens drawn from softmax(logits / temperature), and their probabilities under it.
+    """Draws tokens from softmax(logits / temperature), with their probabilities under it.
 
-    At temperature 0 the most probable tokens, with their probabilities under softmax(logits).
+    Temperature 0 takes the most probable tokens, with their probabilities under softmax(logits).
     """
     if Choice(temperature, 1.0).temperature == 0.0:
         return choose(key, logits, Choice(0.0, 1.0))
@@ -54,11 +54,12 @@ def make_draws(
     steps: int,
     temperature: float,
 ) -> Draws:
-    """Independent draws for every run of `steps` steps.
+    """Makes independent draws for every run of `steps` steps.
 
     Args:
-      table: E; given: of its shape noise is drawn.
-      temperature: at which tokens are drawn.
+      table: embedding table E.
+      given: prescribed tokens, whose shape is that of the noise.
+      temperature: temperature at which tokens are drawn.
     """
     draw = lambda key: flow.noise.draw(key, table, given.tokens.shape)
     # Of the steps of a run, the walk and the context have a half each; the start comes behind them.

@@ -1,7 +1,8 @@
-"""Euler steps of the one-hot flow with its state in R^V, for outputs that are no probabilities.
+"""Euler steps of the one-hot flow in R^V, for outputs that are not probabilities.
 
-The state of `samplers.euler` lives in R^D and its read-out is a softmax. A network that was
-trained to give the denoiser or the velocity as a plain vector (`losses.regression`) is read in R^V:
+The state of `samplers.euler` lives in R^D and its output is a softmax. A network that was trained
+to predict the denoiser or the velocity as a plain vector (`losses.regression`) is sampled in R^V:
+its token is the largest entry of the last denoiser. The state takes [B, L, V] in float32.
 its token is the largest entry of the last denoiser. It holds [B, L, V] in float32.
 """
 
@@ -21,7 +22,7 @@ from flm_jax.samplers.base import Given, SamplerConfig, Samples
 
 
 def check_onehot(cfg: SamplerConfig, prediction: str) -> None:
-    """Refuses all but plain Euler steps."""
+    """Refuses all settings except plain Euler steps."""
     for name, one in settings_of(type(cfg)).items():
         require(
             getattr(cfg, name) == one.default and type(cfg).__name__ == "EulerConfig",
@@ -40,7 +41,7 @@ def sample_onehot(
     given: Given,
     prediction: str,
 ) -> Samples:
-    """Draws x_0 ~ N(0, I_V) and carries it to data on a grid uniform in tau."""
+    """Draws x_0 ~ N(0, I_V) and transports it to data on a grid uniform in tau."""
     x_0 = jax.random.normal(key, (*given.tokens.shape, net.vocab_size))
     settings = dict(flow=flow, steps=steps, given=given, prediction=prediction)
     return sample_onehot_from(x_0, net, params, **settings)
@@ -56,13 +57,14 @@ def sample_onehot_from(
     given: Given,
     prediction: str,
 ) -> Samples:
-    """Euler steps x_t = x_s + (t-s) b_s(x_s); the last returns the denoiser.
+    """Takes Euler steps x_t = x_s + (t-s) b_s(x_s); the last one returns the denoiser.
 
     Args:
       x_0: noise in R^V.
       net: a one-time network.
-      flow, steps, given: as of `euler.sample_euler_from`; given tokens are held on their paths.
-      prediction: what the network's output means, one of `losses.denoising.PREDICTIONS`.
+      flow, steps, given: the same as for `euler.sample_euler_from`; prescribed tokens stay on their
+        paths.
+      prediction: meaning of the network's output, one of `losses.denoising.PREDICTIONS`.
 
     Returns:
       Samples; the confidence is the largest entry of the denoiser, which need not be in [0, 1].

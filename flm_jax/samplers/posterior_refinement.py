@@ -1,9 +1,9 @@
 """Posterior refinement of an any-order flow map (arXiv 2606.24773).
 
-Each round predicts all positions at once, jointly, by a flow map from noise to t = 1 with the
-written tokens as clean context (per-token times s in {0, 1}); some predictions are written, the
-rest starts from noise again. Two positions written by one round were predicted from one noise, so
-they fit each other as far as the flow map is right; masked diffusion would draw them independently.
+Each round predicts all positions at once, jointly, by a flow map from noise to t = 1 with the fixed
+tokens as clean context (per-token times s in {0, 1}); some predictions are fixed, and the rest
+starts from noise again. Positions that one round fixes were predicted from the same noise, so they
+are consistent as far as the flow map is exact; masked diffusion would draw them independently.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ NOISES = ("fresh", "kept")
 
 @dataclasses.dataclass(frozen=True)
 class PosteriorRefinementConfig(SamplerConfig):
-    """Posterior refinement of an any-order flow map; steps bound the network calls."""
+    """Posterior refinement of an any-order flow map; the step count bounds the network calls."""
 
     budget: str = setting(
         "topk",
@@ -83,7 +83,7 @@ class PosteriorRefinementConfig(SamplerConfig):
 def check_any_order(
     cfg: PosteriorRefinementConfig, net: Network, steps: int, objective: Any
 ) -> None:
-    """Refuses a flow map that was not trained with random clean context, and parts of rounds."""
+    """Refuses flow maps trained without random clean context, and step counts of partial rounds."""
     require(
         net.two_time and objective.context > 0.0,
         "sampler posterior_refinement needs a flow map trained with random clean context; train it "
@@ -108,7 +108,7 @@ def sample(
     cfg: PosteriorRefinementConfig,
     **unused: Any,
 ) -> Samples:
-    """`sample_refined` as `samplers.registry.Sampler` has it."""
+    """Samples with the signature of `samplers.registry.Sampler`; see `sample_refined`."""
     del extra, unused
     return sample_refined(key, net, params, flow=flow, steps=steps, given=given, cfg=cfg)
 
@@ -123,31 +123,31 @@ def sample_refined(
     given: Given,
     cfg: PosteriorRefinementConfig,
 ) -> Samples:
-    """Writes L positions in K / n rounds of n network calls each.
+    """Generates L positions in K / n rounds of n network calls each.
 
-    A round r of R writes, of the u positions of a row that are not yet written, the most probable
-    ceil(u / (R - r)), and all whose predicted token has probability `threshold` or more (arXiv
-    2606.24773, as its authors' code has it). The last round writes what is left.
+    Of the u open positions of a row, round r of R fixes the most probable ceil(u / (R - r)), and
+    all whose predicted token has probability `threshold` or more (arXiv 2606.24773, as in its
+    authors' code). The last round fixes the rest.
 
     Args:
-      key: the first round's noise is that of `sample_euler` with this key; with one round so are
-        the samples of its n steps.
+      key: key of the draws; the first round's noise is that of `sample_euler` with this key, and
+        with one round so are the samples of its n steps.
       net: an any-order flow map (two times).
-      flow: the flow that it maps.
-      steps: K >= 1, a multiple of n = cfg.flow_steps; static. With a round for each free position,
-        or more, each writes one.
+      flow: flow whose map it is.
+      steps: number K >= 1 of network calls, a multiple of n = cfg.flow_steps; static. With as many
+        rounds as free positions, or more, each round fixes one.
       given: prescribed tokens, clean context from the start and never changed.
-      cfg: `budget`, which positions a round writes: "topk", those with the largest probability of
-        their predicted token; "uniform", random ones, which favours no token over another.
-        `spread` and `tokens`, how many. `threshold`, as above; a row then ends early, and calls
-        that find nothing left to write are not made. `noise`: "kept" keeps that of the first round.
-        `until`: clock time in [0, 1] that each jump ends at; its denoiser delta_0,until is read
-        out. 1 for the tokens that the noise leads to, which fit each other; 0 for the most probable
-        token of each position by itself, whatever the noise, with its probability as confidence.
+      cfg: settings. `budget`, the positions that a round fixes: "topk", those whose predicted token
+        has the largest probability; "uniform", random ones, which favours no token over another.
+        `spread` and `tokens`, the number of positions. `threshold`, as above; a row then ends
+        early, and calls without open positions are not made. `noise`: "kept" keeps the noise of the
+        first round. `until`: clock time in [0, 1] at which each jump ends, whose denoiser
+        delta_0,until gives the tokens: 1 for the tokens to which the noise leads, which are
+        consistent; 0 for the most probable token of each position by itself, independent of the
+        noise, with its probability as confidence.
 
     Returns:
-      Samples, read out after each round; calls counts the network calls that were made for the
-      batch.
+      Samples with the tokens after each round; calls is the number of network calls for the batch.
     """
     rounds = steps // cfg.flow_steps
     total = jnp.sum(~given.mask, axis=1)
@@ -199,12 +199,14 @@ def tokens_of_round(
     rounds: int,
     k: jax.Array,
 ) -> jax.Array:
-    """Positions that a round writes of each row at least, int32 [B]; no more than are left count.
+    """Smallest number of positions that a round fixes in each row, int32 [B], if as many are open.
 
     Args:
       cfg: spread and tokens.
-      left: positions [B] that are not yet written; total: those there were at first.
-      rounds: R; k: the round, from 0.
+      left: number of open positions, [B].
+      total: number of positions that were open at the start, [B].
+      rounds: number of rounds R.
+      k: index of the round, from 0.
     """
     if cfg.tokens:
         return jnp.where(k == rounds - 1, left, cfg.tokens)

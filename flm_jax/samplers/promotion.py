@@ -1,7 +1,7 @@
-"""Online token promotion of masked flows (arXiv 2606.27617): which hidden positions become context.
+"""Online token promotion of masked flows (arXiv 2606.27617): hidden positions become context.
 
-A position is promoted when its token has at least the confidence asked for. Where fewer than
-`least` have it, the most confident ones make up the number.
+A position is promoted when its token reaches the confidence threshold. If fewer than `least` reach
+it, the most confident positions are promoted as well up to that number.
 """
 
 import jax.numpy as jnp
@@ -22,17 +22,19 @@ def promoted(
     eos: str,
     eos_id: int,
 ) -> Bool[Array, "b l"]:
-    """Hidden positions that become context.
+    """Mask of the hidden positions that become context.
 
     Args:
-      tokens, confidence: the candidate of each position, and its probability.
+      tokens, confidence: candidate of each position, and its probability.
       hidden: positions that are not context yet.
       threshold: confidence from which a position is promoted.
-      least: positions of each row to promote at least, as far as it has hidden ones; 0 for none.
-      eos: how candidates that end the text are treated: "free" as any other; "separate" as well,
-        but where `least` is made up, they and the others give each a part in proportion to their
-        numbers; "ordered" only when all before them is context; "never" as of confidence 0.
-      eos_id: the end of text; -1 where there is none.
+      least: smallest number of positions to promote in each row, if it has as many hidden ones; 0
+        for none.
+      eos: treatment of candidates that end the text: "free" like any other; "separate" likewise,
+        but in making up `least` they and the other candidates each contribute in proportion to
+        their numbers; "ordered" only when all positions before them are context; "never" as if
+        their confidence were 0.
+      eos_id: end-of-text token; -1 where there is none.
     """
     ends = hidden & (tokens == eos_id) & (eos_id >= 0)
     if eos == "never":

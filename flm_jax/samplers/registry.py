@@ -1,4 +1,4 @@
-"""The samplers by name: the settings of each, the pure function, and what it can sample."""
+"""The samplers by name: settings, sampling function and supported models of each."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,19 +40,20 @@ def _any(cfg: Any, net: Network, steps: Steps, objective: Any) -> None:
 
 
 class Sampler(NamedTuple):
-    """One sampler.
+    """One sampler of the registry.
 
     Attributes:
-      settings: its settings, a frozen dataclass.
+      settings: class of its settings, a frozen dataclass.
       sample: (key, params, given, extra, *, net, flow, steps, cfg, guides, objective) -> Samples.
-        `cfg` are its settings, `objective` those of the model's objective, `extra` the parameters
-        of the networks in `guides` (see `samplers.guides`), and in training "times", what is
-        learnt of the law of times.
-      objectives: names of the objectives whose models it samples; the first sampler of an
-        objective in `SAMPLERS` is its default.
+        `cfg` holds the sampler's settings, `objective` the settings of the model's objective,
+        `extra` the parameters of the networks in `guides` (see `samplers.guides`), and in training
+        under "times" the state of learnt times.
+      objectives: names of the objectives whose models it samples; the first sampler of an objective
+        in `SAMPLERS` is its default.
       check: (cfg, net, steps, objective) -> None; raises UserError for what does not fit, before
         anything is compiled.
-      shares: whether `steps` may be a share of the tokens to write, see `samplers.base.Share`.
+      shares: whether `steps` may be a fraction of the tokens to generate, see
+        `samplers.base.Share`.
     """
 
     settings: type[SamplerConfig]
@@ -98,12 +99,12 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def samplers_of(objective: str) -> list[str]:
-    """Names of the samplers of an objective's models; the first is the default."""
+    """Names of the samplers for an objective's models; the first is the default."""
     return [name for name, one in SAMPLERS.items() if objective in one.objectives]
 
 
 def name_of(cfg: SamplerConfig) -> str:
-    """The name of the sampler whose settings `cfg` are."""
+    """Name of the sampler to which the settings `cfg` belong."""
     found = [name for name, one in SAMPLERS.items() if one.settings is type(cfg)]
     require(bool(found), f"{type(cfg).__name__} is of no sampler; expected settings of SAMPLERS.")
     return found[0]

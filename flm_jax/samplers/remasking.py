@@ -1,9 +1,9 @@
-"""Remasking in masked diffusion (ReMDM, arXiv 2503.00307v3): written tokens are hidden again.
+"""Remasking in masked diffusion (ReMDM, arXiv 2503.00307v3): unmasked tokens are masked again.
 
-From signal a (the share that is written) to b >= a a written token is masked with probability
-sigma, and a masked one is revealed with probability (b - (1 - sigma) a) / (1 - a). Any sigma up to
-min(1, (1 - b) / a) leaves the law of a state given the text as it is in training; sigma = 0 is
-ancestral sampling.
+From signal a (the unmasked fraction) to b >= a, an unmasked token is masked with probability sigma,
+and a masked one is unmasked with probability (b - (1 - sigma) a) / (1 - a). Any sigma up to min(1,
+(1 - b) / a) keeps the distribution of a state given the text as in training; sigma = 0 is ancestral
+sampling.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ STRATEGIES = ("cap", "rescale", "conf", "loop")
 
 @dataclasses.dataclass(frozen=True)
 class RemaskingConfig(DrawnConfig):
-    """Remasking."""
+    """Ancestral sampling with remasking."""
 
     strategy: str = setting(
         "loop",
@@ -56,7 +56,7 @@ class RemaskingConfig(DrawnConfig):
         )
 
     def signal(self, time: Float[Array, "b"]) -> Float[Array, "b"]:
-        """The share that is written at a time: 1 - time, but for loops."""
+        """Unmasked fraction at a time: 1 - time, except in loops."""
         if self.strategy != "loop":
             return 1.0 - time
         before = self.loop_signal * (1.0 - time) / (1.0 - self.loop_start)
@@ -66,7 +66,7 @@ class RemaskingConfig(DrawnConfig):
 
 
 def most_masked(now: jax.Array, later: jax.Array) -> jax.Array:
-    """The bound min(1, (1 - b) / a) of sigma, from signal a to b."""
+    """Upper bound min(1, (1 - b) / a) of sigma, from signal a to b."""
     return jnp.minimum(1.0, (1.0 - later) / jnp.maximum(now, 1e-12))
 
 
@@ -76,13 +76,13 @@ def masked_again(
     written: Bool[Array, "b l"],
     sure: Float[Array, "b l"],
 ) -> Float[Array, "b l"]:
-    """sigma of each position in a step.
+    """Probability sigma of masking each position again in a step.
 
     Args:
-      cfg: the strategy.
-      times: [B] of the step's start and end.
-      written: positions that are written and not given.
-      sure: the probability of each token when it was written.
+      cfg: settings with the strategy.
+      times: start and end of the step, [B] each.
+      written: mask of the positions that are unmasked and not prescribed.
+      sure: probability of each token when it was drawn.
     """
     start = times[0]
     bound = most_masked(cfg.signal(start), cfg.signal(times[1]))
@@ -98,7 +98,7 @@ def masked_again(
 
 
 def revealed(cfg: RemaskingConfig, times, sigma: Float[Array, "b l"]) -> Float[Array, "b l"]:
-    """Probability that a masked position is revealed in a step; arguments as of `masked_again`."""
+    """Probability that a masked position is unmasked in a step; arguments as in `masked_again`."""
     now, later = (cfg.signal(time)[:, None] for time in times)
     left = later - (1.0 - sigma) * now
     return jnp.where(now < 1.0, left / jnp.maximum(1.0 - now, 1e-12), 1.0)
@@ -133,13 +133,15 @@ def sample(
     objective: Any,
     **unused: Any,
 ) -> Samples:
-    """Remasking in K steps on a uniform grid of times; arguments as of `registry.Sampler`.
+    """Ancestral sampling with remasking, in K steps on a uniform grid of times.
 
-    Which positions change is drawn before the network is asked, as nothing else says it: steps that
-    reveal nothing in any row make no call.
+    Arguments are those of `registry.Sampler`. The positions that change are drawn before the
+    network is called, since they do not depend on it: steps that unmask nothing in any row make no
+    call.
+    it: steps that unmask nothing in any row make no call.
 
     Returns:
-      Samples; calls counts the network calls that were made.
+      Samples; calls is the number of network calls.
     """
     del extra, unused
     calls = calls_of_rows(steps, given)

@@ -1,4 +1,4 @@
-"""The gradient of a reward of where a state leads, added to a sampler's steps."""
+"""Reward guidance: adds the gradient of a reward of the predicted text to a sampler's steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,13 +17,13 @@ from flm_jax.samplers.base import Given, held_times
 
 
 class Reward(NamedTuple):
-    """Any differentiable function of text as distributions over tokens.
+    """A differentiable function of texts given as distributions over tokens.
 
     Attributes:
-      table: parameters -> [V, d]: a text enters as probs @ table, [B, L, d] (with the identity, as
-        the probabilities themselves).
-      score: (parameters, [B, L, d]) -> [B], larger is better; log p(wish | text) makes
-        reward_scale = 1 the conditional law.
+      table: function from parameters to [V, d]; a text enters as probs @ table, [B, L, d] (with the
+        identity, as the probabilities themselves).
+      score: function from (parameters, [B, L, d]) to [B], larger is better; with log p(wish |
+        text), reward_scale = 1 gives the conditional distribution.
     """
 
     table: Callable[[Params], Float[Array, "v d"]]
@@ -40,17 +40,17 @@ def make_nudge(
     joint: Float[Array, "v w"],
     given: Given,
 ) -> euler.Nudge:
-    """Moves states up the gradient of the reward of where they lead.
+    """Returns a function that moves states along the reward's gradient at their predicted text.
 
     y <- y + q Sigma grad_y r(X_{s,1}(y)), where X_{s,1} is one call of a flow map, D_s(y) of a
-    plain flow, and Sigma the covariance of the noise. The law tilted by exp(scale r) has, to first
-    order in its denoised state, the denoiser D + scale c_s^2/a_s Sigma grad_y r; over a step from
-    s to t that is q = scale w_x(s, t) c_s^2/a_s, of the linear path scale (t-s)(1-s)/s. Near noise,
-    where this explodes and the gradient of a plain flow vanishes, a_s is kept at a_t - a_s at
-    least.
+    plain flow, and Sigma the covariance of the noise. The distribution tilted by exp(scale r) has,
+    to first order in its denoised state, the denoiser D + scale c_s^2/a_s Sigma grad_y r; over a
+    step from s to t that is q = scale w_x(s, t) c_s^2/a_s, which for the linear path is scale
+    (t-s)(1-s)/s. Near noise, where this diverges and the gradient of a plain flow vanishes, a_s is
+    bounded below by a_t - a_s.
 
     Args:
-      joint: table that the states are seen through, E in its first D columns.
+      joint: table in which states are expressed, with E in its first D columns.
     """
     table, wishes = net.table(params), reward.table(reward_params)
     width = table.shape[1]

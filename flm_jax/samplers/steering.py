@@ -1,4 +1,4 @@
-"""Settings of what steers a flow: how its last tokens are drawn, guidance, rewards."""
+"""Settings that steer a flow: how its last tokens are drawn, guidance and rewards."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from flm_jax.samplers.categorical import DrawnConfig
 
 @dataclasses.dataclass(frozen=True)
 class GuidedConfig(DrawnConfig):
-    """Settings that the samplers of all flows share; the defaults leave a flow as it is."""
+    """Settings that the samplers of all flows share; the defaults do not change a flow."""
 
     temperature: float = setting(
         0.0,

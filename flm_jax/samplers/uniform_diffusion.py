@@ -32,7 +32,7 @@ class UniformSamplerConfig(DrawnConfig):
 
 
 def noise_levels(steps: int, tail: str) -> jax.Array:
-    """Noise before each call and after the last one, [K + 1], from 1 to 0."""
+    """Noise levels before each call and after the last one, [K + 1], from 1 to 0."""
     if tail == "ancestral":
         return jnp.linspace(1.0, 0.0, steps + 1)
     before = jnp.linspace(1.0, _END, steps) if steps > 1 else jnp.ones(1)
@@ -51,15 +51,15 @@ def sample(
     objective: Any,
     **unused: Any,
 ) -> Samples:
-    """Steps from tokens that are drawn uniformly (arXiv 2506.10892v3, section 4.2).
+    """Takes ancestral steps from uniformly drawn tokens (arXiv 2506.10892v3, section 4.2).
 
-    Each call says what the clean token of a position may be, after temperature and top-p; a step
-    draws the next state from the posterior of `flows.uniform_noise` with that in the place of the
-    clean token. Given tokens are held. Arguments as of `samplers.registry.Sampler`.
+    Each call predicts the clean token of a position, after temperature and top-p; a step draws the
+    next state from the posterior of `flows.uniform_noise` given that prediction as the clean token.
+    Prescribed tokens are kept. Arguments are those of `samplers.registry.Sampler`.
 
     Returns:
-      Samples; the read-out after a call is the state that it led to, with the probabilities that
-      the call gave to its tokens.
+      Samples; the tokens after a call are the state to which it led, with the probabilities that
+      the call gave to them.
     """
     del extra, unused
     number = net.token_count

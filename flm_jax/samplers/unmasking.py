@@ -1,4 +1,4 @@
-"""Writing a sequence part by part: what the samplers that never take a token back share."""
+"""Generation of a sequence part by part, shared by the samplers that never change a token again."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ Seen = tuple[jax.Array, jax.Array]
 
 
 class Schedule(NamedTuple):
-    """When the positions of each row are written: block after block, from the left.
+    """Calls in which the positions of each row are unmasked: block after block, from the left.
 
     Attributes:
       place: int32 [B, L], block of each position, counted from the first block of the row that has
-        something to write; `blocks` where nothing is to be written.
-      total: int32 [B, N], positions to write in each block.
-      ends: int32 [B, N], network calls of the row after which each block is written.
+        positions to generate; `blocks` at prescribed positions.
+      total: int32 [B, N], number of positions to generate in each block.
+      ends: int32 [B, N], number of network calls of the row after which each block is complete.
     """
 
     place: Int[Array, "b l"]
@@ -31,26 +31,26 @@ class Schedule(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """N, more than any block's place."""
+        """Number of blocks N, larger than any block's index."""
         return self.ends.shape[1]
 
     def at(self, call: jax.Array) -> Int[Array, "b"]:
-        """The block that each row is in at a call; `blocks` where it is done."""
+        """Block in which each row is at a call; `blocks` when it is done."""
         return jnp.sum(self.ends <= call, axis=1)
 
     def span(self, block: Int[Array, "b"]) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
-        """First call of a block of each row, and how many it has; none past the last block."""
+        """First call of a block of each row, and its number of calls; 0 after the last block."""
         ends = jnp.pad(self.ends, ((0, 0), (1, 0)))
         ends = jnp.pad(ends, ((0, 0), (0, 1)), mode="edge")
         first, last = (_pick(ends, block + more) for more in (0, 1))
         return first, last - first
 
     def todo(self, block: Int[Array, "b"]) -> Int[Array, "b"]:
-        """Positions to write in a block of each row; none past the last block."""
+        """Number of positions to generate in a block of each row; 0 after the last block."""
         return _pick(jnp.pad(self.total, ((0, 0), (0, 1))), block)
 
     def due(self, calls: jax.Array) -> Int[Array, "b"]:
-        """Positions of each row that are written after so many calls."""
+        """Number of positions of each row that are generated after this number of calls."""
         block = self.at(calls)
         first, parts = self.span(block)
         whole = jnp.pad(jnp.cumsum(self.total, axis=1), ((0, 0), (1, 0)))
@@ -87,15 +87,15 @@ def _numbered(net: Network, mask: Bool[Array, "b l"], size: int, blocks: int):
 def schedule(net: Network, given: Given, steps: Steps, block_length: int) -> Schedule:
     """Spreads the network calls of each row over its blocks.
 
-    A block has one call, and of the others as many as it has of the positions to write; a row's
-    blocks and calls depend on that row alone. Where there are fewer calls than blocks, the last
-    call is of all blocks that are left.
+    Each block has one call, and the remaining calls are spread in proportion to its positions to
+    generate; the blocks and calls of a row depend on that row alone. With fewer calls than blocks,
+    the last call covers all blocks that are left.
 
     Args:
-      net: what is sampled, see `Network.block_length`.
+      net: network to sample from, see `Network.block_length`.
       given: prescribed positions.
-      steps: network calls of a row, or their share of the tokens to write.
-      block_length: positions in a block; 0 for one block.
+      steps: number of network calls of a row, or their fraction of the tokens to generate.
+      block_length: number of positions in a block; 0 for a single block.
     """
     length = given.mask.shape[1]
     size = block_length or length
@@ -114,7 +114,7 @@ def check_calls(net: Network, given: Given, steps: Steps, block_length: int) -> 
     """Refuses rows with fewer network calls than blocks; for concrete arrays.
 
     Raises:
-      UserError: such a row.
+      UserError: there is such a row.
     """
     if not block_length:
         return
@@ -133,14 +133,14 @@ def check_calls(net: Network, given: Given, steps: Steps, block_length: int) -> 
 
 
 class Partial(NamedTuple):
-    """A sequence that is partly written.
+    """A sequence that is partly generated.
 
     Attributes:
       tokens: int32 [B, L].
-      masked: bool [B, L], True where not written yet.
-      seen: the last read-out (tokens, confidence), each [B, L].
-      calls: int32 scalar, network calls so far.
-      kept: what a call leaves to the next one.
+      masked: bool [B, L], True where no token is fixed yet.
+      seen: last predictions (tokens, confidence), each [B, L].
+      calls: int32 scalar, number of network calls so far.
+      kept: state passed from one call to the next, such as a cache.
     """
 
     tokens: jax.Array
@@ -158,19 +158,21 @@ def reveal_in_steps(
     reveal: Callable[[Partial, jax.Array, Any], jax.Array],
     kept: Any = None,
 ) -> Samples:
-    """Writes positions step by step, in one loop; a step that writes none makes no call.
+    """Unmasks positions step by step, in one loop; a step that unmasks none makes no call.
 
     Args:
-      given: written from the start and never changed.
-      steps: how many, as network calls of a row; static.
-      predict: (partial, step) -> read-out of one network call, (tokens, confidence), each [B, L],
-        and what it leaves to the next one.
-      plan: (partial, step) -> whether this step writes anything, and what `reveal` needs for it.
-      reveal: (partial, confidence, plan) -> positions [B, L] that take their predicted tokens.
-      kept: what the first call goes on from.
+      given: prescribed tokens, present from the start and never changed.
+      steps: number of steps, as network calls of a row; static.
+      predict: function from (partial, step) to the predictions of one network call, (tokens,
+        confidence), each [B, L], and the state for the next call.
+      plan: function from (partial, step) to whether this step unmasks anything, and the data that
+        `reveal` needs.
+      reveal: function from (partial, confidence, plan) to the positions [B, L] that take their
+        predicted tokens.
+      kept: state for the first call.
 
     Returns:
-      Samples. The read-out of a step without a call is that of the call before.
+      Samples. A step without a call repeats the predictions of the call before.
     """
 
     def step(partial: Partial, k):
@@ -192,5 +194,5 @@ def reveal_in_steps(
 
 
 def even_share(total: jax.Array, parts: jax.Array | int, part: jax.Array) -> jax.Array:
-    """How many of `total` things part `part` of `parts` takes when they are spread evenly."""
+    """Number of `total` items in part `part` of `parts` when they are spread evenly."""
     return total // parts + (part < total % parts)

@@ -1,10 +1,10 @@
-"""Network calls of samplers that write blocks in turn: whole, or of a block beside cached keys.
+"""Network calls of samplers that generate in blocks: on full rows, or on a block with cached keys.
 
-Where a network sees blocks causally, what is written is settled: keys and values of the blocks
-before the current one are computed once, and a call of the current block alone gives what a call of
-the whole row would. Elsewhere all keys change with every token, and those outside of a window of
-each row are taken from an earlier call (Fast-dLLM, arXiv 2505.22618): the window is the current
-block and all behind it (prefix), or the block alone (dual).
+Where attention is causal over blocks, generated blocks are final: keys and values of the blocks
+before the current one are computed once, and a call on the current block alone gives the same as a
+call on the full row. Otherwise all keys change with every token, and keys outside a window of each
+row are reused from an earlier call (Fast-dLLM, arXiv 2505.22618): the window is the current block
+and all positions after it (prefix), or the block alone (dual).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ CACHES = ("auto", "none", "prefix", "dual")
 
 @dataclasses.dataclass(frozen=True)
 class BlocksConfig(SamplerConfig):
-    """Settings of samplers that write blocks in turn."""
+    """Settings of samplers that generate blocks one after the other."""
 
     block_length: int = setting(
         0,
@@ -70,15 +70,16 @@ def check_blocks(cfg: BlocksConfig, net: Network, steps: Steps, objective: Any) 
 
 
 def cache_of(cfg: BlocksConfig, net: Network, time_conditioning: bool) -> str:
-    """What a sampler caches: none, exact, prefix or dual.
+    """Kind of cache that a sampler uses: none, exact, prefix or dual.
 
     Args:
-      cfg: settings.
-      net: the network.
-      time_conditioning: whether it is told the progress, on which all keys depend then.
+      cfg: settings of the blocks.
+      net: network to sample from.
+      time_conditioning: whether the network is conditioned on the progress, on which then all keys
+        depend.
 
     Raises:
-      UserError: a cache that this network cannot have.
+      UserError: a cache that this network does not support.
     """
     causal = net.block_length
     fits = cfg.block_length and (not causal or cfg.block_length % causal == 0)
@@ -110,10 +111,11 @@ class Kept(NamedTuple):
     """Cached keys and values.
 
     Attributes:
-      cache: see `Network.window`.
-      first: int32 [B]; exact: positions of each row, from its start, that are there for good; else
-        the first position of the block for which the row's cache was made, -1 for none.
-      age: int32 [B], calls of a row since.
+      cache: cache of `Network.window`.
+      first: int32 [B]; for an exact cache the number of positions of each row, from its start, that
+        are final; else the first position of the block for which the row's cache was computed, -1
+        for none.
+      age: int32 [B], number of calls of a row since then.
     """
 
     cache: Params
@@ -122,12 +124,12 @@ class Kept(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a network says of some positions.
+    """Output of a network at some positions.
 
     Attributes:
       out: features [B, W, D] with the head.
-      places: int32 [B, W], where in their row they stand; those beyond it mean nothing.
-      kept: what the next call goes on from; None without a cache.
+      places: int32 [B, W], positions in their row; entries beyond the row are undefined.
+      kept: state for the next call; None without a cache.
     """
 
     out: Readout
@@ -135,19 +137,19 @@ class Call(NamedTuple):
     kept: Kept | None
 
     def spread(self, values: jax.Array, rest: jax.Array) -> jax.Array:
-        """Values [B, W, ...] in their places; `rest` [B, L, ...] where the call says nothing."""
+        """Scatters values [B, W, ...] to their positions; `rest` [B, L, ...] holds the others."""
         if self.kept is None:
             return values
         return rest.at[jnp.arange(len(values))[:, None], self.places].set(values)
 
 
 class Asker(NamedTuple):
-    """A network as a sampler in blocks asks it.
+    """A network as a sampler in blocks calls it.
 
     Attributes:
-      start: states [B, L, D] -> what the first call goes on from.
-      call: (what the call before left, states [B, L, D], network times [B], block [B] that each row
-        is in, see `Schedule`) -> Call.
+      start: function from states [B, L, D] to the state for the first call.
+      call: function from (state of the call before, states [B, L, D], network times [B], block [B]
+        in which each row is, see `Schedule`) to a Call.
     """
 
     start: Callable[[jax.Array], Kept | None]
@@ -162,14 +164,14 @@ def asker(
     cfg: BlocksConfig | None,
     time_conditioning: bool,
 ) -> Asker:
-    """Calls of a network; of whole rows without settings.
+    """Returns the calls of a network; without settings they are on full rows.
 
     Args:
-      net, params: the network.
-      given: for what may be seen.
-      plan: which positions make the blocks.
-      cfg: which of them a call is of.
-      time_conditioning: as of `cache_of`.
+      net, params: network and its parameters.
+      given: prescribed tokens, and the positions that attention may see.
+      plan: schedule that says which positions form the blocks.
+      cfg: settings of blocks and cache; None for full rows.
+      time_conditioning: the same as for `cache_of`.
     """
     kind = cache_of(cfg, net, time_conditioning) if cfg else "none"
     if kind == "none":
@@ -214,7 +216,7 @@ def _windows(net: Network, params: Params, given: Given) -> Callable[..., tuple[
 
 
 def places_of(first: jax.Array, width: int) -> jax.Array:
-    """Positions [B, W] from the first ones on."""
+    """Returns `width` consecutive positions [B, W] from each first one."""
     return first[:, None] + jnp.arange(width)[None]
 
 

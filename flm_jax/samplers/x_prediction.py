@@ -1,4 +1,4 @@
-"""Masked diffusion decoded as a flow in which every token has a progress of its own.
+"""Masked diffusion decoded as a flow in which every token has its own unmasking progress t.
 
 Source: arXiv 2606.29066. The state of position l is y_l = t_l E[x_l] + (1 - t_l) m_l, from the mask
 (t_l = 0) to a token (t_l = 1). Each step asks a network of masked diffusion once, and at every
@@ -48,7 +48,7 @@ Stepper = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class XPredictionConfig(BlocksConfig):
-    """Masked diffusion decoded as a flow."""
+    """Masked diffusion decoded as a flow in which every token has its own progress."""
 
     step_size: float = setting(
         0.0,
@@ -74,15 +74,18 @@ class XPredictionConfig(BlocksConfig):
 
 
 class Walk(NamedTuple):
-    """Texts on their way.
+    """State of a batch of texts that are being decoded.
 
     Attributes:
-      y: float32 [B, L, D]; t: float32 [B, L], progress; tokens: int32 [B, L].
-      reached: float32 [B, L], progress before the last call of a block wrote what was left.
-      seen: float32 [B, L], the last confidence.
-      block: int32 [B], the block that a row is in, see `unmasking.Schedule`; past the last one
-        where it is done.
-      count: int32 [B], calls that the row has had in this block; made: those of all blocks.
+      y: float32 [B, L, D], states.
+      t: float32 [B, L], progress.
+      tokens: int32 [B, L].
+      reached: float32 [B, L], progress before the last call of a block fixed the remaining tokens.
+      seen: float32 [B, L], last confidence.
+      block: int32 [B], block in which a row is, see `unmasking.Schedule`; after the last one when
+        it is done.
+      count: int32 [B], number of calls of the row in this block.
+      made: int32 [B], number of calls of the row in all blocks.
       kept: cached keys and values, None without; see `windows.Kept`.
     """
 
@@ -98,17 +101,18 @@ class Walk(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a network call says of a walk.
+    """Predictions of a network call for a walk.
 
     Attributes:
-      tokens: int32 [B, L], the most probable ones; confidence: their probabilities.
+      tokens: int32 [B, L], most probable tokens.
+      confidence: float32 [B, L], their probabilities.
       features: float32 [B, L, 8]: the four largest probabilities, the entropy of these four
         (renormalised) over log 4, the first minus the second, t, and rho = step / (T - 1), the
         calls that the row has had over those that it may have in all its blocks.
-      calls: int32 [B], the network calls of the block that each row is in.
-      active: positions of the block that the row is in, but for given ones; none of a row that is
-        done. All others stay as they are.
-      kept: of the walk after this call.
+      active: bool [B, L], positions of the block in which the row is, except prescribed ones; none
+        in a row that is done. All others stay unchanged.
+      calls: int32 [B], number of network calls of the block in which each row is.
+      kept: cache of the walk after this call.
     """
 
     tokens: Int[Array, "b l"]
@@ -119,18 +123,18 @@ class Look(NamedTuple):
     kept: Kept | None = None
 
     def moves(self, walk: Walk) -> Bool[Array, "b l"]:
-        """Positions whose step size matters."""
+        """Mask of the positions at which the step size has an effect."""
         return self.active & (walk.t < 1.0)
 
 
 class Decoder(NamedTuple):
-    """A decoding as functions, of which `sample` makes a loop.
+    """A decoding as pure functions, which `sample_x_prediction` and `rollout` run in a loop.
 
     Attributes:
-      start: the walk before the first call.
-      look: walk -> Look, by one network call.
-      advance: (walk, look, step sizes [B, L]) -> walk.
-      going: walk -> rows [B] that are not done.
+      start: walk before the first call.
+      look: function from a walk to a Look, by one network call.
+      advance: function from (walk, look, step sizes [B, L]) to the next walk.
+      going: function from a walk to the mask [B] of rows that are not done.
     """
 
     start: Walk
@@ -140,10 +144,11 @@ class Decoder(NamedTuple):
 
 
 def features(top: Float[Array, "b l k"], t: Float[Array, "b l"], share: Float[Array, "b"]):
-    """The 8 numbers of `Look.features`, float32 [B, L, 8].
+    """Computes the 8 numbers of `Look.features`, float32 [B, L, 8].
 
     Args:
-      top: the four largest probabilities, falling; t: progress.
+      top: the four largest probabilities, in decreasing order.
+      t: progress.
       share: rho of each row.
     """
     four = top / jnp.maximum(jnp.sum(top, axis=-1, keepdims=True), 1e-30)
@@ -192,10 +197,10 @@ def decoder(
     how: XPredictionConfig,
     time_conditioning: bool,
 ) -> Decoder:
-    """The parts of a decoding; arguments as of `sample`.
+    """Builds the functions of a decoding; arguments as in `sample_x_prediction`.
 
     Raises:
-      UserError: a network without an anchor.
+      UserError: the network has no anchor.
     """
     rows, length = given.tokens.shape
     require(net.anchor is not None, "decoding as a flow needs a network of masked diffusion.")
@@ -239,20 +244,23 @@ def decoder(
 
 
 def fixed(how: XPredictionConfig, look: Look) -> Float[Array, "b l"]:
-    """The step size of `how` everywhere; by default that of the calls of a row's block."""
+    """Returns the constant step size of `how`; by default it follows from the block's calls."""
     size = 1.0 - (1.0 - DONE) ** (1.0 / jnp.maximum(look.calls, 1))
     size = jnp.full(size.shape, how.step_size) if how.step_size else size
     return jnp.broadcast_to(size[:, None], look.tokens.shape)
 
 
 class Rollout(NamedTuple):
-    """A decoding with all that a policy needs to learn from it.
+    """A decoding with all data from which a policy learns.
 
     Attributes:
-      tokens: int32 [B, L]; reached: float32 [B, L], see `Walk`; calls: int32 [B], of each row.
-      features: float32 [K, B, L, 8]; moves: bool [K, B, L], where the step size mattered: nowhere
-        in calls that were not made.
-      acts: what the actor said of each step, leaves [K, ...].
+      tokens: int32 [B, L].
+      reached: float32 [B, L], see `Walk`.
+      calls: int32 [B], number of calls of each row.
+      features: float32 [K, B, L, 8].
+      moves: bool [K, B, L], positions at which the step size had an effect; none in calls that were
+        not made.
+      acts: actions that the actor returned in each step, leaves [K, ...].
     """
 
     tokens: Int[Array, "b l"]
@@ -273,12 +281,12 @@ def rollout(
     given: Given,
     **settings: Any,
 ) -> Rollout:
-    """Decodes with step sizes that are drawn, its K calls in one loop, which ends with the rows.
+    """Decodes with drawn step sizes, in one loop of at most K calls that ends with the rows.
 
     Args:
-      key: of the draws.
-      act: (key, features [B, L, 8]) -> step sizes [B, L], and whatever is to be kept.
-      steps, given, settings: as of `decoder`.
+      key: key of the draws.
+      act: function from (key, features [B, L, 8]) to step sizes [B, L], and any data to record.
+      steps, given, settings: the same as for `decoder`.
     """
     made = decoder(net, params, steps=steps, given=given, **settings)
 
@@ -311,26 +319,27 @@ def sample_x_prediction(
     time_conditioning: bool,
     stepper: Stepper | None = None,
 ) -> Samples:
-    """Decodes in a bounded number of network calls, without any draw.
+    """Decodes in a bounded number of network calls, without random draws.
 
     Args:
-      net: a network of masked diffusion, with an anchor.
-      steps: most calls of each row, a number or a share of the tokens to write; static. See
-        `schedule` for how they are spread over blocks. The last call of a block writes what is left
-        of it by its predictions.
+      net: network of masked diffusion, with an anchor.
+      steps: largest number of calls of each row, a number or a fraction of the tokens to generate;
+        static. `schedule` spreads them over blocks. The last call of a block fixes its remaining
+        tokens by their predictions.
       given: prescribed tokens, at t = 1 from the start and never changed.
-      how: step size, what else a step does, and the length of a block; each row goes on to its
-        next block by itself.
-      time_conditioning: as the network was trained; it is told the mean progress.
-      stepper: step sizes in the place of how.step_size, as of a policy.
+      how: step size, further parts of a step, and block length; each row starts its next block by
+        itself.
+      time_conditioning: whether the network is conditioned on time, as in training; its time is the
+        mean progress.
+      stepper: function that gives the step sizes instead of how.step_size, such as a policy.
 
     Returns:
-      Samples with steps_progress, t after each call; steps_tokens holds predictions where nothing
-      is written yet. calls counts the network calls made: none once all rows are done. A row's
+      Samples with steps_progress, t after each call; steps_tokens holds predictions where no token
+      is fixed yet. calls is the number of network calls: none once all rows are done. A row's
       result does not depend on the other rows.
 
     Raises:
-      UserError: a network without an anchor.
+      UserError: the network has no anchor.
     """
     settings = dict(steps=steps, given=given, how=how)
     made = decoder(net, params, time_conditioning=time_conditioning, **settings)
@@ -371,7 +380,7 @@ def sample(
     objective: Any,
     **unused: Any,
 ) -> Samples:
-    """`sample_x_prediction` as `samplers.registry.Sampler` has it; it draws nothing."""
+    """Samples with the signature of `samplers.registry.Sampler`; see `sample_x_prediction`."""
     del key, extra, unused
     told = objective.time_conditioning
     how = {"steps": steps, "given": given, "how": cfg, "stepper": guides.stepper}
