@@ -1,1 +1,1 @@
-"""One training objective in each file."""
+"""Training objectives, one in each file."""

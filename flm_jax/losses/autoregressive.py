@@ -16,7 +16,7 @@ from flm_jax.losses.base import Frozen, number_of, token_weights
 
 @dataclasses.dataclass(frozen=True)
 class AutoregressiveConfig:
-    """Choices of the objective; there are none."""
+    """Settings of the objective; there are none."""
 
 
 def next_token_loss(
@@ -52,9 +52,9 @@ def autoregressive_loss(
       params: parameters of a causal network.
       frozen: not used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
-      key: for dropout.
-      rows: which rows of the global batch these are.
-      net: its features at position l see the tokens before l alone.
+      key: key for dropout.
+      rows: indices of these rows in the global batch.
+      net: causal network, whose features at position l see the tokens before l alone.
 
     Returns:
       nats/token, and metrics {"nll_nats_per_token", "counted"}.

@@ -1,4 +1,4 @@
-"""What every loss shares: the form of an objective, and weights over valid tokens."""
+"""Definitions that all losses share: the form of an objective, and weights over valid tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from flm_jax.flows.time_sampling import Rows
 
 
 def number_of(mask: Shaped[Array, "b l"]) -> jax.Array:
-    """How many positions count, float32."""
+    """Number of positions that count, float32."""
     return jnp.sum(mask.astype(jnp.float32))
 
 
@@ -36,12 +36,12 @@ class Frozen(NamedTuple):
     """Parameters that an objective uses without training them.
 
     Attributes:
-      teacher: those of the teacher, {} without one.
-      average: the averaged ones of the model that is trained.
-      tracked: what a `Tracker` holds, None without one.
-      other: those of the network that is trained in turn with this one (see `Auxiliary`), or of
-        the renewed teacher (see `Renewal`); {} without one.
-      step: int32, steps taken before this one, for objectives that change as training goes on.
+      teacher: parameters of the teacher, {} without one.
+      average: averaged parameters of the trained model.
+      tracked: statistics of a `Tracker`, None without one.
+      other: parameters of the network that is trained alternately with this one (see `Auxiliary`),
+        or of the renewed teacher (see `Renewal`); {} without one.
+      step: int32, number of steps taken before, for objectives that change during training.
     """
 
     teacher: Params
@@ -61,14 +61,14 @@ Objective = Callable[[Params, Frozen, dict[str, jax.Array], Key, Rows], tuple[ja
 class Auxiliary(NamedTuple):
     """A network that is trained beside the model, for the model's objective alone.
 
-    Each of the two finds the other's parameters in `Frozen.other`.
+    Each of the two networks has the other's parameters in `Frozen.other`.
 
     Attributes:
-      objective: the loss of its parameters.
-      updates: of it in each step, all before the model's one; every update has its own part of
-        the batch.
-      lead: first steps, in which it alone is trained.
-      lr: its peak learning rate; 0 for the model's.
+      objective: loss of its parameters.
+      updates: number of its updates in each step, all before the model's one; every update has its
+        own part of the batch.
+      lead: number of first steps, in which it alone is trained.
+      lr: peak learning rate; 0 for the model's.
     """
 
     objective: Objective
@@ -78,14 +78,15 @@ class Auxiliary(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """A teacher that is renewed as training goes on: at first the model that training starts from.
+    """A teacher that is renewed during training; at first it is the initial model.
 
-    The objective finds its parameters in `Frozen.other`.
+    The objective has its parameters in `Frozen.other`.
 
     Attributes:
-      every: steps from one renewal to the next.
-      average: whether the new teacher has the model's averaged parameters, else its present ones.
-      restart: whether the model goes on from its averaged parameters too.
+      every: number of steps between renewals.
+      average: whether the new teacher has the model's averaged parameters; else it has the current
+        ones.
+      restart: whether the model continues from its averaged parameters too.
     """
 
     every: int

@@ -1,7 +1,7 @@
-"""Clean context in training: some positions stand at time 1 beside noisy ones (arXiv 2606.24773).
+"""Clean context in training: some positions have time 1 beside noisy ones (arXiv 2606.24773).
 
-A flow trained so is any-order: whatever tokens are given, the network carries the others from noise
-to their law given those. Clean positions do not count in the loss.
+Such training makes a flow any-order: whatever tokens are prescribed, the network transports the
+others from noise to their distribution given these. Clean positions do not count in the loss.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ _STREAM = 2**31 - 3  # apart from the keys that an objective splits off
 
 @dataclasses.dataclass(frozen=True)
 class ContextConfig:
-    """Which positions are held clean.
+    """Choice of the positions that are kept clean.
 
     Attributes:
-      share: of the rows that get a random clean context: n positions, n uniform in 0..L-1, each
-        set of n as likely as another.
-      prompt: first positions of each row, clean always.
+      share: fraction of the rows with a random clean context: n positions, n uniform in 0..L-1, and
+        all sets of n positions equally likely.
+      prompt: number of first positions of each row that are always clean.
     """
 
     share: float
@@ -34,11 +34,11 @@ class ContextConfig:
 def clean_context(
     key: Key, batch: dict[str, jax.Array], cfg: ContextConfig, rows: Rows
 ) -> Bool[Array, "b l"] | None:
-    """Positions to hold clean, or None where the configuration and the data want none.
+    """Draws the mask of clean positions; None if the configuration and the data have none.
 
     Args:
-      key: of the whole objective; its own stream is taken from it.
-      batch: "tokens" [B, L]; "prompt" bool [B, L], where the data have one, is clean always.
+      key: key of the objective, from which a separate stream is derived.
+      batch: "tokens" [B, L]; "prompt" bool [B, L], if present, is always clean.
     """
     num, length = batch["tokens"].shape
     clean = batch["prompt"].astype(bool) if "prompt" in batch else None
@@ -56,7 +56,7 @@ def clean_context(
 
 
 def at_clean(clean: Bool[Array, "b l"] | None, *times: Times) -> tuple[Times, ...]:
-    """Times [B] of rows as times [B, L], 1 where clean; as they are where `clean` is None."""
+    """Expands times [B] of rows to [B, L], 1 where clean; unchanged if `clean` is None."""
     if clean is None:
         return times
     return tuple(jnp.where(clean, 1.0, t[:, None]) for t in times)

@@ -24,7 +24,7 @@ PREDICTIONS = ("probabilities", "denoiser", "velocity")
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingConfig(WeightedSettings):
-    """Choices of denoising; predictions and squared errors are those of `losses.regression`."""
+    """Settings of denoising; predictions and squared errors are defined in `losses.regression`."""
 
     prediction: str = setting(
         "probabilities",
@@ -54,7 +54,7 @@ def denoising_loss_at(
     """CE(x, delta_tt(y_t)) at given states and network times.
 
     Args:
-      estimate: what a self-conditioned network is shown besides.
+      estimate: estimate of the clean text, for self-conditioned networks.
 
     Returns:
       Weighted sum (nats) and the cross entropy per token [B, L] (nats, no gradient).
@@ -81,22 +81,22 @@ def denoising_loss(
     flow: Flow,
     cfg: DenoisingConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """CE(x, delta_tt(y_t)) with tau low-discrepancy over the global batch, by the law of times.
+    """CE(x, delta_tt(y_t)) with tau drawn from the flow's times, low-discrepancy over the batch.
 
-    The noisy positions of a row share one time; those of a clean context stand at 1. A
-    self-conditioned network is shown its own estimate in every second row, and none in the others.
+    The noisy positions of a row share one time; positions of a clean context have time 1. The input
+    of a self-conditioned network has its own estimate in every second row, and none in the others.
 
     Args:
       params: network parameters; gradients reach the embedding through clean data and noise.
-      frozen: what is learnt of the law of times.
+      frozen: state of learnt times.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
-      key: for times, noise and dropout.
-      rows: which rows of the global batch these are.
-      net, flow: the denoiser and the flow that it is of.
+      key: key for times, noise and dropout.
+      rows: indices of these rows in the global batch.
+      net, flow: denoiser, and the flow for which it is trained.
 
     Returns:
-      Mean over valid tokens that are not clean, nats/token, weighted over times where the network
-      says how; and metrics {"nll_nats_per_token"}, the mean itself, and "counted".
+      Mean over valid tokens that are not clean, nats/token, weighted over times if the network has
+      such weights; and metrics {"nll_nats_per_token"}, the mean itself, and "counted".
     """
     flow = flow if frozen is None else flow.settled(frozen.tracked)
     time_key, noise_key, dropout_key = jax.random.split(key, 3)

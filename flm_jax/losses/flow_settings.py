@@ -1,4 +1,4 @@
-"""Settings that every objective of a flow from Gaussian noise shares."""
+"""Settings that all objectives of a flow from Gaussian noise share."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ WEIGHTINGS = ("equal", "learned")
 
 @dataclasses.dataclass(frozen=True)
 class ContextSettings:
-    """Which positions are clean in training."""
+    """Settings of the positions that are clean in training."""
 
     context: float = setting(
         0.0,
@@ -27,13 +27,13 @@ class ContextSettings:
 
     @property
     def clean(self) -> ContextConfig:
-        """Which positions are held clean."""
+        """Choice of the positions that are kept clean."""
         return ContextConfig(self.context, self.prompt)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSettings(ContextSettings):
-    """Which positions are clean, and how times are weighted."""
+    """Settings of clean positions and of the weighting of times."""
 
     weighting: str = setting(
         "equal", "Weighting of the times in the loss: equal or learned.", choices=WEIGHTINGS

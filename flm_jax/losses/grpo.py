@@ -2,7 +2,7 @@
 
 Each prompt is answered G times. The reward of token i of an answer is the answer's own plus lambda
 times the progress t_i that the token reached; it is normalised over the G answers of the prompt,
-token by token, and weights the ratio of probabilities of all steps of that token, clipped.
+for each token, and weights the clipped ratios of probabilities of all steps of that token.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,13 @@ _LEAST_DEVIATION = 1e-4
 
 
 class Actions(NamedTuple):
-    """What a policy did in K steps of B answers.
+    """Actions of a policy in K steps of B answers.
 
     Attributes:
-      features: float32 [K, B, L, F], what it saw.
-      drawn: float32 [K, B, L], what it drew; log_probs: of these, as it was then.
-      counted: bool [K, B, L], where the draw had an effect.
+      features: float32 [K, B, L, F], inputs of the policy.
+      drawn: float32 [K, B, L], drawn actions.
+      log_probs: float32 [K, B, L], log probabilities of these when they were drawn.
+      counted: bool [K, B, L], mask of the draws that had an effect.
     """
 
     features: Float[Array, "k b l f"]
@@ -34,18 +35,18 @@ class Actions(NamedTuple):
 def token_rewards(
     answers: Float[Array, "b"], reached: Float[Array, "b l"], completion: float
 ) -> Float[Array, "b l"]:
-    """answers + lambda t_i; `completion` is lambda."""
+    """Rewards answers + lambda t_i of tokens [B, L]; `completion` is lambda."""
     return answers[:, None] + completion * reached
 
 
 def group_advantages(rewards: Float[Array, "b l"], group: int) -> Float[Array, "b l"]:
-    """Rewards less their mean over the answers of a prompt, over their standard deviation.
+    """Rewards minus their mean over the answers of a prompt, divided by their standard deviation.
 
     Args:
-      rewards: the answers of a prompt stand together, in groups of `group` rows.
+      rewards: rewards [B, L]; the answers of a prompt are adjacent, in groups of `group` rows.
 
     Returns:
-      [B, L]; 0 where all answers of a prompt fare alike.
+      Advantages [B, L]; 0 where all answers of a prompt have equal rewards.
     """
     grouped = rewards.reshape(-1, group, rewards.shape[1])
     gap = grouped - jnp.mean(grouped, axis=1, keepdims=True)
@@ -60,16 +61,18 @@ def clipped_loss(
     counted: Bool[Array, "k b l"],
     clip: float,
 ) -> tuple[jax.Array, Metrics]:
-    """-min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = exp(log_probs - before).
+    """Clipped loss -min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = exp(log_probs - before).
 
     Args:
-      log_probs: of the drawn actions under the policy that is trained; before: as they were drawn.
-      advantages: of each token, the same at all its steps.
-      counted: actions that had an effect.
-      clip: eps.
+      log_probs: log probabilities of the drawn actions under the trained policy.
+      before: log probabilities when the actions were drawn.
+      advantages: advantages of each token, the same at all its steps.
+      counted: mask of the actions that had an effect.
+      clip: clipping range eps.
 
     Returns:
-      Mean over the actions that count, and metrics: the mean ratio, and the share that is clipped.
+      Mean over the actions that count, and metrics: the mean ratio, and the fraction that is
+      clipped.
     """
     weights = counted.astype(jnp.float32)
     weights = weights / jnp.maximum(jnp.sum(weights), 1.0)

@@ -4,8 +4,8 @@ With the log-linear schedule alpha_t = 1 - t each token is hidden with probabili
 
     NELBO = E_{t ~ U(0, 1)}  1/t  sum_{l hidden} -log p(x_l | visible tokens).
 
-Hidden positions show anchors, which are no rows of the table, and the head has no column for them:
-the probability of the mask is exactly zero. Visible tokens have weight zero (carry-over).
+Hidden positions have anchors as states, which are no rows of the table, and the head has no column
+for them: the probability of the mask is exactly zero. Visible tokens have weight zero (carry-over).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from flm_jax.losses.base import Frozen, number_of, token_weights
 
 @dataclasses.dataclass(frozen=True)
 class MaskedConfig:
-    """Choices of masked diffusion.
+    """Settings of masked diffusion.
 
     Below the smallest time `least`, 1/t makes the variance grow as log(1/least), while the part of
     the integral that is left out is of relative size `least`.
@@ -56,7 +56,7 @@ def masked_readout(
     key: Key | None = None,
     visible: Bool[Array, "b l"] | None = None,
 ) -> Readout:
-    """The network's read-out of a text that is masked in part; arguments as of `masked_loss_at`."""
+    """Output of the network for a partly masked text; arguments as in `masked_loss_at`."""
     states = masked_states(tokens, masked, net.table(params), net.anchor(params))
     progress = 1.0 - t if cfg.time_conditioning else jnp.zeros_like(t)
     return forward(net, params, states, progress, progress, key=key, visible=visible)
@@ -74,12 +74,13 @@ def masked_loss_at(
     key: Key | None = None,
     visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
-    """CE of the tokens given those that are not masked.
+    """Cross entropy of the tokens, given the tokens that are not masked.
 
     Args:
-      masked: hidden positions; t: their expected share [B].
-      weights: of each position in the sum; 0 where visible.
-      visible: positions that may be attended to; None for all.
+      masked: mask of hidden positions.
+      t: expected hidden fraction [B].
+      weights: weight of each position in the sum; 0 where visible.
+      visible: mask of positions that may be attended to; None for all.
 
     Returns:
       Weighted sum (nats) and the cross entropy of each token [B, L] (nats, no gradient).
@@ -99,16 +100,16 @@ def masked_loss(
     net: Network,
     cfg: MaskedConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """The NELBO with t low-discrepancy in [least, 1] over the global batch.
+    """NELBO with t low-discrepancy in [least, 1] over the global batch.
 
     Args:
       params: parameters of a network with anchors.
       frozen: not used.
-      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden
-        like the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay visible and
-        do not count.
-      key: for times, masks and dropout.
-      rows: which rows of the global batch these are.
+      batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are hidden like
+        the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay visible and do
+        not count.
+      key: key for times, masks and dropout.
+      rows: indices of these rows in the global batch.
 
     Returns:
       Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same bound, and

@@ -2,8 +2,8 @@
 
     CE(x_l, D_t(z_t)) + w |probs E - E[x_l]|^2 / D,   summed with weights over hidden positions.
 
-At t = 0 the first term is masked diffusion's cross entropy. What is hidden, and how positions are
-weighted, differs between the paper and its authors' code, and between their two stages; each is a
+At t = 0 the first term is masked diffusion's cross entropy. The hidden positions and the weighting
+of positions differ between the paper and its authors' code, and between their two stages; each is a
 setting (docs/methods/masked_flow.md has the table).
 """
 
@@ -30,7 +30,7 @@ _SHARES = ("cosine", "cosine_squared", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class BridgeConfig:
-    """Choices of the masked bridge; by default those of the authors' adaptation."""
+    """Settings of the masked bridge; the defaults are those of the authors' adaptation."""
 
     embedding_weight: float = setting(
         0.0,
@@ -87,7 +87,7 @@ def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
 
 
 def may_be_hidden(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array, "b l"]:
-    """Valid positions outside of prompts, and of special tokens where these stay visible."""
+    """Mask of valid positions except prompts, and except special tokens if these stay visible."""
     free = free_positions(batch, cfg.prompt)
     if cfg.hide_special or not cfg.special_ids:
         return free
@@ -98,16 +98,17 @@ def may_be_hidden(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array,
 def position_weights(
     hidden: Bool[Array, "b l"], free: Bool[Array, "b l"], share: Times, reduction: str
 ) -> tuple[Float[Array, "b l"], jax.Array]:
-    """Weights of the loss's sum, and the number that they are divided by.
+    """Weights of the sum over positions, and the number by which they are normalised.
 
     Args:
-      hidden: hidden positions; free: positions that may be hidden.
+      hidden: mask of hidden positions.
+      free: mask of positions that may be hidden.
       share: hidden fraction of each row, [B].
-      reduction: of `REDUCTIONS`.
+      reduction: one of `REDUCTIONS`.
 
     Returns:
-      float32 [B, L], and the number of rows or positions that the mean is over: parts of a batch
-      are weighted by it.
+      float32 [B, L], and the number of rows or positions over which the mean is taken; parts of a
+      batch are weighted by it.
     """
     number = lambda mask: jnp.sum(mask.astype(jnp.float32), axis=1, keepdims=True)
     mask, share = hidden.astype(jnp.float32), share[:, None]
@@ -133,11 +134,11 @@ def bridge_loss_at(
     cfg: BridgeConfig,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"], jax.Array]:
-    """The loss at given states.
+    """Masked flow loss at given states.
 
     Args:
-      z_t: states of `hidden_states`; tau: what the network is told of their times [B].
-      weights: of each position in the sums; 0 where visible.
+      z_t: states from `hidden_states`.
+      weights: weight of each position in the sums; 0 where visible.
 
     Returns:
       Weighted sum of both terms; cross entropy of each token [B, L] (nats, no gradient); weighted
@@ -156,12 +157,12 @@ def bridge_loss_at(
 def draw_hidden(
     key: Key, share_key: Key, free: Bool[Array, "b l"], rows: Rows, cfg: BridgeConfig
 ) -> tuple[Bool[Array, "b l"], Times]:
-    """Hidden positions, each free one with the probability of its row; at least one of a row.
+    """Draws hidden positions, each free one with its row's probability; at least one in a row.
 
     Args:
-      key: for the positions, and for rows that are hidden entirely.
-      share_key: the same for every (micro)batch of one global batch; fractions are low-discrepancy
-        over it.
+      key: key for the positions, and for rows that are hidden entirely.
+      share_key: key for the fractions, the same for every (micro)batch of a global batch, over
+        which they are low-discrepancy.
 
     Returns:
       Hidden positions [B, L], and the hidden fraction of each row, 1 where it is hidden entirely.
@@ -187,20 +188,21 @@ def bridge_loss(
     cfg: BridgeConfig,
     rows: Rows,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss with gamma and the hidden fraction low-discrepancy over the global batch.
+    """Masked flow loss, with gamma and hidden fraction low-discrepancy over the global batch.
 
     Args:
       params: parameters of a network with an anchor.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1
         where tokens stay visible.
-      key: for times, masks, noise and dropout.
-      flow: the masked bridge, settled at what is learnt of its times.
-      rows: which rows of the global batch these are.
+      key: key for times, masks, noise and dropout.
+      flow: masked bridge with the current state of its learnt times.
+      rows: indices of these rows in the global batch.
 
     Returns:
       The loss, and metrics: cross entropy (nats/token) and squared distance of embeddings with the
-      loss's weights, and under "observed" what the law of gamma learns from: the mean cross entropy
-      of each row over hidden tokens but the end of text, by gamma and hidden fraction.
+      loss's weights, and under "observed" the data from which the distribution of gamma is learnt:
+      the mean cross entropy of each row over hidden tokens except the end of text, by gamma and
+      hidden fraction.
     """
     gamma_key, share_key, hide_key, noise_key, dropout_key = jax.random.split(key, 5)
     tokens = batch["tokens"]

@@ -1,13 +1,13 @@
-"""Squared errors in place of the denoiser's cross entropy: the ablation of arXiv 2602.16813v3.
+"""Squared errors instead of the denoiser's cross entropy: the ablation of arXiv 2602.16813v3.
 
-What the network's last layer means is a choice (`denoising.PREDICTIONS`):
+The meaning of the network's output is a setting (`denoising.PREDICTIONS`):
 
     probabilities   softmax of the logits, the denoiser as a point of the simplex
     denoiser        the output itself, a vector of R^V; the least-squares solution is the same D_t
     velocity        the output itself is b_t = E[x_1 - x_0 | x_t], and D_t = x_t + (1 - t) b_t
 
-All have the same minimiser as a flow, so that what differs is how well it is learnt. The last two
-hold [B, L, V] in training and sampling.
+All have the same minimiser as a flow and differ in how well it is learnt. The last two hold
+[B, L, V] in training and sampling.
 """
 
 import jax
@@ -31,7 +31,7 @@ from flm_jax.losses.distillation.moving_target import squared
 def squared_to_tokens(
     out: Readout, tokens: Int[Array, "b l"], weights: Float[Array, "b l"], net: Network
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
-    """|softmax(logits) - onehot(x)|^2, tile by tile.
+    """Squared distance |softmax(logits) - onehot(x)|^2, computed tile by tile.
 
     Returns:
       Weighted sum, differentiable in `out`, and values [B, L] in [0, 2], without gradient.
@@ -42,7 +42,7 @@ def squared_to_tokens(
 
 
 def output(out: Readout) -> Float[Array, "b l v"]:
-    """The last layer's output itself, float32, without soft cap."""
+    """Output of the last layer itself, float32, without soft cap."""
     return tiled.head_logits(out.features, (out.kernel, out.bias), 0.0)
 
 
@@ -62,7 +62,7 @@ def regression_loss(
     The target is onehot(x), or for a velocity onehot(x) - eps.
 
     Args:
-      params, frozen, batch, key, rows, net, flow, cfg: as of `denoising_loss`.
+      params, frozen, batch, key, rows, net, flow, cfg: the same as for `denoising_loss`.
 
     Returns:
       Mean over valid tokens, and metrics {"squared_per_token"}, the same, and "counted".

@@ -1,8 +1,8 @@
 """Learned weighting of a loss over its times (uncertainty weighting, as in arXiv 2312.02696).
 
-A small function u(s, t) is trained with the model on  exp(-u) loss + u.  For fixed times its
-minimum is u = log loss, so that each pair of times counts as if its mean loss were 1: gradients of
-times with a small loss are not drowned by those of times with a large one.
+A small function u(s, t) is trained with the model on exp(-u) loss + u. For fixed times its minimum
+is u = log loss, so that each pair of times counts as if its mean loss were 1: times with a large
+loss do not dominate the gradient.
 """
 
 import jax
@@ -23,7 +23,7 @@ def time_weights(
       tau_s, tau_t: network times [B] of the rows' noisy positions.
 
     Returns:
-      The weights unchanged and 0 where `net` has no such function.
+      Both; if `net` has no such function, the weights unchanged and 0.
     """
     if net.log_loss is None:
         return weights, 0.0

@@ -1,16 +1,17 @@
 """Uniform-state diffusion: the continuous-time NELBO and curriculum of Duo (arXiv 2506.10892v3).
 
 With signal a, noise t = 1 - a (`flows.uniform_noise`), x_bar = V a onehot(x) + t, and p_bar the
-same of the network's probabilities p(x | z, a),
+same for the network's probabilities p(x | z, a),
 
     NELBO = int_0^1 da/(V a)  E_z sum_l [V/p_bar_z - V/x_bar_z
             + sum_j (x_bar_j / x_bar_z) log((x_bar_j p_bar_z) / (x_bar_z p_bar_j))],
 
-z the state of token l. It is least, and then -log p(x) itself, where p is the law of x_l given the
-states of the other tokens alone: the reverse step has what its own state says already.
+with z the state of token l. It is smallest, and then equal to -log p(x), if p is the distribution
+of x_l given the states of the other tokens alone: the reverse step already has the information of
+its own state.
 
-The curriculum shows the network softmax(w / temperature) @ E of the Gaussian state w of which z is
-the largest entry, in place of E[z], for the first steps of training.
+In the curriculum, for the first steps of training, the input of the network is
+softmax(w / temperature) @ E instead of E[z], where z is the largest entry of the Gaussian state w.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from flm_jax.losses.base import Frozen, number_of, token_weights
 
 @dataclasses.dataclass(frozen=True)
 class UniformConfig:
-    """What uniform-state diffusion and its distillation share."""
+    """Settings that uniform-state diffusion and its distillation share."""
 
     time_conditioning: bool = setting(
         True, "Whether the network is conditioned on the signal a; else its time input is 0."
@@ -65,10 +66,10 @@ class UniformConfig:
 
 @dataclasses.dataclass(frozen=True)
 class UniformDiffusionConfig(UniformConfig):
-    """Choices of uniform-state diffusion.
+    """Settings of uniform-state diffusion.
 
-    The published bounds of the curriculum are gamma from -3.5 to -1.75 at V = 30,522: signals of
-    0.94 and 0.05, which mean the same for other vocabularies.
+    The published bounds of the curriculum are gamma from -3.5 to -1.75 at V = 30,522; signals of
+    0.94 and 0.05 are their equivalent for all vocabularies.
     """
 
     least: float = setting(
@@ -85,12 +86,12 @@ class UniformDiffusionConfig(UniformConfig):
 
 
 class Noisy(NamedTuple):
-    """A noisy batch.
+    """A batch of noisy tokens.
 
     Attributes:
-      states: what the network is shown, [B, L, D].
-      tokens: z, int32 [B, L].
-      noise: t [B].
+      states: inputs of the network, [B, L, D].
+      tokens: noisy tokens z, int32 [B, L].
+      noise: noise level t [B].
       rate: density of the signal by which the mean of a batch is an integral over it, [B].
     """
 
@@ -145,7 +146,7 @@ def _nelbo_of(number: int):
 
 
 def told_signal(signal: Times, conditioned: bool) -> Times:
-    """The time that a network is told, with signal [B]."""
+    """Time input of a network for signal [B]; 0 if it is not conditioned on time."""
     return signal if conditioned else jnp.zeros_like(signal)
 
 
@@ -160,17 +161,17 @@ def uniform_loss_at(
     key: Key | None = None,
     visible: Bool[Array, "b l"] | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
-    """The integrand of the NELBO at noisy tokens.
+    """Integrand of the NELBO at noisy tokens.
 
     Args:
-      tokens: x.
-      noisy: z and what is shown of it.
-      weights: of each position in the sum; 0 where a token is given.
-      visible: positions that may be attended to; None for all.
+      tokens: clean tokens x.
+      noisy: noisy tokens z, and the network's inputs for them.
+      weights: weight of each position in the sum; 0 at prescribed tokens.
+      visible: mask of positions that may be attended to; None for all.
 
     Returns:
-      Weighted sum (nats) and the integrand of each token [B, L] (nats, without gradient), both
-      with the rate of `noisy`.
+      Weighted sum (nats) and the integrand of each token [B, L] (nats, without gradient), both with
+      the rate of `noisy`.
     """
     told = told_signal(1.0 - noisy.noise, cfg.time_conditioning)
     out = forward(net, params, noisy.states, told, told, key=key, visible=visible)
@@ -188,7 +189,7 @@ def uniform_loss_at(
 def replaced_batch(
     key: Key, tokens: Int[Array, "b l"], noise: Times, free: jax.Array, net: Network, table
 ) -> Noisy:
-    """Tokens with noise t [B] at free positions, shown as they are; rate 1."""
+    """Tokens with noise t [B] at free positions, as inputs without softening; the rate is 1."""
     seen = replaced(key, tokens, noise, free, net.token_count)
     return Noisy(table[seen], seen, noise, jnp.ones_like(noise))
 
@@ -204,7 +205,7 @@ def softened_batch(
     times: GaussianTimes,
     table: Float[Array, "v d"],
 ) -> Noisy:
-    """Tokens of the curriculum, at shares [B] of its range of gamma."""
+    """Tokens of the curriculum, at fractions [B] of its range of gamma."""
     signal, rate = times.signal_and_rate(share)
     states, seen = softened(
         key,
@@ -231,23 +232,23 @@ def uniform_loss(
     softened_steps: int = 0,
     times: GaussianTimes | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The NELBO, with times low-discrepancy over the global batch.
+    """NELBO with times low-discrepancy over the global batch.
 
     Args:
-      params: the network's.
-      frozen: of which the step alone is used.
+      params: parameters of the network.
+      frozen: parameters, of which the step alone is used.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are noisy like
         the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay clean and do not
         count.
-      key: for times, noise and dropout.
-      rows: which rows of the global batch these are.
-      net, cfg: the network, and choices.
-      softened_steps: first steps that belong to the curriculum.
-      times: those of the curriculum, where it has steps.
+      key: key for times, noise and dropout.
+      rows: indices of these rows in the global batch.
+      net, cfg: network and settings.
+      softened_steps: number of first steps, which belong to the curriculum.
+      times: times of the curriculum, if it has steps.
 
     Returns:
       Mean over valid tokens, nats/token, and metrics {"nll_nats_per_token"}, the same, and
-      "counted". In the curriculum it is of its range of times alone, and no bound.
+      "counted". During the curriculum the mean covers its range of times alone and is no bound.
     """
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens, table, own_key = batch["tokens"], net.table(params), rows.fold(noise_key)

@@ -1,1 +1,1 @@
-"""The routes by which a flow is distilled into a flow map."""
+"""Distillation: the routes from a flow to a flow map, and distillation of discrete diffusion."""

@@ -1,7 +1,7 @@
-"""What the routes to a flow map share: rows, times, states and the diagonal (arXiv 2602.16813v3).
+"""Definitions shared by the routes to a flow map: rows, times, states, diagonal (2602.16813v3).
 
-A share of the rows has t = s: there the target is the teacher's denoiser, or the data where there
-is no teacher. The others have s < t and belong to one of the routes: `semigroup`, `lagrangian`,
+A fraction of the rows has t = s: their target is the teacher's denoiser, or the data without a
+teacher. The others have s < t and belong to one of the routes: `semigroup`, `lagrangian`,
 `eulerian`, `endpoint`.
 """
 
@@ -32,7 +32,7 @@ Teacher = tuple[Network, Params]
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig(WeightedSettings):
-    """Choices that all routes share."""
+    """Settings that all routes share."""
 
     teacher: str = setting(
         "", "Workdir of the flow to distil; empty for self-distillation from data."
@@ -58,11 +58,11 @@ class DistillationConfig(WeightedSettings):
 
 
 class Pairs(NamedTuple):
-    """Rows off the diagonal.
+    """Rows off the diagonal, with s < t.
 
     Attributes:
-      views: states [B, L, D] at time s seen through the student's table, and, for a route that
-        asks it, through the teacher's (else None).
+      views: states [B, L, D] at time s in the student's table and, for a route that uses the
+        teacher, in the teacher's table (else None).
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
       s, t: the same as times of the path.
       weights: weight of each position in the sum, [B, L].
@@ -80,10 +80,10 @@ class Route(NamedTuple):
     """A loss off the diagonal.
 
     Attributes:
-      loss_at: (params, target_params, pairs, *, net, flow, teacher, split_key, key) ->
-        (weighted sum, values [B, L] to report by name). Targets come from target_params, without
-        gradient and without dropout; `key` is for the student's dropout.
-      asks_teacher: whether it asks the teacher, which then must see the states too.
+      loss_at: (params, target_params, pairs, *, net, flow, teacher, split_key, key) -> (weighted
+        sum, values [B, L] to report by name). Targets come from target_params, without gradient and
+        without dropout; `key` is for the student's dropout.
+      asks_teacher: whether it calls the teacher, which then needs the states too.
     """
 
     loss_at: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -91,10 +91,10 @@ class Route(NamedTuple):
 
 
 def row_groups(diagonal: float, num: int) -> tuple[int, int]:
-    """(rows a group, diagonal rows a group): a fixed share of each group of rows is diagonal.
+    """Returns (rows in a group, diagonal rows in a group): a fixed fraction of rows is diagonal.
 
-    A fixed share keeps shapes static, so that teacher and targets run on their own rows only, and
-    groups of neighbours keep it equal on every device.
+    A fixed fraction keeps shapes static, so that teacher and targets run on their own rows only,
+    and groups of neighbouring rows keep the fraction equal on every device.
     """
     share = Fraction(diagonal).limit_denominator(8)
     if num % share.denominator:
@@ -122,7 +122,7 @@ def diagonal_loss_at(
     """CE of delta_tt to the teacher's denoiser at the same state, or to the data without one.
 
     Args:
-      views: the state embedded by the student's table, and by the teacher's (None without one).
+      views: state in the student's table, and in the teacher's (None without one).
 
     Returns:
       Weighted sum and values per token [B, L], nats.
@@ -151,18 +151,19 @@ def distillation_loss(
     """Distillation loss over a batch: diagonal rows and off-diagonal rows.
 
     Args:
-      params: the student's (a two-time network).
+      params: parameters of the student (a two-time network).
       frozen: parameters of the teacher, and the student's average.
       batch: "tokens" int32 [B, L], "mask" [B, L].
-      key: for times, noise and dropout.
-      rows: which rows of the global batch these are.
-      net, flow: the student and the flow that it maps.
-      route: the loss off the diagonal.
-      teacher: a frozen denoiser, or None for self-distillation from data.
+      key: key for times, noise and dropout.
+      rows: indices of these rows in the global batch.
+      net, flow: student, and the flow whose map it learns.
+      route: loss off the diagonal.
+      teacher: frozen denoiser, or None for self-distillation from data.
 
     Returns:
-      Mean over valid tokens that are not clean, weighted over times where the network says how;
-      and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own rows.
+      Mean over valid tokens that are not clean, weighted over times if the network has such
+      weights; and metrics: "diagonal_nats_per_token" and the route's, each the mean over its own
+      rows.
     """
     flow = flow.settled(frozen.tracked)
     guide = None if teacher is None else (teacher, frozen.teacher)

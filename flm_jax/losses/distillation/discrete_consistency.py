@@ -1,8 +1,8 @@
 """Discrete consistency distillation of uniform-state diffusion (Duo, arXiv 2506.10892v3, alg. 1).
 
-Two states z_t, z_s of a text are the largest entries of Gaussian states with one and the same noise
-at two times, s with more signal: discrete points of one trajectory of the probability flow. The
-student's answer at z_t learns the teacher's at z_s.
+Two states z_t, z_s of a text are the largest entries of Gaussian states with the same noise at two
+times, s with more signal: discrete points of one trajectory of the probability flow. The student's
+output at z_t learns the teacher's at z_s.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from flm_jax.losses.uniform_diffusion import UniformConfig, told_signal
 
 @dataclasses.dataclass(frozen=True)
 class ConsistencyConfig(UniformConfig, RoundsConfig):
-    """Choices of discrete consistency distillation.
+    """Settings of discrete consistency distillation.
 
-    The published times are gamma from -4 to -1 at V = 50,257, of which signals of 0.9987 and
-    0.0062 mean the same for other vocabularies.
+    The published times are gamma from -4 to -1 at V = 50,257; signals of 0.9987 and 0.0062 are
+    their equivalent for all vocabularies.
     """
 
     least_signal: float = setting(
@@ -64,16 +64,17 @@ def consistency_loss(
     cfg: ConsistencyConfig,
     times: GaussianTimes,
 ) -> tuple[jax.Array, Metrics]:
-    """The divergence between student and teacher at two states of one trajectory.
+    """Divergence between student and teacher at two states of one trajectory.
 
     Args:
-      params: the student's.
-      frozen: `other` holds the teacher's parameters; `step` says how far the two times are apart.
+      params: parameters of the student.
+      frozen: `other` holds the teacher's parameters; `step` determines the distance of the two
+        times.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; optionally "prompt".
-      key: for times, noise and dropout.
-      rows: which rows of the global batch these are.
-      net: the network of both.
-      cfg: choices.
+      key: key for times, noise and dropout.
+      rows: indices of these rows in the global batch.
+      net: network of both.
+      cfg: settings.
       times: times of the Gaussian states.
 
     Returns:

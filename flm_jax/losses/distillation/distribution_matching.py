@@ -1,12 +1,12 @@
-"""Distribution matching: a map whose outputs, noised again, have the law of the data (Simplex-DMD,
-arXiv 2609.40235).
+"""Distribution matching of a one-step map (Simplex-DMD, arXiv 2609.40235).
 
-The student reads a noisy state y_s and answers with probabilities P at the end of the flow, told
-(s, 1). Its answer is embedded by the table E of a frozen flow and noised to a later time t,
+The renoised outputs of the map get the distribution of renoised data. The student maps a noisy
+state y_s, conditioned on (s, 1), to probabilities P at the end of the flow. Its output is embedded
+by the table E of a frozen flow and noised to a later time t,
 
     z = a P E + c xi,  xi ~ N(0, Sigma),
 
-Let q_t be the law of z and p_t that of the data at t. With m(z) the mean of the clean embedding
+Let q_t be the distribution of z and p_t that of the data at t. With m(z) the mean of the clean embedding
 given z, a score is -c^-2 Sigma^-1 (z - a m(z)), so that the gradient of KL(q_t || p_t) by P E
 is
 
@@ -47,11 +47,11 @@ _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gra
 
 @dataclasses.dataclass(frozen=True)
 class MatchingConfig(ContextSettings):
-    """Choices of distribution matching.
+    """Settings of distribution matching.
 
-    Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary -
-    m_teacher) of each row over the mean whitened distance of the student's answers from m_teacher,
-    so that late and early rows count alike.
+    Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary - m_teacher)
+    of each row, divided by the mean whitened distance of the student's outputs from m_teacher, so
+    that late and early rows count equally.
     """
 
     teacher: str = setting("", "Workdir of the frozen flow, which is required.")
@@ -100,15 +100,15 @@ class MatchingConfig(ContextSettings):
 
 
 class Answers(NamedTuple):
-    """What the student answers on a batch, noised again.
+    """Outputs of the student on a batch, noised again.
 
     Attributes:
-      out: the student's read-out, told (s, 1).
+      out: logits readout of the student, conditioned on (s, 1).
       mean: P E [B, L, D], float32, with the teacher's table; E[x] where clean.
-      z: mean noised to time t, [B, L, D], without gradient.
+      z: states [B, L, D], the mean noised to time t, without gradient.
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
-      t: tau_t as time of the path.
-      mask: positions that count, [B, L].
+      t: time of the path at tau_t.
+      mask: mask of positions that count, [B, L].
     """
 
     out: Readout
@@ -123,10 +123,10 @@ class Answers(NamedTuple):
 def start_and_end(
     key: Key, flow: Flow, num: int, rows: Rows, from_noise: float
 ) -> tuple[Times, Times]:
-    """Network times tau_s of the student's states and tau_t of its noised answers, float32 [B].
+    """Draws network times tau_s of the student's states and tau_t of its noised outputs, [B].
 
-    In shares of the law of times, a fraction `from_noise` has u_s = 0, the others U(0, .995), and
-    u_t ~ U(u_s, .995). Both are low-discrepancy over the global batch.
+    In quantiles of the distribution of times, a fraction `from_noise` has u_s = 0, the others U(0,
+    .995), and u_t ~ U(u_s, .995). Both are low-discrepancy over the global batch.
     """
     s_key, t_key = jax.random.split(key)
     u = stratified_uniform(s_key, num, rows)
@@ -139,7 +139,7 @@ def start_and_end(
 def noised_again(
     key: Key, flow: Flow, mean: States, t: Times, table: Float[Array, "v d"]
 ) -> States:
-    """z = a mean + c xi at times t [B] or [B, L]; no gradient flows into it."""
+    """Noises means again: z = a mean + c xi at times t [B] or [B, L]; no gradient flows into it."""
     mean, table = jax.lax.stop_gradient((mean, table))
     return flow.path.at(t, mean, flow.noise.draw(key, table, mean.shape[:2]))
 
@@ -155,15 +155,15 @@ def answers(
     flow: Flow,
     cfg: MatchingConfig,
 ) -> Answers:
-    """Draws times, contexts and states, asks the student, and noises what it answers.
+    """Draws times, contexts and states, calls the student, and noises its outputs.
 
     Args:
-      params: the student's; `out` and `mean` are differentiable in them.
-      teacher: the frozen flow, whose table embeds the answers.
+      params: parameters of the student; `out` and `mean` are differentiable in them.
+      teacher: frozen flow, whose table embeds the outputs.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
-      key: for times, contexts and noise.
-      rows: which rows of their part of the batch these are.
-      net, flow: the student and the flow that it maps.
+      key: key for times, contexts and noise.
+      rows: indices of these rows in their part of the batch.
+      net, flow: student, and the flow whose map it learns.
     """
     time_key, state_key, noise_key = jax.random.split(key, 3)
     tokens, table = batch["tokens"], teacher[0].table(teacher[1])
@@ -207,19 +207,20 @@ def matching_loss_at(
     flow: Flow,
     row_weighting: str,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
-    """A scalar whose gradient by the student is that of the mean KL(q_t || p_t) of a position.
+    """Scalar whose gradient in the student is that of the mean KL(q_t || p_t) of a position.
 
     Args:
-      found: the student's answers, differentiable in its parameters.
-      auxiliary: parameters of the auxiliary denoiser, a network like the student, told (t, s).
-      teacher: the frozen flow.
-      net: the student.
-      row_weighting: see MatchingConfig.
+      found: outputs of the student, differentiable in its parameters.
+      auxiliary: parameters of the auxiliary denoiser, a network like the student, conditioned on
+        (t, s).
+      teacher: frozen flow.
+      net: network of the student.
+      row_weighting: weighting of rows, see MatchingConfig.
 
     Returns:
       sum(stop-gradient(g) * mean) over the positions that count, divided by their number; and
       whitened distances [B, L], in standard deviations of the noise: of m_auxiliary and of the
-      student's answers from m_teacher.
+      student's outputs from m_teacher.
     """
     teacher_net, teacher_params = teacher
     table = teacher_net.table(teacher_params)
@@ -259,22 +260,22 @@ def matching_loss(
     cfg: MatchingConfig,
     teacher: Network,
 ) -> tuple[jax.Array, Metrics]:
-    """The student's loss: see `matching_loss_at`.
+    """Loss of the student, see `matching_loss_at`.
 
     Args:
-      params: the student's (a two-time network).
-      frozen: parameters of the teacher, and under `other` of the auxiliary.
+      params: parameters of the student (a two-time network).
+      frozen: parameters of the teacher, and in `other` of the auxiliary denoiser.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid.
-      key: for times, contexts and noise.
-      rows: which rows of their part of the batch these are.
-      net, flow: the student and the flow that it maps.
-      teacher: the frozen flow.
+      key: key for times, contexts and noise.
+      rows: indices of these rows in their part of the batch.
+      net, flow: student, and the flow whose map it learns.
+      teacher: frozen flow.
 
     Returns:
-      The scalar; its value means nothing. Metrics, means over the positions that count, in standard
-      deviations of the noise: "gap_deviations_per_token" between auxiliary and teacher, which goes
-      to 0 as the laws agree, and "student_deviations_per_token" between student and teacher; and
-      "counted".
+      The scalar, whose value has no meaning. Metrics, means over the positions that count, in
+      standard deviations of the noise: "gap_deviations_per_token" between auxiliary and teacher,
+      which goes to 0 as the distributions agree, and "student_deviations_per_token" between student
+      and teacher; and "counted".
     """
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
@@ -302,14 +303,16 @@ def auxiliary_loss(
     cfg: MatchingConfig,
     teacher: Network,
 ) -> tuple[jax.Array, Metrics]:
-    """The auxiliary's loss: cross entropy to the student's probabilities P, seen through z.
+    """Loss of the auxiliary denoiser: cross entropy to the student's probabilities P, given z.
 
     Its minimum is the mean of P given z, from which m_auxiliary follows as probabilities @ E.
 
     Args:
-      params: the auxiliary's, a network like the student; told the time of z and the student's s.
-      frozen: parameters of the teacher, and under `other` of the student, without gradient.
-      batch, key, rows, net, flow, teacher: as in `matching_loss`; the key is for dropout too.
+      params: parameters of the auxiliary denoiser, a network like the student, conditioned on the
+        time of z and the student's s.
+      frozen: parameters of the teacher, and in `other` of the student, without gradient.
+      batch, key, rows, net, flow, teacher: the same as for `matching_loss`; the key is for dropout
+        too.
 
     Returns:
       Mean over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"}, the

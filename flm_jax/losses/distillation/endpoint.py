@@ -1,13 +1,13 @@
 """Endpoint-consistency distillation into a flow map (arXiv 2602.12233, ECLD).
 
 The Lagrangian residual of a flow map is (delta_st - delta_tt(X_st))/(1-t) + (t-s)/(1-s) d/dt
-delta_st. The two parts are bounded apart, with a cross entropy for the first, which needs no
+delta_st. Its two parts are bounded separately, the first by a cross entropy, which needs no
 projection:
 
     CE(stop-gradient delta_tt(X_st), delta_st) + ||(t-s)/(1-s) d/dt delta_st||^2.
 
-A bound, not the residual: where delta_st changes with t along the true flow, the true delta_st is
-not its minimum, but close to one that changes less with t.
+This is a bound, not the residual: where delta_st changes with t along the true flow, the true
+delta_st is not its minimum, but close to a map that changes less with t.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from flm_jax.losses.distillation.moving_target import denoiser_at_hand
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig(DistillationConfig):
-    """Choices of endpoint consistency, which always has both terms."""
+    """Settings of endpoint consistency, which always has both terms."""
 
 
 def endpoint_loss_at(
@@ -44,15 +44,16 @@ def endpoint_loss_at(
     teacher: Teacher | None = None,
     key: Key | None = None,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
-    """The two terms at given states and times.
+    """Computes the two terms at given states and times.
 
     Args:
-      params: the student's; target_params: those of delta_tt(X_st) (no gradient, no dropout).
-      pairs: states and times; with a teacher, seen through its table too.
-      teacher: gives D_t in the place of delta_tt.
+      params: parameters of the student.
+      target_params: parameters for delta_tt(X_st) (no gradient, no dropout).
+      pairs: states and times; with a teacher, also in its table.
+      teacher: denoiser that gives D_t instead of delta_tt.
 
     Returns:
-      Weighted sum; and per token [B, L] the cross entropy (nats) and the squared norm.
+      Weighted sum; and for each token [B, L] the cross entropy (nats) and the squared norm.
     """
     fixed, still = jax.lax.stop_gradient((target_params, pairs))
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)

@@ -1,14 +1,14 @@
 """Eulerian distillation into a flow map (arXiv 2602.16813v3, ESD).
 
-Where a trajectory lands does not change along it: (d/ds + b_s . grad) X_st = 0. In terms of the
+The end of a trajectory does not change along it: (d/ds + b_s . grad) X_st = 0. In terms of the
 two-time denoiser, with G the derivative along the flow (d/ds + b_s . grad) delta_st / beta_s:
 
     delta_st(x) = D_s(x) + w_x(s, t)/w_y(s, t) G =: q.
 
-Of the linear path b_s/beta_s = D_s(x) - x and the factor is (t-s)/(1-t). It explodes as t -> 1, and
-the one-step map is t = 1. The target is therefore delta_st + w (q - delta_st) with
-w = min(1, bound w_y): of the same solution, and G enters with a factor of at most `bound`. With
-bound = 1 it is w_y D_s + w_x G + (1 - w_y) delta_st.
+For the linear path b_s/beta_s = D_s(x) - x and the factor is (t-s)/(1-t). It diverges as t -> 1,
+and the one-step map has t = 1. The target is therefore delta_st + w (q - delta_st) with w = min(1,
+bound w_y): it has the same solution, and G enters with a factor of at most `bound`. With bound = 1
+it is w_y D_s + w_x G + (1 - w_y) delta_st.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from flm_jax.losses.distillation.moving_target import (
 
 @dataclasses.dataclass(frozen=True)
 class EulerianConfig(MovingTargetConfig):
-    """Choices of the Eulerian route."""
+    """Settings of the Eulerian route."""
 
     form: str = setting("mse", "Loss off the diagonal: mse or ce.", choices=("mse", "ce"))
     derivative_bound: float = setting(
@@ -46,14 +46,15 @@ class EulerianConfig(MovingTargetConfig):
 def derivative_along_flow(
     params: Params, pairs: Pairs, denoised: States, *, net: Network, flow: Flow
 ) -> tuple[Readout, jax.Array]:
-    """delta_st and the derivative of its features along (1-s, D_s - x), one forward-mode pass.
+    """Computes delta_st and the derivative of its features along (1-s, D_s - x), in one pass.
 
     Args:
-      denoised: D_s at the pairs, as a state [B, L, D] of the student's table: in the embedded
+      denoised: D_s at the pairs, as a state [B, L, D] of the student's table: in the embedding
         space the direction D_s - x has D dimensions, not V.
 
     Returns:
-      delta_st and the tangent [B, L, D] of its features; through the head it gives G.
+      delta_st and the tangent [B, L, D] of its features (forward mode); through the head it gives
+      G.
     """
     y_s, s = pairs.views[0], pairs.s
     # Clean positions, where s = 1, do not move along the flow.
@@ -82,13 +83,14 @@ def eulerian_loss_at(
     """Loss of delta_st to the Eulerian target at given states and times.
 
     Args:
-      params: the student's; target_params: those of the target (no gradient, no dropout).
-      pairs: states and times; with a teacher, seen through its table too.
+      params: parameters of the student.
+      target_params: parameters for the target (no gradient, no dropout).
+      pairs: states and times; with a teacher, also in its table.
       bound: largest factor of G.
-      teacher: gives D_s; without one the student's delta_ss does.
+      teacher: denoiser that gives D_s; without one the student's delta_ss does.
 
     Returns:
-      Weighted sum and values per token [B, L]: nats, or squared distances.
+      Weighted sum and values for each token [B, L]: nats, or squared distances.
     """
     fixed, still = jax.lax.stop_gradient((target_params, pairs))
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)

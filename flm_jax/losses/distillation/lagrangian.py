@@ -5,9 +5,9 @@ two-time denoiser:
 
     delta_st(x) = D_t(X_st(x)) - w_x(s, t)/beta_t d/dt delta_st(x),
 
-of the linear path with the factor (1-t)(t-s)/(1-s).
+with the factor (1-t)(t-s)/(1-s) for the linear path.
 
-The right side, without gradient, is the target; at t = 1 its second term vanishes.
+The right-hand side, without gradient, is the target; at t = 1 its second term vanishes.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from flm_jax.losses.distillation.moving_target import (
 
 @dataclasses.dataclass(frozen=True)
 class LagrangianConfig(MovingTargetConfig):
-    """Choices of the Lagrangian route."""
+    """Settings of the Lagrangian route."""
 
 
 def derivative_in_t(
@@ -63,12 +63,13 @@ def lagrangian_loss_at(
     """Loss of delta_st to the Lagrangian target at given states and times.
 
     Args:
-      params: the student's; target_params: those of the target (no gradient, no dropout).
-      pairs: states and times; with a teacher, seen through its table too.
-      teacher: gives D_t; without one the student's delta_tt does.
+      params: parameters of the student.
+      target_params: parameters for the target (no gradient, no dropout).
+      pairs: states and times; with a teacher, also in its table.
+      teacher: denoiser that gives D_t; without one the student's delta_tt does.
 
     Returns:
-      Weighted sum and values per token [B, L]: nats, or squared distances.
+      Weighted sum and values for each token [B, L]: nats, or squared distances.
     """
     fixed, still = jax.lax.stop_gradient((target_params, pairs))
     delta, tangent = derivative_in_t(fixed, still, net=net, flow=flow)

@@ -1,5 +1,4 @@
-"""Targets that move: delta plus a multiple of its derivative, and remedies where it leaves the
-simplex.
+"""Targets with the derivative of the student, and projections of them to the simplex.
 
 The Lagrangian and the Eulerian target have the form
 
@@ -36,12 +35,12 @@ _NEWTON_LIMIT = 50
 
 @dataclasses.dataclass(frozen=True)
 class TargetConfig:
-    """What is done with a target.
+    """Loss and projection of a target.
 
     Attributes:
       form: "ce" (cross entropy, nats) or "mse" (squared distance of the two vectors of R^V).
-      projection: "none", "clip" (negative entries to 0, then divided by the sum), "sparsemax"
-        (the nearest point of the simplex), "entmax15" (entmax with alpha = 1.5).
+      projection: "none", "clip" (negative entries to 0, then divided by the sum), "sparsemax" (the
+        nearest point of the simplex), "entmax15" (entmax with alpha = 1.5).
     """
 
     form: Form
@@ -50,7 +49,7 @@ class TargetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MovingTargetConfig(DistillationConfig):
-    """Choices of the routes whose targets leave the simplex."""
+    """Settings of the routes whose targets leave the simplex."""
 
     form: str = setting("ce", "Loss off the diagonal: ce or mse.", choices=("ce", "mse"))
     projection: str = setting(
@@ -68,7 +67,7 @@ class MovingTargetConfig(DistillationConfig):
 
     @property
     def target(self) -> TargetConfig:
-        """What is done with the targets; a squared distance may be taken to any vector."""
+        """Loss and projection of the targets; a squared distance needs no projection."""
         usual = "none" if self.form == "mse" else "sparsemax"
         return TargetConfig(self.form, usual if self.projection == "default" else self.projection)
 
@@ -76,7 +75,7 @@ class MovingTargetConfig(DistillationConfig):
 def denoiser_at_hand(
     net: Network, target_params: Params, pairs: Pairs, teacher: Teacher | None
 ) -> tuple[Network, Params, States]:
-    """Whom to ask for D: the teacher, or the student's own diagonal; and the states it sees."""
+    """Returns the denoiser for D, the teacher or the student's own diagonal, and its states."""
     if teacher is None:
         return net, target_params, pairs.views[0]
     return *teacher, pairs.views[1]
@@ -124,7 +123,7 @@ def entmax(z: Float[Array, "... v"], alpha: float, axes: tuple[str, ...] = ()) -
 def project(
     q: Float[Array, "... v"], projection: Projection, axes: tuple[str, ...] = ()
 ) -> Float[Array, "... v"]:
-    """A point of the simplex for q, by the remedy named; `axes` as in `entmax`."""
+    """Returns a point of the simplex for q, by the named projection; `axes` as in `entmax`."""
     if projection == "none":
         return q
     if projection == "clip":
@@ -134,10 +133,10 @@ def project(
 
 
 def moving_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, projection: Projection):
-    """q of this module for `tiled.weighted_cross_entropy`, and the cross entropy to it.
+    """Returns q of this module for `tiled.weighted_cross_entropy`, and the cross entropy to it.
 
-    Rows are (share, features of D, rate, features of delta_st, their tangent); heads those of D
-    and of delta_st.
+    Rows are (share, features of D, rate, features of delta_st, their tangent); heads are the heads
+    of D and of delta_st.
     """
     (now_head, head), (share, now, rate, features, tangent) = target
     now_logits = tiled.planned_logits(now, now_head, plan)
@@ -154,10 +153,10 @@ def moving_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, project
 
 
 def squared(target_fn: tiled.TargetFn) -> tiled.TargetFn:
-    """The squared distance to the target of `target_fn` in place of the cross entropy.
+    """Returns a target function for the squared distance instead of the cross entropy.
 
-    `weighted_cross_entropy` takes softmax - q for the gradient in the logits; q here is what makes
-    that the gradient of |softmax - target|^2.
+    `weighted_cross_entropy` takes softmax - q as the gradient in the logits; q is chosen so that
+    this is the gradient of |softmax - target|^2, with the target of `target_fn`.
     """
 
     def fn(logits, log_z, target, plan):
@@ -183,11 +182,11 @@ def loss_to_target(
     """Loss of the student to share * D + (1 - share) * delta_st + rate * d delta_st.
 
     Args:
-      out: the student's delta_st.
-      now: D.
+      out: delta_st of the student.
+      now: logits readout of D.
       moving: delta_st without gradient, and the tangent of its features.
-      coefficients: (share, rate), each [B] or [B, L].
-      weights: of each position in the sum.
+      coefficients: pair (share, rate), each [B] or [B, L].
+      weights: weight of each position in the sum.
 
     Returns:
       Weighted sum, differentiable in `out`; and values [B, L], nats or squared distances.

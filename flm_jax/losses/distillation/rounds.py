@@ -1,4 +1,4 @@
-"""Distillation in rounds: each has steps twice as long, and the last round's student as teacher."""
+"""Distillation in rounds: steps double in each, and the last round's student is the teacher."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from flm_jax.denoiser.divergence import DIRECTIONS
 
 @dataclasses.dataclass(frozen=True)
 class RoundsConfig:
-    """Choices of distillation in rounds."""
+    """Settings of distillation in rounds."""
 
     teacher: str = setting("", "Workdir of the model to distil.")
     first_span: float = setting(
@@ -32,6 +32,6 @@ class RoundsConfig:
     )
 
     def span(self, step: jax.Array | int) -> jax.Array:
-        """Share of the time that a step covers, after so many training steps; at most 1."""
+        """Fraction of the time that a step covers at a training step; at most 1."""
         rounds = jnp.asarray(step) // self.round_steps
         return jnp.minimum(self.first_span * 2.0 ** rounds.astype(jnp.float32), 1.0)

@@ -1,7 +1,7 @@
 """Semigroup (progressive) distillation of a flow into a flow map (arXiv 2602.16813v3, PSD).
 
-For every s <= u <= t, delta_st = gamma delta_su + (1-gamma) delta_ut(X_su); the right side, without
-gradient, is the target. It stays on the simplex.
+For every s <= u <= t, delta_st = gamma delta_su + (1-gamma) delta_ut(X_su); the right-hand side,
+without gradient, is the target. It stays on the simplex.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SPLITS = ("midpoint", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class SemigroupConfig(DistillationConfig):
-    """Choices of the semigroup route."""
+    """Settings of the semigroup route."""
 
     form: str = setting("ce", "Loss off the diagonal: ce or mse.", choices=("ce", "mse"))
     split: str = setting(
@@ -40,9 +40,9 @@ class SemigroupConfig(DistillationConfig):
 
 
 def split_times(key: Key, flow: Flow, tau_s: Times, tau_t: Times, split: Split) -> Times:
-    """tau_u between tau_s and tau_t, [B] or [B, L]: in the middle, or uniform, which uses the key.
+    """Returns tau_u between tau_s and tau_t, [B] or [B, L]: in the middle, or uniform (by key).
 
-    All positions of a row split at one share of their interval.
+    All positions of a row split their interval at the same fraction.
     """
     shape = (tau_s.shape[0],) + (1,) * (tau_s.ndim - 1)
     where = 0.5 if split == "midpoint" else jax.random.uniform(key, shape)
@@ -65,13 +65,16 @@ def semigroup_loss_at(
     """Loss of delta_st to gamma delta_su + (1-gamma) delta_ut(X_su) at given states and times.
 
     Args:
-      params: the student's; target_params: those of the target (no gradient, no dropout).
+      params: parameters of the student.
+      target_params: parameters for the target (no gradient, no dropout).
       y_s: states [B, L, D] at time s.
-      taus: network times (tau_s, tau_u, tau_t), each [B] or [B, L]; times: the same as t (s, u, t).
+      taus: network times (tau_s, tau_u, tau_t), each [B] or [B, L].
+      times: the same as times of the path (s, u, t).
+      weights: weight of each position in the sum.
       form: "ce", or "mse" for the squared distance.
 
     Returns:
-      Weighted sum and values per token [B, L]: nats, or squared distances.
+      Weighted sum and values for each token [B, L]: nats, or squared distances.
     """
     (tau_s, tau_u, tau_t), (s, u, t) = taus, times
     target_params, y_fixed = jax.lax.stop_gradient((target_params, y_s))

@@ -1,12 +1,13 @@
 """Self-distillation through time of masked diffusion (SDTT, arXiv 2410.21035v2).
 
-The teacher takes two steps of ancestral sampling from a masked text; the student learns to say at
-once, of every masked token, what the teacher says of it when it reveals it. Tokens that stay masked
-have the teacher's last word.
+The teacher takes two steps of ancestral sampling from a masked text; the student learns to predict
+at once, for every masked token, the distribution from which the teacher unmasks it. Tokens that
+stay masked have the teacher's last prediction as target.
 
-An exact teacher that reveals one token before another is its own student by the forward divergence:
-what it says of the second is, in the mean over the first, what it said before. Where it reveals
-several at once it draws them independently, and its student learns what that does to the others.
+For an exact teacher that unmasks one token before another, the student of the forward divergence is
+the teacher itself: its prediction of the second token, averaged over the first, is its prediction
+before. Where it unmasks several tokens at once it draws them independently, and its student learns
+the effect on the others.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from flm_jax.losses.masked_diffusion import MaskedConfig, masked_readout
 
 @dataclasses.dataclass(frozen=True)
 class ThroughTimeConfig(MaskedConfig, RoundsConfig):
-    """Choices of self-distillation through time."""
+    """Settings of self-distillation through time."""
 
     restart: bool = setting(
         True, "Whether the student, too, continues from the averaged parameters in a new round."
@@ -48,17 +49,17 @@ def teacher_target(
     net: Network,
     cfg: MaskedConfig,
 ) -> Readout:
-    """What the teacher says of masked tokens in two steps of ancestral sampling.
+    """Predictions of the teacher for masked tokens, in two steps of ancestral sampling.
 
     Args:
-      key: for which tokens the first step reveals, and for these tokens.
-      params: the teacher's.
-      tokens: read where they are not masked.
-      noise: t [B], the share of masks.
-      span: how much of the time a step covers; one that would end below 0 ends there.
+      key: key for the tokens that the first step unmasks, and for their values.
+      params: parameters of the teacher.
+      tokens: tokens, which are read where they are not masked.
+      noise: t [B], the masked fraction.
+      span: length of a step in time; a step that would end below 0 ends at 0.
 
     Returns:
-      The read-out of the first step at tokens that it reveals, and of the second one elsewhere.
+      The output of the first step at tokens that it unmasks, and of the second one elsewhere.
     """
     when_key, draw_key = jax.random.split(key)
     how = {"net": net, "cfg": cfg}
@@ -90,17 +91,17 @@ def through_time_loss(
     net: Network,
     cfg: ThroughTimeConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """The divergence between student and teacher over masked tokens.
+    """Divergence between student and teacher over masked tokens.
 
     Args:
-      params: the student's.
-      frozen: `other` holds the teacher's parameters; `step` says how long its steps are.
+      params: parameters of the student.
+      frozen: `other` holds the teacher's parameters; `step` determines the length of its steps.
       batch: "tokens" int32 [B, L] and "mask" [B, L], 1 where valid; other positions are masked like
         the rest and do not count. Optionally "prompt" [B, L], 1 where tokens stay visible.
-      key: for times, masks, the teacher's draws and dropout.
-      rows: which rows of the global batch these are.
-      net: the network of both.
-      cfg: choices.
+      key: key for times, masks, the teacher's draws and dropout.
+      rows: indices of these rows in the global batch.
+      net: network of both.
+      cfg: settings.
 
     Returns:
       Mean over masked valid tokens, nats/token, and metrics {"divergence_nats_per_token"}, the

@@ -1,4 +1,4 @@
-"""A flow map of two networks, and one network that takes their place (arXiv 2602.16813, appendix).
+"""A flow map of two networks, and one network that replaces both (arXiv 2602.16813, appendix).
 
 First stage, `residual`: beside a frozen flow D a second network g, a vector of R^V without softmax,
 makes a map that is exact to second order from the start,
@@ -12,8 +12,8 @@ in R^V; x itself drops out of both sides, so that states stay [B, L, D] here.
 Second stage, `merge`: a flow map with softmax learns X_st of the two, by the squared distance of
 the states in the one-hot space, ((t-s)/(1-s))^2 |delta_st - softmax|^2.
 
-There are no rows with s = t. The head of g is what it adds to the flow's: it starts from nothing,
-while the rest of g starts as the flow's network.
+There are no rows with s = t. The head of g is the difference to the flow's head: it starts at zero,
+while the rest of g is initialised by the flow's network.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ RESIDUAL = "residual"  # where the parameters of g stand beside those of the flo
 
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig(DistillationConfig):
-    """Choices of the first stage."""
+    """Settings of the first stage."""
 
     diagonal: float = setting(
         0.0, "Fraction of rows with t = s; 0, since the correction has no such rows."
@@ -57,7 +57,7 @@ class ResidualConfig(DistillationConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MergeConfig(DistillationConfig):
-    """Choices of the second stage."""
+    """Settings of the second stage."""
 
     residual: str = setting(
         "", "Workdir of the first stage (objective residual), which is required."
@@ -69,10 +69,10 @@ class MergeConfig(DistillationConfig):
 
 
 class Term(NamedTuple):
-    """A part of a sum of vectors of R^V: weight * softmax(logits), or weight * logits.
+    """Summand of a vector in R^V: weight * softmax(logits), or weight * logits.
 
     Attributes:
-      weight: [B, L].
+      weight: weights [B, L].
       out: features [B, L, k] and their head.
       softcap: cap of the logits of a softmax, 0 for none; None for the logits themselves.
     """
@@ -83,9 +83,9 @@ class Term(NamedTuple):
 
 
 def squared_norm(plan: Plan, terms: list[Term]) -> Float[Array, "b l"]:
-    """|sum of the terms|^2 of each position, tile by tile: no [B, L, V] is held.
+    """Computes |sum of the terms|^2 of each position, tile by tile: no [B, L, V] is held.
 
-    Differentiable in weights, features and heads; reverse mode computes a tile again.
+    The result is differentiable in weights, features and heads; reverse mode recomputes each tile.
     """
     caps = [term.softcap for term in terms]
 
@@ -131,21 +131,21 @@ def _vector(features: jax.Array, head: tiled.Head, cap: float | None, plan: Plan
 
 
 def second_order(s: Times, t: Times) -> Times:
-    """c_st of delta_st = D_s + c_st g_st."""
+    """Coefficient c_st of delta_st = D_s + c_st g_st."""
     return 0.5 * (t - s) * (1.0 - s)
 
 
 def residual_readout(
     net: Network, params: Params, y: States, tau_s: Times, tau_t: Times, flow: Teacher, key=None
 ) -> Readout:
-    """g_st(y): features with the head that g adds to the flow's, float32.
+    """Returns g_st(y): features with the difference of g's head to the flow's, float32.
 
     Args:
-      net, params: of g.
-      y: states [B, L, D] through g's table.
+      net, params: network g and its parameters.
+      y: states [B, L, D] in g's table.
       tau_s, tau_t: network times.
-      flow: its network and parameters.
-      key: switches dropout on.
+      flow: network and parameters of the flow.
+      key: key that switches dropout on.
     """
     out = forward(net, params, y, tau_s, tau_t, key=key)
     kernel, bias = flow[0].readout(jax.lax.stop_gradient(flow[1]))
@@ -176,13 +176,14 @@ def residual_loss_at(
     """Loss of the first stage at given states and times.
 
     Args:
-      params: of g; target_params: those of the target (no gradient, no dropout).
-      pairs: states seen through the tables of g and of the flow, and times.
-      tau_u, u: network time and time between tau_s and tau_t, [B] or [B, L].
-      teacher: the frozen flow.
+      params: parameters of g.
+      target_params: parameters for the target (no gradient, no dropout).
+      pairs: states in the tables of g and of the flow, and times.
+      tau_u, u: network time and time of the path between s and t, [B] or [B, L].
+      teacher: frozen flow.
 
     Returns:
-      Weighted sum and squared distances per token [B, L].
+      Weighted sum and squared distances for each token [B, L].
     """
     target_params, fixed = jax.lax.stop_gradient((target_params, pairs.views))
     teacher = (teacher[0], jax.lax.stop_gradient(teacher[1]))
@@ -225,13 +226,13 @@ def merge_loss_at(
     """Loss of the second stage at given states and times.
 
     Args:
-      params: of the flow map; the target does not depend on it.
-      pairs: states seen through its table and through the two of `teacher`, and times.
-      teacher: the frozen flow, whose parameters hold those of g under `RESIDUAL`; its table has
-        those of flow and g side by side (`two_tables`).
+      params: parameters of the flow map, on which the target does not depend.
+      pairs: states in its table and in the two of `teacher`, and times.
+      teacher: frozen flow, whose parameters hold those of g under `RESIDUAL`; its table is the
+        tables of flow and g side by side (`two_tables`).
 
     Returns:
-      Weighted sum and squared distances per token of the two states in R^V, [B, L].
+      Weighted sum, and squared distances of the two states in R^V for each token, [B, L].
     """
     del target_params
     frozen, views = jax.lax.stop_gradient((teacher[1], pairs.views[1]))
@@ -261,16 +262,16 @@ def _stopped(terms: list[Term]) -> list[Term]:
 
 
 def parted(frozen: Params) -> tuple[Params, Params]:
-    """The parameters of the flow, and of g."""
+    """Splits parameters into those of the flow and of g."""
     return {key: value for key, value in frozen.items() if key != RESIDUAL}, frozen[RESIDUAL]
 
 
 def two_tables(flow: Network, net: Network) -> Network:
-    """The flow with the tables of both networks side by side, so that states are drawn for both.
+    """Returns the flow with the tables of both networks side by side, to draw states for both.
 
     Args:
-      flow: its network.
-      net: that of g.
+      flow: network of the flow.
+      net: network g.
     """
 
     def table(frozen: Params) -> jax.Array:
