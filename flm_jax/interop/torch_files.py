@@ -6,12 +6,14 @@ can do nothing, so that neither trust nor those packages are needed.
 """
 
 import pickle
+import tarfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flm_jax.core.errors import UserError, require
+from flm_jax.core.reading import require_plain
 
 # The functions and classes that build tensors from a file; nothing else of a file is called.
 _BUILDERS = {
@@ -22,11 +24,18 @@ _BUILDERS = {
     ("torch._utils", "_rebuild_tensor"),
     ("torch._utils", "_rebuild_tensor_v2"),
 }
+_MOST_SETTINGS = 100_000  # values, of which a file may name one any number of times
+_ZIP = b"PK\x03\x04"
+_PROGRAM = "constants.pkl"  # an entry of TorchScript archives
 _CONTENT, _VALUE = "_content", "_val"  # of OmegaConf: of its containers, and of its leaves
 
 
 class Named:
     """An object of a class that is not known here: its arguments and its state, no behaviour."""
+
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    items: list[Any]
 
     def __new__(cls, *args: Any, **options: Any) -> "Named":
         made = super().__new__(cls)
@@ -72,6 +81,7 @@ def load_torch(path: Path) -> dict[str, Any]:
             f'reading {path} needs torch: pip install "flm-jax[torch]", '
             "or convert the file to .safetensors elsewhere."
         ) from error
+    require_plain(path, "a checkpoint of torch")
     # torch asks a module for its Unpickler; older files are also read by its load.
     read = types.SimpleNamespace(
         Unpickler=_Unpickler,
@@ -79,22 +89,62 @@ def load_torch(path: Path) -> dict[str, Any]:
         __name__=__name__,
     )
     try:
+        _check_kind(path, torch)
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=read)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes it raise anything
         raise UserError(f"{path} is not a readable torch checkpoint: {error}") from error
     require(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected a dict.")
     return found
 
 
+def _check_kind(path: Path, torch: Any) -> None:
+    """Refuses files that `torch.load` gives to other readers than the unpickler of this module.
+
+    It runs the code of TorchScript archives, and unpacks entries of tar archives as files.
+
+    Raises:
+      UserError: it is one of these.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP)) == _ZIP
+        file.seek(0)
+        # Asked of torch's own reader: another one might see other entries.
+        other = _PROGRAM in torch._C.PyTorchFileReader(file).get_all_records() if zipped else None
+    kind = "a TorchScript program" if other else "a tar archive of torch before 0.4"
+    require(
+        not (other if zipped else tarfile.is_tarfile(path)),
+        f"{path} is {kind}; expected tensors alone: load it in torch where it is trusted, and save "
+        "its state_dict().",
+    )
+
+
 def plain(value: Any) -> Any:
-    """Settings as dicts, lists and values: of plain ones, or of OmegaConf's in a torch file."""
-    own = getattr(value, "__dict__", {})
-    if _CONTENT in own:
-        return plain(own[_CONTENT])
-    if _VALUE in own:
-        return plain(own[_VALUE])
-    if isinstance(value, Mapping):
-        return {plain(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return value
+    """Settings as dicts, lists and values: of plain ones, or of OmegaConf's in a torch file.
+
+    Raises:
+      UserError: more than `_MOST_SETTINGS` of them, each counted as often as it is named, or deeper
+        ones than Python goes.
+    """
+    left = _MOST_SETTINGS
+
+    def one(value: Any) -> Any:
+        nonlocal left
+        left -= 1
+        require(left >= 0, f"the settings of a file are more than {_MOST_SETTINGS}; expected few.")
+        own = getattr(value, "__dict__", {})
+        if _CONTENT in own:
+            return one(own[_CONTENT])
+        if _VALUE in own:
+            return one(own[_VALUE])
+        if isinstance(value, Mapping):
+            return {one(key): one(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [one(item) for item in value]
+        return value
+
+    try:
+        return one(value)
+    except RecursionError as error:
+        raise UserError("the settings of a file are nested too deeply; expected few.") from error

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import pickle
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,46 @@ def test_plain_settings_stay():
     assert plain({"a": [1, (2, None)], "b": {"c": "x"}}) == {"a": [1, [2, None]], "b": {"c": "x"}}
 
 
+def test_settings_without_end_are_refused():
+    """A pickle says in a few bytes that a list holds one other many times, or itself."""
+    shared, within = [1], []
+    for _ in range(40):
+        shared = [shared, shared]
+    within.append(within)
+    for settings in (shared, within):
+        with pytest.raises(UserError, match="settings of a file are (more than|nested too deeply)"):
+            plain(settings)
+
+
+@needs_torch
+def test_files_that_torch_would_run_or_unpack_are_refused(tmp_path):
+    """TorchScript runs its code while it is loaded; of a tar archive torch opens the entries."""
+    import torch
+
+    source = """
+def __getstate__(self):
+    return 1
+def __setstate__(self, state: int):
+    torch.save(torch.ones(1), "MARK")
+"""
+    mark, path, pipe = (tmp_path / name for name in ("mark", "a.ckpt", "pipe.ckpt"))
+    program = torch.jit.ScriptModule()
+    program.define(source.replace("MARK", str(mark)))
+    program.save(path)
+    with pytest.raises(UserError, match="is a TorchScript program; expected tensors alone"):
+        load_torch(path)
+    assert not mark.exists()
+    with tarfile.open(path, "w") as tar:
+        entry = tarfile.TarInfo("storages")
+        entry.type = tarfile.FIFOTYPE  # a reader would wait on it for ever
+        tar.addfile(entry)
+    with pytest.raises(UserError, match="is a tar archive"):
+        load_torch(path)
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="is no plain file"):
+        load_torch(pipe)
+
+
 @needs_torch
 @pytest.mark.parametrize("zipped", [True, False])
 def test_files_of_torch(tmp_path, zipped):
@@ -95,5 +136,6 @@ def test_torch_gets_the_reader(tmp_path, monkeypatch):
     asked = {}
     stand_in = SimpleNamespace(load=lambda path, **options: asked.update(options) or {})
     monkeypatch.setitem(__import__("sys").modules, "torch", stand_in)
+    (tmp_path / "weights.ckpt").write_bytes(b"")
     assert load_torch(tmp_path / "weights.ckpt") == {}
     assert asked["pickle_module"].Unpickler is torch_files._Unpickler
