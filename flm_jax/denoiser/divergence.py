@@ -1,4 +1,4 @@
-"""Divergences between a read-out and another one, tile by tile, as `head.cross_entropy` is."""
+"""Divergences between the outputs of two networks, tile by tile, like `head.cross_entropy`."""
 
 import functools
 
@@ -42,14 +42,14 @@ def divergence(
 
     Args:
       out: features [B, L, D] and head of the student.
-      other: of the same form; no gradient flows into it.
+      other: features and head of the teacher; no gradient flows into them.
       weights: weight of each position in the sum, float32; 0 switches a position off.
-      net: for its soft cap, which both share, and its tiles.
+      net: network, for its tiles and for its soft cap, which both share.
       direction: "forward" for KL(other || out), "reverse" for KL(out || other).
 
     Returns:
-      The sum, differentiable in `out` and `weights`, and KL [B, L] in nats, without gradient.
-      Reverse mode only: `jax.jvp` raises.
+      The sum, differentiable in `out` and `weights`, and KL [B, L] in nats, without gradient. Only
+      reverse mode is supported: `jax.jvp` raises.
     """
     kernel, bias, features = jax.lax.stop_gradient((other.kernel, other.bias, other.features))
     target = (((kernel, bias),), (jnp.ones(weights.shape), features))

@@ -1,4 +1,4 @@
-"""Runs a network up to its vocabulary head: the one way in which losses and samplers call it."""
+"""Runs a network up to its vocabulary head; losses and samplers call networks only through this."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flm_jax.denoiser.posterior_input import posterior_embedding
 
 
 def vocabulary_head(net: Network, params: Params) -> tuple[jax.Array, jax.Array]:
-    """(kernel [k, V], bias [V]) that the features of `forward` are read by."""
+    """Returns (kernel [k, V], bias [V]) of the head for the features of `forward`."""
     kernel, bias = net.readout(params)
     if net.posterior_skip:
         evidence = net.evidence.kernel(net.table(params))
@@ -20,7 +20,7 @@ def vocabulary_head(net: Network, params: Params) -> tuple[jax.Array, jax.Array]
 
 
 def embedded(net: Network, params: Params, tokens: Int[Array, "*b l"]) -> Float[Array, "*b l d"]:
-    """E[tokens], float32; in loops over network calls, where E must not be kept in float32."""
+    """Returns E[tokens], float32, without a float32 copy of E; for loops over network calls."""
     if net.lookup is None:
         return net.table(params)[tokens]
     return net.lookup(params, tokens)
@@ -37,19 +37,19 @@ def forward(
     estimate=None,
     visible: Bool[Array, "b l"] | None = None,
 ) -> Readout:
-    """Runs the network up to, not through, its head.
+    """Runs the network up to its head, without the head.
 
     Args:
-      net: the network; where it reads posteriors, x_s becomes one here.
-      params: its parameters.
+      net: network; if it reads posteriors, they are computed from x_s here.
+      params: parameters of the network.
       x_s: states [B, L, D].
       s, t: network times, [B] or [B, L].
-      key: switches dropout on.
-      estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks alone.
-      visible: positions that may be attended to; None for all.
+      key: key that switches dropout on.
+      estimate: delta @ E [B, L, D] of an earlier call, for self-conditioned networks.
+      visible: mask of positions that may be attended to; None for all.
 
     Returns:
-      The last hidden states [B, L, k] with the head that reads them.
+      The last hidden states [B, L, k] with the head.
     """
     more = {} if estimate is None else {"estimate": estimate}
     more |= {} if visible is None else {"visible": visible}
@@ -74,7 +74,7 @@ def forward_window(
     places=None,
     visible=None,
 ) -> tuple[Readout, Params]:
-    """`forward` of some positions of each row beside the cached rest; see `Network.window`."""
+    """Runs `forward` at some positions of each row with a cached rest; see `Network.window`."""
     out, cache = net.window(params, cache, x_s, s, places=places, visible=visible)
     return Readout(out, *vocabulary_head(net, params)), cache
 

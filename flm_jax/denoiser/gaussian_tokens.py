@@ -24,14 +24,14 @@ def _noise(key: Key, places: Int[Array, "b t"], number: int) -> Float[Array, "b 
 def largest_entries(
     key: Key, tokens: Int[Array, "b l"], ratios: Sequence[Times], number: int, tile: int
 ) -> list[Int[Array, "b l"]]:
-    """The largest entries of states of one and the same noise, for each r [B]: argmax w.
+    """Largest entries argmax w of states with the same noise, for each r [B].
 
     Args:
-      key: of the noise.
-      tokens: x.
-      ratios: r of each row.
-      number: V; noise has no other entries.
-      tile: positions of a row at a time; 0 for all.
+      key: key of the noise.
+      tokens: clean tokens x.
+      ratios: values of r, each [B].
+      number: vocabulary size V, the number of entries of the noise.
+      tile: number of positions of a row at a time; 0 for all.
     """
 
     def body(_, rows):
@@ -53,9 +53,10 @@ def softened(
     number: int,
     tile: int,
 ) -> tuple[States, Int[Array, "b l"]]:
-    """softmax(w / temperature) @ E, float32, differentiable in E, and argmax w.
+    """Returns softmax(w / temperature) @ E, float32, differentiable in E, and argmax w.
 
-    Arguments as of `largest_entries`; rows of `table` beyond the first `number` are no tokens.
+    Arguments are those of `largest_entries`; rows of `table` beyond the first `number` are no
+    tokens.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -1,8 +1,8 @@
-"""From hidden features to logits, probabilities, expected embeddings and cross entropies.
+"""Computes logits, probabilities, expected embeddings and cross entropies from features.
 
 The readout is (kernel [D, V], bias [V]) with an optional soft cap on the logits. With
 `net.loss_tile` or `net.parallel` set, the losses and the expected embedding never hold [B, L, V]
-(see `tiled`); `read` never does; everything else here does.
+(see `tiled`); `read` never does; all other functions of this module do.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from flm_jax.flows.shapes import over_features, over_positions
 
 
 class Readout(NamedTuple):
-    """Features [B, L, D] with the head that reads them: kernel [D, V], bias [V]."""
+    """Features [B, L, D] with their head: kernel [D, V], bias [V]."""
 
     features: jax.Array
     kernel: jax.Array
@@ -30,13 +30,13 @@ class Readout(NamedTuple):
 
 
 def tempered(net: Network, temperature: float) -> Network:
-    """The network whose logits are divided by a temperature, soft cap included.
+    """Returns the network with its logits divided by a temperature, soft cap included.
 
-    (c tanh(h / c)) / T = (c / T) tanh((h / T) / (c / T)): head and cap are divided alike.
+    Since (c tanh(h / c)) / T = (c / T) tanh((h / T) / (c / T)), head and cap are both divided by T.
 
     Args:
-      net: any network.
-      temperature: T > 0; 1 returns `net` itself.
+      net: network to change.
+      temperature: temperature T > 0; 1 returns `net` itself.
     """
     if temperature == 1.0:
         return net
@@ -49,19 +49,20 @@ def tempered(net: Network, temperature: float) -> Network:
 
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:
-    """Float32 logits [B, L, V], soft-capped as `net` says: c * tanh(l / c)."""
+    """Float32 logits [B, L, V] with the soft cap of `net`: c * tanh(l / c)."""
     head = (out.kernel, out.bias)
     return tiled.head_logits(out.features, head, net.logit_softcap, net.tokens)
 
 
 def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -> Any:
-    """A function of each position's logits, tile by tile: [B, L, V] is never held.
+    """Applies a function to each position's logits, tile by tile: [B, L, V] is never held.
 
     Args:
       out: features [B, L, D] and head.
-      net: for its soft cap, and its tile where it has one; see `sampling_tile`.
-      fn: (logits [B, T, V], rows [B, T, ...]) -> arrays [B, T, ...], position by position.
-      rows: what else it is told of the positions, [B, L, ...].
+      net: network, for its soft cap and its tile, if it has one; see `sampling_tile`.
+      fn: function from (logits [B, T, V], rows [B, T, ...]) to arrays [B, T, ...], position by
+        position.
+      rows: further arrays [B, L, ...] over the positions, passed to `fn`.
 
     Returns:
       The arrays of `fn`, [B, L, ...].
@@ -78,12 +79,12 @@ def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -
 
 
 def embed_probs(probs: Float[Array, "b l v"], table: Float[Array, "v d"]) -> States:
-    """probs @ E: a distribution over tokens as a state, float32."""
+    """Expected embedding probs @ E of distributions over tokens, float32."""
     return jnp.matmul(probs, table.astype(jnp.float32), precision=jax.lax.Precision.HIGH)
 
 
 def token_nll(logits_BLV: jax.Array, tokens: Int[Array, "b l"]) -> Float[Array, "b l"]:
-    """-log softmax(logits)[token] in nats."""
+    """Negative log likelihood -log softmax(logits)[token] in nats."""
     picked = jnp.take_along_axis(logits_BLV, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BLV, axis=-1) - picked
 
@@ -105,11 +106,11 @@ def cross_entropy(
       out: features [B, L, D] and head.
       tokens: targets.
       weights: weight of each position in the sum, float32; 0 switches a position off.
-      net: for its soft cap.
+      net: network, for its soft cap and tiles.
 
     Returns:
       sum(weights * nll), differentiable in `out` and `weights`; nll [B, L] in nats, without
-      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
+      gradient. With tiles only reverse mode is supported: `jax.jvp` raises.
     """
     if plan := _plan(net):
         head, target = (out.kernel, out.bias), ((), (tokens,))
@@ -133,8 +134,8 @@ def mixture_cross_entropy(
       weights, net: as in `cross_entropy`; the soft cap is shared by all readouts.
 
     Returns:
-      sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without
-      gradient. Tiled, by reverse mode only: `jax.jvp` raises.
+      sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without gradient.
+      With tiles only reverse mode is supported: `jax.jvp` raises.
     """
     if plan := _plan(net):
         head, fn = (out.kernel, out.bias), tiled.mixture_target
@@ -151,18 +152,18 @@ def mixture_cross_entropy(
 
 
 def probabilities(out: Readout, net: Network) -> Float[Array, "b l v"]:
-    """softmax(logits), float32."""
+    """Probabilities softmax(logits), float32."""
     return jax.nn.softmax(logits(out, net), axis=-1)
 
 
 def summary(
     out: Readout, table: Float[Array, "v d"], net: Network
 ) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
-    """What a sampler needs of softmax(logits).
+    """Expected embedding and most probable token of softmax(logits), which samplers need.
 
     Returns:
-      E[x] = probs @ E, float32 [B, L, D], differentiable both ways; and (tokens, confidence), each
-      [B, L]: the most probable token and its probability, without gradient.
+      E[x] = probs @ E, float32 [B, L, D], differentiable in both modes; and (tokens, confidence),
+      each [B, L]: the most probable token and its probability, without gradient.
     """
     if plan := _plan(net):
         return tiled.summary(plan, out.features, (out.kernel, out.bias), table)
@@ -173,5 +174,5 @@ def summary(
 
 
 def expected_embedding(out: Readout, table: Float[Array, "v d"], net: Network) -> States:
-    """The first part of `summary` alone."""
+    """Expected embedding of softmax(logits), the first part of `summary`."""
     return summary(out, table, net)[0]

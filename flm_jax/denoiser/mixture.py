@@ -1,4 +1,4 @@
-"""Weighted sums of several read-outs, and tokens drawn from them, tile by tile.
+"""Weighted sums of the outputs of several networks, and tokens drawn from them, tile by tile.
 
 A guided denoiser is sum_k w_k softmax(logits_k) with weights that add up to 1 and may be negative.
 Its embedding is linear in it; its tokens need all V entries of a position at a time, for a tile of
@@ -22,7 +22,7 @@ Pick = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Part(NamedTuple):
-    """One read-out of a sum: its weight, features [B, L, D] with head, and whose they are."""
+    """One output of a sum: its weight, its features [B, L, D] with head, and its network."""
 
     weight: float
     out: Readout
@@ -32,16 +32,16 @@ class Part(NamedTuple):
 def mixture(
     parts: Sequence[Part], table: Float[Array, "v w"], pick: Pick
 ) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
-    """What a sampler needs of p = sum_k w_k softmax(logits_k).
+    """Expected embedding and tokens of p = sum_k w_k softmax(logits_k), for samplers.
 
     Args:
-      parts: of one vocabulary; the first says how many positions make a tile.
+      parts: outputs over one vocabulary; the first determines the number of positions in a tile.
       table: embeddings [V, W] of any width.
-      pick: chooses tokens. It is given the logits of a single part, of several the logarithms of
-        max(p, 0).
+      pick: function that chooses tokens from the logits of a single part, or for several parts from
+        the logarithms of max(p, 0).
 
     Returns:
-      p @ table, float32 [B, L, W]; and what `pick` chose, each [B, L].
+      p @ table, float32 [B, L, W]; and the choice of `pick`, each [B, L].
     """
     positions = jnp.arange(parts[0].out.features.shape[1], dtype=jnp.int32)[None]
 

@@ -1,7 +1,7 @@
-"""Networks that use the posterior of each token given its own noisy state: as input, or as output.
+"""Networks that use the posterior of each token given its own noisy state: as input or output.
 
-As input it takes the place of the state; as output its logits are added to those of the head, the
-closed-form skip connection of arXiv 2604.11748.
+As input it replaces the state; as output its logits are added to the head's, the closed-form skip
+connection of arXiv 2604.11748.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from flm_jax.flows.posterior import posterior_features, posterior_kernel
 
 
 def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool) -> Network:
-    """The network with the posterior of a flow as its input (`read`), in its output, or both."""
+    """Adds the posterior of a flow to a network, as its input (`read`), in its output, or both."""
     evidence = Evidence(
         features=lambda table, y, tau: posterior_features(flow, y, flow.t(tau), table),
         kernel=lambda table: posterior_kernel(flow, table),
@@ -30,7 +30,7 @@ def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool) -> Netwo
 
 
 def posterior_embedding(net: Network, params: Params, y_s: States, tau: Times) -> States:
-    """E^T p(. | y_s), float32: what each state says of its own token, read at network time tau."""
+    """Embedding E^T p(. | y_s) of each state's posterior at network time tau, float32."""
     table = net.table(params)
     found, kernel = net.evidence.features(table, y_s, tau), net.evidence.kernel(table)
     # A kernel of D + 1 rows lies over the vocabulary's devices alone.

@@ -1,8 +1,8 @@
-"""Self-conditioning: a denoiser that is shown its own estimate, and its fixed point.
+"""Self-conditioning: a denoiser with its own estimate as input, and its fixed point.
 
-A self-conditioned denoiser D_t(y; c) sees an estimate c = delta @ E of the clean text besides the
-state, 0 for none. Asked again and again at one state, c_0 = 0, c_k+1 = D_t(y; c_k) @ E, it makes a
-fixed-point iteration (arXiv 2607.00714), whose K-th answer is an ordinary denoiser of y and t.
+A self-conditioned denoiser D_t(y; c) takes an estimate c = delta @ E of the clean text besides the
+state, 0 for none. Repeated calls at one state, c_0 = 0, c_k+1 = D_t(y; c_k) @ E, are a fixed-point
+iteration (arXiv 2607.00714), whose K-th result is an ordinary denoiser of y and t.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ def estimated(
     estimate: States | None,
     visible: jax.Array | None = None,
 ) -> States:
-    """The next estimate, D_t(y; c) @ E [B, L, D], without gradient."""
+    """Computes the next estimate, D_t(y; c) @ E [B, L, D], without gradient."""
     params, y_t = jax.lax.stop_gradient((params, y_t))
     out = forward(net, params, y_t, *taus, estimate=estimate, visible=visible)
     return jax.lax.stop_gradient(expected_embedding(out, net.table(params), net))
 
 
 def fixed_point(net: Network, iterations: int) -> Network:
-    """The network of the last of `iterations` calls at each state, the first of which sees none.
+    """Returns the network of the last of `iterations` calls at each state; the first has c = 0.
 
-    Gradients are those of the last call alone.
+    Gradients flow through the last call alone.
 
     Raises:
       UserError: iterations below 1, or a network that takes no estimate.

@@ -1,4 +1,4 @@
-"""How vocabulary-sized work is cut into tiles and laid over devices."""
+"""Plans how vocabulary-sized work is cut into tiles and split over devices."""
 
 import dataclasses
 
@@ -15,13 +15,14 @@ _SAMPLED, _LEAST_SAMPLED = 1 << 22, 8
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How vocabulary-sized work is cut.
+    """Tiling and partitioning of vocabulary-sized work.
 
     Attributes:
-      tile: positions of each row in one tile; 0 for all of them.
+      tile: number of positions of each row in one tile; 0 for all of them.
       softcap: cap c of logits c * tanh(l / c); 0 for none.
-      parallel: mesh axes to work over explicitly; None leaves partitioning to the compiler.
-      columns: of the heads that stand for tokens, the first ones; 0 where all do. See
+      parallel: mesh axes to split the work over explicitly; None leaves partitioning to the
+        compiler.
+      columns: number of columns of the heads that stand for tokens, the first ones; 0 for all. See
         `Network.tokens`, and `tiled._aligned`, which adds some.
     """
 
@@ -40,27 +41,27 @@ class Plan:
 
 
 def plan_of(net: Network) -> Plan:
-    """How a network wants its vocabulary cut."""
+    """Returns the plan that a network requests."""
     return Plan(net.loss_tile, net.logit_softcap, net.parallel, net.tokens)
 
 
 def sampling_tile(rows: int, vocab: int, loss_tile: int) -> int:
-    """Positions of each row whose logits a sampler holds at a time.
+    """Number of positions of each row whose logits a sampler holds at a time.
 
-    As many as fit, without being asked: who samples a model of a large vocabulary has seldom
-    configured a loss for it.
+    It is as large as memory allows by default, since users who sample a model with a large
+    vocabulary have seldom configured a loss for it.
 
     Args:
-      rows: of the batch.
-      vocab: columns of the head.
-      loss_tile: of `Network`; where it is set, no more than that.
+      rows: number of rows of the batch.
+      vocab: number of columns of the head.
+      loss_tile: upper bound, if not 0; see `Network.loss_tile`.
     """
     fit = max(_LEAST_SAMPLED, _SAMPLED // (rows * vocab))
     return min(loss_tile, fit) if loss_tile else fit
 
 
 def specs(plan: Plan) -> tuple[PartitionSpec, tuple[PartitionSpec, PartitionSpec]]:
-    """Specs of [B, ...] arrays and of a head (kernel [D, V], bias [V])."""
+    """PartitionSpecs of [B, ...] arrays and of a head (kernel [D, V], bias [V])."""
     vocab = plan.vocab_axes
     return PartitionSpec(plan.batch_axes), (PartitionSpec(None, vocab), PartitionSpec(vocab))
 

@@ -1,9 +1,9 @@
 """Vocabulary-sized work in tiles of positions, on one device or over a mesh.
 
-Logits [positions, V] live for one tile only. Tiles are [B, tile, ...] slices along L: B lies over
-the devices, so each tile holds rows of every device. Over a mesh (`Parallel`) the tile loops run on
-local rows and local columns of the vocabulary; arrays with a V axis never leave their device but
-for one sum of the head's gradient over the batch axes, after the loop.
+Logits [positions, V] exist for one tile only. Tiles are [B, tile, ...] slices along L: B is split
+over the devices, so each tile holds rows of every device. Over a mesh (`Parallel`) the tile loops
+run on local rows and local columns of the vocabulary; arrays with a V axis never leave their
+device, except for one sum of the head's gradient over the batch axes after the loop.
 """
 
 import dataclasses
@@ -33,9 +33,10 @@ def head_logits(
     columns: int = 0,
     vocab_axes: tuple[str, ...] = (),
 ) -> jax.Array:
-    """Float32 logits [B, L, V], the product taken in the features' type, capped c * tanh(l / c).
+    """Float32 logits [B, L, V], multiplied in the features' type, capped as c * tanh(l / c).
 
-    Those beyond the first `columns` of the whole vocabulary, if that is not 0, have no probability.
+    If `columns` is not 0, columns beyond the first `columns` of the full vocabulary have no
+    probability.
     """
     kernel, bias = head
     raw = jnp.matmul(features, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
@@ -47,7 +48,7 @@ def head_logits(
 
 
 def standing(width: int, columns: int, vocab_axes: tuple[str, ...] = ()) -> jax.Array:
-    """Which of this device's columns are among the first `columns` of all, [1, 1, width]."""
+    """Mask of this device's columns that are among the first `columns` of all, [1, 1, width]."""
     index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
     first = jax.lax.axis_index(vocab_axes) * width if vocab_axes else 0
     return index + first < columns
@@ -92,7 +93,7 @@ def _scatter(d_kernel: jax.Array, plan: Plan) -> jax.Array:
 
 
 def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Sum over the whole vocabulary, [..., 1], from this device's columns."""
+    """Sum over the full vocabulary, [..., 1], from this device's columns."""
     return _psum(jnp.sum(x, axis=-1, keepdims=True), axes)
 
 
@@ -107,12 +108,12 @@ def _high(logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float) -> jax
 def log_partition(
     logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float = 0.0
 ) -> jax.Array:
-    """logsumexp over the whole vocabulary, [B, T, 1], from this device's columns.
+    """Computes logsumexp over the full vocabulary, [B, T, 1], from this device's columns.
 
     Args:
-      logits: [B, T, V].
-      vocab_axes: mesh axes over which V lies.
-      softcap: their cap, which spares a pass over them to find the largest; 0 for unknown.
+      logits: logits [B, T, V].
+      vocab_axes: mesh axes over which V is split.
+      softcap: soft cap of the logits, which spares a pass to find the largest; 0 for unknown.
     """
     high = _high(logits, vocab_axes, softcap)
     return high + jnp.log(total(jnp.exp(logits - high), vocab_axes))
@@ -122,10 +123,11 @@ def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, A
     """Scans `body` over tiles of positions.
 
     Args:
-      body: (carry, rows of one tile [B, tile, ...]) -> (carry, outputs [B, tile, ...]).
+      body: function from (carry, rows of one tile [B, tile, ...]) to (carry, outputs [B, tile,
+        ...]).
       carry: sums to accumulate.
       rows: arrays [B, L, ...]; a last, shorter tile is filled with zeros.
-      tile: positions in a tile; 0 for all L.
+      tile: number of positions in a tile; 0 for all L.
 
     Returns:
       The final carry and the outputs [B, L, ...].
@@ -148,7 +150,7 @@ def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, A
 
 
 def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
-    """Target concentrated on tokens: (q, this device's share of the cross entropy [B, T])."""
+    """Target concentrated on tokens: q, and this device's part of the cross entropy [B, T]."""
     tokens = target[1][0]
     width = logits.shape[-1]
     index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
@@ -228,15 +230,15 @@ def weighted_cross_entropy(
     weights: jax.Array,
     target: Target,
 ) -> tuple[jax.Array, jax.Array]:
-    """sum(weights * ce) and ce [B, L] (nats) to `target_fn` of `target`, tile by tile.
+    """Computes sum(weights * ce), and ce [B, L] (nats) to `target_fn` of `target`, by tiles.
 
-    The weights are known beforehand, so that the forward rule finishes the gradients of each tile
-    (three products of its size in all, as without tiles) and keeps those alone: [B, L, D] in the
+    The weights are known beforehand, so that the forward rule completes the gradients of each tile
+    (three products of its size in total, as without tiles) and keeps those alone: [B, L, D] in the
     features' type, [D, V] and [V] in float32. The backward rule scales them.
 
     Returns:
       The sum, differentiable in features, head and weights; ce without gradient. No gradient flows
-      to the target. Reverse mode only: `jax.jvp` raises.
+      to the target. Only reverse mode is supported: `jax.jvp` raises.
     """
     return _run(_values, plan, target_fn, features, head, weights, target)
 
@@ -306,11 +308,11 @@ def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, ja
 def summary(
     plan: Plan, features: jax.Array, head: Head, table: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """softmax(logits) @ table and the most probable token, tile by tile.
+    """Computes softmax(logits) @ table and the most probable token, tile by tile.
 
     Returns:
-      The mean, float32 [B, L, D], from a product in the features' type, differentiable both ways
-      (reverse mode computes the logits of a tile again instead of keeping them); and, without
+      The mean, float32 [B, L, D], from a product in the features' type, differentiable in both
+      modes (reverse mode recomputes the logits of a tile instead of keeping them); and, without
       gradient, (tokens int32, their probabilities float32), each [B, L]. Of equal logits the first
       column counts.
     """
@@ -353,7 +355,7 @@ def summary(
 def probability_rate(
     features: jax.Array, tangent: jax.Array, head: Head, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(logits) and its derivative [B, T, V] along a tangent of the features, of one tile."""
+    """Computes softmax(logits) and its derivative [B, T, V] along a tangent of the features."""
     logits = planned_logits(features, head, plan)
     rate = head_logits(tangent, (head[0], jnp.zeros_like(head[1])), 0.0)
     if plan.softcap:
@@ -365,7 +367,7 @@ def probability_rate(
 def squared_rate(plan: Plan, features: jax.Array, tangent: jax.Array, head: Head) -> jax.Array:
     """Squared norm [B, L] of the derivative of softmax(logits) along a tangent, tile by tile.
 
-    Differentiable in features, tangent and head; reverse mode computes a tile again.
+    The result is differentiable in features, tangent and head; reverse mode recomputes each tile.
     """
 
     def local(features, tangent, head):

@@ -1,1 +1,1 @@
-"""Probability paths as pure mathematics, without networks."""
+"""Flows as pure mathematics, without networks: probability paths, noise and times."""

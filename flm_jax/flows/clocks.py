@@ -1,16 +1,16 @@
 """The decoding-error clock tau(t) of one-hot flows, evaluated and differentiated inside jit.
 
-Source: arXiv 2602.16813v3, section on time reparameterisation. With noise N(0, I_V) and
-x_t = (1-t) x_0 + t onehot(x), decoding x_t by its argmax errs with probability
+Source: arXiv 2602.16813v3, section on time reparameterisation. With noise N(0, I_V) and x_t = (1-t)
+x_0 + t onehot(x), decoding x_t by its argmax errs with probability
 
     P_e(t) = 1 - E_z[Phi(z + t/(1-t))^(V-1)],  z ~ N(0, 1),
 
 and tau(t) = 1 - V/(V-1) P_e(t) runs from 0 (noise) to 1 (data).
 
-A network reads x_t through D numbers, y_t = E^T x_t, where less can be decoded. The square of the
-signal-to-noise ratio at which it sees token v is r^2 E[v] (E^T E)^-1 E[v]^T, r = t/(1-t). The
-factors of r^2 are the leverages of the table; they sum to its rank, so that their mean is
-min(1, D/V), whatever the table: the clock of embedded states has sqrt(min(1, D/V)) r for r.
+A network reads x_t through D numbers, y_t = E^T x_t, from which less can be decoded. The square of
+the signal-to-noise ratio at which it sees token v is r^2 E[v] (E^T E)^-1 E[v]^T, r = t/(1-t). The
+factors of r^2 are the leverages of the table; they sum to its rank, so that their mean is min(1,
+D/V), whatever the table: the clock of embedded states has sqrt(min(1, D/V)) r instead of r.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ class Clock(NamedTuple):
       t: knots in interpolant time, [N+1], from 0 to 1.
       tau: exact tau at the knots, [N+1], from 0 to 1.
       d_t: widths of the pieces in t, [N].
-      d_tau: widths of the pieces in tau, [N] (kept apart: they underflow as differences near 1).
+      d_tau: widths of the pieces in tau, [N] (stored, since they underflow as differences near 1).
       left: slope at the left end of each piece times d_t/d_tau, [N].
-      right: the same at the right end, [N].
+      right: slope at the right end of each piece, scaled in the same way, [N].
     """
 
     t: jax.Array
@@ -53,14 +53,14 @@ def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
     """Builds the table for one vocabulary size (float64 quadrature on the host, about 0.3 s).
 
     Args:
-      vocab_size: V >= 2.
-      dim: D, to count errors of decoding y_t in R^D; None for x_t in R^V, as in the paper.
+      vocab_size: vocabulary size V >= 2.
+      dim: dimension D, for errors of decoding y_t in R^D; None for x_t in R^V, as in the paper.
 
     Returns:
-      Clock, accurate to 1e-6 in tau.
+      A clock that is accurate to 1e-6 in tau.
 
     Raises:
-      UserError: if vocab_size < 2, where nothing can be decoded wrongly.
+      UserError: vocab_size < 2, for which there are no decoding errors.
     """
     require(vocab_size >= 2, f"The clock needs a vocabulary of at least 2, got {vocab_size}.")
     t = np.linspace(0.0, 1.0, _KNOTS + 1)[:-1]
@@ -85,7 +85,7 @@ def _seen_later(t: np.ndarray, slope: np.ndarray, factor: float) -> tuple[np.nda
 
 
 def identity_clock() -> Clock:
-    """tau(t) = t: no reparameterisation, for comparison with the decoding-error clock."""
+    """Returns tau(t) = t: no reparameterisation, for comparison with the decoding-error clock."""
     ends, one = jnp.array([0.0, 1.0]), jnp.ones(1)
     return Clock(ends, ends, one, one, one, one)
 
@@ -118,7 +118,7 @@ def _piece(knots: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def t_to_tau(clock: Clock, t: Times) -> Times:
-    """tau(t), any shape, float32; t outside [0, 1] is clipped; differentiable in t."""
+    """Computes tau(t), any shape, float32; t is clipped to [0, 1]; differentiable in t."""
     t = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, 1.0)
     piece = _piece(clock.t, jax.lax.stop_gradient(t))
     x = (t - clock.t[piece]) / clock.d_t[piece]
@@ -127,10 +127,10 @@ def t_to_tau(clock: Clock, t: Times) -> Times:
 
 @jax.custom_jvp
 def tau_to_t(clock: Clock, tau: Times) -> Times:
-    """t(tau), the inverse of t_to_tau, any shape, float32; tau outside [0, 1] is clipped.
+    """Computes t(tau), the inverse of t_to_tau, any shape, float32; tau is clipped to [0, 1].
 
-    Solves the piece's cubic by safeguarded Newton steps. The derivative is 1 / (dtau/dt), so that
-    forward-mode differentiation through the clock is exact; the tables are constants.
+    The cubic of the piece is solved by safeguarded Newton steps. The derivative is 1 / (dtau/dt),
+    so that forward-mode differentiation through the clock is exact; the tables are constants.
     """
     return _solve(clock, tau)[0]
 

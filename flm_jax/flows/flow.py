@@ -1,8 +1,9 @@
-"""A flow: a path, its noise, the law of its times, and what a network is told of them.
+"""A flow: a path, its noise, the distribution of its times, and the network's time variable.
 
-Losses and samplers take a flow and nothing else of it. They count time in what the network is told,
-tau in [0, 1], which grows with the path's own t: of FLM the clock, of flows that are told gamma =
-log(c^2/a^2), noise over signal, its progress from the highest to the lowest.
+Losses and samplers take a flow and no parts of it. They measure time in the network's time variable
+tau in [0, 1], which increases with the path's own t: for FLM it is the clock; for flows conditioned
+on gamma = log(c^2/a^2), noise over signal, it is the fraction of the way from the highest to the
+lowest gamma.
 """
 
 import dataclasses
@@ -21,20 +22,20 @@ from flm_jax.flows.time_sampling import Rows, stratified_uniform, time_pairs
 
 
 class Told:
-    """What a network is told of time: an increasing function of t onto [0, 1]."""
+    """Time variable of the network: an increasing function tau of t onto [0, 1]."""
 
     def tau(self, t: Times) -> Times:
-        """Of the time t; any shape, float32."""
+        """Computes tau at the time t; any shape, float32."""
         raise NotImplementedError
 
     def t(self, tau: Times) -> Times:
-        """The inverse."""
+        """Inverse of `tau`."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ClockTold(Told):
-    """tau(t) of a clock."""
+    """Time variable tau(t) of a clock."""
 
     clock: Clock
 
@@ -47,19 +48,21 @@ class ClockTold(Told):
 
 @dataclasses.dataclass(frozen=True)
 class GammaTold(Told):
-    """The progress (high - gamma) / (high - low) of gamma on a path, 0 at `high` and before, 1 at
-    `low` and after."""
+    """Time variable (high - gamma) / (high - low), with gamma of a path.
+
+    It is 0 at `high` and before, and 1 at `low` and after.
+    """
 
     path: Interpolant
     low: float
     high: float
 
     def gamma(self, tau: Times) -> Times:
-        """gamma at a progress."""
+        """Computes gamma at tau."""
         return self.high - (self.high - self.low) * tau
 
     def progress(self, gamma: Times) -> Times:
-        """The inverse of `gamma`."""
+        """Inverse of `gamma`."""
         return (self.high - gamma) / (self.high - self.low)
 
     def tau(self, t: Times) -> Times:
@@ -74,22 +77,22 @@ class GammaTold(Told):
 
 
 class TimeLaw:
-    """The law of times: how training draws them, and how a sampler spaces its steps.
+    """Distribution of times: how training draws them, and how a sampler spaces its steps.
 
-    It counts in shares u in [0, 1] of the law, in which sampling grids and the ends of jumps are
-    uniform.
+    Its quantile levels u in [0, 1] are the variable in which sampling grids and the ends of jumps
+    are uniform.
     """
 
     def draw(self, key: Key, num: int, rows: Rows) -> Times:
-        """tau of each row, [num], low-discrepancy over the global batch."""
+        """Draws tau for each row, [num], low-discrepancy over the global batch."""
         raise NotImplementedError
 
     def quantile(self, share: Times) -> Times:
-        """tau below which a share u of the law lies."""
+        """Computes tau at quantile level u, the fraction of the distribution below it."""
         raise NotImplementedError
 
     def share(self, tau: Times) -> Times:
-        """The inverse of `quantile`."""
+        """Quantile level of tau, the inverse of `quantile`."""
         raise NotImplementedError
 
     def observe(
@@ -99,22 +102,22 @@ class TimeLaw:
         weights: Float[Array, "b"],
         share: Float[Array, "b"] | None = None,
     ) -> Any:
-        """What a batch says of the law: cross entropies of rows at tau; None where none is learnt.
+        """Statistics of a batch, from cross entropies of rows at tau; None if nothing is learnt.
 
-        Rows of weight 0 are left out. `share` is the hidden fraction of each row, where positions
-        are hidden.
+        Rows of weight 0 are left out. `share` is the hidden fraction of each row, for flows with
+        hidden positions.
         """
         del tau, values, weights, share
         return None
 
     def settled(self, state: Any) -> "TimeLaw":
-        """The law at a state of what is learnt of it; the same where nothing is."""
+        """Returns the distribution at a state of its learnt part; unchanged if there is none."""
         del state
         return self
 
 
 class Uniform(TimeLaw):
-    """U(0, 1) in what the network is told."""
+    """Uniform distribution of tau, U(0, 1)."""
 
     def draw(self, key: Key, num: int, rows: Rows) -> Times:
         return stratified_uniform(key, num, rows)
@@ -132,9 +135,9 @@ class Flow:
 
     Attributes:
       path: the interpolant a, b, c and its steps.
-      noise: the law of xi.
-      times: the law of times.
-      told: what the network is told of them.
+      noise: distribution of xi.
+      times: distribution of times.
+      told: time variable of the network.
     """
 
     path: Interpolant
@@ -143,37 +146,37 @@ class Flow:
     told: Told
 
     def t(self, tau: Times) -> Times:
-        """The path's time t at which a network is told tau."""
+        """Time t of the path at tau."""
         return self.told.t(tau)
 
     def tau(self, t: Times) -> Times:
-        """What a network is told at time t."""
+        """Time variable of the network at time t."""
         return self.told.tau(t)
 
     def slope(self, t: Times) -> Times:
-        """dtau/dt, which turns derivatives in tau into derivatives in t."""
+        """Derivative dtau/dt, which turns derivatives in tau into derivatives in t."""
         return jax.jvp(self.told.tau, (t,), (jnp.ones_like(t),))[1]
 
     def settled(self, state: Any) -> "Flow":
-        """The flow at a state of what is learnt of the law of its times; None for its own."""
+        """Returns the flow at a state of its learnt times; None keeps its own."""
         return dataclasses.replace(self, times=self.times.settled(state))
 
     def draw_times(self, key: Key, num: int, rows: Rows) -> Times:
-        """tau of training, one for each of `num` rows."""
+        """Draws tau for training, one for each of `num` rows."""
         return self.times.draw(key, num, rows)
 
     def draw_pairs(self, key: Key, num: int, rows: Rows, boundary: float) -> tuple[Times, Times]:
-        """tau_s <= tau_t for flow maps, see `time_pairs`, whose uniform numbers are shares."""
+        """Draws tau_s <= tau_t for flow maps, as quantiles at the levels of `time_pairs`."""
         shares = time_pairs(key, num, rows, boundary)
         return self.times.quantile(shares[0]), self.times.quantile(shares[1])
 
     def between(self, tau_s: Times, tau_t: Times, where: Times | float) -> Times:
-        """The tau at a part `where` of the law between two others."""
+        """Computes tau at a fraction `where` of the quantile levels between two others."""
         low, high = self.times.share(tau_s), self.times.share(tau_t)
         return jnp.where(tau_s < tau_t, self.times.quantile(low + where * (high - low)), tau_t)
 
     def grid(self, steps: int) -> Float[Array, "k"]:
-        """K + 1 values of tau from 0 to 1, uniform in the law of times."""
+        """Returns K + 1 values of tau from 0 to 1, uniform in the quantiles of times."""
         return self.times.quantile(jnp.linspace(0.0, 1.0, steps + 1))
 
     def states(
@@ -187,14 +190,14 @@ class Flow:
         """Draws noisy states y_t of a path without anchor.
 
         Args:
-          key: used for the noise alone.
+          key: key of the noise.
           t: times of the path, [B] or [B, L].
-          tokens: clean data.
-          table: E; y_t is differentiable in it through data and noise.
-          other: a second table that must see the same noise (a teacher's); no gradient.
+          tokens: clean tokens.
+          table: embedding table E; y_t is differentiable in it through data and noise.
+          other: second table that must see the same noise (a teacher's); no gradient.
 
         Returns:
-          y_t [B, L, D] and, if `other` is given, the same state seen through it, else None.
+          y_t [B, L, D] and, if `other` is given, the same state in its embedding, else None.
         """
         return self.noise.states(key, self.path, t, tokens, table, other)
 
@@ -208,16 +211,20 @@ class Flow:
         table: jax.Array,
         anchor: jax.Array | float = 0.0,
     ) -> States:
-        """Puts given positions on their own path with xi fixed; with t = 1 there they are clean.
+        """Puts prescribed positions on their own path with fixed xi; at t = 1 they are clean.
 
         Args:
           y_t: states [B, L, D] at time t.
-          tokens, given: [B, L]; `given` is True where `tokens` is prescribed.
-          xi: the initial noise; table: E; anchor: m.
+          t: times of the path, [B] or [B, L].
+          tokens: prescribed tokens [B, L].
+          given: mask [B, L] of prescribed positions.
+          xi: initial noise.
+          table: embedding table E.
+          anchor: m of anchored paths, else 0.
         """
         return jnp.where(given[..., None], self.path.at(t, table[tokens], xi, anchor), y_t)
 
 
 def onehot_flow(clock: Clock, in_vocabulary: bool = False) -> Flow:
-    """The flow of FLM and FMLM: linear, one-hot noise, uniform in a clock that is told."""
+    """Returns the flow of FLM and FMLM: linear, one-hot noise, uniform in the clock's tau."""
     return Flow(Linear(), OneHotNoise(in_vocabulary), Uniform(), ClockTold(clock))

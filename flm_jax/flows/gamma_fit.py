@@ -1,6 +1,6 @@
 """Curves fitted to the mean cross entropy over gamma, and their quantiles.
 
-Generalised logistic (arXiv 2606.27617), Gumbel (arXiv 2604.11748) and isotonic:
+The curves are generalised logistic (arXiv 2606.27617), Gumbel (arXiv 2604.11748) and isotonic:
 
     F(gamma) = sigmoid((gamma - mu) / b)^a,       quantile mu - b log(u^(-1/a) - 1),
     F(gamma) = exp(-exp(-(gamma - mu) / b)),      quantile mu - b log(-log u).
@@ -26,7 +26,7 @@ Points = Float[Array, "k"]
 
 
 class Fit(NamedTuple):
-    """(mu, b, a); the coefficient of determination R^2; whether a curve was found."""
+    """Result of a fit: (mu, b, a), the coefficient of determination R^2, and its success."""
 
     shape: Float[Array, "3"]
     r2: jax.Array
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
 
 
 def logistic_quantile(shape: Float[Array, "3"], u: Times) -> Times:
-    """mu - b log(u^(-1/a) - 1) for u in (0, 1)."""
+    """Quantile mu - b log(u^(-1/a) - 1) of the generalised logistic, for u in (0, 1)."""
     mu, b, a = shape
     return mu + b * _logit(jnp.log(u), a)
 
@@ -46,34 +46,36 @@ def _logit(log_p: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def logistic_cdf(shape: Float[Array, "3"], gamma: Times) -> Times:
-    """sigmoid((gamma - mu) / b)^a."""
+    """Generalised logistic distribution function sigmoid((gamma - mu) / b)^a."""
     mu, b, a = shape
     return jnp.exp(a * jax.nn.log_sigmoid((gamma - mu) / b))
 
 
 def gumbel_quantile(shape: Float[Array, "3"], u: Times) -> Times:
-    """mu - b log(-log u) for u in (0, 1)."""
+    """Quantile mu - b log(-log u) of the Gumbel distribution, for u in (0, 1)."""
     return shape[0] - shape[1] * jnp.log(-jnp.log(u))
 
 
 def gumbel_cdf(shape: Float[Array, "3"], gamma: Times) -> Times:
-    """exp(-exp(-(gamma - mu) / b))."""
+    """Gumbel distribution function exp(-exp(-(gamma - mu) / b))."""
     return jnp.exp(-jnp.exp(-(gamma - shape[0]) / shape[1]))
 
 
 def logistic_fit(gamma: Points, values: Points, number: Points, least_scale: float) -> Fit:
-    """The generalised logistic through the scaled values, for the best of 121 values of a.
+    """Fits a generalised logistic to scaled values, for the best of 121 values of a.
 
-    For each a, mu and b are those of the regression of gamma on y, where sigmoid(y)^a is the
-    running maximum of values scaled to [1e-4, 1 - 1e-4]; the least sum of squared differences of
-    values decides. All is weighted by number.
+    For each a, mu and b result from the regression of gamma on y, where sigmoid(y)^a is the running
+    maximum of values scaled to [1e-4, 1 - 1e-4]; the a with the smallest sum of squared differences
+    of values is chosen. All sums are weighted by number.
 
     Args:
-      gamma: ascending; values: what to fit; number: weights, 0 for points that are left out.
+      gamma: points in ascending order.
+      values: values to fit.
+      number: weights, 0 for points that are left out.
       least_scale: lower bound of b.
 
     Returns:
-      Nothing is found for less than 4 points, for values all equal, and for falling ones.
+      The fit; it fails for fewer than 4 points, for equal values and for decreasing ones.
     """
     seen = number > 0.0
     low = jnp.min(jnp.where(seen, values, jnp.inf))
@@ -103,13 +105,13 @@ def logistic_fit(gamma: Points, values: Points, number: Points, least_scale: flo
 
 
 def gumbel_fit(gamma: Points, values: Points, weights: Points, cfg: GammaConfig) -> Fit:
-    """Least squares of c F(gamma) + d with c > 0, by Levenberg-Marquardt from several starts.
+    """Fits c F(gamma) + d with c > 0 by least squares (Levenberg-Marquardt, several starts).
 
-    c and d are solved for at every (mu, log b), which alone are searched; a is 1.
+    c and d are solved for at every (mu, log b), so that the search is over these alone; a is 1.
 
     Args:
-      gamma, values, weights: points, what to fit, and how much each counts.
-      cfg: for the range of gamma and the lower bound of b.
+      gamma, values, weights: points, values to fit, and weights.
+      cfg: settings, for the range of gamma and the lower bound of b.
     """
     # Bounds of mu and log b, a little wider than what is accepted.
     box = ((cfg.low - 10.0, -3.5), (cfg.high + 10.0, 3.0))
@@ -152,10 +154,10 @@ def gumbel_fit(gamma: Points, values: Points, weights: Points, cfg: GammaConfig)
 
 
 def isotonic(values: Points, weights: Points) -> Points:
-    """The non-decreasing curve nearest to values in weighted squares.
+    """Returns the non-decreasing curve nearest to values in weighted squares.
 
     It is the max over j <= i of the min over k >= i of the weighted mean of values j..k. Points of
-    weight 0 do not count, and what stands at them means nothing.
+    weight 0 do not count, and the result at them is undefined.
     """
     size = values.shape[0]
     first, last = jnp.arange(size)[:, None], jnp.arange(size)[None]
@@ -179,10 +181,13 @@ def empirical_knots(
     """Quantiles of the isotonic curve through values, scaled to [0, 1].
 
     Args:
-      gamma: ascending; values: mean cross entropies; number: weights, 0 for points left out.
+      gamma: points in ascending order.
+      values: mean cross entropies.
+      number: weights, 0 for points that are left out.
+      cfg: settings, for the range of gamma.
 
     Returns:
-      [101] from cfg.low to cfg.high, and whether the curve rises at all.
+      Knots [101] from cfg.low to cfg.high, and whether the curve rises at all.
     """
     seen = number > 0.0
     curve = isotonic(values, number)
@@ -199,7 +204,9 @@ def empirical_knots(
 
 
 def increasing(knots: Float[Array, "n"], cfg: GammaConfig) -> Float[Array, "n"]:
-    """Knots from cfg.low to cfg.high, clipped, each at least 1e-6 above the one before."""
+    """Clips knots to [cfg.low, cfg.high] and makes each at least 1e-6 larger than the last.
+
+    """
     steps = _GAP * jnp.arange(KNOTS)
     knots = jnp.clip(knots, cfg.low, cfg.high).at[0].set(cfg.low).at[-1].set(cfg.high)
     knots = jax.lax.cummax(knots - steps) + steps

@@ -1,10 +1,10 @@
-"""Random gamma = log noise over signal: a mixture of uniform, normal and learnt.
+"""The distribution of gamma = log noise over signal: a uniform, normal and learnt mixture.
 
     F(g) = w_0 (g - low) / (high - low) + w_1 Phi((g - center) / spread) + w_2 F_2(g)
 
-F_2 is the learnt component, which lies where the cross entropy changes: piecewise linear through
-the knots of the state, or a Gumbel law. Until there is one, w_2 moves onto another part. What lies
-beyond [low, high] is clipped to the ends.
+F_2 is the learnt component, which is concentrated where the cross entropy changes: piecewise linear
+through the knots of the state, or a Gumbel distribution. Before the first fit, another component
+has its weight w_2. Values beyond [low, high] are clipped to the ends.
 """
 
 import jax
@@ -21,8 +21,7 @@ _LAST_QUANTILE = 1e-6  # of sampling, whose last gamma is the lowest
 
 
 def learnt_quantile(state: GammaState, u: Times, cfg: GammaConfig) -> Times:
-    """gamma below which a share u in (0, 1) of the learnt component lies; uniform until it is
-    ready."""
+    """Quantile of the learnt component at level u in (0, 1); uniform before the first fit."""
     flat = cfg.low + (cfg.high - cfg.low) * u
     if cfg.learnt == "gumbel":
         learnt = gumbel_quantile(state.shape, u)
@@ -32,7 +31,7 @@ def learnt_quantile(state: GammaState, u: Times, cfg: GammaConfig) -> Times:
 
 
 def learnt_share(state: GammaState, gamma: Times, cfg: GammaConfig) -> Times:
-    """The inverse of `learnt_quantile` where that is not clipped."""
+    """Inverse of `learnt_quantile` where it is not clipped."""
     flat = (gamma - cfg.low) / (cfg.high - cfg.low)
     if cfg.learnt == "gumbel":
         learnt = gumbel_cdf(state.shape, gamma)
@@ -42,7 +41,7 @@ def learnt_share(state: GammaState, gamma: Times, cfg: GammaConfig) -> Times:
 
 
 def mixture_weights(cfg: GammaConfig, state: GammaState) -> Float[Array, "3"]:
-    """Fractions of the uniform, the normal and the learnt component."""
+    """Weights of the uniform, the normal and the learnt component."""
     learnt = 1.0 - cfg.uniform - cfg.normal
     before = {"normal": (0.0, learnt, 0.0), "uniform": (learnt, 0.0, 0.0)}[cfg.before]
     moved = jnp.where(state.ready > 0, jnp.array([0.0, 0.0, learnt]), jnp.array(before))
@@ -57,10 +56,10 @@ def mixture_cdf(
     low: float | None = None,
     high: float | None = None,
 ) -> Times:
-    """F(gamma).
+    """Distribution function F(gamma) of the mixture.
 
     Args:
-      low, high: range of the uniform component; that of cfg by default.
+      low, high: range of the uniform component; the range of cfg by default.
     """
     low, high = cfg.low if low is None else low, cfg.high if high is None else high
     weights = mixture_weights(cfg, state)
@@ -77,12 +76,12 @@ def mixture_quantile(
     low: float | None = None,
     high: float | None = None,
 ) -> Times:
-    """gamma of F(gamma) = u, by bisection of [low, high]; beyond it, the nearer end.
+    """Solves F(gamma) = u by bisection of [low, high]; beyond it, the nearer end.
 
     Args:
-      u: in [0, 1], any shape.
-      low, high: range of the uniform component and of the result; that of cfg by default. The
-        learnt component keeps its own.
+      u: quantile levels in [0, 1], any shape.
+      low, high: range of the uniform component and of the result; the range of cfg by default. The
+        learnt component keeps its own range.
     """
     low, high = cfg.low if low is None else low, cfg.high if high is None else high
 
@@ -100,11 +99,14 @@ def mixture_quantile(
 def draw_gamma(
     key: Key, num: int, rows: Rows, cfg: GammaConfig, state: GammaState
 ) -> Float[Array, "b"]:
-    """One gamma for each row, low-discrepancy over the global batch.
+    """Draws one gamma for each row, low-discrepancy over the global batch.
 
     Args:
-      key: the same for every (micro)batch of one global batch.
-      num: rows here; rows: their place in the global batch.
+      key: key, the same for every (micro)batch of a global batch.
+      num: number of rows.
+      rows: indices of these rows in the global batch.
+      cfg: settings of the mixture.
+      state: state of the learnt component.
     """
     return mixture_quantile(stratified_uniform(key, num, rows), cfg, state)
 
@@ -118,15 +120,15 @@ def sampling_grid(
     high: float,
     first_quantile: float,
 ) -> Float[Array, "k"]:
-    """gamma of sampling, from noise to text: quantiles of the mixture on [low, high].
+    """Values of gamma for sampling, from noise to text: quantiles of the mixture on [low, high].
 
     Args:
-      steps: K, static.
-      low, high: range of gamma; the last one is `low`.
-      first_quantile: share of the mixture below the first one.
+      steps: number of steps K, static.
+      low, high: range of gamma; the last value is `low`.
+      first_quantile: quantile level of the first value.
 
     Returns:
-      float32 [K + 1], not increasing; several of the last may be equal to `low`.
+      float32 [K + 1], not increasing; several of the last values may equal `low`.
     """
     u = jnp.linspace(first_quantile, _LAST_QUANTILE, steps + 1)
     return mixture_quantile(u, cfg, state, low=low, high=high).at[-1].set(low)

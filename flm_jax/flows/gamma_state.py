@@ -1,4 +1,4 @@
-"""The law of gamma = log noise over signal: its settings, and what is learnt of it."""
+"""The distribution of gamma = log noise over signal: its settings and its learnt state."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,9 +18,10 @@ RATIO_EDGES = np.arange(1, 21) / 20
 
 @dataclasses.dataclass(frozen=True)
 class GammaConfig:
-    """A mixture of U(low, high), a clipped N(center, spread^2), and a learnt law for the rest.
+    """A mixture of U(low, high), a clipped N(center, spread^2), and a learnt distribution.
 
-    The defaults are those of the adaptation of arXiv 2606.27617 as its authors' code has it.
+    The learnt distribution has the remaining weight. The defaults are those of the adaptation of
+    arXiv 2606.27617 in its authors' code.
     """
 
     low: float = setting(-10.0, "Lowest gamma, where states are almost clean.", range="[-30, 30]")
@@ -109,22 +110,24 @@ class GammaConfig:
 
     @property
     def ratios(self) -> np.ndarray:
-        """Which bins of the hidden fraction a fit uses, bool [19]: by their middles."""
+        """Mask of the bins of the hidden fraction that a fit uses, bool [19], by their centres."""
         middles = 0.5 * (RATIO_EDGES[:-1] + RATIO_EDGES[1:])
         return (middles >= self.ratio_low) & (middles <= self.ratio_high)
 
 
 class GammaState(NamedTuple):
-    """What is learnt, float32.
+    """Learnt state of the distribution, float32.
 
     Attributes:
-      cells: [19, bins, 3], for each hidden fraction and gamma the decayed number of rows, sum of
-        their mean cross entropies (nats) and sum of the squares of these.
-      fresh: likewise of the batches since the last fit, where sums decay before each fit.
-      examples: how many rows were seen in all.
-      shape: (mu, b, a) of the last accepted fit; of a gumbel law, the law itself.
-      knots: [101] gamma at 0, 0.01, ..., 1 of a logistic or empirical law, low gamma first.
-      r2: of the last fit, accepted or not.
+      cells: [19, bins, 3], for each bin of hidden fraction and gamma the decayed number of rows,
+        the sum of their mean cross entropies (nats) and the sum of the squares of these.
+      fresh: the same sums for the batches since the last fit, if sums decay before each fit.
+      examples: number of rows seen in total.
+      shape: (mu, b, a) of the last accepted fit; for a gumbel distribution, the distribution
+        itself.
+      knots: [101] gamma at quantile levels 0, 0.01, ..., 1 of a logistic or empirical distribution,
+        ascending.
+      r2: coefficient of determination of the last fit, accepted or not.
       ready: 1 from the first accepted fit or curve on, else 0.
     """
 
@@ -138,7 +141,7 @@ class GammaState(NamedTuple):
 
 
 def fresh_state(cfg: GammaConfig) -> GammaState:
-    """Nothing seen yet."""
+    """Returns the state before any batch."""
     size = (len(RATIO_EDGES) - 1, cfg.bins, 3)
     return GammaState(
         cells=jnp.zeros(size),
@@ -152,21 +155,21 @@ def fresh_state(cfg: GammaConfig) -> GammaState:
 
 
 def state_of_knots(knots: np.ndarray | jax.Array, cfg: GammaConfig) -> GammaState:
-    """A curve that is known from elsewhere, without statistics.
+    """Returns a state with a known curve, without statistics.
 
     Args:
-      knots: gamma at 0, 0.01, ..., 1, [101] from cfg.low to cfg.high.
+      knots: gamma at quantile levels 0, 0.01, ..., 1, [101] from cfg.low to cfg.high.
     """
     new = fresh_state(cfg)
     return new._replace(knots=jnp.asarray(knots, new.knots.dtype), ready=jnp.ones(()))
 
 
 def inherited(state: GammaState, cfg: GammaConfig) -> GammaState:
-    """The curve of a state, without its statistics, as the start of a law of the same gamma."""
+    """Returns the curve of a state without its statistics, as the start of another run."""
     return fresh_state(cfg)._replace(shape=state.shape, knots=state.knots, ready=state.ready)
 
 
 def bin_centers(cfg: GammaConfig) -> Float[Array, "k"]:
-    """Middles of the bins of gamma."""
+    """Centres of the bins of gamma."""
     width = (cfg.high - cfg.low) / cfg.bins
     return cfg.low + width * (jnp.arange(cfg.bins) + 0.5)

@@ -20,10 +20,11 @@ def observe(
     """Sums of 1, of values and of their squares over the rows in each cell.
 
     Args:
-      gamma: of each row.
+      gamma: gamma of each row.
       values: mean cross entropy of each row, nats.
       weights: 0 for rows that are left out (their values may be anything), else 1.
-      share: hidden fraction of each row; None where there is none, and all count as 1.
+      share: hidden fraction of each row; None for flows without hidden positions, for which it is
+        1.
 
     Returns:
       float32 [19, bins, 3], by hidden fraction and gamma; values at the ends and beyond are in the
@@ -48,7 +49,7 @@ def _within(x: Times, edges: Float[Array, "n"]) -> Float[Array, "b k"]:
 def gathered(
     state: GammaState, sums: Float[Array, "r k 3"], due: jax.Array, cfg: GammaConfig
 ) -> GammaState:
-    """Takes in the sums of one batch; `due` says whether a fit follows."""
+    """Adds the sums of one batch to a state; `due` says whether a fit follows."""
     state = state._replace(examples=state.examples + jnp.sum(sums[..., 0]))
     if cfg.decays == "batch":
         return state._replace(cells=cfg.decay * state.cells + sums)
@@ -63,8 +64,8 @@ class Curve(NamedTuple):
     """Mean cross entropy over gamma.
 
     Attributes:
-      number: [bins], rows in each bin of gamma, after decay; 0 where no cell has enough.
-      values: [bins], their mean cross entropy, nats; 0 there.
+      number: [bins], number of rows in each bin of gamma, after decay; 0 where no cell has enough.
+      values: [bins], their mean cross entropy, nats; 0 where no cell has enough.
     """
 
     number: Float[Array, "k"]
@@ -72,7 +73,7 @@ class Curve(NamedTuple):
 
 
 def curve(state: GammaState, cfg: GammaConfig) -> Curve:
-    """What a fit uses: the hidden fractions of cfg, and cells of enough rows."""
+    """Curve that a fit uses: the hidden fractions of cfg, and cells with enough rows."""
     number, total = state.cells[..., 0], state.cells[..., 1]
     used = jnp.asarray(cfg.ratios)[:, None] & (number >= cfg.least_cell)
     number, total = (jnp.sum(jnp.where(used, x, 0.0), axis=0) for x in (number, total))

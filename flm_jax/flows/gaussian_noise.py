@@ -1,9 +1,9 @@
-"""One-hot Gaussian noise drawn in the embedded space.
+"""One-hot Gaussian noise drawn in the embedding space.
 
-A denoiser sees the noise eps ~ N(0, I_V) only through its embedding table E [V, D], and
-E^T eps ~ N(0, E^T E) exactly. Drawing C z with C C^T = E^T E and z ~ N(0, I_D) has the same law
-(hence the same expected loss and gradient) without ever holding a [B, L, V] tensor. Both paths
-are differentiable in E.
+A denoiser sees the noise eps ~ N(0, I_V) only through its embedding table E [V, D], and E^T eps ~
+N(0, E^T E) exactly. Drawing C z with C C^T = E^T E and z ~ N(0, I_D) gives the same distribution
+(hence the same expected loss and gradient) without ever holding a [B, L, V] tensor. Both draws are
+differentiable in E.
 """
 
 import jax
@@ -20,7 +20,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def gram(table: Float[Array, "v d"]) -> Float[Array, "d d"]:
-    """E^T E in float32, at full matmul precision on every backend."""
+    """Gram matrix E^T E in float32, at full matmul precision on every backend."""
     return _gram(table.astype(jnp.float32))
 
 
@@ -41,10 +41,10 @@ def _gram_jvp(primals, tangents):
 
 
 def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Lower factor C with C C^T = matrix + eps32 * trace(matrix) * I.
+    """Lower triangular factor C with C C^T = matrix + eps32 * trace(matrix) * I.
 
-    The jitter bounds the float32 rounding of the largest eigenvalue, so that a rank-deficient
-    Gram matrix factorises; relative to the mean variance it is D * 1.2e-7.
+    The jitter bounds the float32 rounding of the largest eigenvalue, so that a rank-deficient Gram
+    matrix factorises; relative to the mean variance it is D * 1.2e-7.
     """
     trace = jax.lax.stop_gradient(jnp.trace(matrix))
     jitter = jnp.finfo(jnp.float32).eps * jnp.maximum(trace, jnp.finfo(jnp.float32).tiny * 1e8)
@@ -52,13 +52,13 @@ def cholesky_factor(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 
 def whitened(vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[Array, "n d"]:
-    """C^-1 y for rows y, with C C^T = E^T E: the noise E^T eps becomes N(0, I_D)."""
+    """Returns C^-1 y for rows y, with C C^T = E^T E: the noise E^T eps becomes N(0, I_D)."""
     factor = cholesky_factor(gram(table))
     return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
 
 
 def whitening(table: Float[Array, "v d"]) -> tuple[Float[Array, "d k"], Float[Array, "k v"]]:
-    """A, B with A B = (E^T E)^-1 E^T, k the smaller of V and D, such that E^T eps A is white."""
+    """Returns A, B with A B = (E^T E)^-1 E^T such that E^T eps A is white; k = min(V, D)."""
     small = table.shape[0] <= table.shape[1]
     factor = cholesky_factor(gram(table.T if small else table))
     eye = jnp.eye(factor.shape[0])
@@ -68,10 +68,11 @@ def whitening(table: Float[Array, "v d"]) -> tuple[Float[Array, "d k"], Float[Ar
 
 
 def leverages(table: Float[Array, "v d"]) -> Float[Array, "v"]:
-    """E[v] (E^T E)^-1 E[v]^T of each token, in [0, 1]; they sum to the rank of E, at most D.
+    """Leverages E[v] (E^T E)^-1 E[v]^T of tokens, in [0, 1]; they sum to the rank of E.
 
-    The share of the signal-to-noise ratio r^2, r = t/(1-t), of x_t at token v that is left in y_t.
-    Where V > D the table says which tokens are readable early, and not all can be.
+    A leverage is the fraction of the squared signal-to-noise ratio r^2, r = t/(1-t), of x_t at
+    token v that remains in y_t. The rank is at most D: where V > D the table determines which
+    tokens can be decoded early, and not all can.
     """
     return jnp.sum(jnp.square(whitened(table.astype(jnp.float32), table)), axis=1)
 
@@ -81,8 +82,8 @@ def embedded_noise(
 ) -> Float[Array, "... d"]:
     """Draws E^T eps, eps ~ N(0, I_V), of shape [*shape, D], float32.
 
-    Drawn in the smaller of the two spaces: for V <= 2 D the V-dimensional draw is cheaper than a
-    Cholesky factor (and exact where E^T E is singular).
+    The draw is in the smaller of the two spaces: for V <= 2 D the V-dimensional draw is cheaper
+    than a Cholesky factor (and exact where E^T E is singular).
     """
     vocab_size, dim = table.shape
     table = table.astype(jnp.float32)
@@ -98,11 +99,11 @@ def joint_embedded_noise(
     other: Float[Array, "v k"],
     shape: tuple[int, ...],
 ) -> tuple[Float[Array, "... d"], Float[Array, "... k"]]:
-    """Two embedded views (E^T eps, E'^T eps) of one and the same eps ~ N(0, I_V).
+    """Draws two embedded views (E^T eps, E'^T eps) of the same eps ~ N(0, I_V).
 
     The first view is the draw of `embedded_noise` for the same key, exact and differentiable in
-    `table`. The second is its conditional given the first, through the Cholesky factor of the
-    Gram matrix of [E, E'] taken block by block; it carries no gradient (it feeds a teacher).
+    `table`. The second is drawn conditionally on the first, through the Cholesky factor of the Gram
+    matrix of [E, E'] computed block by block; it carries no gradient (it is for a teacher).
 
     Returns:
       Float32 arrays [*shape, D] and [*shape, K].

@@ -1,4 +1,4 @@
-"""States of masked diffusion, and which positions are hidden in them."""
+"""States of masked diffusion, and the choice of hidden positions."""
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,29 @@ def masked_states(
     table: Float[Array, "v d"],
     anchor: Float[Array, "m d"],
 ) -> States:
-    """E[x_l] where visible, the anchor m_l where masked, float32 [B, L, D]; L <= M."""
+    """States [B, L, D], float32: E[x_l] where visible, the anchor m_l where masked; L <= M."""
     return jnp.where(masked[..., None], anchor[None, : tokens.shape[1]], table[tokens])
 
 
 def mean_progress(t: Float[Array, "b l"], visible: Shaped[Array, "b l"] | None) -> Times:
-    """Mean progress [B] of the positions that are seen; of all where `visible` is None."""
+    """Mean progress [B] over the visible positions; over all if `visible` is None."""
     if visible is None:
         return jnp.mean(t, axis=1)
     return jnp.sum(t * visible, axis=1) / jnp.maximum(jnp.sum(visible, axis=1), 1)
 
 
 def after(prompt: int, mask: Shaped[Array, "b l"]) -> Bool[Array, "b l"]:
-    """Positions behind the first `prompt` ones of each row; of `mask` the shape alone is read."""
+    """Mask of the positions after the first `prompt` ones; only the shape of `mask` is used."""
     return jnp.broadcast_to(jnp.arange(mask.shape[1])[None] >= prompt, mask.shape)
 
 
 def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l"]:
-    """Positions that may be hidden: valid ones outside of the prompt.
+    """Mask of the positions that may be hidden: valid ones outside the prompt.
 
     Args:
-      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens are given.
-      prompt: first positions of each row, which are given as well.
+      batch: "mask" [B, L], 1 where valid; optionally "prompt" [B, L], 1 where tokens are
+        prescribed.
+      prompt: number of first positions of each row, which are prescribed as well.
     """
     free = batch["mask"].astype(bool)
     free = free & after(prompt, free) if prompt else free
@@ -42,9 +43,9 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
 
 
 def written_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l"]:
-    """Positions that a sampler writes: all outside of the prompt, also behind the text's end.
+    """Mask of the positions that a sampler generates: all but the prompt, past the text's end too.
 
-    Arguments as of `free_positions`.
+    Arguments are those of `free_positions`.
     """
     return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, prompt)
 
@@ -52,25 +53,25 @@ def written_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "
 def hide_below(
     draws: Float[Array, "b l"], share: Times, free: Bool[Array, "b l"]
 ) -> Bool[Array, "b l"]:
-    """Free positions whose draw in [0, 1) is below the share [B] of their row."""
+    """Mask of free positions whose draw in [0, 1) is below the fraction [B] of their row."""
     return free & (draws < share[:, None])
 
 
 def hide_independently(key: Key, share: Times, free: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
-    """Each free position with probability share [B]."""
+    """Hides each free position with the probability [B] of its row."""
     return hide_below(jax.random.uniform(key, free.shape), share, free)
 
 
 def at_least_one(
     key: Key, hidden: Bool[Array, "b l"], free: Bool[Array, "b l"]
 ) -> Bool[Array, "b l"]:
-    """The hidden positions, and one free position, drawn uniformly, of each row that has none."""
+    """Adds one free position, drawn uniformly, to each row without hidden positions."""
     one = highest(jax.random.uniform(key, free.shape), free, jnp.ones(len(free), jnp.int32))
     return jnp.where(jnp.any(hidden, axis=1, keepdims=True), hidden, one)
 
 
 def random_subset(key: Key, count: Int[Array, "b"], length: int) -> Bool[Array, "b l"]:
-    """Uniformly drawn sets of `count` positions of each row."""
+    """Draws sets of `count` positions of each row uniformly."""
     order = jnp.argsort(jax.random.uniform(key, (count.shape[0], length)), axis=1)
     return jnp.argsort(order, axis=1) < count[:, None]
 

@@ -1,7 +1,7 @@
-"""The noise xi of a flow: how it is drawn in R^D, alone or through two tables, and made white.
+"""The noise xi of a flow: draws in R^D for one table or jointly for two, and whitening.
 
-Every kind is Gaussian with mean 0. Its covariance Sigma is what posteriors, likelihood bounds and
-gradients of rewards weigh states by.
+Every kind is Gaussian with mean 0. Posteriors, likelihood bounds and gradients of rewards use its
+covariance Sigma.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ Whitening = tuple[Float[Array, "d k"], Float[Array, "k v"]]
 
 
 class Noise:
-    """One law of xi."""
+    """A distribution of the noise xi."""
 
     def draw(self, key: Key, table: Float[Array, "v d"], shape: tuple[int, ...]) -> jax.Array:
-        """xi of shape [*shape, D], float32, for states embedded by `table`."""
+        """Draws xi of shape [*shape, D], float32, for states embedded by `table`."""
         raise NotImplementedError
 
     def draw_joint(
         self, key: Key, table: Float[Array, "v d"], other: Float[Array, "v k"], shape
     ) -> tuple[jax.Array, jax.Array]:
-        """The same noise as states of both tables carry it; the second without gradient."""
+        """Draws the same noise for states of both tables; the second has no gradient."""
         raise NotImplementedError
 
     def states(
@@ -45,7 +45,7 @@ class Noise:
         table: Float[Array, "v d"],
         other: Float[Array, "v k"] | None,
     ) -> Views:
-        """Noisy states of tokens at times t, through `table` and, if it is given, `other`."""
+        """Draws noisy states of tokens at times t, for `table` and, if it is given, `other`."""
         if other is None:
             return path.at(t, table[tokens], self.draw(key, table, tokens.shape)), None
         xi, other_xi = self.draw_joint(key, table, other, tokens.shape)
@@ -53,26 +53,28 @@ class Noise:
         return path.at(t, table[tokens], xi), view
 
     def whitening(self, table: Float[Array, "v d"]) -> Whitening:
-        """A, B with A B = Sigma^-1 E^T, such that xi A is white."""
+        """Returns A, B with A B = Sigma^-1 E^T, such that xi A is white."""
         raise NotImplementedError
 
     def whitened(self, vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> jax.Array:
-        """Rows multiplied so that xi becomes N(0, I)."""
+        """Transforms rows so that xi becomes N(0, I)."""
         raise NotImplementedError
 
     def spread(self, gradient: States, table: Float[Array, "v d"], joint: jax.Array) -> States:
-        """Sigma times a gradient by states of `table`, as states of `joint`, whose first D columns
-        are `table`."""
+        """Returns Sigma times a gradient in states of `table`, as states of `joint`.
+
+        The first D columns of `joint` are `table`.
+        """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class OneHotNoise(Noise):
-    """xi = E^T eps, eps ~ N(0, I_V): noise of one-hot vectors (arXiv 2602.16813v3).
+    """Noise xi = E^T eps, eps ~ N(0, I_V), of one-hot vectors (arXiv 2602.16813v3).
 
     Attributes:
-      in_vocabulary: whether states are drawn in R^V and embedded then, which holds [B, L, V], as
-        the reference does; else they are drawn in R^D. The law is the same.
+      in_vocabulary: whether states are drawn in R^V and then embedded, which holds [B, L, V], as in
+        the reference; else they are drawn in R^D. The distribution is the same.
     """
 
     in_vocabulary: bool = False
@@ -104,9 +106,9 @@ class OneHotNoise(Noise):
 
 @dataclasses.dataclass(frozen=True)
 class UnitNoise(Noise):
-    """xi ~ N(0, I_D): noise of an embedding space (arXiv 2604.11748, 2606.27617).
+    """Noise xi ~ N(0, I_D) of an embedding space (arXiv 2604.11748, 2606.27617).
 
-    Two networks see the same state only where they have the same table.
+    Two networks see the same state only if they have the same table.
     """
 
     def draw(self, key, table, shape):
@@ -128,7 +130,7 @@ class UnitNoise(Noise):
 
 @dataclasses.dataclass(frozen=True)
 class NoNoise(Noise):
-    """xi = 0: paths without noise."""
+    """Noise xi = 0, for paths without noise."""
 
     def draw(self, key, table, shape):
         return jnp.zeros((*shape, table.shape[1]))
@@ -141,9 +143,9 @@ def states_from_onehot(
     tokens: Int[Array, "b l"],
     *tables: jax.Array,
 ) -> tuple[Float[Array, "b l _"], ...]:
-    """x_t = a onehot(x) + c eps in R^V, seen through each table: x_t @ E.
+    """Embeds x_t = a onehot(x) + c eps in R^V with each table: x_t @ E.
 
-    The reference path: it holds x_t of [B, L, V] in float32.
+    This follows the reference and holds x_t of [B, L, V] in float32.
     """
     clean = jax.nn.one_hot(tokens, eps.shape[-1], dtype=jnp.float32)
     x_t = path.at(t, clean, eps)

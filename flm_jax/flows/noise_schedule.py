@@ -1,8 +1,8 @@
-"""The learnt law of gamma at work: it is refitted while a flow trains, and tells a flow its times.
+"""The learnt noise schedule: refits the distribution of gamma in training, and draws times.
 
-Where the law lies is learnt from the mean cross entropy over gamma (`gamma_statistics`): its
-distribution function is that curve scaled to [0, 1] (`gamma_fit`), which is mixed with a uniform
-and a normal law (`gamma_law`).
+The distribution is learnt from the mean cross entropy over gamma (`gamma_statistics`): its
+distribution function is that curve scaled to [0, 1] (`gamma_fit`), mixed with a uniform and a
+normal distribution (`gamma_law`).
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ _TINY = 1e-6
 def update_state(
     state: GammaState, observed: Float[Array, "r k 3"], step: jax.Array, cfg: GammaConfig
 ) -> GammaState:
-    """Takes in one batch; refits where `step` (of this batch, from 0) completes refit_every."""
+    """Adds one batch; refits if `step` (of this batch, from 0) completes refit_every."""
     due = (step + 1) % cfg.refit_every == 0
     state = gathered(state, observed, due, cfg)
     return jax.lax.cond(due, lambda s: refitted(s, cfg), lambda s: s, state)
 
 
 def refitted(state: GammaState, cfg: GammaConfig) -> GammaState:
-    """The law at the present statistics, where these are enough and a fit is good."""
+    """Refits to the current statistics, if these suffice and the fit is good."""
     number, values = curve(state, cfg)
     enough = (jnp.sum(number > 0.0) >= _LEAST_BINS) & (jnp.sum(number) >= cfg.least_examples)
     gamma, shape, r2, knots = bin_centers(cfg), state.shape, state.r2, state.knots
@@ -58,15 +58,15 @@ def refitted(state: GammaState, cfg: GammaConfig) -> GammaState:
 
 @dataclasses.dataclass(frozen=True)
 class LearntTimes(TimeLaw):
-    """Times by their gamma: training draws the mixture.
+    """Times from the learnt distribution of gamma; training draws from the mixture.
 
     Flows and flow maps space sampling by the learnt component (`quantile`), masked flows by the
     mixture (`sampling_gammas`).
 
     Attributes:
-      cfg: the mixture.
-      told: how gamma is told.
-      state: what is learnt; None for nothing yet.
+      cfg: settings of the mixture.
+      told: time variable of the network.
+      state: learnt state; None before any batch.
     """
 
     cfg: GammaConfig
@@ -95,12 +95,12 @@ class LearntTimes(TimeLaw):
         return 1.0 - learnt_share(self._now, self.told.gamma(tau), self.cfg)
 
     def sampling_gammas(self, steps: int, lowest: float, first_quantile: float) -> Times:
-        """gamma of sampling, [steps + 1] from noise to text; see `gamma_law.sampling_grid`.
+        """Values of gamma for sampling, [steps + 1], noise to text; see `gamma_law.sampling_grid`.
 
         Args:
-          steps: static.
+          steps: number of steps, static.
           lowest: gamma at the end.
-          first_quantile: share of the mixture below the first one.
+          first_quantile: quantile level of the first value.
         """
         ends = {"low": lowest, "high": self.cfg.high}
         return sampling_grid(steps, self.cfg, self._now, first_quantile=first_quantile, **ends)

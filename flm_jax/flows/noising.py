@@ -1,4 +1,4 @@
-"""Noisy states of flows from an anchor, beside tokens that stay visible."""
+"""Noisy states of flows from an anchor, together with tokens that stay visible."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -16,14 +16,16 @@ def hidden_states(
     table: Float[Array, "v d"],
     anchor: Float[Array, "m d"],
 ) -> States:
-    """Draws states [B, L, D] of which the hidden positions are on the path; float32.
+    """Draws states [B, L, D] whose hidden positions are on the path; float32.
 
     Args:
-      key: used for the noise alone.
-      flow: of an anchored path.
-      t: times [B] or [B, L]; those of visible positions are not read.
-      tokens: clean data; hidden: positions on the path.
-      table, anchor: E, and the mask embedding of each position, M >= L.
+      key: key of the noise.
+      flow: flow with an anchored path.
+      t: times [B] or [B, L], which are not read at visible positions.
+      tokens: clean tokens.
+      hidden: mask of positions on the path.
+      table: embedding table E.
+      anchor: mask embedding of each position, [M, D] with M >= L.
     """
     clean = table[tokens]
     noise = flow.noise.draw(key, table, tokens.shape)

@@ -1,4 +1,4 @@
-"""What older versions learnt of the law of gamma, in this version's form."""
+"""Learnt states of the distribution of gamma from older versions, converted to this version's."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ from flm_jax.flows.gamma_state import KNOTS, GammaConfig, GammaState, fresh_stat
 
 
 class OlderState(NamedTuple):
-    """As it was before cross entropies were told apart by the hidden fraction, float32.
+    """State from before cross entropies were binned by the hidden fraction, float32.
 
     Attributes:
       total, count: [bins], decayed sums of cross entropies (nats) and of examples.
-      examples: how many were seen in all.
-      shape: (mu, b, a) of the last accepted fit, the law itself where it was not empirical.
-      knots: [101] quantiles of an empirical law.
-      r2, ready: as now.
+      examples: number of examples seen in total.
+      shape: (mu, b, a) of the last accepted fit, which is the distribution itself unless empirical.
+      knots: [101] quantiles of an empirical distribution.
+      r2, ready: the same as in `GammaState`.
     """
 
     total: Float[Array, "k"]
@@ -31,13 +31,13 @@ class OlderState(NamedTuple):
 
 
 def older_state(cfg: GammaConfig) -> OlderState:
-    """Nothing seen yet."""
+    """Returns the state before any batch."""
     zero, zeros = jnp.zeros(()), jnp.zeros(cfg.bins)
     return OlderState(zeros, zeros, zero, jnp.zeros(3), jnp.zeros(KNOTS), zero, zero)
 
 
 def as_now(state: OlderState, cfg: GammaConfig) -> GammaState:
-    """The same law; its statistics are left behind, which only further training would need."""
+    """Converts a state without its statistics, which only further training would need."""
     knots = logistic_knots if cfg.learnt == "logistic" else lambda shape, cfg: state.knots
     known = fresh_state(cfg)._replace(examples=state.examples, r2=state.r2, ready=state.ready)
     if not state.ready:

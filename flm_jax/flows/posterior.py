@@ -1,12 +1,13 @@
-"""What a noisy state says by itself about its token: the posterior, in closed form.
+"""The posterior of a token given its own noisy state, in closed form.
 
-With y = a E[v] + c xi, xi ~ N(0, Sigma), and every token v as likely as another,
+With y = a E[v] + c xi, xi ~ N(0, Sigma), and all tokens v equally likely,
 
     log p(v | y) = (a y . M[v] - a^2/2 E[v] . M[v]) / c^2 + const,  M = E Sigma^+.
 
-The posteriors of all positions are sufficient: for 0 < t < 1 no denoiser loses anything by reading
-E^T p(. | y) in the place of y. What it gains is that noise is weighed before the first block: near
-t = 0, where a state says nothing, all states enter alike, and at t = 1 tokens enter clean.
+The posteriors of all positions are sufficient statistics: for 0 < t < 1 no denoiser loses
+information by reading E^T p(. | y) instead of y. Its advantage is that noise is weighted before the
+first block: near t = 0, where a state has no information, all states enter equally, and at t = 1
+tokens enter clean.
 """
 
 import jax
@@ -30,8 +31,10 @@ def posterior_features(
     """Features whose product with `posterior_kernel` has p(. | y_t) as its softmax.
 
     Args:
-      flow: of a path without anchor.
-      y_t: states; t: their times on the path, [B] or [B, L]; table: E.
+      flow: flow with a path without anchor.
+      y_t: noisy states.
+      t: times of the states on the path, [B] or [B, L].
+      table: embedding table E.
     """
     t = jnp.minimum(over_positions(t, y_t.shape[:2]), _LATEST)[..., None]
     a, _, c = flow.path.coefficients(t)
@@ -42,7 +45,7 @@ def posterior_features(
 
 
 def posterior_kernel(flow: Flow, table: Float[Array, "v d"]) -> Float[Array, "k v"]:
-    """The kernel that `posterior_features` are read by; its last row is E[v] . M[v]."""
+    """Kernel that is multiplied with `posterior_features`; its last row is E[v] . M[v]."""
     table = table.astype(jnp.float32)
     whiten, kernel = flow.noise.whitening(table)
     leverages = jnp.sum(_matmul(whiten, kernel) * table.T, axis=0, keepdims=True)

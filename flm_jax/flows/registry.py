@@ -1,4 +1,4 @@
-"""The flows by the name of their path: settings, interpolant, and who learns them."""
+"""The flows by the name of their path: settings, interpolant and objectives."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,11 +31,11 @@ NONE = ("autoregressive", "uniform_diffusion", "discrete_consistency")
 
 
 class FlowKind(NamedTuple):
-    """One entry of the table.
+    """One flow of the registry.
 
     Attributes:
-      settings: a frozen dataclass.
-      path: settings -> interpolant.
+      settings: class of its settings, a frozen dataclass.
+      path: function from settings to an interpolant.
       objectives: names of the objectives that learn it; the first flow of an objective in `FLOWS`
         is its default.
     """

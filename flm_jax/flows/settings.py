@@ -107,7 +107,7 @@ class MaskAnchoredConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NoFlowConfig:
-    """No path of embeddings: text that is written token by token, or whose noise is tokens."""
+    """No path of embeddings, for autoregression and for diffusion of tokens."""
 
     noise: str = "none"
     clock: str = "identity"

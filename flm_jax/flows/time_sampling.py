@@ -9,23 +9,23 @@ from flm_jax.core.types import Key, Times
 
 
 class Rows(NamedTuple):
-    """Which rows of the global batch a (micro)batch holds: [start, start + B) of `total`."""
+    """Indices of a (micro)batch in the global batch: [start, start + B) of `total` rows."""
 
     start: int | jax.Array
     total: int
 
     def fold(self, key: Key) -> Key:
-        """A key of these rows alone."""
+        """Derives a key for these rows."""
         return jax.random.fold_in(key, self.start)
 
 
 def stratified_uniform(key: Key, num: int, rows: Rows) -> Times:
-    """One draw in each of rows.total equal strata of [0, 1], cyclically shifted as a whole.
+    """Draws one number in each of rows.total equal strata of [0, 1], with a common cyclic shift.
 
     Args:
-      key: the same for every (micro)batch of one global batch.
-      num: rows here, B.
-      rows: their place in the global batch.
+      key: key, the same for every (micro)batch of a global batch.
+      num: number of rows B.
+      rows: indices of these rows in the global batch.
 
     Returns:
       float32 [B] in [0, 1). Each row is U(0, 1); the global batch is low-discrepancy.
@@ -36,14 +36,15 @@ def stratified_uniform(key: Key, num: int, rows: Rows) -> Times:
 
 
 def kronecker_uniform(key: Key, num: int, rows: Rows) -> Times:
-    """One draw for each row, low-discrepancy over the global batch, and with `stratified_uniform`.
+    """Draws low-discrepancy numbers over the batch, also jointly with `stratified_uniform`.
 
     Row i has frac(i (sqrt(5) - 1) / 2 + shift) with a common shift. Two stratified draws would
-    rise together along the rows; these do not.
+    increase together along the rows; these do not.
 
     Args:
-      key: the same for every (micro)batch of one global batch.
-      num: rows here, B; rows: their place in the global batch.
+      key: key, the same for every (micro)batch of a global batch.
+      num: number of rows B.
+      rows: indices of these rows in the global batch.
 
     Returns:
       float32 [B] in [0, 1). Each row is U(0, 1).
@@ -55,15 +56,17 @@ def kronecker_uniform(key: Key, num: int, rows: Rows) -> Times:
 
 
 def evenly_chosen(key: Key, num: int, rows: Rows, share: float) -> jax.Array:
-    """A fixed number of rows of the global batch, spread evenly: bool [B].
+    """Chooses a fixed number of rows of the global batch, spread evenly: bool [B].
 
-    Row i is chosen where i share + u passes a whole number, with a common u ~ U(0, 1): total times
-    share rows in all where that is whole, as published (8 of 256), else one of the two numbers
-    beside it. Each row is chosen with probability `share`.
+    Row i is chosen if i share + u passes an integer, with a common u ~ U(0, 1): total times share
+    rows if that is an integer, as published (8 of 256), else one of the two nearest integers. Each
+    row is chosen with probability `share`.
 
     Args:
-      key: the same for every (micro)batch of one global batch.
-      num: rows here, B; rows: their place in the global batch.
+      key: key, the same for every (micro)batch of a global batch.
+      num: number of rows B.
+      rows: indices of these rows in the global batch.
+      share: fraction of the rows.
     """
     place = (rows.start + jnp.arange(num + 1)) * jnp.float32(share) + jax.random.uniform(key)
     passed = jnp.floor(place)
@@ -71,11 +74,11 @@ def evenly_chosen(key: Key, num: int, rows: Rows, share: float) -> jax.Array:
 
 
 def time_pairs(key: Key, num: int, rows: Rows, boundary: float) -> tuple[Times, Times]:
-    """Clock times tau_s <= tau_t for flow-map training (arXiv 2602.16813v3).
+    """Draws clock times tau_s <= tau_t for flow-map training (arXiv 2602.16813v3).
 
-    d ~ U(0, 1), tau_s = r (1-d) with r ~ U(0, 1), tau_t = tau_s + d; a share `boundary` of the
-    rows, of a fixed number, is the whole interval (0, 1). d and r are low-discrepancy over the
-    global batch, each alone and together.
+    With d ~ U(0, 1) and r ~ U(0, 1), tau_s = r (1-d) and tau_t = tau_s + d; a fraction `boundary`
+    of the rows, a fixed number, has the full interval (0, 1). d and r are low-discrepancy over the
+    global batch, each alone and jointly.
 
     Returns:
       tau_s, tau_t, float32 [B].

@@ -1,15 +1,15 @@
-"""Uniform-state diffusion: noise puts any token in the place of a token (arXiv 2506.10892v3).
+"""Uniform-state diffusion: noise replaces tokens by random tokens (arXiv 2506.10892v3).
 
-A token x with signal a, and noise t = 1 - a, is seen as z with probability a [z = x] + t / V. A
-state z at signal a goes to one at signal b > a by the posterior
+A token x with signal a, and noise t = 1 - a, is seen as z with probability a [z = x] + t / V. The
+posterior of a state z at signal a, moving to signal b > a, is
 
     q(z_b | z, x)  ~  (a/b [z_b = z] + (1 - a/b) / V) (b x[z_b] + (1 - b) / V),
 
-x a one-hot vector, or in its place the probabilities that a network gives.
+with x a one-hot vector, or the probabilities that a network predicts.
 
-The largest entry of a Gaussian state r onehot(x) + eps, eps ~ N(0, I_V), has that law too. Its
-signal is the decoding-error clock (`flows.clocks`) at the time r / (1 + r): the operator T of the
-paper. Gaussian states are told here by gamma = -2 log r, log noise over signal.
+The largest entry of a Gaussian state r onehot(x) + eps, eps ~ N(0, I_V), has the same distribution.
+Its signal is the decoding-error clock (`flows.clocks`) at the time r / (1 + r): the operator T of
+the paper. Gaussian states are parameterised here by gamma = -2 log r, log noise over signal.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
 def replaced(
     key: Key, tokens: Int[Array, "b l"], noise: Times, free: Bool[Array, "b l"], number: int
 ) -> Int[Array, "b l"]:
-    """Free tokens of which a share `noise` [B] is any of the first `number` tokens instead."""
+    """Replaces a fraction `noise` [B] of the free tokens by any of the first `number` tokens."""
     where_key, what_key = jax.random.split(key)
     other = jax.random.randint(what_key, tokens.shape, 0, number, tokens.dtype)
     hit = free & (jax.random.uniform(where_key, tokens.shape) < noise[:, None])
@@ -42,11 +42,11 @@ def posterior_logits(
     """Unnormalised logarithms of q(z_b | z, x) of this module, for b > a.
 
     Args:
-      log_probs: of x; -inf for what is no token.
-      state: z.
-      noise: 1 - a in (0, 1].
-      later: 1 - b in [0, noise).
-      number: V, tokens that noise draws from: the first ones.
+      log_probs: log probabilities of x; -inf for columns that are no tokens.
+      state: tokens z.
+      noise: noise level 1 - a in (0, 1].
+      later: noise level 1 - b in [0, noise).
+      number: number V of tokens from which noise draws, the first ones.
     """
     noise, later = noise[..., None], later[..., None]
     index = jax.lax.broadcasted_iota(jnp.int32, log_probs.shape, log_probs.ndim - 1)
@@ -61,8 +61,8 @@ class GaussianTimes(NamedTuple):
     """Times of Gaussian states, drawn uniformly in gamma, and the signal of their largest entry.
 
     Attributes:
-      clock: the decoding-error clock of the vocabulary.
-      low, high: gamma of the most and of the least signal.
+      clock: decoding-error clock of the vocabulary.
+      low, high: gamma of the largest and of the smallest signal.
     """
 
     clock: Clock
@@ -70,22 +70,22 @@ class GaussianTimes(NamedTuple):
     high: jax.Array
 
     def ratio(self, share: Times) -> Times:
-        """r at a share of the way from low to high gamma."""
+        """Ratio r at a fraction of the way from low to high gamma."""
         return jnp.exp(-0.5 * (self.low + share * (self.high - self.low)))
 
     def signal(self, share: Times) -> Times:
-        """a there."""
+        """Signal a at such a fraction."""
         r = self.ratio(share)
         return t_to_tau(self.clock, r / (1.0 + r))
 
     def signal_and_rate(self, share: Times) -> tuple[Times, Times]:
-        """a there, and -da/dshare: the density by which an integral over a becomes a mean."""
+        """Signal a, and -da/dshare: the density by which an integral over a becomes a mean."""
         a, rate = jax.jvp(self.signal, (share,), (jnp.ones_like(share),))
         return a, -rate
 
 
 def gaussian_times(clock: Clock, least: float, most: float) -> GaussianTimes:
-    """Times between two signals 0 < least < most < 1."""
+    """Returns times between two signals 0 < least < most < 1."""
 
     def gamma(signal: float) -> jax.Array:
         t = tau_to_t(clock, jnp.float32(signal))

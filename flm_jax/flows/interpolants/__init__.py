@@ -1,1 +1,1 @@
-"""Probability paths from noise, or from a mask, to tokens: one file for each."""
+"""Probability paths from noise, or from a mask, to tokens, one in each file."""

@@ -1,9 +1,10 @@
-"""Interpolants y_t = a(t) E[x] + b(t) m + c(t) xi in R^D, and all that follows from one.
+"""Interpolants y_t = a(t) E[x] + b(t) m + c(t) xi in R^D, and everything derived from them.
 
 E[x] is the embedding of clean data, m an anchor (the mask embedding), xi Gaussian noise, and t runs
-from 0 to 1. A path states a, b, c; kappa(t), the part of a state that a step keeps; 1/beta(t) with
-beta = a' - a kappa'/kappa; and the odds u = a/kappa with their inverse. Its steps, its velocity and
-the weights of the routes of distillation are then the same for all, and stand here.
+from 0 to 1. A path defines a, b, c; kappa(t), the fraction of a state that a step keeps; 1/beta(t)
+with beta = a' - a kappa'/kappa; and the odds u = a/kappa with their inverse. Its steps, its
+velocity and the weights of the distillation routes are derived from these here, in the same way for
+all paths.
 
 Steps are exact in the odds: z = y/kappa obeys dz/du = D + m d(b/kappa)/du, with D the denoised
 state, so that a step with D held fixed is Euler's method in u.
@@ -22,11 +23,11 @@ Coefficients = tuple[Times, Times, Times]
 
 
 class Weights(NamedTuple):
-    """Weights of a step, each with the shape of its times.
+    """Weights of a step, each with the shape of the times.
 
     Attributes:
-      state, clean, anchor, noise: of the state it starts from, of the denoised state D, of m, and
-        of fresh noise.
+      state, clean, anchor, noise: weights of the state at s, of the denoised state D, of m, and of
+        fresh noise.
     """
 
     state: Times
@@ -36,18 +37,18 @@ class Weights(NamedTuple):
 
 
 def divided(numerator: Times, denominator: Times) -> Times:
-    """numerator / denominator, and 0 where the denominator vanishes."""
+    """Returns numerator / denominator, and 0 where the denominator vanishes."""
     safe = jnp.where(denominator > 0.0, denominator, 1.0)
     return jnp.where(denominator > 0.0, numerator / safe, 0.0)
 
 
 class Interpolant:
-    """One path. Times are float32 [B] or [B, L], with s <= u <= t; states are [B, L, D].
+    """A path; times are float32 [B] or [B, L], with s <= u <= t, and states are [B, L, D].
 
     Attributes:
-      anchored: whether b is not 0 throughout, so that steps need m.
-      redraws: whether a step draws part of the noise anew. Otherwise kappa = c, or there is no
-        noise: it only shrinks along the path, and the probability-flow ODE, its flow map and their
+      anchored: whether b is not zero, so that steps need m.
+      redraws: whether a step redraws part of the noise. Otherwise kappa = c, or there is no noise:
+        the noise only shrinks along the path, and the probability-flow ODE, its flow map and their
         distillation exist.
     """
 
@@ -55,39 +56,40 @@ class Interpolant:
     redraws: bool = False
 
     def coefficients(self, t: Times) -> Coefficients:
-        """(a, b, c) at times t, each within what the path reaches."""
+        """Coefficients (a, b, c) at times t, clipped to the values that the path reaches."""
         raise NotImplementedError
 
     def retained(self, t: Times) -> Times:
-        """kappa(t), with kappa(1) = 0."""
+        """Retained fraction kappa(t), with kappa(1) = 0."""
         raise NotImplementedError
 
     def slowness(self, t: Times) -> Times:
-        """1/beta(t), finite on [0, 1], unlike beta and the velocity at t = 1."""
+        """Slowness 1/beta(t), finite on [0, 1], unlike beta and the velocity at t = 1."""
         raise NotImplementedError
 
     def odds(self, t: Times) -> Times:
-        """u = a/kappa at times t < 1, which grows from 0 without bound."""
+        """Odds u = a/kappa at times t < 1, which increase from 0 without bound."""
         raise NotImplementedError
 
     def time_of(self, odds: Times) -> Times:
-        """The inverse of `odds`."""
+        """Inverse of `odds`."""
         raise NotImplementedError
 
     def time_at(self, gamma: Times) -> Times:
-        """The time t in (0, 1) at which log(c^2/a^2), noise over signal, is `gamma`."""
+        """Time t in (0, 1) at which log(c^2/a^2), noise over signal, is `gamma`."""
         raise NotImplementedError
 
     def gamma(self, t: Times) -> Times:
-        """log(c^2/a^2) at times t in (0, 1), the log of noise over signal; the inverse of
-        `time_at`."""
+        """Log of noise over signal, log(c^2/a^2), at times t in (0, 1); inverse of `time_at`.
+
+        """
         a, _, c = self.coefficients(t)
         return 2.0 * (jnp.log(c) - jnp.log(a))
 
     def overshoot(self, t: Times, stochasticity: float) -> Times:
-        """The time t' >= t at which kappa is sqrt(1 - g^2) kappa(t), g the stochasticity.
+        """Time t' >= t at which kappa is sqrt(1 - g^2) kappa(t), with g the stochasticity.
 
-        A stochastic jump to t is one to t', and noise that takes it back to t.
+        A stochastic jump to t is a jump to t', followed by noise that brings the state back to t.
         """
         raise UserError(
             f"got gamma={stochasticity}, a fraction of fresh noise, on a path of "
@@ -101,18 +103,18 @@ class Interpolant:
         noise: jax.Array | float = 0.0,
         anchor: jax.Array | float = 0.0,
     ) -> States:
-        """States y [B, L, D] at times t; `clean` is E[x], `noise` xi, `anchor` m."""
+        """States y [B, L, D] at times t, for clean embeddings E[x], noise xi and anchor m."""
         a, b, c = (over_features(w) for w in self.coefficients(jnp.asarray(t, jnp.float32)))
         return a * clean + b * anchor + c * noise
 
     def weights(self, s: Times, t: Times, stochasticity: float = 0.0) -> Weights:
         """Weights of the step from s to t; (1, 0, 0, 0) where s = t.
 
-        w_y = sqrt(1 - g^2) kappa_t/kappa_s, w_x = a_t - a_s w_y, w_m = b_t - b_s w_y and
-        w_n^2 = c_t^2 - w_y^2 c_s^2: with the exact D the marginal of y_t is kept.
+        The weights are w_y = sqrt(1 - g^2) kappa_t/kappa_s, w_x = a_t - a_s w_y, w_m = b_t - b_s
+        w_y and w_n^2 = c_t^2 - w_y^2 c_s^2: with the exact D the marginal of y_t is preserved.
 
         Args:
-          stochasticity: the fraction g of fresh noise, in [0, 1].
+          stochasticity: fraction g of fresh noise, in [0, 1].
         """
         (a_s, b_s, c_s), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
         kept = divided(self.retained(t), self.retained(s)) * (1.0 - stochasticity**2) ** 0.5
@@ -133,15 +135,15 @@ class Interpolant:
         noise: States | None = None,
         stochasticity: float = 0.0,
     ) -> States:
-        """y_t from y_s and an estimate D of the clean state: the one step of all samplers.
+        """Steps from y_s to y_t with an estimate D of the clean state; all samplers use this step.
 
         With a denoiser it is Euler's method in the odds, with a two-time denoiser the jump of the
-        flow map, with noise the step of a path that redraws it.
+        flow map, and with noise the step of a path that redraws it.
 
         Args:
-          anchor: m, for anchored paths.
-          noise: fresh xi [B, L, D]; it must be given where its weight is not 0.
-          stochasticity: see `weights`.
+          anchor: m of anchored paths, else 0.
+          noise: fresh noise xi [B, L, D], required where its weight is not 0.
+          stochasticity: fraction of fresh noise, see `weights`.
         """
         w = Weights(*(over_features(x) for x in self.weights(s, t, stochasticity)))
         y_t = w.state * y_s + w.clean * denoised
@@ -151,9 +153,9 @@ class Interpolant:
     def drift(
         self, y_t: States, denoised: States, t: Times, anchor: jax.Array | float = 0.0
     ) -> States:
-        """The velocity over beta, D + (kappa'/kappa y + (b' - b kappa'/kappa) m) / beta.
+        """Velocity over beta, D + (kappa'/kappa y + (b' - b kappa'/kappa) m) / beta.
 
-        Finite up to t = 1, where it is not used.
+        It is finite up to t = 1, where it is not used.
         """
         kappa, slope = jax.jvp(self.retained, (t,), (jnp.ones_like(t),))
         slowness = self.slowness(t)
@@ -167,20 +169,22 @@ class Interpolant:
     def velocity(
         self, y_t: States, denoised: States, t: Times, anchor: jax.Array | float = 0.0
     ) -> States:
-        """dy/dt along the path with the denoised state D, for t < 1.
+        """Velocity dy/dt along the path with the denoised state D, for t < 1.
 
-        Of a path with kappa = c it is the velocity of the probability-flow ODE; of one that redraws
-        its noise the drift of that process.
+        For a path with kappa = c it is the velocity of the probability-flow ODE; for one that
+        redraws its noise, the drift of that process.
         """
         return self.drift(y_t, denoised, t, anchor) / over_features(self.slowness(t))
 
     def denoiser_from_velocity(self, y_t: States, velocity: States, t: Times) -> States:
-        """D from the velocity of a path without anchor, the inverse of `velocity`."""
+        """Denoised state D from the velocity of a path without anchor; inverse of `velocity`.
+
+        """
         moved = over_features(self.slowness(t)) * velocity
         return moved - self.drift(y_t, jnp.zeros_like(y_t), t)
 
     def semigroup_weight(self, s: Times, u: Times, t: Times) -> Times:
-        """G of D_st = G D_su + (1 - G) D_ut(X_su), in [0, 1]; 0 at s = t, where it does not matter.
+        """Weight G of D_st = G D_su + (1 - G) D_ut(X_su), in [0, 1]; 0 (unused) at s = t.
 
         It follows from X_st = X_ut(X_su): G = w_y(u, t) w_x(s, u) / w_x(s, t).
         """
@@ -188,15 +192,15 @@ class Interpolant:
         return divided(second.state * first.clean, self.weights(s, t).clean)
 
     def lagrangian_rate(self, s: Times, t: Times) -> Times:
-        """The factor w_x(s, t)/beta_t of dD_st/dt in D_st(y) = D_t(X_st(y)) - rate dD_st/dt."""
+        """Factor w_x(s, t)/beta_t of dD_st/dt in D_st(y) = D_t(X_st(y)) - rate dD_st/dt."""
         return self.slowness(t) * self.weights(s, t).clean
 
     def eulerian_rates(self, s: Times, t: Times, bound: float) -> tuple[Times, Times]:
-        """(share of D_s, factor of G) of the Eulerian target, finite up to t = 1.
+        """Weight of D_s and factor of G in the Eulerian target, finite up to t = 1.
 
-        With G the derivative of D_st along the flow, over beta_s, the exact map has
-        D_st = D_s + (w_x/w_y) G. The target is D_st + w (D_s + (w_x/w_y) G - D_st), of the same
-        solution, with w = min(1, bound w_y): G enters with a factor of at most `bound`.
+        With G the derivative of D_st along the flow, over beta_s, the exact map has D_st = D_s +
+        (w_x/w_y) G. The target is D_st + w (D_s + (w_x/w_y) G - D_st), with the same solution, with
+        w = min(1, bound w_y): G enters with a factor of at most `bound`.
         """
         w = self.weights(s, t)
         # w w_x/w_y = w_x min(1/w_y, bound), written so that w_y = 0 is no division by zero.

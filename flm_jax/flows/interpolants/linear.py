@@ -11,7 +11,7 @@ from flm_jax.flows.interpolants.base import Coefficients, Straight
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Straight):
-    """a = t, c = kappa = 1/beta = 1-t; the odds are t/(1-t)."""
+    """Path with a = t, c = kappa = 1/beta = 1-t; the odds are t/(1-t)."""
 
     def coefficients(self, t: Times) -> Coefficients:
         return t, jnp.zeros_like(t), 1.0 - t

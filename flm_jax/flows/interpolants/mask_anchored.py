@@ -10,7 +10,7 @@ from flm_jax.flows.interpolants.base import Coefficients, Straight
 
 @dataclasses.dataclass(frozen=True)
 class MaskAnchored(Straight):
-    """a = t, b = kappa = 1/beta = 1-t, no noise; masked diffusion has t in {0, 1} alone."""
+    """Path with a = t, b = kappa = 1/beta = 1-t, no noise; masked diffusion has t in {0, 1}."""
 
     anchored = True
 

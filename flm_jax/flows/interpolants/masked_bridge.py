@@ -1,6 +1,6 @@
 """The Brownian bridge from the mask embedding, N((1-t) m + t E[x], s^2 t (1-t) I).
 
-Source: arXiv 2606.27617, with s = 0.2. At t = 0 it is masked diffusion's own problem.
+Source: arXiv 2606.27617, with s = 0.2. At t = 0 its problem is that of masked diffusion.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ SIGMA = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBridge(Straight):
-    """The bridge whose steps are its posterior given its end: kappa = 1-t, noise redrawn.
+    """Bridge whose steps are its posterior given its end: kappa = 1-t, noise redrawn.
 
     Attributes:
       sigma: scale s of the noise, > 0.
@@ -29,7 +29,7 @@ class MaskedBridge(Straight):
         return t, 1.0 - t, self.sigma * jnp.sqrt(t * (1.0 - t))
 
     def time_at(self, gamma: Times) -> Times:
-        """t = s^2 / (e^gamma + s^2), as gamma = log(s^2 (1-t)/t)."""
+        """Time t = s^2 / (e^gamma + s^2), since gamma = log(s^2 (1-t)/t)."""
         return jax.nn.sigmoid(jnp.log(self.sigma**2) - gamma)
 
     def gamma(self, t: Times) -> Times:
@@ -38,10 +38,10 @@ class MaskedBridge(Straight):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBridgeOde(Interpolant):
-    """The probability-flow ODE of the same bridge: kappa = c, 1/beta = 2 (1-t).
+    """Probability-flow ODE of the same bridge: kappa = c, 1/beta = 2 (1-t).
 
-    Its velocity is singular at t = 0, and started at m it gives one answer a prompt: it starts
-    later, with noise drawn there.
+    Its velocity is singular at t = 0, and started at m it would give one answer for each prompt: it
+    starts later, with noise drawn there.
     """
 
     sigma: float

@@ -13,7 +13,7 @@ _TINY = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class VariancePreserving(Interpolant):
-    """a = sin(pi t/2), c = kappa = cos(pi t/2), 1/beta = (2/pi) c; the odds are tan(pi t/2)."""
+    """Path with a = sin(pi t/2), c = kappa = cos(pi t/2), 1/beta = (2/pi) c; odds tan(pi t/2)."""
 
     def coefficients(self, t: Times) -> Coefficients:
         return jnp.sin(_QUARTER * t), jnp.zeros_like(t), self.retained(t)

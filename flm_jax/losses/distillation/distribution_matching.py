@@ -1,20 +1,20 @@
-"""Distribution matching of a one-step map (Simplex-DMD, arXiv 2609.40235).
+"""Distribution matching of flow maps (Simplex-DMD, arXiv 2609.40235).
 
-The renoised outputs of the map get the distribution of renoised data. The student maps a noisy
-state y_s, conditioned on (s, 1), to probabilities P at the end of the flow. Its output is embedded
-by the table E of a frozen flow and noised to a later time t,
+Training gives the renoised outputs of the map the distribution of renoised data. The student maps a
+noisy state y_s, conditioned on (s, 1), to probabilities P at the end of the flow. Its output is
+embedded by the table E of a frozen flow and noised to a later time t,
 
     z = a P E + c xi,  xi ~ N(0, Sigma),
 
-Let q_t be the distribution of z and p_t that of the data at t. With m(z) the mean of the clean embedding
-given z, a score is -c^-2 Sigma^-1 (z - a m(z)), so that the gradient of KL(q_t || p_t) by P E
-is
+Let q_t be the distribution of z and p_t that of the data at t. With m(z) the mean of the clean
+embedding given z, a score is -c^-2 Sigma^-1 (z - a m(z)), so that the gradient of KL(q_t || p_t) in
+P E is
 
     (a/c)^2 Sigma^-1 (m_auxiliary(z) - m_teacher(z)),
 
-without any derivative of a network that is asked for m. The frozen flow gives m_teacher = D_t(z) E;
-an auxiliary denoiser, trained on the student's answers by cross entropy to P, gives m_auxiliary.
-All of it are arrays [B, L, D].
+without any derivative of a network that computes m. The frozen flow gives m_teacher = D_t(z) E; an
+auxiliary denoiser, trained on the student's outputs by cross entropy to P, gives m_auxiliary. All
+arrays are [B, L, D].
 """
 
 import dataclasses
