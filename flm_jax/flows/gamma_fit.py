@@ -204,9 +204,7 @@ def empirical_knots(
 
 
 def increasing(knots: Float[Array, "n"], cfg: GammaConfig) -> Float[Array, "n"]:
-    """Clips knots to [cfg.low, cfg.high] and makes each at least 1e-6 larger than the last.
-
-    """
+    """Clips knots to [cfg.low, cfg.high] and makes each at least 1e-6 larger than the last."""
     steps = _GAP * jnp.arange(KNOTS)
     knots = jnp.clip(knots, cfg.low, cfg.high).at[0].set(cfg.low).at[-1].set(cfg.high)
     knots = jax.lax.cummax(knots - steps) + steps

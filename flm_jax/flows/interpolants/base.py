@@ -80,9 +80,7 @@ class Interpolant:
         raise NotImplementedError
 
     def gamma(self, t: Times) -> Times:
-        """Log of noise over signal, log(c^2/a^2), at times t in (0, 1); inverse of `time_at`.
-
-        """
+        """Log of noise over signal, log(c^2/a^2), at times t in (0, 1); inverse of `time_at`."""
         a, _, c = self.coefficients(t)
         return 2.0 * (jnp.log(c) - jnp.log(a))
 
@@ -177,9 +175,7 @@ class Interpolant:
         return self.drift(y_t, denoised, t, anchor) / over_features(self.slowness(t))
 
     def denoiser_from_velocity(self, y_t: States, velocity: States, t: Times) -> States:
-        """Denoised state D from the velocity of a path without anchor; inverse of `velocity`.
-
-        """
+        """Denoised state D from the velocity of a path without anchor; inverse of `velocity`."""
         moved = over_features(self.slowness(t)) * velocity
         return moved - self.drift(y_t, jnp.zeros_like(y_t), t)
 
