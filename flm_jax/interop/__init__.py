@@ -1,1 +1,1 @@
-"""Weights of other projects, in and out."""
+"""Imports and exports weights of other projects."""

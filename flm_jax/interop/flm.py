@@ -1,6 +1,7 @@
-"""Weights of the PyTorch FLM / FMLM networks (arXiv 2602.16813v3), in and out.
+"""Imports and exports weights of the PyTorch FLM / FMLM networks (arXiv 2602.16813v3).
 
-Torch stores linear weights (out, in), ours are (in, out); their blocks are numbered, ours stacked.
+Torch stores linear weights as (out, in), this library as (in, out); torch numbers the blocks, this
+library stacks them.
 """
 
 import re
@@ -66,9 +67,10 @@ def _bare(name: str) -> str:
 
 
 def backbone_names(state: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Names of the network's tensors with their bare names, in order; and names of those ignored.
+    """Returns the network's tensor names with their bare names, in order, and the ignored names.
 
-    Ignored are a teacher's and, in a file that marks the network by `backbone.`, all outside it.
+    The tensors of a teacher are ignored and, in a file that marks the network by `backbone.`, all
+    tensors outside it.
 
     Raises:
       UserError: two tensors have the same name once prefixes are gone.
@@ -86,8 +88,10 @@ def backbone_names(state: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def backbone_tensors(state: State) -> tuple[State, list[str]]:
-    """Tensors of the network under bare names, without those of the loss weighting; and the names
-    of those ignored, as of `backbone_names`."""
+    """Returns the tensors of the network under bare names, and the names of the ignored ones.
+
+    The tensors of the loss weighting are ignored too, besides those of `backbone_names`.
+    """
     named, ignored = backbone_names(state)
     weighting = [name for name, bare in named.items() if bare.startswith(LOSS_HEAD)]
     kept = {bare: state[name] for name, bare in named.items() if name not in weighting}
@@ -95,17 +99,18 @@ def backbone_tensors(state: State) -> tuple[State, list[str]]:
 
 
 def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
-    """Sizes of the network, read off its tensors (bare names).
+    """Infers the sizes of the network from its tensors (bare names).
 
     Args:
       state: tensors under bare names.
-      heads: attention heads, needed where the file lacks `rotary_emb.inv_freq`.
+      heads: number of attention heads, needed if the file lacks `rotary_emb.inv_freq`.
 
     Returns:
-      vocab_size, dim, depth, heads, cond_dim, mlp_ratio, two_time.
+      A dict of vocab_size, dim, depth, heads, cond_dim, mlp_ratio and two_time.
 
     Raises:
-      UserError: a tensor that tells a size is missing, or the number of heads is unknown or wrong.
+      UserError: a tensor that determines a size is missing, or the number of heads is unknown or
+        wrong.
     """
     telling = ("vocab_embed.embedding", "sigma_map.mlp.2.weight", "blocks.0.mlp.0.weight")
     missing = [name for name in telling if name not in state or state[name].ndim != 2]
@@ -157,16 +162,16 @@ def params_from_state_dict(state: State, heads: int | None = None) -> tuple[Para
     """Converts PyTorch FLM weights to parameters of `flm_jax.models.dit`.
 
     Args:
-      state: name -> array; prefixes of Lightning, DDP and torch.compile are stripped; a teacher's
-        and the loss weighting's tensors are ignored, and logged.
-      heads: attention heads, where the file lacks `rotary_emb.inv_freq`.
+      state: dict from name to array; prefixes of Lightning, DDP and torch.compile are stripped;
+        tensors of a teacher and of the loss weighting are ignored, and logged.
+      heads: number of attention heads, needed if the file lacks `rotary_emb.inv_freq`.
 
     Returns:
       Parameters (nested dict of float32 NumPy arrays, blocks stacked under "blocks") and sizes, see
       `infer_sizes`.
 
     Raises:
-      UserError: tensors missing, misshapen or unexpected; sizes that cannot be told.
+      UserError: tensors are missing, misshapen or unexpected, or sizes cannot be determined.
     """
     state, ignored = backbone_tensors(state)
     if ignored:
@@ -186,15 +191,15 @@ def params_from_state_dict(state: State, heads: int | None = None) -> tuple[Para
 
 
 def state_dict_from_params(params: Params, heads: int | None = None) -> State:
-    """The inverse of `params_from_state_dict`.
+    """Converts parameters to PyTorch FLM weights, the inverse of `params_from_state_dict`.
 
     Args:
-      params: of `flm_jax.models.dit`.
-      heads: attention heads; if given, the buffer `rotary_emb.inv_freq` is written too, which makes
-        the file tell its number of heads.
+      params: parameters of `flm_jax.models.dit`.
+      heads: number of attention heads; if given, the buffer `rotary_emb.inv_freq` is added, from
+        which the number of heads can be inferred.
 
     Returns:
-      Their name -> float32 array in torch's layout, C-contiguous.
+      A dict from the reference's names to float32 arrays in torch's layout, C-contiguous.
 
     Raises:
       UserError: learned positions or self-conditioning, which the reference does not have.

@@ -1,4 +1,4 @@
-"""Files of the PyTorch FLM networks: their weights, averages, and what release they are of."""
+"""Reads files of the PyTorch FLM networks: weights, averages and release."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ _LOSS_HEAD_TENSORS = (8, 12)  # of one time, and of two
 
 
 class Release(NamedTuple):
-    """What the tensors of a network do not tell of it.
+    """Properties of a network that its tensors do not determine.
 
     Attributes:
-      logit_softcap: c of c tanh(logits / c); 0 for none.
-      clock: of `flows.clocks.CLOCKS`, by which times are told to the network.
-      any_order: whether it was trained with clean context, and with a time for each token.
-      residual: whether its output is no softmax, but a correction of a flow's velocity.
+      logit_softcap: cap c of c tanh(logits / c); 0 for none.
+      clock: name in `flows.clocks.CLOCKS` of the clock on which the network is conditioned.
+      any_order: whether training had clean context, with a time for each token.
+      residual: whether the output is not a softmax, but a correction of a flow's velocity.
     """
 
     logit_softcap: float
@@ -53,11 +53,11 @@ _ALGORITHMS = {
 
 
 class Checkpoint(NamedTuple):
-    """A file of weights.
+    """Contents of a file of weights.
 
     Attributes:
-      tensors: name -> float32 array, names as in the file, bare ones of averages.
-      settings: their configuration, nested; {} where the file holds none.
+      tensors: dict from name to float32 array, with the file's names, but bare names for averages.
+      settings: configuration of the weights, nested; {} if the file has none.
     """
 
     tensors: State
@@ -68,9 +68,9 @@ def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
     """Reads weights from a file.
 
     Args:
-      path: .safetensors (no torch needed), or a Lightning .ckpt / torch .pt, .pth; no code that a
-        file names is run.
-      ema: of a Lightning checkpoint, take the averaged weights where there are any.
+      path: .safetensors (no torch needed), or a Lightning .ckpt / torch .pt, .pth; code that a file
+        names is not run.
+      ema: whether to take the averaged weights of a Lightning checkpoint, if it has any.
 
     Raises:
       UserError: no such file, unknown kind, torch missing, averages that do not fit.
@@ -94,14 +94,14 @@ def read_checkpoint(path: str | Path, ema: bool = True) -> Checkpoint:
 
 
 def release_of(source: str, settings: dict[str, Any]) -> Release:
-    """The release of a file.
+    """Returns the release of a file.
 
     Args:
-      source: of `RELEASES`, as a user says.
-      settings: of `Checkpoint`.
+      source: name in `RELEASES`, as given by the user.
+      settings: settings of the `Checkpoint`.
 
     Raises:
-      UserError: the file says that it is of another one, or no flow at all.
+      UserError: the file states another release, or is no flow.
     """
     algorithm = settings.get("algo")
     algorithm = algorithm if isinstance(algorithm, dict) else {}
@@ -131,7 +131,7 @@ def release_of(source: str, settings: dict[str, Any]) -> Release:
 
 
 def sizes_said(settings: dict[str, Any]) -> dict[str, int]:
-    """Sizes of the network that a file's settings say: `length`, `heads`, or none of them."""
+    """Sizes of the network that a file's settings state: `length`, `heads`, or none of them."""
     model = settings.get("model")
     model = model if isinstance(model, dict) else {}
     named = {"length": model.get("length"), "heads": model.get("n_heads")}
@@ -161,17 +161,18 @@ def _weights(checkpoint: dict[str, Any], ema: bool) -> State:
 
 
 def averaged_weights(state: dict[str, Any], shadows: list[Any]) -> State:
-    """Gives the nameless averaged tensors their names.
+    """Assigns names to the averaged tensors, which have none in the file.
 
-    They stand in the order of the network's parameters, which is that of the state dict without its
-    buffers. The loss weighting stands before the blocks there; averages or state may lack it.
+    They have the order of the network's parameters, which is that of the state dict without its
+    buffers. There the loss weighting precedes the blocks; averages or state may lack it.
 
     Args:
-      state: named tensors in their order; a teacher's are no parameters of the network.
-      shadows: averages.
+      state: named tensors in their order; tensors of a teacher are no parameters of the network.
+      shadows: averaged tensors.
 
     Returns:
-      Bare name -> float32 array, of all parameters that have averages, and the buffers.
+      A dict from bare name to float32 array, for all parameters that have averages, and the
+      buffers.
 
     Raises:
       UserError: the two lists do not fit together.

@@ -1,6 +1,6 @@
-"""GPT-2 from a local Hugging Face folder, as a causal network (Radford et al. 2019).
+"""Reads GPT-2 from a local Hugging Face folder, as a causal network (Radford et al. 2019).
 
-Read with safetensors alone: neither PyTorch nor `transformers` is needed.
+Only safetensors is used: neither PyTorch nor `transformers` is needed.
 """
 
 import re
@@ -34,7 +34,7 @@ def load_gpt2(folder: str | epath.Path) -> tuple[Network, Params]:
     """Reads config.json and model.safetensors.
 
     Args:
-      folder: of any size of GPT-2 in the form that `save_pretrained` writes.
+      folder: folder with any size of GPT-2, in the format of `save_pretrained`.
 
     Returns:
       A network (see `_network`) and its float32 parameters.

@@ -1,8 +1,9 @@
-"""Weights of LLaDA2.0 (model_type llada2_moe), in and out.
+"""Imports and exports weights of LLaDA2.0 (model_type llada2_moe).
 
-Their queries, keys and values are one matrix, all queries first, then all keys, then all values;
-their experts are numbered, ours stacked behind the blocks. Routers are float32 here whatever the
-files have, which loses nothing; all else is bfloat16 where the files hold nothing else.
+Its queries, keys and values are one matrix, all queries first, then all keys, then all values; its
+experts are numbered, while this library stacks them after the blocks. Routers are float32 here
+whatever the type in the files, without loss; all other weights are bfloat16 if the files hold
+nothing else.
 """
 
 from pathlib import Path
@@ -173,17 +174,17 @@ def _mask_id(says: dict[str, Any], folder: Path, vocab: int) -> int:
 
 
 def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
-    """LLaDA2.0-mini (arXiv 2512.15745), from its folder of shards with index and config.json.
+    """Reads LLaDA2.0-mini (arXiv 2512.15745) from its folder of shards, index and config.json.
 
-    config.model.block_length is 32, over which attention is causal in its training.
+    config.model.block_length is 32, the block length of its block-causal training.
 
     Args:
       path: the folder, or one .safetensors file beside a config.json.
-      heads: attention heads; by default as config.json says.
+      heads: number of attention heads; by default as in config.json.
 
     Raises:
       UserError: unreadable files; tensors missing, misshapen or unexpected; a config.json that
-        lacks sizes, or of an architecture that this is not.
+        lacks sizes, or is of another architecture.
     """
     files = TensorFiles(path)
     where = files.folder / "config.json"
@@ -215,17 +216,18 @@ def read_llada2(path: str | Path, heads: int | None = None) -> Imported:
 
 
 def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:
-    """Parameters of `models.llama` with experts, under LLaDA2.0's names.
+    """Converts parameters of `models.llama` with experts to LLaDA2.0's names.
 
     Args:
-      params: with a mixture of experts, norms of queries and keys, and no anchor.
-      heads, kv_heads: attention heads, and those of keys and values.
+      params: parameters with a mixture of experts, norms of queries and keys, and no anchor.
+      heads, kv_heads: numbers of attention heads, and of key and value heads.
 
     Returns:
-      Their name -> array in torch's layout and the parameters' type, C-contiguous.
+      A dict from LLaDA2.0's names to arrays in torch's layout and the parameters' type,
+      C-contiguous.
 
     Raises:
-      UserError: a network whose parts LLaDA2.0's names do not have.
+      UserError: a network with parts for which LLaDA2.0 has no names.
     """
     blocks, dense = params["blocks"], params.get("dense_blocks", {})
     require(

@@ -1,9 +1,9 @@
-"""Weights of SMDM's Diff-LLaMA and of LLaDA, in and out.
+"""Imports and exports weights of SMDM's Diff-LLaMA and of LLaDA.
 
-Torch stores linear weights (out, in), ours are (in, out); their blocks are numbered, ours stacked.
-SMDM keeps queries, keys and values in one matrix, group by group: the queries of a group, its key,
-its value. Its mask is the last row of the embedding, ours an anchor besides the table. LLaDA's mask
-is a token among the others.
+Torch stores linear weights as (out, in), this library as (in, out); torch numbers the blocks, this
+library stacks them. SMDM keeps queries, keys and values in one matrix, group by group: the queries
+of a group, its key, its value. Its mask is the last row of the embedding, here an anchor besides
+the table. LLaDA's mask is a token like any other.
 """
 
 import re
@@ -41,10 +41,10 @@ _LLADA_SAYS = {
 
 
 class Imported(NamedTuple):
-    """Weights of a network of model.name llama.
+    """Weights of a network whose model.name is llama.
 
     Attributes:
-      params: nested dict of arrays, bfloat16 where the files hold nothing else, else float32.
+      params: nested dict of arrays, bfloat16 if the files hold nothing else, else float32.
       model: values of config.model.
     """
 
@@ -53,9 +53,12 @@ class Imported(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Where rows of a tensor go: `rows` None for all, `block` None outside the blocks.
+    """Place of a tensor's rows in the parameter tree.
 
-    Of experts `block` is (block, expert).
+    Attributes:
+      path: path of the parameter.
+      block: index of the block, (block, expert) for experts, or None outside the blocks.
+      rows: rows of the tensor, None for all.
     """
 
     path: tuple[str, ...]
@@ -64,7 +67,7 @@ class Part(NamedTuple):
 
     @property
     def index(self) -> tuple[int, ...]:
-        """`block` as an index of leading axes."""
+        """Index of leading axes for `block`."""
         return () if self.block is None else tuple(np.atleast_1d(self.block).tolist())
 
 
@@ -73,7 +76,7 @@ Layout = dict[str, tuple[tuple[int, ...], list[Part]]]
 
 
 class Sizes(NamedTuple):
-    """Of a network; `groups` are heads of keys and values, `hidden` is the MLP's width."""
+    """Sizes of a network; `groups` counts key and value heads, `hidden` is the MLP's width."""
 
     vocab: int
     dim: int
@@ -88,7 +91,7 @@ class Sizes(NamedTuple):
 
     @property
     def fused_rows(self) -> dict[str, np.ndarray]:
-        """Rows of queries, keys and values in SMDM's matrix of the three."""
+        """Rows of queries, keys and values in SMDM's joint matrix."""
         rows = np.arange((self.heads + 2 * self.groups) * self.head_dim)
         grouped = rows.reshape(self.groups, self.heads // self.groups + 2, self.head_dim)
         found = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
@@ -96,7 +99,7 @@ class Sizes(NamedTuple):
 
 
 def smdm_layout(n: Sizes) -> Layout:
-    """Of SMDM's Diff-LLaMA."""
+    """Layout of SMDM's Diff-LLaMA."""
     layout = {
         "transformer.wte.weight": (
             (n.vocab + 1, n.dim),
@@ -177,7 +180,7 @@ def _find_sizes(
 def checked_sizes(
     what: str, vocab: int, dim: int, depth: int, heads: int | None, keys: int, hidden: int
 ) -> Sizes:
-    """Sizes that tensors tell, with `keys` rows of keys; heads of 128 features where None.
+    """Sizes inferred from tensors, with `keys` rows of keys; heads have 128 features if None.
 
     Raises:
       UserError: a number of heads that does not fit.
@@ -207,14 +210,14 @@ def _is_wide(part: Part) -> bool:
 
 
 def filled(files: Tensors, layout: Layout) -> Params:
-    """Parameters, with one tensor of the files in memory besides them.
+    """Builds parameters, with only one tensor of the files in memory at a time.
 
-    They are bfloat16 where the files hold nothing else, else float32; routers and adapters are
-    float32 in any case.
+    Parameters are bfloat16 if the files hold nothing else, else float32; routers and adapters are
+    always float32.
 
     Args:
-      files: tensors that the layout names, and no others; their shapes are checked already.
-      layout: where their parts go.
+      files: tensors that the layout names, and no others; their shapes are already checked.
+      layout: place of each tensor's parts.
     """
     wide = {name for name, (_, parts) in layout.items() if any(map(_is_wide, parts))}
     half = {kind for name, kind in files.dtypes.items() if name not in wide} == {"BF16"}
@@ -239,13 +242,13 @@ def filled(files: Tensors, layout: Layout) -> Params:
 
 
 def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
-    """Reads the files as a layout says, once their shapes are checked.
+    """Reads files with a layout after checking their shapes.
 
-    A network of bfloat16 computes in it, as its authors run it.
+    A bfloat16 network also computes in bfloat16, as in its authors' code.
 
     Args:
-      what: the network, for the error.
-      n: sizes; vocab, dim, depth, heads and groups are read.
+      what: description of the network, for the error.
+      n: sizes, of which vocab, dim, depth, heads and groups are used.
       more: further values of config.model.
 
     Raises:
@@ -272,17 +275,17 @@ def imported(files: Tensors, what: str, layout: Layout, n, **more) -> Imported:
 
 
 def dense(files: Tensors, name: str, layout: Layout, n: Sizes, **more) -> Imported:
-    """`imported` of a network without experts, of the kind `name`."""
+    """Reads a network without experts of the kind `name`; see `imported`."""
     what, ratio = f"a {name} network of {n._asdict()}", n.hidden // n.dim
     return imported(files, what, layout, n, mlp_ratio=ratio, **more)
 
 
 def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
-    """Diff-LLaMA of SMDM (arXiv 2410.18514), from its .safetensors file.
+    """Reads Diff-LLaMA of SMDM (arXiv 2410.18514) from its .safetensors file.
 
     Args:
-      path: the file.
-      heads: attention heads; by default as many as have 128 features.
+      path: path of the file.
+      heads: number of attention heads; by default each has 128 features.
 
     Raises:
       UserError: unreadable files; tensors missing, misshapen or unexpected.
@@ -298,15 +301,16 @@ def read_smdm(path: str | Path, heads: int | None = None) -> Imported:
 
 
 def read_llada(path: str | Path, heads: int | None = None) -> Imported:
-    """LLaDA-8B (arXiv 2502.09992), from its folder of shards with their index and config.json.
+    """Reads LLaDA-8B (arXiv 2502.09992) from its folder of shards, index and config.json.
 
     Args:
       path: the folder, or one .safetensors file beside a config.json.
-      heads: attention heads; by default as config.json says, else as many as have 128 features.
+      heads: number of attention heads; by default as in config.json, or else with 128 features
+        each.
 
     Raises:
-      UserError: unreadable files; tensors missing, misshapen or unexpected; a config.json of an
-        architecture that this is not.
+      UserError: unreadable files; tensors missing, misshapen or unexpected; a config.json of
+        another architecture.
     """
     files = TensorFiles(path)
     says = read_json(files.folder / "config.json")
@@ -337,26 +341,26 @@ def read_llada(path: str | Path, heads: int | None = None) -> Imported:
 
 
 def differing(says: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What a config.json says otherwise than wanted, where it says anything."""
+    """Lists the values of a config.json that differ from the wanted ones."""
     return [f"{k} {says[k]!r} instead of {v!r}" for k, v in wanted.items() if says.get(k, v) != v]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Keys of a JSON file; none where there is no file. Raises UserError for another content."""
+    """Reads a JSON file, {} if it is missing; raises UserError for other content."""
     if not path.exists():
         return {}
     return read_object(path, "a model's config.json")
 
 
 def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[str, np.ndarray]:
-    """Parameters of `models.llama` (no adapters) under SMDM's names, or LLaDA's without an anchor.
+    """Converts `models.llama` parameters (no adapters) to SMDM's names, or LLaDA's if no anchor.
 
     Args:
       params: base parameters.
-      heads, kv_heads: attention heads, and those of keys and values (0 for as many).
+      heads, kv_heads: numbers of attention heads, and of key and value heads (0 for the same).
 
     Returns:
-      Their name -> array in torch's layout and the parameters' type, C-contiguous.
+      A dict from their names to arrays in torch's layout and the parameters' type, C-contiguous.
     """
     depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
     n = Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
@@ -364,7 +368,7 @@ def state_dict_from_params(params: Params, heads: int, kv_heads: int) -> dict[st
 
 
 def gathered(params: Params, layout: Layout) -> dict[str, np.ndarray]:
-    """Tensors of parameters, as a layout says: the inverse of `imported`."""
+    """Collects tensors from parameters with a layout, the inverse of `imported`."""
     host: dict[tuple[str, ...], np.ndarray] = {}
     state = {}
     for theirs, (shape, parts) in layout.items():

@@ -1,8 +1,8 @@
-"""Checkpoints of masked language flows as their authors save them (arXiv 2606.27617), in and out.
+"""Imports and exports checkpoints of masked language flows in the authors' format (2606.27617).
 
-Adaptation saves the adapters alone, fine-tuning all tensors. Their adapters are those of
-`models.lora` by default: gates, a time embedding in every block, none on the last norm, and one
-LoRA for queries, keys and values, whose rows lie as in SMDM's matrix of the three.
+Adaptation saves the adapters alone, fine-tuning all tensors. The authors' adapters have the default
+form of `models.lora`: gates, a time embedding in every block, none on the last norm, and one LoRA
+for queries, keys and values, whose rows are ordered as in SMDM's joint matrix.
 """
 
 import re
@@ -72,15 +72,16 @@ CURVE = ("gamma_active_piecewise_gamma", "gamma_active_piecewise_cdf")
 
 
 class Published(NamedTuple):
-    """What one of their checkpoints holds.
+    """Contents of a published checkpoint.
 
     Attributes:
-      sizes: of the network.
-      adapters: parameters, float32.
-      base: the network below, of model.name llama; None where the file holds adapters alone.
-      values: group -> values of it, nested as in a configuration.
-      knots: gamma at 0, 0.01, ..., 1 of the learnt law, [101] float64; None where there is none.
-      step: of their training; 0 where the file does not tell.
+      sizes: sizes of the network.
+      adapters: parameters of the adapters, float32.
+      base: base network, of model.name llama; None if the file holds adapters alone.
+      values: values of each configuration group, nested.
+      knots: gamma at quantile levels 0, 0.01, ..., 1 of the learnt distribution, [101] float64;
+        None if there is none.
+      step: training step; 0 if the file does not record it.
     """
 
     sizes: Sizes
@@ -92,7 +93,7 @@ class Published(NamedTuple):
 
 
 def adapters_layout(n: Sizes, cfg: AdapterConfig) -> Layout:
-    """Their names of the adapters of a network of these sizes."""
+    """Layout of the adapters of a network with these sizes, under the authors' names."""
     fused = n.fused_rows
     widths = {
         "qkv": (n.dim, sum(map(len, fused.values()))),
@@ -129,7 +130,7 @@ def adapters_layout(n: Sizes, cfg: AdapterConfig) -> Layout:
 
 
 def base_layout(n: Sizes) -> Layout:
-    """Their names of the network below the adapters."""
+    """Layout of the base network, under the authors' names."""
 
     def name(smdm: str) -> str:
         found = re.fullmatch(r"transformer\.h\.(\d+)\.(.+)\.weight", smdm)
@@ -142,7 +143,7 @@ def base_layout(n: Sizes) -> Layout:
 
 
 def writes(cfg: AdapterConfig, params: Params) -> bool:
-    """Whether their names can hold a network: of SMDM's kind, with adapters of their form."""
+    """Whether the authors' format can hold a network: SMDM's kind, with adapters of their form."""
     own = cfg.gates and cfg.fused_qkv and not cfg.trunk_time
     return own and "anchor" in params
 
@@ -150,13 +151,13 @@ def writes(cfg: AdapterConfig, params: Params) -> bool:
 def state_dict_from_params(
     params: Params, cfg: AdapterConfig, heads: int, kv_heads: int, whole: bool
 ) -> dict[str, np.ndarray]:
-    """Tensors of an adapted network under their names; the inverse of `read`.
+    """Converts an adapted network to the authors' names, the inverse of `read`.
 
     Args:
-      params: of base and adapters together.
-      cfg: its adapters, of their form (`writes`).
-      heads, kv_heads: attention heads, and those of keys and values (0 for as many).
-      whole: whether the base is written too, as fine-tuning saves it; else the adapters alone.
+      params: parameters of base and adapters together.
+      cfg: settings of the adapters, which have the authors' form (`writes`).
+      heads, kv_heads: numbers of attention heads, and of key and value heads (0 for the same).
+      whole: whether the base is included, as in fine-tuning; else the adapters alone.
     """
     depth, dim, hidden = params["blocks"]["gate"]["kernel"].shape
     n = Sizes(params["table"].shape[0], dim, depth, heads, kv_heads or heads, hidden)
@@ -168,13 +169,13 @@ def read(path: str | Path, heads: int | None = None, ema: bool = True) -> Publis
     """Reads a checkpoint of adaptation or of fine-tuning.
 
     Args:
-      path: .pt, .pth or .ckpt as they save it; or .safetensors with the tensors alone.
-      heads: attention heads; by default as many as have 128 features.
-      ema: take the averaged weights where there are any, as their evaluations do.
+      path: .pt, .pth or .ckpt in the authors' format; or .safetensors with the tensors alone.
+      heads: number of attention heads; by default each has 128 features.
+      ema: whether to take the averaged weights, if there are any, as in the authors' evaluations.
 
     Raises:
-      UserError: unreadable files; tensors missing, misshapen or unexpected; a curve of gamma that
-        is none.
+      UserError: unreadable files; tensors missing, misshapen or unexpected; an invalid curve of
+        gamma.
     """
     tensors, says, step = _opened(Path(path), ema)
     n, cfg = _sizes(tensors, heads)
@@ -225,14 +226,15 @@ def _opened(path: Path, ema: bool) -> tuple[Tensors, dict[str, Any], int]:
 def payload_tensors(
     payload: dict[str, Any], ema: bool = True
 ) -> tuple[Tensors, dict[str, Any], int]:
-    """Tensors of what they saved, their settings, and the step.
+    """Returns the tensors of a saved payload, its settings, and the step.
 
     Args:
-      payload: `model` and `ema_adapter` map names to tensors of torch; `config` holds settings.
-      ema: whether averaged tensors stand in the place of the last ones.
+      payload: dict in which `model` and `ema_adapter` map names to torch tensors, and `config`
+        holds settings.
+      ema: whether averaged tensors replace the last ones.
 
     Raises:
-      UserError: a payload without tensors, or averages of tensors that are not there.
+      UserError: a payload without tensors, or averages of tensors that it does not have.
     """
     model, averages = payload.get("model"), (payload.get("ema_adapter") or {}) if ema else {}
     require(
@@ -288,7 +290,7 @@ def _sizes(tensors: Tensors, heads: int | None) -> tuple[Sizes, AdapterConfig]:
 
 
 def values_of(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
-    """Values of our configuration that the tensors (by `cfg`) and their settings tell."""
+    """Values of our configuration that follow from the tensors (by `cfg`) and their settings."""
     own = ("rank", "alpha", "head_rank", "head_alpha", "cond_dim")
     values: dict[str, Any] = {
         "adapters": {key: getattr(cfg, key) for key in own},

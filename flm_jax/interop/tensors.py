@@ -1,4 +1,4 @@
-"""What all formats of weights share: paths in parameter trees, names and shapes, files."""
+"""Helpers that all formats of weights share: parameter trees, names and shapes, files."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def flip(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    """Linear weights between torch's (out, in) and our (in, out); all else as it is."""
+    """Transposes linear weights between torch's (out, in) and our (in, out), and nothing else."""
     return array.T if path[-1] == "kernel" else array
 
 
@@ -33,24 +33,24 @@ def get(tree: Params, path: tuple[str, ...]) -> Any:
 
 
 def put(tree: Params, path: tuple[str, ...], value: Any) -> None:
-    """Sets the leaf at a path, making the levels above it."""
+    """Sets the leaf at a path, creating the levels above it."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
 
 
 def some(names: list[str], most: int = 4) -> str:
-    """A few names in brackets."""
+    """Lists a few names in brackets."""
     tail = ", ..." if len(names) > most else ""
     return f" ({', '.join(names[:most])}{tail})" if names else ""
 
 
 def check_shapes(found: Shapes, wanted: Shapes, what: str) -> None:
-    """Raises one UserError that lists missing, misshapen and unexpected tensors.
+    """Raises a UserError that lists missing, misshapen and unexpected tensors.
 
     Args:
-      found, wanted: name -> shape.
-      what: the network they should make, for the message.
+      found, wanted: dicts from name to shape.
+      what: description of the network, for the message.
     """
     kinds = {
         "missing": [name for name in wanted if name not in found],
@@ -69,28 +69,28 @@ class Tensors(Protocol):
     """Named tensors, read one at a time.
 
     Attributes:
-      shapes: name -> shape.
-      dtypes: name -> type as safetensors calls it, such as "BF16".
+      shapes: dict from name to shape.
+      dtypes: dict from name to type in safetensors' notation, such as "BF16".
     """
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
 
     def items(self) -> Iterable[tuple[str, np.ndarray]]:
-        """(name, array) of every tensor."""
+        """Yields (name, array) of every tensor."""
 
 
 class TensorFiles:
     """Tensors of one .safetensors file, or of a folder of them, read one at a time.
 
     Attributes:
-      folder: where the files lie.
-      shapes: name -> shape, from the headers alone.
-      dtypes: name -> type as safetensors calls it, such as "BF16".
+      folder: folder of the files.
+      shapes: dict from name to shape, from the headers alone.
+      dtypes: dict from name to type in safetensors' notation, such as "BF16".
 
     Raises:
-      UserError: no such file; an unreadable one; shards that the index names are missing, or lack
-        tensors that it says they hold; two files with tensors of one name.
+      UserError: no such file; an unreadable one; shards of the index that are missing, or lack
+        tensors that it lists; two files with tensors of one name.
     """
 
     def __init__(self, path: str | Path):
@@ -124,7 +124,7 @@ class TensorFiles:
                     self._home[name] = file
 
     def items(self):
-        """(name, array) of every tensor, file by file, with one of them in memory at a time."""
+        """Yields (name, array) of every tensor, file by file, with one in memory at a time."""
         for file in self._files:
             with _opened(file) as tensors:
                 for name in [n for n, home in self._home.items() if home == file]:
@@ -136,7 +136,7 @@ def save_tensors(
     tensors: Mapping[str, np.ndarray],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes a .safetensors file, whole or not at all.
+    """Writes a .safetensors file atomically.
 
     Raises:
       UserError: the storage refuses.

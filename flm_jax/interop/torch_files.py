@@ -1,8 +1,8 @@
-"""What torch saved to a file, read without running any code that the file names.
+"""Reads files saved by torch without running any code that they name.
 
-A checkpoint of Lightning holds more than tensors: settings, tokenizers, states of loops, as objects
-of whatever packages made it. They become `Named` objects, which hold what was pickled of them and
-can do nothing, so that neither trust nor those packages are needed.
+A Lightning checkpoint holds more than tensors: settings, tokenizers and states of loops, as objects
+of various packages. They become `Named` objects, which hold the pickled data and have no behaviour,
+so that neither trust nor those packages are needed.
 """
 
 import pickle
@@ -31,7 +31,7 @@ _CONTENT, _VALUE = "_content", "_val"  # of OmegaConf: of its containers, and of
 
 
 class Named:
-    """An object of a class that is not known here: its arguments and its state, no behaviour."""
+    """An object of an unknown class: its arguments and its state, without behaviour."""
 
     args: tuple[Any, ...]
     options: dict[str, Any]
@@ -55,7 +55,7 @@ class Named:
         self.items.append((key, value))
 
     def append(self, item: Any) -> None:
-        """As lists and sets are filled."""
+        """Adds an item, as for lists and sets."""
         self.items.append(item)
 
     add = append
@@ -69,10 +69,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_torch(path: Path) -> dict[str, Any]:
-    """What torch saved to a file: tensors as they are, other objects as `Named`.
+    """Reads a file saved by torch: tensors are kept, other objects become `Named`.
 
     Raises:
-      UserError: torch missing, a damaged file, or one that holds no dict.
+      UserError: torch is missing, the file is damaged, or it holds no dict.
     """
     try:
         import torch
@@ -121,11 +121,11 @@ def _check_kind(path: Path, torch: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Settings as dicts, lists and values: of plain ones, or of OmegaConf's in a torch file.
+    """Converts settings, plain or of OmegaConf in a torch file, to dicts, lists and values.
 
     Raises:
-      UserError: more than `_MOST_SETTINGS` of them, each counted as often as it is named, or deeper
-        ones than Python goes.
+      UserError: more than `_MOST_SETTINGS` values, counting repeated ones each time, or too deep
+        nesting.
     """
     left = _MOST_SETTINGS
 

@@ -1,1 +1,1 @@
-"""Networks; the only importer of Flax."""
+"""Networks; this package alone imports Flax."""

@@ -1,4 +1,4 @@
-"""Multi-head attention over [B, L, H, K] behind one function, whichever kernel computes it."""
+"""Multi-head attention over [B, L, H, K] as one function, for all kernels."""
 
 import dataclasses
 import functools
@@ -35,16 +35,17 @@ _FUSED_MAX_HEAD = 128  # the sizes of which its tiles are known to fit
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan:
-    """How attention is computed, and over which devices.
+    """Kernel of attention, and the devices over which it is split.
 
     Attributes:
       kind: "xla" (einsums, any platform), "splash" (Pallas, TPU), "fused" (Pallas, GPU), "cudnn"
         (GPU).
-      mesh: devices; needed by splash and fused, whose kernels the compiler cannot partition.
-      batch_axes: mesh axes over which rows lie; used where they divide the batch.
-      head_axis: mesh axis over which heads lie, if any.
-      interpret: runs the splash kernel in Pallas' interpreter, and tokamax's einsums in place of
-        the fused kernel, on any platform; for tests.
+      mesh: mesh of devices; needed by splash and fused, whose kernels the compiler cannot
+        partition.
+      batch_axes: mesh axes over which rows are split; used where they divide the batch.
+      head_axis: mesh axis over which heads are split, if any.
+      interpret: whether the splash kernel runs in Pallas' interpreter, and tokamax's einsums
+        replace the fused kernel, on any platform; for tests.
     """
 
     kind: str = "xla"
@@ -55,7 +56,7 @@ class AttentionPlan:
 
     @property
     def device(self) -> jax.Device:
-        """One of the mesh's devices, which need not be attached; else the default one."""
+        """A device of the mesh, which need not be attached, or the default device."""
         return self.mesh.devices.flat[0] if self.mesh else jax.devices()[0]
 
     @property
@@ -64,27 +65,28 @@ class AttentionPlan:
 
 
 def keep_kernels(primitive, *args, **params) -> bool:
-    """Rematerialisation policy: keeps what attention kernels give to their backward pass."""
+    """Rematerialisation policy that keeps residuals of attention kernels for the backward pass."""
     named = jax.checkpoint_policies.save_only_these_names(_RESIDUALS)
     return primitive.name in _FORWARD or named(primitive, *args, **params)
 
 
 def available(kind: str, platform: str) -> bool:
-    """Whether `platform` runs attention of this kind, with what is installed."""
+    """Whether `platform` runs attention of this kind with the installed packages."""
     if kind == "fused" and fused_attention.why_missing():
         return False
     return kind == AUTO or KINDS[kind] is None or platform in KINDS[kind]
 
 
 def resolved(plan: AttentionPlan, reverse_only: bool = False, **sizes) -> AttentionPlan:
-    """The plan with "auto" replaced: splash on TPUs, fused on GPUs, xla elsewhere.
+    """Replaces kind "auto" of a plan: splash on TPUs, fused on GPUs, xla elsewhere.
 
-    Where that kernel cannot compute what is wanted it is xla, and a line says why.
+    Where that kernel does not support the request, the kind is xla, and a log line says why.
 
     Args:
-      plan: any.
-      reverse_only: whether derivatives are taken by reverse mode alone; no kernel has others.
-      sizes: see `check_attention`.
+      plan: any plan.
+      reverse_only: whether derivatives are taken by reverse mode alone, the only mode that kernels
+        support.
+      sizes: arguments of `check_attention`.
     """
     if plan.kind != AUTO:
         return plan
@@ -113,10 +115,10 @@ def check_attention(
     block: int = 0,
     hides: bool = False,
 ) -> None:
-    """Refuses what the chosen kernel cannot compute; `hides` where some positions are not seen.
+    """Refuses requests that the kernel cannot compute; `hides` if some positions are not visible.
 
     Raises:
-      UserError: unknown kind, another platform, a length, head size, type or cap it cannot take.
+      UserError: unknown kind, another platform, or an unsupported length, head size, type or cap.
     """
     kind = plan.kind
     one_of("attention", kind, KINDS)
@@ -195,13 +197,14 @@ def rotary_angles(
     condense: float = 1.0,
     rounded: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [L, K/2] of rotary embeddings at positions (0..L-1) / condense, float32.
+    """Tables cos and sin [L, K/2] of rotary embeddings at positions (0..L-1) / condense, float32.
 
     Args:
       length, head_dim: L and K.
-      base: of the frequencies.
+      base: base of the frequencies.
       condense: divisor of the positions.
-      rounded: type whose values the tables hold, float32 or bfloat16; they are float32 themselves.
+      rounded: type to which values are rounded, float32 or bfloat16; the tables are float32 in both
+        cases.
     """
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = (jnp.arange(length, dtype=jnp.float32) / condense)[:, None] * frequencies[None]
@@ -215,7 +218,7 @@ def rotary_angles(
 
 
 def rotate(x_BLHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding, feature k paired with k + K/2; angles [L, K/2], or of rows, [B, L, K/2]."""
+    """Applies rotary embedding, pairing features k and k + K/2; angles [L, K/2] or [B, L, K/2]."""
     cos, sin = (a.reshape(-1, *a.shape[-2:])[:, :, None].astype(x_BLHK.dtype) for a in angles)
     first, second = jnp.split(x_BLHK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -232,19 +235,22 @@ def attention(
     block: int = 0,
     visible_BM: Bool[Array, "b l"] | None = None,
 ) -> Float[Array, "b l h k"]:
-    """Softmax attention, scores scaled by K^-1/2, float32 softmax.
+    """Softmax attention with scores scaled by K^-1/2 and a float32 softmax.
 
     Args:
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values.
       softcap: c > 0 caps the scores as c * tanh(score / c); 0 for none.
-      plan: which kernel, over which devices. All kinds agree within rounding.
-      causal: each position sees itself and those before; by default it sees all.
-      block: n > 0: each position sees its block of n positions and those before; not by cudnn.
-      visible_BM: positions that may be seen, of those that the rest allows; None for all. Not by
-        cudnn. What a position that may not be seen gets itself means nothing, but it is finite.
+      plan: kernel and devices. All kinds agree within rounding.
+      causal: whether each position attends to itself and earlier ones; by default it attends to
+        all.
+      block: block length n > 0: each position attends to its block of n positions and those before;
+        not supported by cudnn.
+      visible_BM: mask of positions that may be attended to, besides the other restrictions; None
+        for all. Not supported by cudnn. The output at a position without visible keys is undefined
+        but finite.
 
     Raises:
-      UserError: a shape, type, cap or platform that the chosen kernel cannot take.
+      UserError: a shape, type, cap or platform that the chosen kernel does not support.
     """
     _, length, heads, head_dim = q_BLHK.shape
     check_attention(
@@ -290,9 +296,10 @@ def cached_attention(
     *,
     softcap: float = 0.0,
 ) -> Float[Array, "b l h k"]:
-    """`attention` of a few queries to cached keys and values, of which `visible_BLM` says which.
+    """Attention of a few queries to cached keys and values, masked by `visible_BLM`.
 
-    By einsums whatever the kernel of training: one query has no score matrix to avoid.
+    It is computed by einsums, whatever the kernel of training: a single query has no score matrix
+    to avoid.
     """
     return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_BLM)
 

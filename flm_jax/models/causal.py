@@ -1,7 +1,7 @@
 """The causal transformer of the autoregressive baseline: the DiT's blocks without time.
 
-Pre-LayerNorm blocks with rotary positions, soft-capped attention and tanh-GELU MLP, sized as those
-of `dit`; without adaLN, whose gates are replaced by output projections that start at zero, so that
+Pre-LayerNorm blocks with rotary positions, soft-capped attention and tanh-GELU MLP have the sizes
+of `dit`, but no adaLN; instead of its gates, output projections are initialised to zero, so that
 fresh blocks are identities here as well.
 """
 
@@ -94,16 +94,17 @@ class _Trunk(nnx.Module):
 def causal(cfg: TransformerConfig, plan: AttentionPlan | None = None) -> Network:
     """Builds the network; its features at position l see x_s before l alone.
 
-    The input moves one place to the right behind a learnt vector, so that the read-out at position
-    l is the law of token l, the first included: alignment and losses are those of a denoiser.
+    The input is shifted by one position after a learnt vector, so that the output at position l is
+    the distribution of token l, including the first: alignment and losses are the same as for a
+    denoiser.
 
     Args:
       cfg: sizes; dim divisible by heads, head size even; remat as for the DiT.
-      plan: how attention runs in training, of kind cfg.attention; by default on one device.
+      plan: plan of attention in training, of kind cfg.attention; one device by default.
 
     Returns:
-      Network with `cache` and `extend`; times are ignored. Blocks' parameters are stacked on a
-      leading axis of length depth under "blocks".
+      A network with `cache` and `extend`; times are ignored. Parameters of the blocks are stacked
+      on a leading axis of length depth under "blocks".
 
     Raises:
       UserError: unknown remat policy or attention; attention that cannot run here.

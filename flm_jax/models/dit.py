@@ -1,9 +1,8 @@
 """The diffusion transformer (DiT) of FLM and FMLM, over embedded states.
 
 Source: backbone of arXiv 2602.16813v3 (after arXiv 2212.09748): pre-LayerNorm blocks with
-adaLN-zero, rotary positions, soft-capped attention, tanh-GELU MLP; conditioning
-c = silu(emb(s) + emb'(t)), where the second embedding exists in two-time networks only and starts
-at zero.
+adaLN-zero, rotary positions, soft-capped attention, tanh-GELU MLP; conditioning c = silu(emb(s) +
+emb'(t)), where the second embedding exists in two-time networks only and is initialised to zero.
 """
 
 import dataclasses
@@ -40,13 +39,13 @@ _LOG_LIMIT = 5.0  # no pair of times counts more than e^5 times as much as in th
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig(TransformerConfig):
-    """Sizes of a DiT.
+    """Settings of a DiT.
 
     Attributes:
-      weighting: whether a function of the times is trained to weight the loss; the objective
-        decides it.
-      anchor: whether there are embeddings of masked positions besides the table; the objective
-        decides it.
+      weighting: whether a function of the times is trained to weight the loss; set from the
+        objective.
+      anchor: whether there are embeddings of masked positions besides the table; set from the
+        objective.
     """
 
     cond_dim: int = setting(128, "Width of the time embedding.", range="[1, inf)")
@@ -167,10 +166,11 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     Args:
       cfg: sizes; dim divisible by heads, head size even; remat in none, matmuls (recompute all but
         matrix products), full.
-      plan: how attention runs, of kind cfg.attention; by default on one device.
+      plan: plan of attention, of kind cfg.attention; one device by default.
 
     Returns:
-      Network. Blocks' parameters are stacked on a leading axis of length depth under "blocks".
+      A network. Parameters of the blocks are stacked on a leading axis of length depth under
+      "blocks".
 
     Raises:
       UserError: unknown remat policy or attention; attention that cannot run here.

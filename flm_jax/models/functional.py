@@ -1,4 +1,4 @@
-"""NNX modules as pure init/apply functions over nested dicts of arrays."""
+"""Converts NNX modules to pure init/apply functions over nested dicts of arrays."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,13 @@ def pure(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable, Callable]:
     """Turns a module constructor into (init, bind).
 
     Args:
-      make: builds the module from nnx.Rngs; may hold Params only (no stored Rngs, no statistics).
+      make: function that builds the module from nnx.Rngs; it may hold Params only (no stored Rngs,
+        no statistics).
 
     Returns:
-      init: key -> parameters as a nested dict.
-      bind: parameters -> the module holding them, to be called at once and thrown away.
+      init: function from a key to parameters as a nested dict.
+      bind: function from parameters to the module that holds them, to be called at once and
+        dropped.
     """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, _, rest = nnx.split(abstract, nnx.Param, ...)

@@ -1,4 +1,4 @@
-"""Attention on NVIDIA GPUs by the kernels of tokamax, which cap scores and go backward."""
+"""Attention on NVIDIA GPUs by tokamax's kernels, which support soft caps and a backward pass."""
 
 import functools
 import importlib
@@ -40,7 +40,7 @@ def _expected(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def tokamax():
-    """The package, without the profiler that it imports for its own benchmarks."""
+    """Imports the package without the profiler that it imports for its own benchmarks."""
     if "xprof" not in sys.modules:
         _leave_out_profiler()
     module = importlib.import_module("tokamax")
@@ -50,7 +50,7 @@ def tokamax():
 
 @functools.cache
 def why_missing() -> str:
-    """Why the kernels cannot be used here, as half a sentence; "" where they can."""
+    """Reason why the kernels cannot be used here, as a clause; "" if they can."""
     if importlib.util.find_spec("tokamax") is None:
         return f"tokamax is not installed; it takes {_NEEDS}"
     try:
@@ -61,7 +61,7 @@ def why_missing() -> str:
 
 
 def why_not_on(capability: str | None) -> str:
-    """Why a GPU of this compute capability cannot run the kernels; "" if it can, or for None."""
+    """Reason why a GPU of this compute capability cannot run the kernels, or "" (also for None)."""
     low, high = _CAPABILITIES
     if capability is None or low <= float(capability) < high:
         return ""
@@ -79,18 +79,18 @@ def fused_attention(
     causal: bool,
     interpret: bool,
 ) -> jax.Array:
-    """Attention with scores scaled by K^-1/2 and capped, by a kernel that never holds them all.
+    """Attention with scaled (K^-1/2) and capped scores, by a kernel that never holds all scores.
 
     Args:
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values, bfloat16 or float16.
-      visible_LM: which keys each query sees, or None for all.
-      visible_BM: which keys of each row may be seen at all, or None for all.
+      visible_LM: mask of the keys that each query may attend to, or None for all.
+      visible_BM: mask of the keys of each row that may be attended to at all, or None for all.
       softcap: cap of the scores; 0 for none.
-      causal: each position sees itself and those before.
-      interpret: takes tokamax's einsums in place of its kernels, on any platform and type.
+      causal: whether each position attends to itself and earlier ones alone.
+      interpret: whether tokamax's einsums replace its kernels, on any platform and type.
 
     Returns:
-      [B, L, H, K]. Differentiable by reverse mode alone: the kernel has no forward rule.
+      [B, L, H, K]. Only reverse mode is supported: the kernel has no forward rule.
     """
     mask = None if visible_LM is None else visible_LM[None, None]
     if visible_BM is not None:

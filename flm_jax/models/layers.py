@@ -1,4 +1,4 @@
-"""What the transformers share: norm, dropout, activation, and what the backward pass may keep."""
+"""Layers that the transformers share: norms, dropout, activation, time embedding, checkpointing."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ REMAT = {
 
 
 def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
-    """Inverted dropout; no key, or rate 0, switches it off."""
+    """Inverted dropout; it is off without a key or at rate 0."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -45,8 +45,8 @@ def rms_norm(dim: int, rngs: nnx.Rngs, param_dtype=jnp.float32, eps: float = 1e-
 def gelu(x: jax.Array) -> jax.Array:
     """GELU in its tanh form.
 
-    Left to itself, differentiation keeps four intermediates of the MLP's width for the backward
-    pass, a third of all that a block keeps; by this rule it keeps the slope alone.
+    Default differentiation keeps four intermediates of the MLP's width for the backward pass, a
+    third of all that a block keeps; this rule keeps the slope alone.
     """
     return jax.nn.gelu(x, approximate=True)
 
@@ -66,7 +66,7 @@ TIME_FEATURES = 256
 
 
 def time_features(times: Times) -> Float[Array, "... f"]:
-    """[cos, sin] of times * 10000^(-k/128), k = 0..127; float32 [..., 256]."""
+    """Features [cos, sin] of times * 10000^(-k/128), k = 0..127; float32 [..., 256]."""
     half = TIME_FEATURES // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = times.astype(jnp.float32)[..., None] * jnp.expand_dims(frequencies, range(times.ndim))
@@ -78,7 +78,7 @@ class TimeEmbedding(nnx.Module):
 
     Args:
       cond_dim: width of the hidden layer and of the output.
-      rngs: of the initial weights.
+      rngs: generators of the initial weights.
       hidden_init, out_init: initialisers of the two kernels.
     """
 
@@ -91,19 +91,19 @@ class TimeEmbedding(nnx.Module):
 
 
 def modulation(cond_dim: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """The map from the time embedding to shifts and scales; zero at first."""
+    """Linear map from the time embedding to shifts and scales, initialised to zero."""
     zeros = nnx.initializers.zeros
     return nnx.Linear(cond_dim, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
 
 def recomputed(fn: Callable) -> Callable:
-    """`fn`, of which differentiation keeps the arguments alone: for what is cheap to do again.
+    """Checkpoints `fn`: differentiation keeps its arguments alone; for cheap computations.
 
-    Matrix products at its end are not done again, as their derivatives do not need the result.
+    Matrix products at its end are not recomputed, since their derivatives do not need the result.
     """
     return jax.checkpoint(fn, prevent_cse=False)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x (1 + scale) + shift; x itself, bit for bit, where both are zero."""
+    """Returns x (1 + scale) + shift, which is exactly x where both are zero."""
     return x * (1 + scale) + shift

@@ -1,14 +1,14 @@
-"""LLaMA-style transformers of masked diffusion: SMDM's Diff-LLaMA, LLaDA's and LLaDA2.0's.
+"""LLaMA-style transformers of masked diffusion: SMDM's Diff-LLaMA, LLaDA and LLaDA2.0.
 
 Sources: arXiv 2302.13971 (RMSNorm, SwiGLU, rotary positions) as used without a causal mask by SMDM
 (arXiv 2410.18514) and LLaDA (arXiv 2502.09992):
 
     x += attn(norm1 x);  x += mlp_out(silu(gate norm2 x) * up norm2 x);  head(norm x)
 
-No biases; queries may share keys and values in groups; the head is untied; no time is read unless
-adapters bring time conditioning (`lora`). LLaDA2.0 (arXiv 2512.15745) also has a norm on each
-head's queries and keys, rotates a part of each head, sees blocks causally, and has a mixture of
-experts beside the MLP, which is then the shared expert (`mixture_of_experts`).
+There are no biases; groups of queries may share keys and values; the head is untied; time is an
+input only if adapters bring time conditioning (`lora`). LLaDA2.0 (arXiv 2512.15745) also has a norm
+on each head's queries and keys, rotates a part of each head, has block-causal attention, and has a
+mixture of experts beside the MLP, which is then the shared expert (`mixture_of_experts`).
 """
 
 from collections.abc import Callable
@@ -108,16 +108,16 @@ def llama(
     """Builds the network.
 
     Args:
-      cfg: sizes; dim divisible by heads, head size even; with cfg.adapters the parameters are those
-        of base and adapters together, see `lora.split`.
-      plan: how attention runs, of kind cfg.attention; by default on one device.
-      told: network times -> what the time embedding of adapters reads; None for the times as they
-        are. cfg.adapters.time names it, and who builds a network gives it.
+      cfg: sizes; dim divisible by heads, head size even; with cfg.adapters the parameters hold base
+        and adapters together, see `lora.split`.
+      plan: plan of attention, of kind cfg.attention; one device by default.
+      told: function from network times to the input of the adapters' time embedding; None for the
+        times themselves. cfg.adapters.time names it, and who builds a network gives it.
 
     Returns:
-      Network with an anchor, the same one at every position. Times are read by adapters alone.
-      Blocks' parameters are stacked on a leading axis under "blocks"; with experts the first ones,
-      which have none, under "dense_blocks".
+      A network with an anchor, the same one at every position. Only adapters read times. Parameters
+      of the blocks are stacked on a leading axis under "blocks"; with experts the first blocks,
+      which have none, are under "dense_blocks".
 
     Raises:
       UserError: unknown remat policy or attention; attention that cannot run here; heads, mask,
@@ -256,7 +256,7 @@ def _anchor(cfg: LlamaConfig, params: Params) -> jax.Array:
 
 
 def block_operations(cfg: LlamaConfig) -> int:
-    """Least operations of a token in the blocks, the router's included; LoRA counts nothing."""
+    """Lower bound of operations for a token in the blocks, with the router's but without LoRA's."""
     narrow, experts = cfg.groups * cfg.head_dim, cfg.experts
     weights = cfg.depth * 2 * cfg.dim * (cfg.dim + narrow)
     dense = experts.dense_blocks if experts else cfg.depth

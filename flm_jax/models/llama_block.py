@@ -1,4 +1,4 @@
-"""Sizes of a LLaMA-style transformer, and one block of it; see `llama`."""
+"""Settings of a LLaMA-style transformer, and one of its blocks; see `llama`."""
 
 import dataclasses
 import functools
@@ -25,10 +25,10 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(TransformerConfig):
-    """Sizes of the network.
+    """Settings of a LLaMA-style transformer.
 
     Attributes:
-      adapters: sizes of its adapters, or None; config.adapters decides it.
+      adapters: settings of its adapters, or None; set from config.adapters.
     """
 
     kv_heads: int = setting(
@@ -69,7 +69,7 @@ class LlamaConfig(TransformerConfig):
 
     @property
     def groups(self) -> int:
-        """Heads of keys and values."""
+        """Number of key and value heads."""
         return self.kv_heads or self.heads
 
     @property
@@ -79,16 +79,16 @@ class LlamaConfig(TransformerConfig):
 
     @property
     def rotated(self) -> int:
-        """Features of each head that are rotated."""
+        """Number of features of each head that are rotated."""
         return round(self.rotary_share * self.head_dim)
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> (inputs, outputs) of the matrices of a block without experts."""
+        """Dict from the names of the matrices of a block without experts to (inputs, outputs)."""
         return self.matrices_of(self.hidden)
 
     def matrices_of(self, hidden: int) -> dict[str, tuple[int, int]]:
-        """`matrices` with an MLP of this hidden width."""
+        """Same as `matrices`, with an MLP of this hidden width."""
         dim, narrow = self.dim, self.groups * self.head_dim
         return {
             "q": (dim, dim),
@@ -138,14 +138,14 @@ class Block(nnx.Module):
                 self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
 
     def __call__(self, x_BLD, times, angles, attend: Attend, key: Key | None):
-        """The residual stream [B, L, D] behind the block, and what `attend` keeps.
+        """Returns the residual stream [B, L, D] after the block, and the state that `attend` keeps.
 
         Args:
-          x_BLD: the residual stream.
-          times: what the time embedding of adapters reads; not read without.
-          angles: of the rotary positions, see `rotate`.
+          x_BLD: residual stream.
+          times: input of the adapters' time embedding; unused without adapters.
+          angles: angles of the rotary positions, see `rotate`.
           attend: attention of rotated queries and keys.
-          key: switches dropout on.
+          key: key that switches dropout on.
         """
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         keys = dict.fromkeys((*cfg.matrices, "attn_drop", "mlp_drop"))
@@ -195,7 +195,7 @@ def _shared(cfg: LlamaConfig, x_BLGK: jax.Array) -> jax.Array:
 
 
 def whole(cfg: LlamaConfig, plan: AttentionPlan, visible_BM: jax.Array | None) -> Attend:
-    """Attention among all positions of a row; keeps keys and values."""
+    """Attention among all positions of a row; returns keys and values as its state."""
 
     def attend(q_BLHK, k_BLGK, v_BLGK):
         out_BLHK = attention(
@@ -219,18 +219,18 @@ def cached(
     places_BW: jax.Array | None,
     visible_BM: jax.Array | None,
 ) -> Callable[[tuple[jax.Array, jax.Array], jax.Array], Attend]:
-    """Attention of some positions of each row to all of it, whose keys and values are cached.
+    """Attention of some positions of each row to the full row, whose keys and values are cached.
 
     Args:
-      cfg: sizes.
-      plan: how attention runs where the positions are all; of few it runs by einsums.
-      length: M, positions of a row.
-      places_BW: where in their row the positions stand; None for all.
-      visible_BM: positions that may be seen; None for all.
+      cfg: settings of the network.
+      plan: plan of attention for calls on all positions; calls on some are computed by einsums.
+      length: number of positions M of a row.
+      places_BW: indices of the positions in their row; None for all.
+      visible_BM: mask of positions that may be attended to; None for all.
 
     Returns:
-      (keys and values of all blocks, [depth, B, M, G, K] each, number of the block) -> attention,
-      which keeps both with those of the positions in their places.
+      A function from (keys and values of all blocks, [depth, B, M, G, K] each, index of the block)
+      to attention, whose state is the cache with the entries of these positions replaced.
     """
     if places_BW is None:
         every = whole(cfg, plan, visible_BM)

@@ -1,14 +1,15 @@
-"""Low-rank adapters and time conditioning on a frozen transformer, zero at first.
+"""Low-rank adapters and time conditioning on a frozen transformer, without effect at first.
 
 Source: arXiv 2106.09685 (LoRA: W x + alpha / r B A x) and adaLN's shifts, scales and gates (arXiv
 2212.09748), as arXiv 2606.27617 adapts a masked diffusion model. B and the maps to shifts, scales
-and gates start at zero, and a branch is multiplied by 1 + gate, so that a fresh adapted network
-computes exactly what its base does. The defaults are those of that paper's released code; where
-its text differs, settings say so. In a mixture of experts the matrices that every token passes are
-adapted, those of the shared experts among them, and neither routed experts nor routers.
+and gates are initialised to zero, and a branch is multiplied by 1 + gate, so that a fresh adapted
+network computes exactly what its base computes. The defaults are those of that paper's released
+code; where its text differs, there is a setting. In a mixture of experts the matrices that every
+token passes are adapted, including those of the shared experts, but neither routed experts nor
+routers.
 
-In the tree of parameters everything that belongs to adapters lies under the names of `NAMES`, at
-the top or in the blocks; `split` and `join` go by these names.
+In the parameter tree everything that belongs to adapters is stored under the names of `NAMES`, at
+the top or in the blocks; `split` and `join` use these names.
 """
 
 import dataclasses
@@ -88,7 +89,7 @@ class AdapterConfig:
 
     @property
     def parts(self) -> int:
-        """Vectors by which time changes a block: a shift, a scale and maybe a gate, twice."""
+        """Number of vectors by which time modulates a block: 2 of shift, scale and optional gate."""
         return 6 if self.gates else 4
 
     @property
@@ -98,7 +99,7 @@ class AdapterConfig:
 
     @property
     def block_time(self) -> bool:
-        """Whether each block has a time embedding of its own."""
+        """Whether each block has its own time embedding."""
         return self.timed and not self.shared_time
 
     @property
@@ -108,11 +109,11 @@ class AdapterConfig:
 
 
 class Condition(NamedTuple):
-    """What time does to one branch of a block; None leaves it as it is.
+    """Modulation of one branch of a block by time; None for no change.
 
     Attributes:
-      shift, scale: of the normalised input, each [B, 1, D] or [B, L, D].
-      gate: of the output, which is multiplied by 1 + gate; likewise.
+      shift, scale: shift and scale of the normalised input, each [B, 1, D] or [B, L, D].
+      gate: gate of the output, which is multiplied by 1 + gate; the same shape.
     """
 
     shift: jax.Array | None = None
@@ -127,14 +128,14 @@ class Condition(NamedTuple):
 
 
 def conditions(read: jax.Array, cfg: AdapterConfig) -> tuple[Condition, Condition]:
-    """Of attention and of the MLP, from what the modulation of a block gives [..., parts * D]."""
+    """Splits a block's modulation [..., parts * D] into those of attention and of the MLP."""
     parts = jnp.split(read, cfg.parts, axis=-1)
     half = cfg.parts // 2
     return Condition(*parts[:half]), Condition(*parts[half:])
 
 
 class LowRank(nnx.Module):
-    """x -> B A x, of inputs and outputs as given; B is zero at first."""
+    """Low-rank map x -> B A x with given input and output widths; B is initialised to zero."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, dtype, rngs: nnx.Rngs):
         spread = nnx.initializers.normal(inputs**-0.5)
@@ -153,7 +154,7 @@ class LowRank(nnx.Module):
 def adapted_shapes(
     matrices: dict[str, tuple[int, int]], cfg: AdapterConfig
 ) -> dict[str, tuple[int, int]]:
-    """Name -> (inputs, outputs) of what LoRA adapts in a block with these matrices."""
+    """Dict from the names of the matrices that LoRA adapts in a block to (inputs, outputs)."""
     if not cfg.fused_qkv:
         return matrices
     fused = (matrices["q"][0], sum(matrices[name][1] for name in QKV))
@@ -161,7 +162,7 @@ def adapted_shapes(
 
 
 class LowRanks(nnx.Module):
-    """One `LowRank` for each matrix of a block, or one for queries, keys and values together."""
+    """A `LowRank` for each matrix of a block, or one for queries, keys and values together."""
 
     def __init__(
         self, matrices: dict[str, tuple[int, int]], cfg: AdapterConfig, dtype, rngs: nnx.Rngs
@@ -175,12 +176,13 @@ class LowRanks(nnx.Module):
     def __call__(
         self, names: tuple[str, ...], x: jax.Array, keys: Mapping[str, Key | None]
     ) -> list[jax.Array]:
-        """Updates of the outputs of matrices that all read x.
+        """Updates of the outputs of matrices that share the input x.
 
         Args:
-          names: of the matrices; queries, keys and values stand together.
-          x: what they read.
-          keys: name -> dropout key, None for no dropout; three that share a LoRA take the first's.
+          names: names of the matrices; queries, keys and values are given together.
+          x: input of the matrices.
+          keys: dropout key of each name, None for no dropout; three that share a LoRA take the
+            first's.
         """
         if names == QKV and self.cfg.fused_qkv:
             return jnp.split(self._update(_FUSED, x, keys[QKV[0]]), self.ends, axis=-1)
@@ -192,14 +194,14 @@ class LowRanks(nnx.Module):
 
 
 class HeadLowRank(nnx.Module):
-    """`LowRank` of the head, by the name that it has among parameters."""
+    """Low-rank update of the output head; the attribute name fixes its parameter path."""
 
     def __init__(self, dim: int, vocab_size: int, cfg: AdapterConfig, rngs: nnx.Rngs):
         self.head = LowRank(dim, vocab_size, cfg.head_rank, jnp.float32, rngs)
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """Parameters of an adapted network as (base, adapters)."""
+    """Splits the parameters of an adapted network into (base, adapters)."""
     base = {k: v for k, v in params.items() if k not in NAMES}
     adapters = {k: v for k, v in params.items() if k in NAMES}
     for stack in _stacks(params):
@@ -214,7 +216,7 @@ def _stacks(*params: Params) -> list[str]:
 
 
 def join(base: Params, adapters: Params) -> Params:
-    """The inverse of `split`."""
+    """Joins base and adapters, the inverse of `split`."""
     blocks = {
         stack: base.get(stack, {}) | adapters.get(stack, {}) for stack in _stacks(base, adapters)
     }
@@ -222,15 +224,16 @@ def join(base: Params, adapters: Params) -> Params:
 
 
 def merged(params: Params, cfg: AdapterConfig) -> tuple[Params, Params]:
-    """LoRA added to the matrices it adapts.
+    """Adds LoRA to the matrices that it adapts.
 
     Args:
-      params: of an adapted network.
-      cfg: its adapters.
+      params: parameters of an adapted network.
+      cfg: settings of its adapters.
 
     Returns:
-      A base of the same function up to rounding, sums taken in float32 and kept in the base's type,
-      and what cannot be merged: the time conditioning.
+      Parameters of a base that computes the same function up to rounding, with sums taken in
+      float32 and stored in the base's type; and the part that cannot be merged: the time
+      conditioning.
     """
     base, adapters = split(params)
 

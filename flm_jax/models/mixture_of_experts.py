@@ -1,15 +1,15 @@
 """Mixtures of SwiGLU experts: a sigmoid router limited to groups, and experts over sorted tokens.
 
 Sources: arXiv 2412.19437, eq. 12-16 (DeepSeek-V3: weights from the scores, selection by scores plus
-a bias that balances loads) and its limit of each token to a few groups of experts, as LLaDA2.0
-(arXiv 2512.15745) has them:
+a bias that balances loads) and its limit of each token to a few groups of experts, as in LLaDA2.0
+(arXiv 2512.15745):
 
     p = sigmoid(W x);  b = p + bias
     group score = sum of the two largest b of the group; the `active_groups` best groups stay
     T = the `active` largest b in these groups;  g_e = scale p_e / (sum_T p + 1e-20)
     out = sum over e in T of g_e down_e(silu(gate_e x) * up_e x)
 
-The bias reaches no weight, hence has no gradient.
+The bias enters no weight and hence has no gradient.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _LEAST_TILE, _MOST_TILE = 8, 128
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """Sizes of a mixture of experts; one of no experts counts as false."""
+    """Settings of a mixture of experts; an instance without experts is false."""
 
     number: int = setting(
         0, "Number of routed experts of a block; 0 for a plain MLP instead.", range="[0, inf)"
@@ -61,15 +61,15 @@ class ExpertsConfig:
 
     @property
     def shared_hidden(self) -> int:
-        """Width of the shared experts together: side by side they are one MLP."""
+        """Total width of the shared experts, which are one MLP side by side."""
         return self.shared * self.hidden
 
 
 def check_experts(cfg: ExpertsConfig, depth: int) -> None:
-    """Refuses sizes that make no mixture.
+    """Refuses sizes that do not form a mixture.
 
     Raises:
-      UserError: groups that do not divide, too few experts or groups to choose from, blocks.
+      UserError: groups that do not divide the experts, too few experts or groups, or bad blocks.
     """
     where = "config.model.experts"
     require(
@@ -102,8 +102,8 @@ def check_kernel(cfg: ExpertsConfig, plan: AttentionPlan) -> None:
     """Refuses a kernel that cannot run here.
 
     Args:
-      cfg: sizes and kernel.
-      plan: of the network's attention, for its devices.
+      cfg: settings with the kernel.
+      plan: plan of the network's attention, for its devices.
 
     Raises:
       UserError: "fused" without tokamax, without a GPU, or over several devices.
@@ -131,12 +131,12 @@ class Routing(NamedTuple):
 def choose_experts(
     logits_NE: Float[Array, "n e"], bias_E: Float[Array, " e"], cfg: ExpertsConfig
 ) -> Routing:
-    """The experts of each token, from the router's logits, float32.
+    """Chooses the experts of each token from the router's logits, float32.
 
     Args:
-      logits_NE: of N tokens and E experts; groups are of neighbouring experts.
-      bias_E: what is added to the scores for selection alone.
-      cfg: sizes.
+      logits_NE: logits of N tokens and E experts; groups consist of neighbouring experts.
+      bias_E: bias added to the scores for the selection alone.
+      cfg: settings of the mixture.
     """
     scores_NE = jax.nn.sigmoid(logits_NE)
     biased_NGM = (scores_NE + bias_E[None]).reshape(len(scores_NE), cfg.groups, -1)

@@ -1,4 +1,4 @@
-"""A policy of step sizes: from 8 numbers of a token to a Beta law over the logarithm of a.
+"""A policy of step sizes a: a Beta distribution over log a from 8 features of a token.
 
 Source: arXiv 2606.29066, eq. 15. An encoder of two SiLU layers has two linear heads, f and g; with
 u ~ Beta(k m, k (1 - m)),
@@ -6,8 +6,8 @@ u ~ Beta(k m, k (1 - m)),
     a = 2^(log2 a_min + u (log2 a_max - log2 a_min)),   m = .05 + .9 sigmoid f,
     k = k_min + (k_max - k_min) sigmoid g.
 
-When decoding, a is its expectation: with s = ln(a_max / a_min) that is a_min E[e^(s u)], a_min
-times the moment generating function of the Beta law,
+In decoding, a is its expectation: with s = ln(a_max / a_min) it is a_min E[e^(s u)], a_min times
+the moment generating function of the Beta distribution,
 
     sum_n  s^n / n!  prod_(i < n) (k m + i) / (k + i)      (Kummer's 1F1(k m; k; s)).
 """
@@ -34,7 +34,7 @@ _EDGE = 1e-5  # draws are kept so far from 0 and 1, where densities may be infin
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Sizes and ranges of a policy; the mean m of its start must fit, see below."""
+    """Settings of a policy; its initial mean step size must be one that the mean m can take."""
 
     hidden: int = setting(64, "Width of the encoder's layers.", range="[1, inf)")
     layers: int = setting(2, "Number of layers of the encoder.", choices=(1, 2))
@@ -69,19 +69,24 @@ class PolicyConfig:
 
     @property
     def spread(self) -> float:
-        """s = ln(a_max / a_min)."""
+        """Logarithm of the range, s = ln(a_max / a_min)."""
         return math.log(self.most_step / self.least_step)
 
 
 class Law(NamedTuple):
-    """Beta laws, one a token: both parameters, float32, of one shape."""
+    """Beta distributions, one for each token: both parameters, float32, of the same shape."""
 
     alpha: Float[Array, "..."]
     beta: Float[Array, "..."]
 
 
 class Policy(NamedTuple):
-    """init: key -> parameters; law: (parameters, features [..., 8]) -> Law [...]."""
+    """A policy as two pure functions.
+
+    Attributes:
+      init: function from a key to parameters.
+      law: function from (parameters, features [..., 8]) to a Law [...].
+    """
 
     init: Callable[[Key], Params]
     law: Callable[[Params, jax.Array], Law]
@@ -103,7 +108,7 @@ class _Net(nnx.Module):
 
 
 def policy(cfg: PolicyConfig) -> Policy:
-    """A policy whose fresh parameters know nothing of the token: the same law for all."""
+    """Builds a policy; its initial distribution is the same for all tokens."""
     init, bind = pure(lambda rngs: _Net(cfg, rngs))
     share = (math.log(cfg.start / cfg.least_step) / cfg.spread - 0.05) / 0.9
     shift = math.log(share / (1.0 - share))
@@ -119,12 +124,12 @@ def policy(cfg: PolicyConfig) -> Policy:
 
 
 def draw(key: Key, law: Law) -> Float[Array, "..."]:
-    """u ~ Beta, kept within (0, 1)."""
+    """Draws u from the Beta distribution, clipped to within (0, 1)."""
     return jnp.clip(jax.random.beta(key, law.alpha, law.beta), _EDGE, 1.0 - _EDGE)
 
 
 def log_prob(law: Law, u: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Log density of the Beta law at u in (0, 1), differentiable in the law."""
+    """Log density of the Beta distribution at u in (0, 1), differentiable in its parameters."""
     norm = (
         jax.scipy.special.gammaln(law.alpha)
         + jax.scipy.special.gammaln(law.beta)
@@ -134,12 +139,12 @@ def log_prob(law: Law, u: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def step_size(cfg: PolicyConfig, u: Float[Array, "..."]) -> Float[Array, "..."]:
-    """a = a_min (a_max / a_min)^u."""
+    """Step size a = a_min (a_max / a_min)^u."""
     return jnp.minimum(cfg.least_step * jnp.exp(cfg.spread * u), cfg.most_step)
 
 
 def expected_step_size(cfg: PolicyConfig, law: Law) -> Float[Array, "..."]:
-    """E[a] by the series above; all its terms are positive, and Horner's scheme adds them."""
+    """Expectation E[a] by the series above, whose terms are all positive, in Horner's scheme."""
     total = jnp.ones_like(law.alpha)
     concentration = law.alpha + law.beta
     for n in reversed(range(_TERMS)):

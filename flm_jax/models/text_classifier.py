@@ -1,4 +1,4 @@
-"""A small classifier of texts, clean or soft: an example of a differentiable reward."""
+"""A small classifier of hard or soft texts: an example of a differentiable reward."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,14 @@ from flm_jax.models.layers import gelu
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """vocab_size V, length L; dim: width; window: neighbouring tokens that a layer sees, odd."""
+    """Settings of the classifier.
+
+    Attributes:
+      vocab_size: vocabulary size V.
+      length: largest number of tokens L.
+      dim: width.
+      window: number of neighbouring tokens that a layer sees, odd.
+    """
 
     vocab_size: int
     length: int
@@ -25,9 +32,13 @@ class ClassifierConfig:
 
 
 class Classifier(NamedTuple):
-    """init: key -> parameters; table: parameters -> [V, dim]; logit: (parameters, x) -> [B].
+    """A classifier as pure functions.
 
-    `logit` is log-odds of the label for texts x = probs @ table, [B, L, dim].
+    Attributes:
+      init: function from a key to parameters.
+      table: function from parameters to the embedding table [V, dim].
+      logit: function from (parameters, texts x = probs @ table, [B, L, dim]) to the log-odds of the
+        label, [B].
     """
 
     init: Callable[[Key], Params]
@@ -55,6 +66,6 @@ class _Net(nnx.Module):
 
 
 def classifier(cfg: ClassifierConfig) -> Classifier:
-    """Two convolutions over positions, pooled; texts of at most cfg.length tokens."""
+    """Builds two convolutions over positions with pooling; texts have at most cfg.length tokens."""
     init, bind = pure(lambda rngs: _Net(cfg, rngs))
     return Classifier(init, lambda params: params["table"], lambda params, x: bind(params)(x))

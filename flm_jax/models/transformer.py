@@ -1,4 +1,4 @@
-"""What the transformers share: sizes, checks, the stack of blocks, and the form of a network."""
+"""Code that the transformers share: settings, checks, the stack of blocks, and `Network`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of a transformer, and how it is computed."""
+    """Settings of a transformer: its sizes, and how it is computed."""
 
     vocab_size: int = setting(
         0,
@@ -79,16 +79,16 @@ class TransformerConfig:
 
 
 def check_transformer(cfg: TransformerConfig, plan: AttentionPlan, block: int = 0) -> None:
-    """Refuses sizes out of their range, and attention that cannot run here.
+    """Refuses sizes out of range, and attention that cannot run here.
 
     Args:
-      cfg: sizes.
-      plan: how attention runs.
-      block: positions see their own block of this length and those before; 0 sees all.
+      cfg: settings of the transformer.
+      plan: plan of attention.
+      block: block length of block-causal attention; 0 for attention to all positions.
 
     Raises:
-      UserError: a size that its setting refuses; a kernel that lacks this platform, length, head
-        size, type or soft cap.
+      UserError: a size that its setting refuses; a kernel that does not support this platform,
+        length, head size, type or soft cap.
     """
     check_values(cfg, "config.model")
     check_attention(
@@ -109,14 +109,14 @@ def run_blocks(
     blocks: Params,
     keys: jax.Array | None,
 ) -> jax.Array:
-    """Applies a stack of equal blocks, one after the other.
+    """Applies a stack of equal blocks in order.
 
     Args:
-      cfg: for its remat policy, and whether the blocks are one loop or written out.
-      block: (parameters of one, x [B, L, D], dropout key) -> x [B, L, D].
-      x_BLD: the residual stream.
+      cfg: settings, for the remat policy and for scanning or unrolling the blocks.
+      block: function from (parameters of one block, x [B, L, D], dropout key) to x [B, L, D].
+      x_BLD: residual stream.
       blocks: parameters stacked on a leading axis.
-      keys: a dropout key for each; None switches dropout off.
+      keys: dropout key of each block; None switches dropout off.
     """
 
     def body(x_BLD, layer):
@@ -135,12 +135,12 @@ def as_network(
     features: Callable[..., jax.Array],
     **more: Any,
 ) -> Network:
-    """The network of a transformer whose head and table lie under "head" and "table".
+    """Builds the network of a transformer with its head and table under "head" and "table".
 
     Args:
-      cfg: sizes.
-      init, features: see `Network`.
-      more: further fields of `Network`, and those that differ.
+      cfg: settings of the transformer.
+      init, features: fields of `Network`.
+      more: further fields of `Network`, and those that differ from the default.
     """
     fields = {
         "readout": lambda params: (params["head"]["kernel"], params["head"]["bias"]),
@@ -155,15 +155,15 @@ def as_network(
 
 
 def attention_operations(cfg: TransformerConfig) -> int:
-    """Operations of a token in attention's two products, over all blocks: 4 L D each."""
+    """Number of operations for a token in attention's two products, over all blocks: 4 L D each."""
     return 4 * cfg.length * cfg.dim * cfg.depth
 
 
 def block_operations(cfg: TransformerConfig) -> int:
-    """Least operations of a token in the blocks of a DiT or a causal transformer.
+    """Lower bound of operations for a token in the blocks of a DiT or a causal transformer.
 
-    2 for each weight of the matrices, and attention's products; time embeddings and adaLN count
-    nothing.
+    These are 2 for each weight of the matrices, and attention's products; time embeddings and adaLN
+    are not counted.
     """
     weights = cfg.depth * (4 + 2 * cfg.mlp_ratio) * cfg.dim**2
     return 2 * weights + attention_operations(cfg)
