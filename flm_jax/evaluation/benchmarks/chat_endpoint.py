@@ -1,15 +1,19 @@
 """A chat model behind an OpenAI-compatible endpoint, by the standard library alone."""
 
+import contextlib
+import html
 import http.client
 import ipaddress
 import json
 import queue
+import re
+import socket
 import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, require
@@ -94,10 +98,55 @@ def _here(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+class _Calls:
+    """The connections of one call, which end with it, whatever a server still sends."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+        self._ended = False
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        """Follows no redirect. Plain http takes no proxy, which would read the key."""
+        proxies = {k: v for k, v in urllib.request.getproxies().items() if k == "https"}
+        plain, encrypted = map(
+            self._noted, (http.client.HTTPConnection, http.client.HTTPSConnection)
+        )
+
+        class Plain(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(plain, request)
+
+        class Encrypted(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(encrypted, request)
+
+        handlers = (urllib.request.ProxyHandler(proxies), Plain, Encrypted, _NoRedirect)
+        return urllib.request.build_opener(*handlers)
+
+    def _noted(self, kind: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+        calls = self
+
+        class Noted(kind):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:
+                super().connect()
+                calls._sockets.append(self.sock)
+                if calls._ended:
+                    calls.end()
+
+        return Noted
+
+    def end(self) -> None:
+        """What waits on a connection of the call finds it closed."""
+        self._ended = True
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect is an answer like any other: it would take the key to another place."""
 
-    def redirect_request(self, *args, **named):
+    def redirect_request(self, *args: Any, **named: Any) -> None:
         return None
 
 
@@ -118,24 +167,49 @@ def ask(endpoint: Endpoint, system: str, user: str) -> str:
     request = urllib.request.Request(
         f"{endpoint.url}/chat/completions", json.dumps(body).encode(), headers
     )
+    hidden = _hiding(endpoint.key)
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(endpoint.pause * 2 ** (attempt - 1))
         try:
             status, answer = _called(request, endpoint.seconds)
             # Before it is cut or quoted, which may leave a part or another form of it there.
-            answer = answer.replace((endpoint.key or "\0").encode(), _HIDDEN.encode())
+            answer = hidden(answer.decode("latin-1")).encode("latin-1")
             if status == 200:
-                return _content(answer).replace(endpoint.key or "\0", _HIDDEN)
-            reason = f"status {status}, {answer[:300].decode('utf8', 'replace')!r}"
+                return hidden(_content(answer))
+            reason = f"status {status}, {_start(answer).decode('utf8', 'replace')!r}"
             if status in _MOVED:
                 reason += f"; redirects are not followed, set {URL} to where it leads"
             if status not in _AGAIN:
                 break
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-    reason = reason.replace(endpoint.key or "\0", _HIDDEN)
-    raise UserError(f"the judge {endpoint.model} at {endpoint.url} gave no answer: {reason}.")
+    raise UserError(
+        f"the judge {endpoint.model} at {endpoint.url} gave no answer: {hidden(reason)}."
+    )
+
+
+def _hiding(key: str) -> Callable[[str], str]:
+    """Puts `_HIDDEN` in the place of a key, also where JSON, a URL or HTML spells it with escapes.
+
+    Signs of two bytes, as of UTF-16, have a NUL between them.
+    """
+    if not key:
+        return lambda text: text
+    each = []
+    for sign in key:
+        plain, entity, number = re.escape(sign), re.escape(html.escape(sign)), ord(sign)
+        digits = f"(?i:{number:02x})"
+        each.append(
+            rf"(?:\\{{0,7}}{plain}|{entity}|\\{{1,4}}u00{digits}|%{digits}"
+            rf"|&#0*{number};|&#[xX]0*{digits};)"
+        )
+    pattern = re.compile("\0?".join(each))
+    return lambda text: pattern.sub(_HIDDEN, text)
+
+
+def _start(answer: bytes) -> bytes:
+    return answer.replace(b"\0", b"")[:300]
 
 
 def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
@@ -148,12 +222,12 @@ def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes
       ValueError: a body of more than `_MOST_BYTES`.
     """
     found: queue.SimpleQueue = queue.SimpleQueue()
-    opener, deadline = urllib.request.build_opener(_NoRedirect), time.monotonic() + seconds
+    calls, deadline = _Calls(), time.monotonic() + seconds
 
     def call() -> None:
         try:
             try:
-                response = opener.open(request, timeout=seconds)
+                response = calls.opener().open(request, timeout=seconds)
             except urllib.error.HTTPError as error:
                 response = error  # an answer with another status
             with response:
@@ -161,12 +235,16 @@ def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes
         except BaseException as error:
             found.put(error)
 
-    # The thread reads no further after the deadline, and never keeps this process from its end.
+    # The thread never keeps this process from its end.
     threading.Thread(target=call, daemon=True).start()
     try:
         result = found.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no whole answer within {seconds:g} s") from None
+    finally:
+        calls.end()
+    if isinstance(getattr(result, "reason", result), TimeoutError):  # of the socket, just before
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
     if isinstance(result, BaseException):
         raise result
     if len(result[1]) > _MOST_BYTES:
@@ -192,5 +270,5 @@ def _content(answer: bytes) -> str:
     except (ValueError, KeyError, IndexError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise ValueError(f"it answered {answer[:200]!r}; expected the JSON of a chat completion")
+        raise ValueError(f"it answered {_start(answer)!r}; expected the JSON of a chat completion")
     return text

@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import html
 import json
 import socket
 import socketserver
 import threading
 import time
+import urllib.parse
 
 import pytest
 
@@ -221,6 +223,55 @@ def test_keys_that_quoting_changes_are_hidden(hostile):
         chat_endpoint.ask(quoted, "s", "u")
     hostile.parts = [HEAD, json.dumps({"choices": [{"message": {"content": quoted.key}}]}).encode()]
     assert chat_endpoint.ask(quoted, "s", "u") == "(key)"
+
+
+SPELLINGS = {
+    "PHP's JSON": lambda key: json.dumps(key).replace("/", "\\/"),
+    "JSON": lambda key: "".join(f"\\u{ord(sign):04X}" for sign in key),
+    "JSON in JSON": lambda key: json.dumps(json.dumps(key)),
+    "a URL": lambda key: urllib.parse.quote(key, safe=""),
+    "HTML": html.escape,
+    "numbers of HTML": lambda key: "".join(f"&#x{ord(sign):x};" for sign in key),
+    "two bytes": lambda key: "\0".join(key),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_keys_are_hidden_however_they_are_spelt(hostile, name):
+    spelt = hostile.endpoint._replace(key="sk-a/b+\\c'd\"e<&9")
+    hostile.parts = [f"HTTP/1.1 401 No\r\n\r\nno {SPELLINGS[name](spelt.key)}.".encode()]
+    with pytest.raises(UserError, match=r"401, .no ['\"\\]*\(key\)['\"\\]*\.") as told:
+        chat_endpoint.ask(spelt, "s", "u")
+    assert "sk" not in str(told.value)
+
+
+def test_what_a_server_sends_on_is_not_read_on(hostile):
+    """After the time of a call nothing of it goes on, as a thread that reads without an end."""
+    hostile.parts, hostile.wait = [b"HTTP/1.1 100 Continue\r\n\r\n"] * 400, 0.005
+    before = threading.active_count()
+    with pytest.raises(UserError, match="no whole answer"):
+        chat_endpoint.ask(hostile.endpoint._replace(seconds=0.2), "s", "u")
+    end = time.monotonic() + 0.8
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+def test_plain_http_takes_no_proxy(hostile, monkeypatch):
+    """It would read the key, also of a judge on this machine, of which no warning is given."""
+    with Hostile() as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy.endpoint.url.removesuffix("/v1"))
+        hostile.parts = proxy.parts = [HEAD, GOOD]
+        assert chat_endpoint.ask(hostile.endpoint, "s", "u") == "[[7]]"
+        assert not proxy.got
+        proxy.parts = [b"HTTP/1.1 403 No\r\n\r\n"]  # of https it is told the host alone
+        with pytest.raises(UserError, match="Tunnel connection failed"):
+            chat_endpoint.ask(hostile.endpoint._replace(url="https://a.example/v1"), "s", "u")
+        assert proxy.got[0].startswith(b"CONNECT a.example:443")
+        assert not any(b"sesame" in got for got in proxy.got)
+        proxy.shutdown()
 
 
 @pytest.mark.parametrize("field", ["{answer.x}", "{answer:>1000000000000000}", "{0}", "{"])
