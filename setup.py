@@ -25,6 +25,8 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10", KERNELS],
     "cuda13": ["jax[cuda13]>=0.10", KERNELS],
     "plots": ["matplotlib>=3.8"],
+    # The site; launch/docs.sh reads this line.
+    "docs": ["mkdocs-material==9.*", "latex2mathml>=3.77"],
     "test": [
         "setuptools>=77",
         "pytest>=8",

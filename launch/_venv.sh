@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: makes the virtual environment $1 if it is missing, installs flm_jax
-# with the extras $2 into it, and puts its programs first on PATH. PYTHON names another interpreter.
+# with the extras $2 into it, or the packages $3 and following alone, and puts its programs first on PATH.
+# PYTHON names another interpreter.
 
 make_venv() {
   local folder=$1 extras=$2 python=${PYTHON:-}
@@ -18,6 +19,8 @@ make_venv() {
     exit 2
   fi
   [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+  shift 2
+  [ $# -gt 0 ] || set -- --editable ".[$extras]"
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
   export PATH="$PWD/$folder/bin:$PATH"
 }

@@ -1,4 +1,4 @@
-"""The part of the suite by another Python: which one, and what is said where there is none."""
+"""The site, and the part of the suite by another Python: what is said where there is none."""
 
 import os
 import shutil
@@ -75,6 +75,24 @@ def test_the_newest_other_one_runs_the_part(ci, tmp_path, versions):
     parts = [word for word in line.split() if word.startswith("tests/")]
     assert "tests/checkpoints/test_versions.py" in parts
     assert all((ROOT / part).exists() for part in parts)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_site_is_built_where_its_packages_can_be_installed(tmp_path, status):
+    for name in (".ci", "launch"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    _program(tmp_path / "installed", INSTALLED.format(folder=tmp_path, status=status))
+    _program(tmp_path / "python", PYTHON.format(version="3.12", folder=tmp_path))
+    env = os.environ | {"PYTHON": str(tmp_path / "python"), "FLM_JAX_OTHER_PYTHON": ""}
+    line = ["bash", tmp_path / ".ci/docs"]
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stdout + done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert "pip install --quiet --disable-pip-version-check mkdocs-material==9.* latex" in calls
+    assert ("-m mkdocs --quiet build --strict\n" in calls) == (status == 0)
+    said = "could not be installed (ERROR: no network): it was not built" if status else "was built"
+    assert said in done.stdout
 
 
 def test_shellcheck():

@@ -1,4 +1,4 @@
-"""The first steps of docs/getting_started.md: its own commands, at small sizes, print what stands beside them."""
+"""docs/getting_started.md: its commands, at small sizes, print what stands beside them."""
 
 import json
 import os
@@ -19,7 +19,8 @@ NUMBER = re.compile(r"\d[\d.,:]*")
 
 def steps():
     """(commands, lines of output) of each step that shows both."""
-    section = (ROOT / "docs/getting_started.md").read_text().split("## First steps\n")[1].split("\n## ")[0]
+    page = (ROOT / "docs/getting_started.md").read_text()
+    section = page.split("## First steps\n")[1].split("\n## ")[0]
     for commands, output in BLOCK.findall(section):
         lines = re.sub(r"\\\n\s*", " ", commands).strip().splitlines()
         yield lines, [line for line in output.splitlines() if line.strip() not in ("", "...")]
