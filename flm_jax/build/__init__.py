@@ -1,1 +1,1 @@
-"""From configurations to functions."""
+"""Builds models, flows, objectives and samplers from configurations."""

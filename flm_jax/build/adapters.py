@@ -1,4 +1,4 @@
-"""Llama networks of masked diffusion, and their adaptation, from configurations."""
+"""Builds llama networks of masked diffusion and their adaptation from configurations."""
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +22,22 @@ _EMBEDDINGS = ("table", "anchor")  # of a base that is trained, these stay as th
 
 
 def adapter_config(config: Config) -> AdapterConfig | None:
-    """Sizes of the adapters, or None where config.adapters.base names no model to adapt."""
+    """Settings of the adapters, or None if config.adapters.base names no model to adapt."""
     cfg = settings(config, "adapters")
     return cfg if cfg.base else None
 
 
 def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
-    """Tensors of a llama under the names of its reference.
+    """Returns the tensors of a llama under the names of its reference.
 
-    Of masked flows, adapters of the authors' form on a network of SMDM's kind keep their names:
-    they alone, or with all of the base where it is trained too. Other LoRA is merged into the
-    matrices; the time conditioning, which cannot be, stands beside them under adapters.NAME.
+    For masked flows, adapters of the authors' form on a network of SMDM's kind keep their names:
+    the adapters alone, or with the full base if it is trained too. Other LoRA is merged into the
+    matrices; the time conditioning, which cannot be merged, is stored beside them under
+    adapters.NAME.
 
     Args:
-      params: the network's, adapters included where it has any.
+      config: configuration of the model.
+      params: parameters of the network, including adapters if it has any.
     """
     sizes, rest = settings(config, "model"), {}
     if cfg := adapter_config(config):
@@ -49,9 +51,9 @@ def exported_tensors(config: Config, params: Params) -> dict[str, np.ndarray]:
 
 
 def trained_params(config: Config, params: Params) -> Params:
-    """The part of a network's parameters that training changes.
+    """Returns the part of a network's parameters that training changes.
 
-    A base that is trained is float32 there: in bfloat16 its small steps would round to nothing.
+    A trained base is float32: in bfloat16 its small updates would round to zero.
     """
     cfg = adapter_config(config)
     if cfg is None:
@@ -63,12 +65,12 @@ def trained_params(config: Config, params: Params) -> Params:
 
 
 def whole_params(config: Config, params: Params, frozen: Params) -> Params:
-    """A network's parameters from those that are trained and the frozen ones."""
+    """Combines trained and frozen parameters to all parameters of a network."""
     return params if adapter_config(config) is None else join(frozen, params)
 
 
 def frozen_params(config: Config, base: Params) -> Params:
-    """The part of a base's parameters that stays as it is."""
+    """Returns the part of a base's parameters that stays frozen."""
     cfg = adapter_config(config)
     if cfg is None or not cfg.base_lr:
         return base
@@ -76,10 +78,11 @@ def frozen_params(config: Config, base: Params) -> Params:
 
 
 def started_params(config: Config, fresh: Params, base: Params) -> Params:
-    """Parameters of `trained_params`, those of a base that is trained taken from it.
+    """Returns the initial `trained_params`; those of a trained base come from the base.
 
     Args:
-      fresh: with any values of these.
+      config: configuration of the run.
+      fresh: randomly initialised trained parameters.
       base: parameters of the base.
     """
     own = split(fresh)[0]
@@ -102,19 +105,19 @@ def _wide(x):
 def starting_adapters(
     config: Config, abstract: Params, place: Sharding
 ) -> tuple[Params, GammaState | None] | None:
-    """Averaged adapters of config.adapters.start, or None where it is not set.
+    """Loads the averaged adapters of config.adapters.start, or returns None if it is not set.
 
     Args:
       abstract: shapes and shardings of the adapters.
-      place: sharding of what is learnt of the law of times.
+      place: sharding of the state of learnt times.
 
     Returns:
-      The adapters, with the base where both runs train it, and what is to be inherited of what
-      they learnt of the law of times.
+      The adapters, with the base if both runs train it, and the state of learnt times that is
+      inherited.
 
     Raises:
-      UserError: no checkpoint there, one of other sizes or of another range of gamma, or one whose
-        base was trained, of a run that keeps its base.
+      UserError: no checkpoint there, one of other sizes or of another range of gamma, or one with a
+        trained base for a run with a frozen base.
     """
     start = config["adapters"]["start"]
     if not start:

@@ -1,4 +1,4 @@
-"""config.data becomes data, and the vocabulary of a model that of its data."""
+"""Opens config.data, and resolves the vocabulary of a model from its data."""
 
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
@@ -12,7 +12,7 @@ def open_data(config: Config) -> Data:
 
     Raises:
       UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
-        no example; a mixture of several tokenizers.
+        no examples; a mixture with several tokenizers.
     """
     base = settings(config, "adapters").base or "."
     return load_data(
@@ -24,9 +24,9 @@ def open_data(config: Config) -> Data:
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    """Fills model.vocab_size from the tokenizer, or checks that it covers it.
+    """Fills model.vocab_size from the tokenizer, or checks that it is large enough.
 
-    Where there are more rows than tokens, model.tokens says how many stand for one; else it is 0.
+    If there are more rows than tokens, model.tokens is set to the number of tokens; else to 0.
     """
     got, need = config["model"]["vocab_size"], tokenizer.vocab_size
     require(

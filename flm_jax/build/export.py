@@ -1,4 +1,4 @@
-"""A trained model becomes a portable folder: its configuration without paths, and a model card."""
+"""Exports a trained model as a portable folder, with a configuration without paths and a card."""
 
 import os
 
@@ -14,17 +14,17 @@ INCLUDED = "included"
 
 
 def save_model(folder: str | os.PathLike[str], model: Model) -> None:
-    """Writes a model as a folder that every command takes for a workdir.
+    """Writes a model as a folder that every command accepts as a workdir.
 
     Raises:
-      UserError: the folder holds a model already.
+      UserError: the folder already holds a model.
     """
     parts = (portable_config(model.config), model_card(model), model.params, model.tokenizer)
     save_folder(os.fspath(folder), *parts, step=model.step, times=model.times)
 
 
 def portable_config(config: Config) -> Config:
-    """The configuration without the paths of data and of other models."""
+    """Returns the configuration without the paths of data and of other models."""
     data = config["data"] | {
         "path": "",
         "mixture": (),
@@ -51,7 +51,7 @@ def _alone(sampler: Config) -> Config:
 
 
 def model_card(found: Model) -> str:
-    """README.md of an exported folder, with a header that the hub reads."""
+    """Returns README.md of an exported folder, with a header that the hub reads."""
     config, tokenizer, step = found.config, found.tokenizer, found.step
     model, count = config["model"], sum(x.size for x in jax.tree.leaves(found.params))
     return f"""---

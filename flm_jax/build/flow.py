@@ -1,4 +1,4 @@
-"""config.flow becomes a flow; and which positions a flow has clean, from its configuration."""
+"""Builds the flow of config.flow, and decides which positions are clean in training."""
 
 import functools
 
@@ -23,7 +23,7 @@ NOISES = {
 
 
 def make_flow(config: Config, vocab_size: int) -> Flow:
-    """The flow of a configuration; what is learnt of its times is not known yet."""
+    """Builds the flow of a configuration, without the state of its learnt times."""
     cfg = settings(config, "flow")
     path = FLOWS[config["flow"]["name"]].path(cfg)
     if cfg.clock == LEARNT:
@@ -34,13 +34,13 @@ def make_flow(config: Config, vocab_size: int) -> Flow:
 
 
 def learnt_law(config: Config) -> GammaConfig | None:
-    """The law of times that a flow learns, whose state belongs to the model; None for none."""
+    """Settings of learnt times, whose state belongs to the model; None without learnt times."""
     cfg = settings(config, "flow")
     return cfg.law if cfg.clock == LEARNT else None
 
 
 def times_tracker(config: Config) -> Tracker | None:
-    """That state, of which the objective gathers statistics; None for none."""
+    """Returns the tracker of that state, with statistics from the objective; None for none."""
     law = learnt_law(config)
     if law is None:
         return None
@@ -48,12 +48,12 @@ def times_tracker(config: Config) -> Tracker | None:
 
 
 def prediction(config: Config) -> str:
-    """What the network's output means, of `losses.denoising.PREDICTIONS`."""
+    """Meaning of the network's output, one of `losses.denoising.PREDICTIONS`."""
     return getattr(settings(config, "objective"), "prediction", "probabilities")
 
 
 def any_order(config: Config) -> bool:
-    """Whether positions are held clean in training."""
+    """Whether positions are kept clean in training."""
     cfg = settings(config, "objective")
     return isinstance(cfg, ContextSettings) and (cfg.context > 0.0 or cfg.prompt > 0)
 

@@ -1,4 +1,4 @@
-"""Opens a trained model: from a workdir, an exported folder or the hub; checks teachers."""
+"""Opens trained models from a workdir, an exported folder or the hub, and checks teachers."""
 
 from typing import NamedTuple
 
@@ -28,12 +28,12 @@ from flm_jax.models.attention import available
 
 
 class Model(NamedTuple):
-    """A trained model as read from a workdir.
+    """A trained model, as read from a workdir.
 
     Attributes:
-      flow: settled at `times`, what is learnt of the law of its times; None where nothing is.
-      shared: whether the processes of a run share batches of samples, each with this model on a
-        device of its own; else every process draws all.
+      flow: flow with its learnt times at `times`; None for models without one.
+      shared: whether the processes of a run share batches of samples, each with this model on its
+        own device; else every process draws all samples.
     """
 
     config: Config
@@ -55,7 +55,7 @@ def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
 
 
 def with_dropout(model: Model, rate: float) -> Network:
-    """The network of a loaded model at another dropout rate, on one device."""
+    """Returns the network of a loaded model with another dropout rate, on one device."""
     config = _usable(model.config, None, None)
     return make_network(config | {"model": config["model"] | {"dropout": rate}})
 
@@ -66,17 +66,18 @@ def load_model(
     attention: str | None = None,
     shared: bool = False,
 ) -> Model:
-    """Reads a model that `train` or `convert` wrote; its averaged parameters.
+    """Reads a model written by `train` or `convert`, with its averaged parameters.
 
     Args:
-      workdir: its folder, hf:OWNER/NAME on the Hugging Face hub, or the name of a model that
-        comes with the library.
-      mesh: devices to spread it over; None for one of this process.
-      attention: kernel to use; as in training by default, or "xla" where these devices lack that.
-      shared: see `Model`.
+      workdir: folder of the model, hf:OWNER/NAME on the Hugging Face hub, or the name of a model
+        that comes with the library.
+      mesh: devices over which the model is split; None for one device of this process.
+      attention: attention kernel; by default the one of training, or "xla" if these devices lack
+        it.
+      shared: whether processes share batches of samples, see `Model`.
 
     Raises:
-      UserError: no workdir, no checkpoint, a damaged one, another tokenizer.
+      UserError: no workdir, no checkpoint, a damaged one, or another tokenizer.
     """
     folder = located(workdir)
     config = read_config(folder)
@@ -140,15 +141,15 @@ _STUDENT_MAY_DIFFER = (
 
 
 def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
-    """Refuses a model of config.objective.teacher that the configuration cannot learn from.
+    """Refuses a model in config.objective.teacher from which the configuration cannot learn.
 
     Args:
-      config: of the student.
-      tokenizer: of the student's data.
-      teacher: what was found there.
+      config: configuration of the student.
+      tokenizer: tokenizer of the student's data.
+      teacher: loaded model.
 
     Raises:
-      UserError: a teacher of another family, of other sizes, or of another tokenizer.
+      UserError: a teacher of another family, other sizes, or another tokenizer.
     """
     student, other = family(config), family(teacher.config)
     where, goal = teacher_folder(config), objective_name(teacher.config)
@@ -170,16 +171,16 @@ def check_teacher(config: Config, tokenizer: Tokenizer, teacher: Model) -> None:
 
 
 def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Params:
-    """Averaged parameters of config.objective.start or config.train.start, {} where there is none.
+    """Averaged parameters of config.objective.start or config.train.start; {} for none.
 
     Args:
-      config: of the student.
-      tokenizer: of the student's data.
-      mesh: devices to spread them over.
+      config: configuration of the student.
+      tokenizer: tokenizer of the student's data.
+      mesh: devices over which the parameters are split.
 
     Raises:
-      UserError: no flow and no flow map, or one of other sizes, tokenizer, flow or context; for
-        config.train.start a model of another objective, or both are set.
+      UserError: no flow or flow map, or one of other sizes, tokenizer, flow or context; for
+        config.train.start a model of another objective, or both keys are set.
     """
     where, other = config["objective"].get("start", ""), config["train"].get("start", "")
     if other:
@@ -252,10 +253,11 @@ _COMPUTE = ("length", "dropout", "attention", "dtype", "remat", "scan_blocks", "
 
 
 def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Config:
-    """A configuration of adaptation with the sizes of its base and the tokenizer's EOS filled in.
+    """Fills in the sizes of the base and the tokenizer's EOS in a configuration of adaptation.
 
     Raises:
-      UserError: the base is no masked diffusion of a llama, or shorter than config.model.length.
+      UserError: the base is not a llama of masked diffusion, or is shorter than
+        config.model.length.
     """
     where, model, given = config["adapters"]["base"], base["model"], config["model"]
     kind = family(base)
@@ -280,7 +282,7 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
 
 
 def check_adapted_tokenizer(config: Config, tokenizer: Tokenizer, base: Tokenizer) -> None:
-    """Refuses data of another tokenizer than the base's."""
+    """Refuses data whose tokenizer differs from the base's."""
     require(
         tokenizer.fingerprint == base.fingerprint,
         f"the data's tokenizer ({tokenizer.fingerprint[:12]}) is not that of config.adapters.base "

@@ -1,4 +1,4 @@
-"""config.model becomes a network: the table of networks, and how each is made."""
+"""Builds the network of config.model, from the table of networks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -93,20 +93,20 @@ MODELS: dict[str, _Kind] = {
 
 
 def network_kind(config: Config) -> _Kind:
-    """The entry of MODELS that a configuration names.
+    """Returns the entry of MODELS that a configuration names.
 
     Raises:
-      UserError: no such network.
+      UserError: an unknown network.
     """
     return MODELS[one_of("config.model.name", config["model"]["name"], MODELS)]
 
 
 def make_network(config: Config, mesh: Mesh | None = None) -> Network:
-    """The denoiser of a configuration with its vocabulary resolved.
+    """Builds the denoiser of a configuration, whose vocabulary is resolved.
 
     Args:
-      config: complete.
-      mesh: the devices that it runs over; None for one.
+      config: complete configuration.
+      mesh: devices over which it runs; None for one device.
 
     Raises:
       UserError: an unknown or impossible value, or a network that the objective does not train.
@@ -148,7 +148,7 @@ def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> Att
 
 
 def abstract_params(net: Network | Policy, mesh: Mesh | None = None) -> Params:
-    """Shapes of the parameters, with shardings: over a mesh, or one device."""
+    """Shapes of the parameters with their shardings, over a mesh or on one device."""
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     if mesh is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

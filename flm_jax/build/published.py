@@ -1,4 +1,4 @@
-"""Checkpoints that others published become configurations and parameters of workdirs."""
+"""Converts published checkpoints to configurations and parameters of workdirs."""
 
 from typing import Any, NamedTuple
 
@@ -30,13 +30,13 @@ _FINE_TUNING = {
 def imported_config(
     model: dict[str, Any], objective: str, data: str = "", more: dict[str, Any] | None = None
 ) -> Config:
-    """A complete configuration of an imported network.
+    """Returns a complete configuration of an imported network.
 
     Args:
       model: values of config.model.
-      objective: name of what it was trained by.
-      data: config.data.path.
-      more: nested values of other groups.
+      objective: name of the objective with which it was trained.
+      data: value of config.data.path.
+      more: values of other groups, nested.
     """
     config = base_config(model=model.get("name", "dit"), objective=objective).to_dict()
     config = with_values(config, {"model": model} | (more or {}))
@@ -45,7 +45,7 @@ def imported_config(
 
 
 def with_values(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with others in their place."""
+    """Returns nested values with some of them replaced."""
     return values | {
         key: with_values(values[key], value) if isinstance(value, dict) else value
         for key, value in more.items()
@@ -53,12 +53,12 @@ def with_values(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 class Adapted(NamedTuple):
-    """A published masked flow as a workdir holds it.
+    """A published masked flow in the form of a workdir.
 
     Attributes:
-      config: complete; config.adapters.base is where the rest of its parameters lies.
-      params: those that training changes, which are those that the workdir holds.
-      times: what is learnt of the law of times; None where nothing is.
+      config: complete configuration; config.adapters.base is the workdir of its other parameters.
+      params: trained parameters, which are those in the workdir.
+      times: state of learnt times; None without one.
     """
 
     config: Config
@@ -69,14 +69,14 @@ class Adapted(NamedTuple):
 def adapted(
     found: Published, where: str, base: Config, tokenizer: Tokenizer, length: int = 0
 ) -> Adapted:
-    """A checkpoint of masked flows on its base.
+    """Converts a checkpoint of a masked flow, given its base.
 
     Args:
-      found: what the checkpoint holds.
+      found: contents of the checkpoint.
       where: workdir of the base.
-      base: configuration of that.
-      tokenizer: of that.
-      length: tokens per sequence; 0 for those that the checkpoint was trained on.
+      base: configuration of the base.
+      tokenizer: tokenizer of the base.
+      length: length of sequences in tokens; 0 for the length of the checkpoint's training.
 
     Raises:
       UserError: a base of other sizes, or one that cannot be adapted.
@@ -117,6 +117,6 @@ def _check_base(found: Published, where: str, base: Config) -> None:
 
 
 def times_from_knots(config: Config, knots: np.ndarray | None) -> GammaState | None:
-    """What is learnt of the law of times, from gamma at 101 even shares; None without a law."""
+    """State of learnt times from gamma at 101 quantiles; None without a learnt distribution."""
     law = learnt_law(config)
     return None if law is None or knots is None else state_of_knots(knots, law)

@@ -1,4 +1,4 @@
-"""The reference's flows, flow maps and residuals become configurations and parameters."""
+"""Converts the reference's flows, flow maps and residuals to configurations and parameters."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ _CLEAN_TOKENS = 64  # of which `clean_probability` takes the median
 
 
 def imported_flow(release: Release, model: dict[str, Any], data: str = "") -> Config:
-    """The configuration of one of the reference's flows or flow maps.
+    """Returns the configuration of a flow or flow map of the reference.
 
     Args:
-      release: what its tensors do not tell of it.
+      release: properties that the tensors do not determine.
       model: values of config.model.
-      data: config.data.path.
+      data: value of config.data.path.
 
     Raises:
-      UserError: a network of one time, where the release has two.
+      UserError: a network with one time for a release with two.
     """
     require(
         model["two_time"] or not (release.any_order or release.residual),
@@ -47,10 +47,10 @@ def imported_flow(release: Release, model: dict[str, Any], data: str = "") -> Co
 
 
 def clean_probability(config: Config, params: Params) -> float:
-    """What the softmax of a flow's network gives to the tokens of a clean state, their median.
+    """Median probability that a flow's network gives to the tokens of a clean state.
 
-    Near 1 of a network that was trained to denoise, whatever its release; near 0 of one that was
-    not trained, or whose output is no softmax.
+    It is near 1 for a network that was trained to denoise, whatever its release, and near 0 for one
+    that was not trained, or whose output is not a softmax.
     """
     net, params = make_network(config), jax.tree.map(jnp.asarray, params)
     length = min(net.max_length, _CLEAN_TOKENS)
@@ -69,20 +69,21 @@ def imported_residual(
     where: str,
     data: str = "",
 ) -> tuple[Config, Params]:
-    """The first stage of a two-stage distillation: configuration and parameters.
+    """Converts the first stage of a two-stage distillation: configuration and parameters.
 
-    Its head is kept as what it is together with that of the flow which it corrects (see
+    Its head is stored as the sum with the head of the flow that it corrects (see
     `losses.distillation.two_networks`).
 
     Args:
-      release: with a residual.
+      release: release with a residual.
       model: values of config.model.
-      params: of the file.
-      teacher: that flow; where: its workdir, which goes into the configuration.
-      data: config.data.path.
+      params: parameters in the file.
+      teacher: flow that it corrects.
+      where: workdir of that flow, which is stored in the configuration.
+      data: value of config.data.path.
 
     Raises:
-      UserError: a teacher that is no flow, or of other sizes.
+      UserError: a teacher that is no flow, or has other sizes.
     """
     goal, own = objective_name(teacher.config), teacher.config["model"]
     require(

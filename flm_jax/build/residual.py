@@ -1,4 +1,4 @@
-"""Opens the first stage of a two-stage distillation for the second one."""
+"""Opens the first stage of a two-stage distillation for its second stage."""
 
 from jax.sharding import Mesh
 
@@ -15,10 +15,10 @@ _MAY_DIFFER = ("attention", "dropout", "dtype", "param_dtype", "remat", "scan_bl
 
 
 def residual_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> Params:
-    """{RESIDUAL: averaged parameters of config.objective.residual}; {} where there is none.
+    """Returns {RESIDUAL: averaged parameters of config.objective.residual}, or {} for none.
 
     Raises:
-      UserError: no model of objective residual, or one of other sizes, another flow or tokenizer.
+      UserError: a model of another objective, other sizes, another flow or another tokenizer.
     """
     where = config["objective"].get("residual", "")
     if not where:

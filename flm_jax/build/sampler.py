@@ -1,4 +1,4 @@
-"""config.sampler becomes a sampler: settings by name, and the function bound to a model."""
+"""Builds the sampler of config.sampler: settings by name, and the function for a model."""
 
 import functools
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from flm_jax.samplers.registry import SAMPLERS, name_of, samplers_of
 
 
 def model_sampler(config: Config) -> SamplerConfig:
-    """The settings of config.sampler."""
+    """Settings of config.sampler."""
     return settings(config, "sampler")
 
 
 def choose_sampler(config: Config, name: str = "", **changes: Any) -> SamplerConfig:
-    """The sampler of a model, or another one of its objective, with some settings changed.
+    """Settings of a model's sampler, or of another one of its objective, with changes.
 
     Args:
-      config: of the model.
-      name: of `SAMPLERS`; "" for that of config.sampler.
-      changes: settings by name.
+      config: configuration of the model.
+      name: key of `SAMPLERS`; "" for the sampler of config.sampler.
+      changes: values of settings by name.
 
     Raises:
       UserError: a sampler that the model's objective does not have, a setting that the sampler does
-        not have (the message says which one has it), or a value that it refuses.
+        not have (the message names the one that has it), or a value that it refuses.
     """
     own = config["sampler"]
     name = name or own["name"]
@@ -46,7 +46,7 @@ def choose_sampler(config: Config, name: str = "", **changes: Any) -> SamplerCon
 
 
 def sampler_record(cfg: SamplerConfig) -> dict[str, Any]:
-    """A sampler's name and settings, for records."""
+    """Name and settings of a sampler, for records."""
     return {"name": name_of(cfg)} | plain(cfg)
 
 
@@ -58,13 +58,13 @@ def make_sampler(
     cfg: SamplerConfig | None = None,
     guides: Guides = NO_GUIDES,
 ) -> Callable:
-    """The sampler of a model: (key, params, given, extra) -> Samples, to be jitted.
+    """Builds the sampler of a model: (key, params, given, extra) -> Samples, to be jitted.
 
     Args:
-      config, net, flow: of the model.
-      steps: steps of the sampler, most often network calls, or their share of the tokens to write;
-        static.
-      cfg: settings; None for those of config.sampler.
+      config, net, flow: configuration, network and flow of the model.
+      steps: number of steps of the sampler, most often network calls, or their fraction of the
+        tokens to generate; static.
+      cfg: settings of the sampler; None for those of config.sampler.
       guides: networks that `cfg` names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is learnt of the law of times: the forms it is saved in, and who starts with another's."""
+"""Learnt times: their saved formats, and how a run inherits those of another run."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from flm_jax.flows.older_law import OlderState, as_now, older_state
 
 
 def saved_forms(config: Config, place: Sharding) -> tuple[Any, ...]:
-    """Shapes of what is learnt, as this version saves it and as older ones did.
+    """Shapes of the state of learnt times in the formats of this version and of older ones.
 
     Args:
-      config: of the model.
+      config: configuration of the model.
       place: sharding of each array.
 
     Returns:
-      Trees of ShapeDtypeStruct; () for a model that learns no law of times.
+      Trees of ShapeDtypeStruct; () for a model without learnt times.
     """
     law = learnt_law(config)
     if law is None:
@@ -33,21 +33,21 @@ def saved_forms(config: Config, place: Sharding) -> tuple[Any, ...]:
 
 
 def current(config: Config, times: GammaState | OlderState | None) -> GammaState | None:
-    """What was read in one of the forms, in this version's."""
+    """Converts a state that was read in any of the formats to this version's."""
     law = learnt_law(config)
     return as_now(times, law) if law and isinstance(times, OlderState) else times
 
 
 def inherited_times(config: Config, start: Config, times: GammaState | None) -> GammaState | None:
-    """What a run begins to learn from: the curve of another one, without its statistics.
+    """Initial state of learnt times: the curve of another run, without its statistics.
 
     Args:
-      config: of the run.
-      start: of the other one.
-      times: what that has learnt.
+      config: configuration of the run.
+      start: configuration of the other run.
+      times: state of the other run's learnt times.
 
     Returns:
-      None where it begins anew: it is not to inherit, or there is no curve of its kind.
+      The state; None if the run does not inherit, or if there is no curve of its kind.
 
     Raises:
       UserError: curves of different ranges of gamma.
@@ -66,11 +66,11 @@ def inherited_times(config: Config, start: Config, times: GammaState | None) -> 
 
 
 def check_continuable(workdir: Any, saved: Config) -> None:
-    """Refuses a run whose law of times was learnt by an older version.
+    """Refuses to continue a run whose distribution of times was learnt by an older version.
 
     Args:
-      workdir: of the run.
-      saved: its configuration, as `upgrade.read_config` gives it.
+      workdir: workdir of the run.
+      saved: configuration of the run, from `upgrade.read_config`.
     """
     older = learnt_law(saved) is not None and has_older_law(config_file.read_config(workdir))
     more = f", and config.adapters.start={workdir}" if saved["adapters"]["base"] else ""

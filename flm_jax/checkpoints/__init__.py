@@ -1,1 +1,1 @@
-"""Runs on disk: train states, workdirs, portable folders, object stores."""
+"""Runs on disk: train states, workdirs, portable folders and object stores."""

@@ -1,4 +1,4 @@
-"""config.json of a workdir or an exported folder: what was configured, as JSON values."""
+"""Reads and writes config.json of a workdir or an exported folder, as JSON values."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ _MOST_BYTES = 16 << 20
 
 
 def write_config(workdir: str | epath.Path, config: dict[str, Any]) -> None:
-    """Writes the resolved configuration, in one step: a kill leaves the old or the new one."""
+    """Writes the resolved configuration atomically: a kill leaves the old or the new one."""
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", to_json(config, indent=2) + "\n")
 
 
 def read_config(workdir: str | epath.Path) -> dict[str, Any]:
-    """The resolved configuration of a workdir, as it was written.
+    """Reads the resolved configuration of a workdir, as it was written.
 
     Raises:
       UserError: no workdir, or a damaged configuration.

@@ -1,8 +1,8 @@
-"""Checkpoints in stores that orbax does not write to, such as s3://: made here, then copied there.
+"""Checkpoints in stores that orbax does not support, such as s3://: written locally, then copied.
 
 A copy has orbax's own files, under STEP/. An object store cannot rename a folder, so a copy counts
-once it has the file COMPLETE, which is written last. The folder here is new in every process: the
-store alone says what was saved.
+once it has the file COMPLETE, which is written last. The local folder is new in every process: only
+the store determines what was saved.
 """
 
 import tempfile
@@ -15,16 +15,16 @@ _COMPLETE, _DAMAGED = "COMPLETE", "DAMAGED"
 
 
 def needed(workdir: str | epath.Path) -> bool:
-    """Whether orbax cannot write to this workdir: it knows local folders and gs:// alone."""
+    """Whether orbax cannot write to this workdir; it supports local folders and gs:// alone."""
     scheme, remote, _ = str(workdir).partition("://")
     return bool(remote) and scheme != "gs"
 
 
 class Mirror:
-    """A folder of checkpoints here, copied to `remote` beside the training.
+    """A local folder of checkpoints that are copied to `remote` during training.
 
     Attributes:
-      local: temporary (TMPDIR says where), gone with this object.
+      local: temporary folder (in TMPDIR), deleted with this object.
     """
 
     def __init__(self, remote: epath.Path):
@@ -36,11 +36,11 @@ class Mirror:
         self._copying: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """Steps whose copies are complete, in order."""
+        """Returns the steps whose copies are complete, in order."""
         return self._marked(_COMPLETE)
 
     def disowned(self) -> list[str]:
-        """Numbers of the damaged copies."""
+        """Returns the step numbers of damaged copies."""
         return [str(step) for step in self._marked(_DAMAGED)]
 
     def _marked(self, mark: str) -> list[int]:
@@ -52,7 +52,7 @@ class Mirror:
         return self._remote / str(step) / mark
 
     def fetch(self, step: int) -> None:
-        """Copies one checkpoint here, unless it is here."""
+        """Copies one checkpoint to the local folder, unless it is already there."""
         here, half = self.local / str(step), self.local / f"fetching-{step}"
         if not here.exists():
             _copy(self._remote / str(step), half)
@@ -60,14 +60,14 @@ class Mirror:
             half.rename(here)
 
     def disown(self, step: int) -> None:
-        """Marks a damaged copy: it counts no longer, and the next of its step replaces it."""
+        """Marks a copy as damaged: it no longer counts, and is replaced by the next of its step."""
         self._mark(step).rename(self._mark(step, _DAMAGED))
 
     def copy_behind(self, step: int, saved: Callable[[], None], keep: int | None) -> None:
-        """Copies one step once `saved()` returned, then removes all but the newest `keep` there.
+        """Copies one step after `saved()` returned, then removes all but the newest `keep` copies.
 
         Raises:
-          OSError: of the copy before this one, for which it waits.
+          OSError: the copy before this one, for which it waits, failed.
         """
         self.wait()
 
@@ -83,7 +83,7 @@ class Mirror:
         self._copying = self._worker.submit(run)
 
     def wait(self) -> None:
-        """Returns once no copy is under way, or raises what it failed with."""
+        """Waits until no copy is under way; raises the error of a failed one."""
         if self._copying is not None:
             copying, self._copying = self._copying, None
             try:

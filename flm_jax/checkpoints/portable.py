@@ -1,10 +1,10 @@
 """Models as portable folders: model.safetensors, config.json, tokenizer/ and a model card.
 
-Every command takes such a folder as a workdir, one on the Hugging Face hub as hf:OWNER/NAME (or
-hf:OWNER/NAME@REVISION, of which the model's own files are fetched, and no others), and one that
-comes with the library by its name (`tales`), unless a folder of that name is there. It holds the
-averaged parameters alone, under the names of this library's own tree, and no paths of the machine
-it was written on.
+Every command accepts such a folder as a workdir, a folder on the Hugging Face hub as hf:OWNER/NAME
+(or hf:OWNER/NAME@REVISION; only the model's own files are fetched), and one that comes with the
+library by its name (`tales`), unless there is a folder of that name. It holds the averaged
+parameters alone, under the names of this library's own tree, and no paths of the machine on which
+it was written.
 """
 
 import contextlib
@@ -35,13 +35,14 @@ _TIMES = "times."  # before the names of what is learnt of the law of times
 
 
 def located(workdir: str | epath.Path, files: Sequence[str] = _FETCHED) -> epath.Path:
-    """The local folder of a workdir; one named hf:OWNER/NAME[@REVISION] is fetched (extra `hf`).
+    """Returns the local folder of a workdir; hf:OWNER/NAME[@REVISION] is fetched (extra `hf`).
 
-    The name of a model that comes with the library stands for its folder, if there is no other.
+    The name of a model that comes with the library stands for its folder, unless there is a folder
+    of that name.
 
     Args:
-      workdir: a folder, or one of the names above.
-      files: patterns of the files to fetch; no others are.
+      workdir: folder, or one of the names above.
+      files: patterns of the files to fetch.
 
     Raises:
       UserError: the extra is missing, or the hub does not give the model.
@@ -58,7 +59,7 @@ def located(workdir: str | epath.Path, files: Sequence[str] = _FETCHED) -> epath
 
 
 def upload_folder(folder: str | epath.Path, name: str, private: bool = False) -> None:
-    """Puts a saved folder on the hub as OWNER/NAME, made there if it is missing (extra `hf`)."""
+    """Uploads a saved folder to the hub as OWNER/NAME, creating it if missing (extra `hf`)."""
     with _hub(f"{name} could not be uploaded", "; log in with `hf auth login`") as hub:
         hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=str(folder))
@@ -95,14 +96,14 @@ def save_folder(
     """Writes a model as a folder; config.json comes last, so its presence means a complete one.
 
     Args:
-      record: what config.json says, as JSON values.
-      card: what README.md says.
-      params: all of them, those of a frozen base included; their dtypes are kept.
-      step: of training, which the file remembers.
-      times: tree of what is learnt of the law of times; None where nothing is.
+      record: content of config.json, as JSON values.
+      card: content of README.md.
+      params: all parameters, including those of a frozen base; their dtypes are kept.
+      step: training step, which is stored in the file.
+      times: tree of the state of learnt times; None without one.
 
     Raises:
-      UserError: the folder holds a model already.
+      UserError: the folder already holds a model.
     """
     root = epath.Path(expanded(str(folder)))
     check_folder(root, "folder")
@@ -122,12 +123,12 @@ def save_folder(
 def read_folder(
     folder: epath.Path, abstract: Params, times: Sequence[Any]
 ) -> tuple[Params, int, Any]:
-    """Parameters, step and learnt times of a folder that `save_folder` wrote.
+    """Reads parameters, step and learnt times from a folder written by `save_folder`.
 
     Args:
       abstract: tree of ShapeDtypeStruct (with shardings, if any) that the parameters must fit.
-      times: likewise, each form that what is learnt of the law of times may have. Folders may lack
-        it, and None is returned then.
+      times: the same for each possible format of the state of learnt times. Folders may lack it, in
+        which case None is returned.
 
     Raises:
       UserError: a damaged file, or one of another model.
@@ -153,7 +154,7 @@ def read_folder(
 
 
 def named(params: Params) -> dict[str, Any]:
-    """Name -> leaf, in the order of the tree's leaves."""
+    """Dict from names to the leaves of a tree, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

@@ -1,4 +1,4 @@
-"""The train state: what a checkpoint holds."""
+"""The train state, which is the content of a checkpoint."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,13 @@ from flm_jax.core.types import Params, Tracker
 
 
 class AuxiliaryState(NamedTuple):
-    """A network that is trained beside the model (`losses.base.Auxiliary`), or a teacher that is
-    renewed (`losses.base.Renewal`): saved, never exported.
+    """State of a network trained beside the model, or of a renewed teacher; it is never exported.
+
+    They are `losses.base.Auxiliary` and `losses.base.Renewal`.
 
     Attributes:
       params: float32 tree.
-      opt_state: optax state; () of a teacher.
+      opt_state: optax state; () for a teacher.
     """
 
     params: Params
@@ -23,15 +24,16 @@ class AuxiliaryState(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds.
+    """State of a training run, which checkpoints hold.
 
     Attributes:
-      step: int32, steps taken.
+      step: int32, number of steps taken.
       params, ema_params: float32 trees.
       opt_state: optax state.
-      skipped: int32, consecutive steps skipped for a non-finite loss or gradient.
+      skipped: int32, number of consecutive steps skipped for a non-finite loss or gradient.
       tracked: statistics of a `Tracker`, None without one.
-      auxiliary: a network that is trained beside the model, or its renewed teacher; None without.
+      auxiliary: state of a network that is trained beside the model, or of its renewed teacher;
+        None without.
     """
 
     step: jax.Array
@@ -49,7 +51,7 @@ def new_state(
     tracker: Tracker | None = None,
     auxiliary: AuxiliaryState | None = None,
 ) -> TrainState:
-    """State at step 0; the average starts as a copy of the parameters."""
+    """Returns the state at step 0; the average starts as a copy of the parameters."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params)
     tracked = tracker.fresh() if tracker else None

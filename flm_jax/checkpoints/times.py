@@ -1,4 +1,4 @@
-"""What is learnt of the law of times, read in the form that it was saved in."""
+"""Reads the state of learnt times in the format in which it was saved."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from etils import epath
 
 
 def fitting(forms: Sequence[Any], names: set[str]) -> Any:
-    """The first form whose fields have these names; None where there is none."""
+    """Returns the first format whose fields have these names; None if there is none."""
     return next((form for form in forms if set(form._fields) == names), None)
 
 
 def read_times(path: epath.Path, forms: Sequence[Any]) -> Any:
-    """What is learnt, from the item of a checkpoint; None where it is missing or of no form.
+    """Reads the state of learnt times from an item of a checkpoint; None if missing or unknown.
 
     Args:
-      path: of the item.
-      forms: named tuples of ShapeDtypeStruct, with shardings.
+      path: path of the item.
+      forms: formats, named tuples of ShapeDtypeStruct, with shardings.
     """
     if not forms or not path.exists():
         return None

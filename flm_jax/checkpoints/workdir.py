@@ -1,14 +1,14 @@
 """Workdirs: config.json, tokenizer/, checkpoints/STEP/{ema, train, meta}, metrics.
 
-`ema` (the averaged parameters) stands alone, so that sampling and distillation read nothing else
-but `times`, what is learnt of the law of times, where a run has one; an imported model has only
-`ema`. `train` holds parameters, optimizer state, counters, statistics and a network trained beside
-the model; `meta` (JSON) the data iterator and the data's fingerprint.
+`ema` (the averaged parameters) is separate, so that sampling and distillation read only it and
+`times`, the state of learnt times, if a run has one; an imported model has only `ema`. `train`
+holds parameters, optimizer state, counters, statistics and a network trained beside the model;
+`meta` (JSON) holds the data iterator and the data's fingerprint.
 
-A checkpoint is complete once its folder has its number for a name. One that cannot be read is
-renamed to checkpoints/STEP.damaged, a name that orbax passes over, and the one before it is used.
-Order and age of checkpoints go by step number alone: the clocks of hosts and the times of files
-are never compared.
+A checkpoint is complete once the name of its folder is its number. One that cannot be read is
+renamed to checkpoints/STEP.damaged, a name that orbax ignores, and the one before it is used. Order
+and age of checkpoints are determined by step numbers alone: clocks of hosts and times of files are
+never compared.
 """
 
 import contextlib
@@ -126,10 +126,15 @@ def _without_ema(state: TrainState) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """Saves and restores the state of one run, asynchronously, keeping the newest few."""
+    """Saves and restores the state of one run, asynchronously, and keeps the newest checkpoints."""
 
     def __init__(self, workdir: str | epath.Path, keep: int | None = None):
-        """
+        """Opens the checkpoints of a workdir.
+
+        Args:
+          workdir: workdir of the run.
+          keep: number of newest checkpoints to keep; None for all.
+
         Raises:
           UserError: several processes and a store whose checkpoints are copies; each process would
             hold a part of every one.
@@ -146,11 +151,11 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """Returns the newest complete step, or None."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts saving; a step that is saved already is left alone.
+        """Starts saving; a step that is already saved is left unchanged.
 
         Raises:
           UserError: this save, or the one before it, could not be written.
@@ -176,18 +181,18 @@ class Checkpoints:
                 mirror.copy_behind(step, self._manager.wait_until_finished, self._keep)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None where nothing was saved yet.
+        """Restores the newest checkpoint that can be read; returns None if nothing was saved yet.
 
-        Damaged ones before it are set aside, loudly.
+        Damaged ones before it are renamed, with a warning.
 
         Args:
           like: shapes and shardings of the state.
 
         Returns:
-          The state, and the meta record saved with it.
+          The state, and the meta record that was saved with it.
 
         Raises:
-          UserError: none can be read, or it is of another model.
+          UserError: none can be read, or it belongs to another model.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -343,12 +348,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def latest_step(workdir: str | epath.Path) -> int | None:
-    """The newest checkpoint's step, or None; nothing is opened."""
+    """Returns the newest checkpoint's step, or None, without opening it."""
     return max(_Place(workdir).steps(), default=None)
 
 
 def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
-    """Averaged parameters of the newest checkpoint that can be read, and its step."""
+    """Reads averaged parameters and step of the newest checkpoint that can be read."""
     params, step, _ = load_averages(workdir, abstract, ())
     return params, step
 
@@ -356,19 +361,18 @@ def load_ema(workdir: str | epath.Path, abstract: Params) -> tuple[Params, int]:
 def load_averages(
     workdir: str | epath.Path, abstract: Params, times: Sequence[Any]
 ) -> tuple[Params, int, Any]:
-    """What a model is made of in the newest checkpoint that can be read.
+    """Reads the parts of a model from the newest checkpoint that can be read.
 
-    Damaged ones are passed over with a line on stderr.
+    Damaged checkpoints are skipped with a line on stderr.
 
     Args:
-      workdir: of `train` or `convert`.
+      workdir: workdir of `train` or `convert`.
       abstract: tree of ShapeDtypeStruct (with shardings, if any) to restore the averaged parameters
         into.
-      times: likewise, each form that what is learnt of the law of times may have.
+      times: the same for each possible format of the state of learnt times.
 
     Returns:
-      Parameters, the step they are from, and what is learnt of the times; None where the checkpoint
-      has no record of it.
+      Parameters, their step, and the state of learnt times; None if the checkpoint has none.
 
     Raises:
       UserError: no checkpoint, none that can be read, or one of another model.
@@ -386,7 +390,7 @@ def load_averages(
 def save_ema(
     workdir: str | epath.Path, params: Params, step: int, meta: dict[str, Any], times: Any = None
 ) -> None:
-    """A checkpoint of averages, as `convert` writes; `times` as of `load_averages`."""
+    """Writes a checkpoint of averages, as in `convert`; `times` as in `load_averages`."""
     place = _Place(workdir)
     manager = place.manager(None)
     items = {"ema": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}

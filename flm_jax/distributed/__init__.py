@@ -1,1 +1,1 @@
-"""Many devices and many processes."""
+"""Runs over many devices and processes."""

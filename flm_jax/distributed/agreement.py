@@ -1,4 +1,4 @@
-"""What all processes of a run must decide alike; with one process everything here is immediate."""
+"""Decisions on which all processes of a run must agree; with one process they are immediate."""
 
 import itertools
 import json
@@ -18,14 +18,14 @@ SKEW_LIMIT = 60  # seconds between the clocks of two hosts
 
 
 def worst(verdict: int) -> int:
-    """The largest verdict of all processes; each of them must call this."""
+    """Returns the largest verdict of all processes; each of them must call this."""
     if jax.process_count() == 1:
         return verdict
     return int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
 
 
 def from_first(values: Sequence[int], size: int) -> list[int]:
-    """The non-negative `values` of process 0, the first `size` of them; each must call this."""
+    """Returns the first `size` non-negative `values` of process 0; each process must call this."""
     if jax.process_count() == 1:
         return list(values[:size])
     padded = np.full(size, -1, np.int32)
@@ -34,13 +34,14 @@ def from_first(values: Sequence[int], size: int) -> list[int]:
 
 
 def in_turn(items: Iterable[Any], work: Callable[[Any], Any], share: bool) -> Iterator[Any]:
-    """Results of `work` on each item, in order.
+    """Yields the results of `work` on each item, in order.
 
     Args:
-      items: what is to be done; the same on every process.
-      work: item -> arrays, of the same shapes for every item; None among them stays None.
-      share: whether the processes do an equal part each, and all of them get all results; every
-        one must then take them all. Else each does all.
+      items: items of work, the same on every process.
+      work: function from an item to arrays, of the same shapes for every item; None among them
+        stays None.
+      share: whether each process does an equal part of the work, and all of them get all results;
+        then every process must consume them all. Otherwise each process does all of the work.
     """
     count = jax.process_count() if share else 1
     if count == 1:
@@ -56,10 +57,10 @@ def in_turn(items: Iterable[Any], work: Callable[[Any], Any], share: bool) -> It
 
 
 def by_first(work: Callable[[], Any]) -> Any:
-    """What `work` gives on process 0, where alone it is called, as JSON gives it back to all.
+    """Calls `work` on process 0 alone, and returns its result, sent as JSON, on all processes.
 
     Raises:
-      UserError: that of `work`, on every process.
+      UserError: raised by `work`, on every process.
     """
     if jax.process_count() == 1:
         return work()
@@ -78,17 +79,17 @@ def by_first(work: Callable[[], Any]) -> Any:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process called it with this name."""
+    """Returns once every process has called it with this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 class StopVote:
-    """Whether any process was told to stop, as all of them learn it at the same step.
+    """Vote by which all processes learn at the same step whether any of them must stop.
 
-    A signal may reach one host alone; stopping there alone would leave the others waiting in
-    their next collective. The vote is one more small computation on the devices: nobody waits
-    for it, its result is fetched when the step it was cast at is.
+    A signal may reach one host alone; stopping there alone would leave the others waiting in their
+    next collective. The vote is one more small computation on the devices: nobody waits for it,
+    since its result is fetched with the result of the step at which it was cast.
     """
 
     def __init__(self):
@@ -97,16 +98,16 @@ class StopVote:
         self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def cast(self, stop: bool) -> jax.Array:
-        """int32 scalar on the devices: 1 if any process cast True; each must call this."""
+        """Returns int32 on the devices: 1 if any process casts True; all of them must call this."""
         own = np.full(jax.local_device_count(), stop, np.int32)
         return self._any(jax.make_array_from_process_local_data(self._split, own))
 
 
 def skew_warning(seconds: Sequence[float]) -> str:
-    """A warning about clocks that differ, or "".
+    """Returns a warning about clocks that differ, or "".
 
     Args:
-      seconds: wall-clock time of each process at one moment.
+      seconds: wall-clock time of each process at the same moment.
     """
     fast, slow = int(np.argmax(seconds)), int(np.argmin(seconds))
     skew = seconds[fast] - seconds[slow]

@@ -1,4 +1,4 @@
-"""Several processes as one run: who they are, and how they find each other."""
+"""Joins several processes to one run: how many there are, and how they find each other."""
 
 import os
 import socket
@@ -14,13 +14,14 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 
 
 def expected_processes(env: dict[str, str]) -> int:
-    """Processes that the environment announces: 1 for a run by itself.
+    """Number of processes that the environment announces; 1 for a run by itself.
 
     Args:
-      env: JAX_NUM_PROCESSES with JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID, or what SLURM sets.
+      env: environment variables: JAX_NUM_PROCESSES with JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID,
+        or those of SLURM.
 
     Raises:
-      UserError: some of the JAX_ variables are missing, or are not numbers that fit.
+      UserError: some of the JAX_ variables are missing, or are not matching numbers.
     """
     given = {name: env[name] for name in (_ADDRESS, _COUNT, _INDEX) if env.get(name)}
     if given:
@@ -49,13 +50,13 @@ def expected_processes(env: dict[str, str]) -> int:
 
 
 def initialize(pod: bool = False, timeout: int = 300) -> None:
-    """Joins the other processes of the run; call it before anything touches a device.
+    """Joins the other processes of the run; must be called before any use of a device.
 
     Args:
-      pod: True where JAX finds the processes by itself (TPU pods, GKE, SLURM, Open MPI). Without
-        it the JAX_ variables of `expected_processes`, or a SLURM step of several tasks, decide;
-        a process alone does nothing.
-      timeout: seconds to wait for the others.
+      pod: whether JAX finds the processes by itself (TPU pods, GKE, SLURM, Open MPI). Otherwise the
+        JAX_ variables of `expected_processes`, or a SLURM step of several tasks, decide; a single
+        process does nothing.
+      timeout: time to wait for the others, in seconds.
 
     Raises:
       UserError: inconsistent variables, or process 0 did not listen in time.

@@ -1,4 +1,4 @@
-"""The one place that knows devices: the mesh, and which axis of which array lies along it."""
+"""Device meshes and sharding: no other module maps array axes to mesh axes."""
 
 import dataclasses
 import re
@@ -52,7 +52,7 @@ _TO_MESH = {"vocab": "tensor", "hidden": "tensor", "embed": "fsdp", "layer": Non
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis, over all slices; -1 in one of them takes what is left."""
+    """Number of devices along each mesh axis, over all slices; -1 in one axis is the rest."""
 
     data: int = setting(
         -1, "Number of devices over which the batch alone is split; -1 for all that remain."
@@ -67,15 +67,16 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh (data, fsdp, tensor) over all devices of all processes, or over those given.
+    """Builds the mesh (data, fsdp, tensor) over all devices of all processes, or given ones.
 
     Args:
-      cfg: sizes.
-      devices: may be those of a topology that is not attached; all attached ones by default.
+      cfg: sizes of the mesh.
+      devices: devices, which may belong to a topology that is not attached; all attached ones by
+        default.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices; slices that the devices do
-        not have, or that the data axis does not span evenly.
+      UserError: sizes that do not multiply to the number of devices; slices that the devices do not
+        have, or that the data axis does not span evenly.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = _sizes(cfg, len(devices))
@@ -160,7 +161,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def tree_shardings(tree, mesh: Mesh):
-    """Shardings of parameters and of all whose paths end in their names (EMA, moments)."""
+    """Shardings of parameters, and of trees whose paths end in their names (EMA, moments)."""
 
     def one(path, leaf):
         return NamedSharding(mesh, _spec(_path_name(path), leaf.shape, mesh))
@@ -169,11 +170,11 @@ def tree_shardings(tree, mesh: Mesh):
 
 
 def large_replicated(tree, threshold: int = 2**20) -> list[tuple[str, int]]:
-    """Names and bytes of arrays that several devices hold whole, the largest first.
+    """Names and sizes in bytes of arrays that are replicated on several devices, largest first.
 
     Args:
-      tree: arrays, or shapes with shardings.
-      threshold: bytes from which an array counts.
+      tree: tree of arrays, or of shapes with shardings.
+      threshold: smallest size in bytes of a reported array.
     """
     found = [
         (_path_name(path), x.size * x.dtype.itemsize)
@@ -184,16 +185,16 @@ def large_replicated(tree, threshold: int = 2**20) -> list[tuple[str, int]]:
 
 
 def attention_plan(kind: str, mesh: Mesh | None) -> AttentionPlan:
-    """How attention of this kind lies over the mesh: rows as the batch, heads as qkv's columns."""
+    """Plan of attention over the mesh: rows split like the batch, heads like the columns of qkv."""
     if mesh is None:
         return AttentionPlan(kind)
     return AttentionPlan(kind, mesh, BATCH_AXES, "tensor" if mesh.shape["tensor"] > 1 else None)
 
 
 def loss_parallel(mesh: Mesh, vocab_size: int, dim: int) -> Parallel | None:
-    """How the tiled losses lie over the mesh, as the head does; None on one device.
+    """Plan of the tiled losses over the mesh, split like the head; None on one device.
 
-    Left to itself the compiler would all-reduce the head's gradient once a tile.
+    The compiler alone would all-reduce the head's gradient for every tile.
     """
     if mesh.size == 1:
         return None
@@ -206,12 +207,12 @@ def loss_parallel(mesh: Mesh, vocab_size: int, dim: int) -> Parallel | None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over the data and fsdp axes."""
+    """Sharding of the rows of a batch over the data and fsdp axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Rows of a global batch that this process's devices hold, in order; all on one process.
+    """Rows of a global batch on this process's devices, in order; all rows for one process.
 
     Two processes that split a tensor axis between them hold, and read, the same rows.
     """
@@ -221,11 +222,11 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: np.ndarray, total: int):
-    """Global arrays [total, ...] from this process's rows.
+    """Builds global arrays [total, ...] from this process's rows.
 
     Args:
       batch: arrays [len(rows), ...].
-      rows: where these stand in the global batch, as `local_rows` says.
+      rows: indices of these rows in the global batch, from `local_rows`.
     """
     sharding = batch_sharding(mesh)
 
@@ -241,5 +242,5 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: np.ndarray, tot
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same values on every device: what a host may read in a run of several processes."""
+    """Sharding with the same values on every device, which any host of a run may read."""
     return NamedSharding(mesh, PartitionSpec())

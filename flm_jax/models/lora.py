@@ -89,7 +89,7 @@ class AdapterConfig:
 
     @property
     def parts(self) -> int:
-        """Number of vectors by which time modulates a block: 2 of shift, scale and optional gate."""
+        """Number of vectors by which time modulates a block: two of shift, scale (and gate)."""
         return 6 if self.gates else 4
 
     @property

@@ -1,1 +1,1 @@
-"""One family of models in each file."""
+"""Families of models, one in each file."""

@@ -15,14 +15,14 @@ from flm_jax.metrics.likelihood import make_autoregressive_nll
 def autoregressive_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """Cross entropy of each next token."""
+    """Returns the objective: cross entropy of each next token."""
     del flow
     no_teacher(config, teacher)
     return functools.partial(autoregressive_loss, net=net)
 
 
 def autoregressive_nll(config: Config, net: Network, flow: Flow) -> Callable:
-    """The exact negative log-likelihood of rows."""
+    """Returns the exact negative log-likelihood of rows."""
     del config, flow
     return make_autoregressive_nll(net)
 

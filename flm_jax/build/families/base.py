@@ -1,4 +1,4 @@
-"""What a family of models is: its objective, sampler, likelihood, figures, and what it accepts."""
+"""The definition of a family of models: objective, sampler, likelihood, figures and checks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from flm_jax.losses.base import Auxiliary, Objective, Renewal
 
 
 class Work(NamedTuple):
-    """Operations of a train step besides those of the network that is trained.
+    """Operations of a train step besides those of the trained network.
 
     Attributes:
-      forward_rows: rows that a teacher or a target is called on, forward alone.
-      embedded_rows: rows whose probabilities are multiplied by the table.
+      forward_rows: number of rows on which a teacher or a target is called, forward alone.
+      embedded_rows: number of rows whose probabilities are multiplied by the table.
     """
 
     forward_rows: int = 0
@@ -26,46 +26,48 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Everything that the library does with a model, found by the name of its objective.
+    """All family-specific functions and properties of a model, found by its objective's name.
 
     Attributes:
       name: flow, flow_map, masked_diffusion, uniform_diffusion, masked_flow, x_prediction or
         autoregressive.
-      objective: (config, net, flow, teacher network or None) -> Objective; refuses a teacher it
-        cannot use, and the lack of one it needs.
-      networks: names of config.model.name that it trains.
-      kind: network -> its name in tables.
-      row_nll: (config, net, flow) -> row_nll, see `metrics.denoising`; None where the output is no
-        distribution.
-      row_likelihood: likewise, of which `metrics.likelihood` makes the negative log-likelihood or a
-        bound on it; the same as row_nll but for flows. None where there is none.
-      likelihood: what that is: "exact", "upper bound" or "" for none.
-      draws: draws of row_likelihood for each sequence.
+      objective: (config, net, flow, teacher network or None) -> Objective; it refuses a teacher
+        that it cannot use, and the lack of one that it needs.
+      networks: names in config.model.name of the networks that it trains.
+      kind: function from the network to the label of the model in tables.
+      row_nll: (config, net, flow) -> row_nll, see `metrics.denoising`; None for outputs that are no
+        probability distribution.
+      row_likelihood: likewise, for the negative log-likelihood of `metrics.likelihood` or a bound
+        on it; the same as row_nll except for flows. None if there is none.
+      likelihood: kind of that likelihood: "exact", "upper bound" or "" for none.
+      draws: number of draws of row_likelihood for each sequence.
       self_conditioned: whether it can train a network with config.model.self_conditioning.
-      check_teacher: (config, teacher's config, teacher's network) -> None; raises UserError for a
-        model of config.objective.teacher that this family cannot learn from. None for families
+      check_teacher: (config, teacher's config, teacher's network) -> None; it raises UserError for
+        a model in config.objective.teacher from which this family cannot learn. None for families
         that learn from data alone.
-      from_noise: whether it is a flow from Gaussian noise; such flows steer, teach and are
-        distilled.
+      from_noise: whether it is a flow from Gaussian noise; such flows can be steered and distilled.
       two_time: whether its network takes two times (a flow map).
       anchored: whether its network has embeddings of masked positions besides the table.
-      adapts: whether it trains adapters of config.adapters.base, "always", "never" or "either".
-      takes_step_policy: whether its sampler can take the step sizes of a trained policy.
-      open_ended: whether the sampler's own loop decides how many steps there are.
-      steps_free: whether the number of steps is a choice; else it is the length.
+      adapts: whether it trains adapters of config.adapters.base: "always", "never" or "either".
+      takes_step_policy: whether its sampler can use the step sizes of a trained policy.
+      open_ended: whether the number of steps is determined within the sampler's loop.
+      steps_free: whether the number of steps can be chosen; else it is the length.
       timed: whether row_nll depends on tau.
-      sees_ahead: whether sampling takes account of given tokens that stand after a position.
-      canvas: whether positions behind an answer of a given length are not seen; else they are held
-        as padding, or written and left out.
-      aligned: (config, net) -> figures of `metrics.alignment` for training to report beside its
-        base's; None where there are none.
-      tracker: config -> statistics that the objective gathers; None for none.
-      row_group: config -> rows of a microbatch that must stay together.
-      work: config -> operations of a train step besides the trained network's.
+      sees_ahead: whether sampling is conditioned on prescribed tokens after a position.
+      canvas: whether positions after an answer of a given length are invisible; else they are
+        padding, or are generated and dropped.
+      aligned: (config, net) -> figures of `metrics.alignment` that training reports beside its
+        base's; None if there are none.
+      tracker: function from the config to the statistics that the objective gathers; None for none.
+      row_group: function from the config to the number of rows of a microbatch that must stay
+        together.
+      work: function from the config to the operations of a train step besides the trained
+        network's.
       auxiliary: (config, net, flow, teacher network or None) -> the network that is trained beside
         the model; None for none.
-      renewal: config -> when its teacher is renewed; None where it stays as it is.
-      teachers: names of families whose models can be its teacher; () where none can.
+      renewal: function from the config to the schedule of the teacher's renewal; None for a fixed
+        teacher.
+      teachers: names of the families whose models can be its teacher; () for none.
     """
 
     name: str
@@ -98,7 +100,7 @@ class Family:
 
 
 def needs_teacher(config: Config, teacher: Network | None, of: str) -> None:
-    """Refuses the lack of a teacher of objective `of`."""
+    """Refuses a missing teacher, whose objective would be `of`."""
     require(
         teacher is not None,
         f"objective {config['objective']['name']} distils a model; set config.objective.teacher to "
@@ -107,7 +109,7 @@ def needs_teacher(config: Config, teacher: Network | None, of: str) -> None:
 
 
 def needs_flow(config: Config, teacher: Network | None) -> None:
-    """Refuses the lack of a frozen flow to distil."""
+    """Refuses a missing flow to distil."""
     require(
         teacher is not None,
         f"objective {config['objective']['name']} needs a frozen flow; set "
@@ -116,12 +118,12 @@ def needs_flow(config: Config, teacher: Network | None) -> None:
 
 
 def check_time_conditioning(config: Config, teacher: Config, net: Network) -> None:
-    """Refuses a teacher that was told the time where its student is not, or the other way round.
+    """Refuses a teacher conditioned on time if its student is not, and vice versa.
 
     Args:
-      config: of the student.
-      teacher: of config.objective.teacher.
-      net: the teacher's network.
+      config: configuration of the student.
+      teacher: configuration of config.objective.teacher.
+      net: network of the teacher.
     """
     del net
     key, where = "time_conditioning", config["objective"]["teacher"]

@@ -32,7 +32,7 @@ def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
 def matching_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """The student's objective, checked."""
+    """Returns the objective of the student, after checks."""
     parts = matching_rows(config)
     require(
         net.two_time,
@@ -54,7 +54,7 @@ def matching_objective(
 
 
 def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Network) -> Auxiliary:
-    """The auxiliary denoiser and how it is trained, checked; call `matching_objective` first."""
+    """Returns the auxiliary denoiser and its training, checked; call `matching_objective` first."""
     cfg = settings(config, "objective")
     lead, steps = cfg.auxiliary_lead, config["train"]["steps"]
     require(
@@ -67,7 +67,10 @@ def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Networ
 
 
 def check_matching_teacher(config: Config, teacher: Config, net: Network) -> None:
-    """As for every flow map; and the auxiliary, which starts from it, needs one time to be new."""
+    """Checks a teacher as for every flow map, and that it can initialise the auxiliary denoiser.
+
+    Its network has one time, so that the second time of the auxiliary denoiser is new.
+    """
     check_flow_teacher(config, teacher, net)
     require(
         not net.two_time,
@@ -77,15 +80,16 @@ def check_matching_teacher(config: Config, teacher: Config, net: Network) -> Non
 
 
 def matching_rows(config: Config) -> int:
-    """Parts of the batch: one for each update of the auxiliary, and one for the student's."""
+    """Number of parts of the batch: one for each update of the auxiliary, one for the student's."""
     return settings(config, "objective").auxiliary_updates + 1
 
 
 def matching_work(config: Config) -> Work:
-    """Least work besides the two networks' own calls, which together are those of the batch.
+    """Lower bound of the work besides the two networks' own calls, which cover the batch.
 
-    The student answers on the auxiliary's parts, auxiliary and teacher on the student's part. One
-    product probabilities @ E for each answer, and on the student's part two more.
+    The student is called on the auxiliary's parts, the auxiliary and the teacher on the student's
+    part. There is one product probabilities @ E for each output, and two more on the student's
+    part.
     """
     rows, parts = config["train"]["batch"], matching_rows(config)
     own = rows // parts

@@ -20,7 +20,7 @@ from flm_jax.metrics.flow_likelihood import make_flow_bound
 
 
 def flow_objective(config: Config, net: Network, flow: Flow, teacher: Network | None) -> Objective:
-    """The objective of a plain flow: cross entropy, or a squared error of any prediction."""
+    """Returns the objective of a plain flow: cross entropy, or a squared error of a prediction."""
     del teacher
     cfg = settings(config, "objective")
     squared = cfg.form == "mse" or cfg.prediction != "probabilities"
@@ -88,13 +88,13 @@ def _flow_losses(make: Callable[[Network, Flow], Callable]) -> Callable[..., Cal
 
 
 def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str = "teacher") -> None:
-    """Refuses to learn a flow from a model whose probabilities along the same clock it lacks.
+    """Refuses a teacher whose output is no probabilities or whose flow differs from the student's.
 
     Args:
-      config: of the student.
-      teacher: of the teacher.
-      net: the teacher's network.
-      key: of config.objective that names it.
+      config: configuration of the student.
+      teacher: configuration of the teacher.
+      net: network of the teacher.
+      key: key of config.objective that names the teacher.
     """
     aim = settings(config, "objective")
     require(
@@ -111,7 +111,7 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
 
 
 def check_same_flow(config: Config, other: Config, whose: str) -> None:
-    """Refuses a flow that differs from the one of another model, `whose` in words."""
+    """Refuses a flow that differs from that of another model, which `whose` describes."""
     theirs, own = (shared_settings(c) for c in (other, config))
     for name, value in theirs.items():
         require(
@@ -121,7 +121,7 @@ def check_same_flow(config: Config, other: Config, whose: str) -> None:
 
 
 def shared_settings(config: Config) -> dict[str, object]:
-    """What two flows must share for one to learn from the other; both draws of one-hot noise do."""
+    """Settings that must agree for a flow to learn from another; one-hot draws may differ."""
     cfg = settings(config, "flow")
     found = {"name": config["flow"]["name"], "clock": cfg.clock}
     found["noise"] = "unit" if cfg.noise == "unit" else "projected or onehot"

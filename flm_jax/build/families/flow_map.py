@@ -99,7 +99,7 @@ FORWARD_MODE = frozenset(ROUTES) - {"semigroup"}
 def flow_map_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """The objective of a route, checked; the diagonal and the rows are the same for all."""
+    """Returns the objective of a route, after checks; diagonal and rows are the same for all."""
     cfg, name = settings(config, "objective"), config["objective"]["name"]
     require(net.two_time, f"objective {name} trains a flow map; set config.model.two_time = True.")
     part = config["train"]["batch"] // config["train"]["microbatches"]
@@ -123,7 +123,7 @@ def flow_map_objective(
 
 
 def check_law(config: Config, name: str) -> None:
-    """Refuses to learn a map without a teacher where the law of times is the teacher's."""
+    """Refuses to learn a map without a teacher if the distribution of times is the teacher's."""
     require(
         learnt_law(config) is None or bool(config["objective"]["teacher"]),
         f"config.flow.clock 'learnt' with objective {name}: the law of times is the teacher's; set "
@@ -132,22 +132,22 @@ def check_law(config: Config, name: str) -> None:
 
 
 def kept_times(config: Config) -> Tracker | None:
-    """The teacher's law of times, which stays as it is."""
+    """Returns a tracker for the teacher's learnt times, which do not change."""
     learns = times_tracker(config)
     return learns and learns._replace(update=lambda state, observed, step: state)
 
 
 def flow_map_rows(config: Config) -> int:
-    """Rows of a microbatch that the fraction of diagonal rows needs as a unit."""
+    """Number of rows of a microbatch that the fraction of diagonal rows needs as a unit."""
     return row_groups(settings(config, "objective").diagonal, 840)[0]
 
 
 def flow_map_work(config: Config) -> Work:
-    """Least work besides the student's own calls.
+    """Lower bound of the work besides the student's own calls.
 
     The teacher is called forward on the diagonal rows. On the others the target takes two forward
-    calls with one product probabilities @ E; where one of them is a tangent, it shares its forward
-    call with the student. Endpoint consistency goes back through its two.
+    calls with one product probabilities @ E; if one of them is a tangent, it shares its forward
+    call with the student. Endpoint consistency also differentiates its two calls.
     """
     cfg, rows = settings(config, "objective"), config["train"]["batch"]
     group, diagonal = row_groups(cfg.diagonal, 840)

@@ -15,7 +15,7 @@ from flm_jax.metrics.likelihood import make_masked_nll
 
 
 def masked_config(config: Config) -> MaskedConfig:
-    """The settings of masked diffusion; of an aligned model, those that its base had."""
+    """Settings of masked diffusion; for an aligned model, those of its base."""
     cfg = settings(config, "objective")
     if isinstance(cfg, MaskedConfig):
         return cfg
@@ -32,7 +32,7 @@ def masked_diffusion_objective(
 
 
 def check_masked_network(config: Config, net: Network) -> None:
-    """Refuses networks with two times, and a llama that would be told the time."""
+    """Refuses networks with two times, and a llama with time conditioning."""
     require(
         not net.two_time,
         f"objective {config['objective']['name']} has one time; set config.model.two_time = False.",

@@ -16,14 +16,14 @@ from flm_jax.models.lora import join
 
 
 def bridge_config(config: Config) -> BridgeConfig:
-    """The masked bridge of a configuration."""
+    """Settings of the masked bridge in a configuration."""
     return settings(config, "objective")
 
 
 def masked_flow_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """The objective of adapters, whose base stands in the place of a teacher."""
+    """Returns the objective of adapters, with the base as their teacher."""
     require(
         teacher is not None and adapter_config(config) is not None,
         "objective masked_flow trains adapters; set config.adapters.base to the workdir of a "

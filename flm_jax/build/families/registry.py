@@ -1,4 +1,4 @@
-"""The families, found by the name of an objective; the one reader of that name."""
+"""The families by the name of an objective; no other module interprets that name."""
 
 from flm_jax.build.families.autoregressive import AUTOREGRESSIVE
 from flm_jax.build.families.base import Family
@@ -35,20 +35,20 @@ OBJECTIVES: dict[str, Family] = {
 
 
 def teacher_folder(config: Config) -> str:
-    """The workdir of config.objective.teacher; "" where there is none."""
+    """Workdir in config.objective.teacher; "" for none."""
     return config["objective"].get("teacher", "")
 
 
 def objective_name(config: Config) -> str:
-    """The name of a configuration's objective, for messages."""
+    """Name of a configuration's objective, for messages."""
     return config["objective"]["name"]
 
 
 def family(config: Config) -> Family:
-    """The family of a configuration.
+    """Returns the family of a configuration.
 
     Raises:
-      UserError: no such objective.
+      UserError: an unknown objective.
     """
     return OBJECTIVES[one_of("config.objective.name", objective_name(config), OBJECTIVES)]
 
@@ -56,11 +56,11 @@ def family(config: Config) -> Family:
 def make_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None = None
 ) -> Objective:
-    """The training objective of a configuration.
+    """Returns the training objective of a configuration.
 
     Raises:
-      UserError: an unknown name; a setting that the objective does not know; a teacher that it
-        cannot use, or none where it needs one.
+      UserError: an unknown name; a setting that the objective does not have; a teacher that it
+        cannot use, or a missing one.
     """
     check_prompt(config)
     return family(config).objective(config, net, flow, teacher)
@@ -70,8 +70,8 @@ def check_network(config: Config, adapted: bool) -> None:
     """Refuses a network that the objective of a configuration does not train.
 
     Args:
-      config: complete; its config.model.name is known.
-      adapted: whether it has adapters.
+      config: complete configuration with a known config.model.name.
+      adapted: whether the network has adapters.
 
     Raises:
       UserError: the objective trains other networks, or other settings of this one.

@@ -1,4 +1,4 @@
-"""Self-distillation through time (SDTT): masked diffusion that writes in fewer calls."""
+"""Self-distillation through time (SDTT): masked diffusion that needs fewer calls."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from flm_jax.losses.distillation.through_time import through_time_loss
 def through_time_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """Self-distillation of config.objective.teacher, in rounds."""
+    """Returns the objective: self-distillation of config.objective.teacher, in rounds."""
     del flow
     needs_teacher(config, teacher, "masked_diffusion")
     check_masked_network(config, net)
@@ -24,7 +24,7 @@ def through_time_objective(
 
 
 def through_time_renewal(config: Config) -> Renewal:
-    """A new teacher in each round."""
+    """Returns the renewal of the teacher in each round."""
     cfg = settings(config, "objective")
     return Renewal(cfg.round_steps, cfg.average_teacher, cfg.restart)
 

@@ -1,4 +1,4 @@
-"""The two-stage distillation: a residual beside a frozen flow, then one map that merges them."""
+"""Two-stage distillation: a residual beside a frozen flow, then one map that replaces both."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ def _checked(config: Config, net: Network, teacher: Network | None) -> Network:
 def residual_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """The objective of the first stage, checked."""
+    """Returns the objective of the first stage, after checks."""
     teacher = _checked(config, net, teacher)
     require(
         config["eval"]["batches"] == 0 and config["eval"]["samples"] == 0,
@@ -82,7 +82,7 @@ def residual_objective(
 
 
 def merge_objective(config: Config, net: Network, flow: Flow, teacher: Network | None) -> Objective:
-    """The objective of the second stage, checked."""
+    """Returns the objective of the second stage, after checks."""
     teacher = _checked(config, net, teacher)
     cfg = settings(config, "objective")
     require(

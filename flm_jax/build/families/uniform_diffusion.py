@@ -41,7 +41,7 @@ def _one_time(config: Config, net: Network) -> None:
 def uniform_diffusion_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """The bound; with softened states in the first steps."""
+    """Returns the objective: the likelihood bound, with softened states in the first steps."""
     del flow
     no_teacher(config, teacher)
     _one_time(config, net)
@@ -54,7 +54,7 @@ def uniform_diffusion_objective(
 def consistency_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """Discrete consistency distillation of config.objective.teacher."""
+    """Returns the objective: discrete consistency distillation of config.objective.teacher."""
     del flow
     needs_teacher(config, teacher, "uniform_diffusion")
     _one_time(config, net)
@@ -63,7 +63,7 @@ def consistency_objective(
 
 
 def consistency_renewal(config: Config) -> Renewal:
-    """A new teacher in each round."""
+    """Returns the renewal of the teacher in each round."""
     cfg = settings(config, "objective")
     return Renewal(cfg.round_steps, cfg.average_teacher, restart=False)
 

@@ -1,4 +1,4 @@
-"""x-prediction: a masked diffusion model aligned with what it wrote itself."""
+"""x-prediction: a masked diffusion model aligned with its own generated texts."""
 
 import dataclasses
 
@@ -20,14 +20,17 @@ from flm_jax.models.lora import join
 
 
 def alignment_config(config: Config) -> AlignmentConfig:
-    """The choices of a configuration."""
+    """Settings of alignment in a configuration."""
     return settings(config, "objective")
 
 
 def x_prediction_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:
-    """Trains all parameters, from config.objective.teacher, or adapters of config.adapters.base."""
+    """Returns the objective, which trains all parameters of its teacher or adapters of a base.
+
+    These are config.objective.teacher and config.adapters.base.
+    """
     del flow
     adapted = adapter_config(config) is not None
     require(
@@ -55,12 +58,12 @@ def x_prediction_objective(
 
 
 def base_params(config: Config, params: Params, frozen: Params) -> Params:
-    """Parameters of the same network that make it its base.
+    """Parameters with which the adapted network equals its base model.
 
     Args:
-      params: those that are trained, of which only shapes are read.
-      frozen: of config.objective.teacher, or of the base of adapters. Adapters that are zero do
-        nothing.
+      params: trained parameters, of which only shapes are used.
+      frozen: parameters of config.objective.teacher, or of the base of adapters. Adapters with zero
+        parameters have no effect.
     """
     if adapter_config(config) is None:
         return frozen
