@@ -29,6 +29,7 @@ from flm_jax.core.printing import cell, shown
 from flm_jax.data.tokenizers.registry import make_tokenizer
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
+from flm_jax.evaluation.features import OWN, features_of
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_schedule
@@ -56,6 +57,12 @@ _JUDGE = DEFINE_path(
     "",
     "Judge of generative perplexity: the workdir of an autoregressive model, or a local "
     "GPT-2 folder.",
+)
+_FEATURES = DEFINE_path(
+    "features",
+    "",
+    f"Folder of the model whose features MAUVE is computed by, or {OWN} for those of --judge; adds "
+    "the column mauve.",
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
 _WORKDIR = DEFINE_path(
@@ -156,8 +163,12 @@ def _check(models: list[tuple[str, list[int]]]) -> None:
         "the folder of gpt2-large.",
     )
     require(bool(models) or not _SAVE.value, "got --save_samples and no model to draw them from.")
+    require(
+        _FEATURES.value != OWN or bool(_JUDGE.value),
+        f"got --features={OWN} and no judge; give --judge, or the folder of a model.",
+    )
     reference = _PROTOCOL.value == "reference"
-    other = [f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED) if flag.value]
+    other = [f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED, _FEATURES) if flag.value]
     require(
         not (reference and other),
         f"got {' and '.join(other)} with --protocol=reference, which measures perplexity and "
@@ -181,6 +192,7 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
     """Rows of samples that are drawn here, and of held-out data."""
     wanted = {"seed": _SEED.value, "batch_size": _BATCH.value, "judge": judge, "kept": kept}
     wanted["choose"] = sampling_flags.sampler_of
+    features = features_of(_FEATURES.value, judge)
     rows: list[Row] = []
     if _PROTOCOL.value == "reference":
         for workdir, steps in models:
@@ -188,9 +200,9 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
         return rows
     num, wording = _number(_FEW), Wording(_WORDS.value, _COPIED.value, _DATA.value)
     for workdir, steps in models:
-        more = {"samples": num, "data": _DATA.value, "wording": wording}
+        more = {"samples": num, "data": _DATA.value, "wording": wording, "features": features}
         rows += measure(workdir, steps, **more, **wanted)
-    what = subject(models[0][0], judge, _DATA.value)
+    what = subject(models[0][0], judge, _DATA.value, features)
     if what.data:
         rows.append(measure_data(what, num, _BATCH.value, wording))
     else:

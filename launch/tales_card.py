@@ -112,8 +112,9 @@ print(model.sample(4, steps=1).texts)
 print(model.sample(4, steps=4, prompt="Once upon a time").texts)
 ```
 
-On the command line more than one call is best sampled with `--gamma=0.5`:
-`python -m flm_jax.sample --workdir=tales --steps=4 --gamma=0.5 --prompt="Once upon a time"`.
+On the command line, where more than one call renews half of the noise (`--gamma=0.5`, its own
+setting):
+`python -m flm_jax.sample --workdir=tales --steps=4 --prompt="Once upon a time"`.
 
 ## Data
 

@@ -23,9 +23,10 @@ from flm_jax.core.printing import cell
 from flm_jax.core.reading import read_object
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
+from flm_jax.evaluation.frontiers import QUALITIES, draw_frontier
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
-from flm_jax.evaluation.plots import draw_comparison, draw_schedule
+from flm_jax.evaluation.plots import draw_comparison, draw_schedule, quality_name
 from flm_jax.evaluation.tables import Row, table
 from flm_jax.metrics.generative_perplexity import Judge
 from flm_jax.samplers.base import SamplerConfig
@@ -38,8 +39,9 @@ _KEYS = ("title", "samples", "batch_size", "seed", "models")
 _OPTIONAL = {"judge": "", "prepare": {}}
 _MODEL_KEYS = ("config", "steps", "teacher")
 # ways: {label: {"steps": ..., "sampler": a name, and settings of it}}: the same model sampled
-# otherwise.
-_MODEL_OPTIONAL = {"ways": {}}
+# otherwise. frontier: {setting of the sampler: values}: the same, once for each value, and drawn
+# as a line of quality against entropy.
+_MODEL_OPTIONAL = {"ways": {}, "frontier": {}}
 
 
 class Entry(NamedTuple):
@@ -53,6 +55,7 @@ class Entry(NamedTuple):
       teacher: name of an earlier entry to distil, or "".
       sampler: how it is sampled; None for its own sampler.
       of: name of the entry that trains it; its own, or an earlier one that is sampled otherwise.
+      swept: value of the setting that its frontier changes; None elsewhere.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Entry(NamedTuple):
     teacher: str
     sampler: SamplerConfig | None
     of: str
+    swept: float | None = None
 
 
 def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
@@ -91,7 +95,13 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         if steps and not family(trained).steps_free:
             steps = [trained["model"]["length"]]
         found.append(Entry(name, trained, steps, teacher, None, name))
-        found += [_way(found[-1], label, way) for label, way in given["ways"].items()]
+        own = found[-1]
+        found += [_way(own, label, way) for label, way in given["ways"].items()]
+        found += [
+            _way(own, f"{key}={value:g}", {"steps": steps, key: value})._replace(swept=value)
+            for key, values in given["frontier"].items()
+            for value in values
+        ]
     require(any(e.steps for e in found), "no model of the comparison has steps to sample it with.")
     return found
 
@@ -253,7 +263,8 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
         choose = model_sampler if entry.sampler is None else lambda config: entry.sampler
         rows = measure(workdir, missing, judge=job.open_judge(), choose=choose, **job.given)
         for steps, row in zip(missing, rows):
-            row |= {"model": entry.name, "settings": settings}
+            row |= {"model": entry.name, "steps": steps, "settings": settings}
+            row |= {} if entry.swept is None else {"of": entry.of, "swept": entry.swept}
             found[steps] = job.keep(f"{entry.name}-{steps}", row)
     return list(found.values())
 
@@ -291,7 +302,11 @@ def _write_report(folder: epath.Path, title: str, models: list[Entry], rows: lis
     trained = _trained(models)
     profiles = {e.name: loss_by_tau(_workdir(folder, e.name)) for e in trained}
     try:
-        plots = draw_comparison(folder, rows, {k: v for k, v in profiles.items() if v})
+        plain, quality = [row for row in rows if "swept" not in row], quality_name(rows)
+        plots = draw_comparison(folder, plain, {k: v for k, v in profiles.items() if v})
+        if len(plain) < len(rows) and quality in QUALITIES:
+            plots.append("frontier.png")
+            draw_frontier(folder / plots[-1], rows, quality)
         for entry in trained:
             if records := read_schedule(_workdir(folder, entry.name)):
                 plots.append(f"schedule_{entry.name}.png")

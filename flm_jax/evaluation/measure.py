@@ -14,20 +14,23 @@ from flm_jax.core.errors import require
 from flm_jax.core.types import Config
 from flm_jax.data import loading
 from flm_jax.data.pipeline import eval_batches
+from flm_jax.evaluation.features import Featurizer
 from flm_jax.evaluation.sample_files import Kept
 from flm_jax.evaluation.tables import Row, with_interval
 from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine
 from flm_jax.metrics.denoising import tau_profile
-from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity
+from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity, text_of
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.likelihood import Likelihood, likelihood
+from flm_jax.metrics.mauve import mauve
 from flm_jax.metrics.text import diversity_report, unigram_entropy
 from flm_jax.samplers.base import Given, SamplerConfig, nothing_given
 
 _HELD_OUT = 512  # sequences that samples are compared with
 _PROBLEMS, _PROBLEM_SEED = 1000, 11  # most of them for each row
 _NO_DATA = {"path": "", "mixture": (), "chat": (), "task": "", "generated": ""}
+_FEATURE_ROWS = 32  # texts whose features are computed at a time
 _LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws each
 
 
@@ -80,21 +83,30 @@ class Subject(NamedTuple):
       data: as trained, or others of the same tokenizer; None of a folder that names none.
       reference: held-out sequences [M, L]; M = 0 without data.
       judge: scores the samples, or None.
+      features: of texts, for MAUVE, or None; and those of the reference [M, D].
     """
 
     model: Model
     data: loading.Data | None
     reference: np.ndarray
     judge: Judge | None
+    features: Featurizer | None = None
+    reference_features: np.ndarray | None = None
 
 
-def subject(workdir: str, judge: Judge | None = None, data: str = "") -> Subject:
+def subject(
+    workdir: str,
+    judge: Judge | None = None,
+    data: str = "",
+    features: Featurizer | None = None,
+) -> Subject:
     """Opens a trained model with its data.
 
     Args:
       workdir: of the model, or an exported folder, which names no data.
       judge: scores samples; None for no generative perplexity.
       data: folder of `prepare_data` to take instead of the model's own data.
+      features: of texts, for MAUVE; None for none.
 
     Raises:
       UserError: no such model or data, or data of another tokenizer.
@@ -112,7 +124,11 @@ def subject(workdir: str, judge: Judge | None = None, data: str = "") -> Subject
         f"model ({own}); restore it, or give --data=FOLDER that prepare_data wrote with "
         f"--tokenizer={workdir}/tokenizer.",
     )
-    return Subject(model, found, _held_out(found, slice(_reference_size(found))), judge)
+    what = Subject(model, found, _held_out(found, slice(_reference_size(found))), judge)
+    if features is None:
+        return what
+    held = features(_texts(what, what.reference), _FEATURE_ROWS)
+    return what._replace(features=features, reference_features=held)
 
 
 def measure(
@@ -127,6 +143,7 @@ def measure(
     data: str = "",
     wording: Wording | None = None,
     kept: Kept | None = None,
+    features: Featurizer | None = None,
 ) -> Iterator[Row]:
     """One row after another, for each number of steps that the model can be sampled with.
 
@@ -142,6 +159,7 @@ def measure(
       data: folder of `prepare_data` to take instead of the model's own data.
       wording: what is asked of the samples' texts.
       kept: takes the samples.
+      features: of texts, for MAUVE; None for none.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -149,7 +167,7 @@ def measure(
     Raises:
       UserError: no such model, other data, impossible numbers; before the first row.
     """
-    what = subject(workdir, judge, data)
+    what = subject(workdir, judge, data, features)
     model, length = what.model, what.model.net.max_length
     sampler = choose(model.config)
     engine.check_request(model, steps, samples, length)
@@ -226,6 +244,9 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
         own = what.model.tokenizer, framing(what.model.config)
         judged = judge_samples(what.judge, tokens, *own, batch_size)
         row |= with_interval("judge_perplexity", perplexity(judged))
+    if what.features:
+        drawn = what.features(_texts(what, tokens), _FEATURE_ROWS)
+        row |= with_interval("mauve", mauve(drawn, what.reference_features))
     row |= diversity_report(tokens, what.reference)
     if task := what.data and what.data.task:
         row |= {f"task_{k}": v for k, v in task.report(tokens).items()}
@@ -233,6 +254,11 @@ def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
             row["task_valid"], len(tokens)
         )
     return row
+
+
+def _texts(what: Subject, tokens: np.ndarray) -> list[str]:
+    own = what.model.tokenizer, framing(what.model.config)
+    return [text_of(row, *own) for row in tokens]
 
 
 def completions(

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 # The first that all rows have; and whether its axis is logarithmic.
 _QUALITY = {"judge_perplexity": True, "task_valid": False, "kernel_distance": False}
 _ENTROPY_NEAR = 0.2  # nats: samples further from the data's entropy do not compare in perplexity
-_MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"
 
 
 def quality_name(rows: Sequence[Row]) -> str:
@@ -22,11 +22,13 @@ def quality_name(rows: Sequence[Row]) -> str:
     return next((n for n in _QUALITY if all(n in row for row in rows)), "entropy_nats")
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
+    """The title of an axis that shows a figure."""
     return {
         "judge_perplexity": "generative perplexity (by the judge)",
         "task_valid": "share of valid samples",
         "kernel_distance": "kernel distance to held-out data",
+        "mauve": "MAUVE against held-out data",
         "entropy_nats": "unigram entropy, nats",
         "calls": "network calls",
         "seconds_per_1000_tokens": "seconds per 1000 tokens",
@@ -52,7 +54,7 @@ def draw_comparison(
     # One look for a model in all pictures.
     models = dict.fromkeys([row["model"] for row in rows if "calls" in row] + list(profiles))
     styles = {
-        name: {"marker": _MARKERS[place % len(_MARKERS)], "color": f"C{place}"}
+        name: {"marker": MARKERS[place % len(MARKERS)], "color": f"C{place}"}
         for place, name in enumerate(models)
     }
     names = {"quality.png": _quality(rows, styles)}
@@ -75,9 +77,9 @@ def _quality(rows: Sequence[Row], styles: dict[str, dict[str, str]]):
     for axis, (x, y) in zip(axes, panels):
         for name in dict.fromkeys(row["model"] for row in drawn):
             own = sorted((r for r in drawn if r["model"] == name), key=lambda r: r[x])
-            errors = list(zip(*[_errors(row, y) for row in own]))
+            spread = list(zip(*[errors(row, y) for row in own]))
             points = [row[x] for row in own], [row[y] for row in own]
-            axis.errorbar(*points, errors, capsize=3, label=name, linewidth=1.8, **styles[name])
+            axis.errorbar(*points, spread, capsize=3, label=name, linewidth=1.8, **styles[name])
         if data:
             axis.axhline(data[y], color="black", linestyle="--", label="held-out data")
         if y == "entropy_nats":
@@ -85,7 +87,7 @@ def _quality(rows: Sequence[Row], styles: dict[str, dict[str, str]]):
             span = (middle - _ENTROPY_NEAR, middle + _ENTROPY_NEAR)
             axis.axhspan(*span, color="black", alpha=0.08, label=f"data ± {_ENTROPY_NEAR} nats")
         _scales(axis, x, _QUALITY.get(y, False), drawn)
-        axis.set(xlabel=_label(x), ylabel=_label(y))
+        axis.set(xlabel=label(x), ylabel=label(y))
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     handles, labels = axes[2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
@@ -110,7 +112,7 @@ def _scales(axis, x: str, log_y: bool, rows: Sequence[Row]) -> None:
     axis.grid(alpha=0.3)
 
 
-def _errors(row: Row, name: str) -> tuple[float, float]:
+def errors(row: Row, name: str) -> tuple[float, float]:
     """Distances of a value to the ends of its interval; 0 without one."""
     low, high = (row.get(f"{name}_{end}", row[name]) for end in ("low", "high"))
     return max(row[name] - low, 0.0), max(high - row[name], 0.0)
@@ -181,17 +183,22 @@ def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if row["model"] != "data"]
     # A rewarded text is not to follow the law of the data.
     names = ("task_valid", "matching" if "matching" in rows[0] else "task_total_variation")
     names = [name for name in names if name in rows[0]] or ["entropy_nats"]
+    names = names + ["judge_perplexity"] * ("judge_perplexity" in rows[0])
     figure, axes = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
-    values = [row[option] for row in rows]
     for axis, name in zip(axes[0], names):
-        errors = list(zip(*(_errors(row, name) for row in rows)))
-        axis.errorbar(values, [row[name] for row in rows], errors, marker="o", capsize=3)
+        for steps in dict.fromkeys(row["steps"] for row in rows):
+            own = [row for row in rows if row["steps"] == steps]
+            points = [row[option] for row in own], [row[name] for row in own]
+            spread = list(zip(*(errors(row, name) for row in own)))
+            axis.errorbar(*points, spread, marker="o", capsize=3, label=f"{steps} steps")
         axis.set_xlabel(option.replace("_", " "))
         axis.set_ylabel(name.removeprefix("task_").replace("_", " "))
         axis.grid(alpha=0.3)
+        axis.legend()
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -3,16 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 
-from flm_jax.build.load import Model
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.settings import settings_of
-from flm_jax.data.tasks.base import Task
+from flm_jax.evaluation.measure import Subject, figures
 from flm_jax.evaluation.tables import Row
 from flm_jax.inference import engine, text_reward
 from flm_jax.metrics.intervals import share_interval
-from flm_jax.metrics.text import unigram_entropy
 from flm_jax.samplers.base import Given, SamplerConfig
 from flm_jax.samplers.registry import name_of
+
+_JUDGED = 64  # samples that the judge scores at a time
 
 
 def with_setting(cfg: SamplerConfig, name: str, value: float) -> SamplerConfig:
@@ -44,9 +44,17 @@ def sweep_plans(
     return [(value, with_setting(cfg, name, value)) for value in values]
 
 
+def step_list(texts: Sequence[str]) -> list[int]:
+    """Numbers of steps as written; UserError for anything else."""
+    require(
+        bool(texts) and all(text.isdigit() for text in texts),
+        f"got --steps={','.join(texts)}; expected numbers from 1 such as 4,16.",
+    )
+    return [int(text) for text in texts]
+
+
 def sweep_row(
-    model: Model,
-    task: Task | None,
+    what: Subject,
     sampler: SamplerConfig,
     given: Given,
     pattern: str,
@@ -58,15 +66,13 @@ def sweep_row(
     """Figures of `num` samples drawn with `sampler`.
 
     Args:
-      task: the synthetic task that judges the samples; None for text.
+      what: the model, and what its samples are compared with.
       given: prescribed tokens of one batch [B, L].
       pattern: regular expression of which the matching fraction is reported; "" for none.
     """
+    model = what.model
     drawn = engine.draw(model, given, steps=steps, num=num, seed=seed, sampler=sampler)
-    row = {"calls": drawn.calls, "entropy_nats": unigram_entropy(drawn.tokens)}
-    if task:
-        row |= {f"task_{k}": v for k, v in task.report(drawn.tokens).items()}
-        row["task_valid_low"], row["task_valid_high"] = share_interval(row["task_valid"], num)
+    row = {"calls": drawn.calls, **figures(what, drawn.tokens, _JUDGED)}
     if pattern:
         share = float(text_reward.matches(drawn.tokens, model.tokenizer, pattern).mean())
         low, high = share_interval(share, num)

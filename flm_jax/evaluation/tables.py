@@ -7,6 +7,7 @@ from flm_jax.core.printing import cell
 
 Row = dict[str, Any]
 _APART = ("model", "kind", "calls", "samples", "settings", "data_entropy_nats")
+_APART += ("steps", "of", "swept")
 
 
 def _cell(row: Row, name: str) -> str:

@@ -51,6 +51,18 @@ def row_repetition(tokens: np.ndarray, n: int) -> np.ndarray:
     return _earlier(hashes).sum(axis=1) / hashes.shape[1]
 
 
+def overlaps(tokens: np.ndarray, n: int) -> np.ndarray:
+    """Fraction of each row's n-grams that stand in another row as well, float64 [N] in [0, 1].
+
+    It sees samples that are alike, which each row's own entropy does not. It grows with N.
+    """
+    hashes = _ngrams(tokens, n)
+    own = np.sort(hashes, axis=1)
+    first = np.concatenate([np.ones((len(own), 1), bool), own[:, 1:] != own[:, :-1]], axis=1)
+    found, rows = np.unique(own[first], return_counts=True)  # in how many rows each stands
+    return (rows[np.searchsorted(found, hashes)] > 1).mean(axis=1)
+
+
 def longest_repeats(tokens: np.ndarray) -> np.ndarray:
     """Length of the longest run of tokens that occurs twice in a row (overlaps count), int [N].
 
@@ -81,9 +93,10 @@ def diversity_report(tokens: np.ndarray, reference: np.ndarray, seed: int = 0) -
       entropy_nats: `unigram_entropy`.
       distinct_2: over all rows. repetition_2: mean over rows of `row_repetition`.
       longest_repeat_tokens: mean over rows of `longest_repeats`.
+      overlap_4: mean over rows of `overlaps`; absent with fewer than two rows.
       kernel_distance: MMD^2 of the first 512 rows of each; absent with fewer than two rows.
       KEY_low, KEY_high: the 95% interval of each but distinct_2.
-      In rows of one token, single tokens stand for pairs.
+      In rows that are shorter than its n-grams, a figure is of n-grams of the row's length.
     """
     tokens, reference = np.asarray(tokens), np.asarray(reference)
     n = min(2, tokens.shape[1])
@@ -92,6 +105,8 @@ def diversity_report(tokens: np.ndarray, reference: np.ndarray, seed: int = 0) -
         "repetition_2": interval(np.mean, row_repetition(tokens, n), seed=seed),
         "longest_repeat_tokens": interval(np.mean, longest_repeats(tokens), seed=seed),
     }
+    if len(tokens) >= 2:
+        found["overlap_4"] = interval(np.mean, overlaps(tokens, min(4, tokens.shape[1])), seed=seed)
     if min(len(tokens), len(reference)) >= 2:
         few = tokens[:_ROWS], reference[:_ROWS]
         found["kernel_distance"] = kernel_distance(*few, seed=seed)

@@ -87,6 +87,7 @@ FILES = {
     "sample": ("out", "html", "trajectory"),
     "evaluate": ("json",),
     "sweep": ("json", "plot"),
+    "frontier": ("out",),
     "bench": ("json",),
     "compile": ("json", "hlo"),
 }

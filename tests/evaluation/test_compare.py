@@ -23,7 +23,12 @@ def comparison():
     flow.objective.context = map_.objective.context = 0.5
     refined = {"topk": {"steps": (2,), "sampler": "posterior_refinement"}}
     models = {
-        "FLM": {"config": flow.to_dict(), "steps": (4,), "teacher": ""},
+        "FLM": {
+            "config": flow.to_dict(),
+            "steps": (4,),
+            "teacher": "",
+            "frontier": {"denoiser_temperature": (0.5,)},
+        },
         "FMLM": {"config": map_.to_dict(), "steps": (1, 2), "teacher": "FLM", "ways": refined},
         "AR": {"config": ar.to_dict(), "steps": (), "teacher": ""},
     }
@@ -63,7 +68,11 @@ def test_every_model_is_measured_at_every_number_of_steps(finished):
     report = (finished / "report.md").read_text()
     rows = json.loads((finished / "report.json").read_text())["rows"]
     *rows, data = rows
-    drawn = [("FLM", 4), ("FMLM", 1), ("FMLM", 2), ("FMLM topk", 2)]
+    drawn = [("FLM", 4), ("FLM denoiser_temperature=0.5", 4)]
+    drawn += [("FMLM", 1), ("FMLM", 2), ("FMLM topk", 2)]
+    assert (rows[1]["of"], rows[1]["swept"]) == ("FLM", 0.5) and (
+        finished / "frontier.png"
+    ).exists()
     assert [(r["model"], r["calls"]) for r in rows] == drawn
     assert rows[-1]["settings"]["sampler"]["budget"] == "topk"
     assert rows[-1]["samples"] != rows[-2]["samples"]
@@ -94,7 +103,7 @@ def test_finished_work_is_not_repeated(finished, measured, capsys):
 def test_other_settings_are_measured_again(finished, measured):
     """All numbers of steps of a model at once: model and data are read once."""
     compare_run(comparison() | {"samples": 32}, str(finished))
-    assert measured == [("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
+    assert measured == [("FLM", 4), ("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
 
 
 def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from flm_jax.core.errors import UserError
 from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.evaluation import judges
-from flm_jax.metrics.generative_perplexity import judge_samples
+from flm_jax.evaluation.features import judge_features
+from flm_jax.metrics.generative_perplexity import judge_samples, judge_texts
 
 GPT2 = Path(__file__).parents[1] / "goldens/gpt2"
 
@@ -25,6 +26,21 @@ def test_gpt2_agrees_with_its_own_code():
     got = judge_samples(judge, rows, own, "stream")
     np.testing.assert_allclose(got[:, 0], [w["nats"] for w in wanted], atol=1e-4)
     np.testing.assert_array_equal(got[:, 1], [w["tokens"] - 1 for w in wanted])
+
+
+def test_its_features_are_the_state_behind_a_text():
+    """Read by the head they are the law of the next token, whatever stands beside the text."""
+    judge = judges.load_judge(str(GPT2))
+    texts, following = ["a lake", "the", ""], "e"
+    found = judge_features(judge)(texts, 2)
+    assert found.shape == (3, judge.net.dim)
+    kernel, bias = (np.asarray(x, np.float64) for x in judge.net.readout(judge.params))
+    logits = found @ kernel + bias
+    laws = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    nats = lambda some: judge_texts(judge, some)[:, 0]
+    ((place,),) = judge.tokenizer.encode_batch([following])
+    gained = nats([text + following for text in texts[:2]]) - nats(texts[:2])
+    np.testing.assert_allclose(-laws[:2, place], gained, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.data import loading
 from flm_jax.data.tasks.registry import make_task
 from flm_jax.evaluation import measure, tables
+from flm_jax.evaluation.features import features_of, load_features
 from flm_jax.inference import engine
 from flm_jax.inference.language_model import load
 from helpers.files import prepared_corpus
@@ -94,7 +95,14 @@ def test_an_exported_folder_is_measured_with_given_data_or_none(tmp_path):
     load(tmp_path / "run").save_pretrained(folder)
     settings = {"samples": 4, "batch_size": 4, "seed": 0}
     (alone,) = measure.measure(folder, [2], **settings)
-    (full,) = measure.measure(folder, [2], **settings, data=data)
+    features = load_features(folder)
+    (full,) = measure.measure(folder, [2], **settings, data=data, features=features)
+    assert 0.0 <= full.pop("mauve_low") <= full.pop("mauve") <= full.pop("mauve_high") <= 1.0
+    pair, single = features(["a b", "a b c d"], 2), features(["a b"], 1)
+    np.testing.assert_allclose(pair[0], single[0], atol=1e-5)
+    assert np.abs(pair[0] - pair[1]).max() > 1e-3
+    with pytest.raises(UserError, match="--features=judge and no judge"):
+        features_of("judge", None)
     (own,) = measure.measure(str(tmp_path / "run"), [2], **settings)
     left_out = {"nll_nats_per_token", "data_entropy_nats", "kernel_distance"}
     assert left_out <= full.keys() and not left_out & alone.keys()

@@ -139,7 +139,9 @@ def test_an_option_is_swept(models, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["reward_scale"] for row in rows] == [0.0, 2.0]
+    *rows, data = rows
+    assert data["model"] == "data" and data["task_valid"] == 1.0
+    assert [row["reward_scale"] for row in rows] == [row["swept"] for row in rows] == [0.0, 2.0]
     assert [row["calls"] for row in rows] == [2, 4]
     assert all(0 <= row["matching_low"] <= row["matching"] <= 1 for row in rows)
     assert "task valid" in done.stdout and (tmp_path / "plot.png").stat().st_size > 5000

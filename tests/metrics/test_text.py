@@ -11,6 +11,7 @@ from flm_jax.metrics.text import (
     distinct_n,
     diversity_report,
     longest_repeats,
+    overlaps,
     row_entropies,
     row_repetition,
     unigram_entropy,
@@ -81,3 +82,16 @@ def test_errors():
         interval(np.mean, np.zeros(0))
     with pytest.raises(UserError, match="level=95"):
         interval(np.mean, np.zeros(3), level=95)
+
+
+def test_overlaps_against_loops_over_tuples():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 3, (12, 9))
+    tokens[3] = tokens[5]
+    tokens[7] = 9 + np.arange(9)
+    grams = [[tuple(row[i : i + 3]) for i in range(7)] for row in tokens.tolist()]
+    for place, row in enumerate(grams):
+        others = {gram for i, other in enumerate(grams) if i != place for gram in other}
+        expected = np.mean([gram in others for gram in row])
+        assert overlaps(tokens, 3)[place] == pytest.approx(expected)
+    assert overlaps(tokens, 3)[[3, 5, 7]].tolist() == [1.0, 1.0, 0.0]

@@ -26,6 +26,7 @@ COMMANDS = {
     "compile",
     "convert",
     "evaluate",
+    "frontier",
     "generate_data",
     "prepare_data",
     "run_benchmark",
