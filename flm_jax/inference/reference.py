@@ -4,12 +4,11 @@ python -m flm_jax.inference.reference > docs/reference/python.md
 """
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import flm_jax
 
 _HEAD = """# Python
 
@@ -33,7 +32,7 @@ def page() -> str:
 
 def _node(name: str) -> ast.ClassDef | ast.FunctionDef:
     """The definition of a public name, as its file has it."""
-    module = inspect.getmodule(getattr(flm_jax, name))
+    module = inspect.getmodule(getattr(importlib.import_module("flm_jax"), name))
     assert module is not None and module.__file__ is not None
     for node in ast.parse(Path(module.__file__).read_text(encoding="utf8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
