@@ -1,20 +1,19 @@
-"""Kills a training again and again, at random moments, and checks that nothing was lost.
+"""Kills a command again and again, at random moments, and checks that nothing was lost.
 
-python launch/kill_test.py [--kills=100] [--seed=0] [--workdir=FOLDER]
+python launch/kill_test.py [--what=training] [--kills=100] [--seed=0] [--workdir=FOLDER]
 
-Trains a tiny model once undisturbed. Then trains it with SIGKILL at moments drawn from the seed
-(some while it starts, some between steps, half of them while a checkpoint is written), restarting
-with the same command until it is done, and over again until all kills were spent. Every restart
-must continue from the newest complete checkpoint; every finished run must hold the same bits as
-the undisturbed one: parameters, average, optimizer state, counters, data position. Exit status 1
-at the first that does not.
+--what is training, policy, samples (answers to a file of prompts) or benchmark (programs in the
+sandbox). The command is run once undisturbed. Then it meets SIGKILL at moments drawn from the seed
+(some while it starts, some during its work, half of them while it writes), and is restarted as it
+was until it is done, and over again until all kills were spent. Every restart must go on with what
+was complete: the newest checkpoint, every record. Every finished run must leave the same bits as
+the undisturbed one: parameters, average, optimizer state, counters, data position; each record
+once. Exit status 1 at the first that does not.
 """
 
 import argparse
-import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -23,19 +22,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
+from kill_cases import CASES, ROOT, Case, LostError, make_case
 
-ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT_EVERY = 20  # steps
 _POLL = 0.002  # seconds
-_FIRST_STEP = re.compile(r"^step \d+/", re.MULTILINE)
+# Optimizer steps or records of a run, enough for kills to fall among them.
+_SIZES = {"training": 400, "policy": 60, "samples": 400, "benchmark": 160}
 
 
 class Moment(NamedTuple):
-    """When to kill: `seconds` after the start, the first step, or the begin of save `number`."""
+    """When to kill: `seconds` after the start, the begin of the work, or that of write `number`."""
 
     after: str
     seconds: float
@@ -48,97 +44,69 @@ class Life(NamedTuple):
     Attributes:
       output: all it printed.
       status: exit status; -9 when killed.
-      saving: whether the kill fell while a checkpoint was written.
-      start: seconds to its first step.
+      writing: whether the kill fell in a write, or in the first moments of one.
+      start: seconds to the begin of its work.
     """
 
     output: str
     status: int
-    saving: bool
+    writing: bool
     start: float
 
 
-class LostError(Exception):
-    """Something was lost."""
-
-
-def command(workdir: Path, steps: int) -> list[str]:
-    """The training under test; small, so that the 100 starts are most of the time."""
-    values = {
-        "data.task_size": 512,
-        "model.dim": 16,
-        "model.depth": 1,
-        "model.heads": 2,
-        "model.dropout": 0.1,
-        "train.batch": 16,
-        "train.steps": steps,
-        "train.log_every": 1,
-        "train.checkpoint_every": CHECKPOINT_EVERY,
-        "eval.every": 0,
-        "eval.sample_steps": 2,
-    }
-    flags = [f"--config.{key}={value}" for key, value in values.items()]
-    config = f"--config={ROOT / 'configs/phrases/flm.py'}"
-    return [sys.executable, "-u", "-m", "flm_jax.train", config, f"--workdir={workdir}", *flags]
-
-
-def newest(workdir: Path) -> int | None:
-    """The newest complete checkpoint."""
-    return max(ocp.utils.checkpoint_steps(epath.Path(workdir / "checkpoints")), default=None)
-
-
-def saves_under_way(workdir: Path) -> set[str]:
-    folder = workdir / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return {name for name in names if ocp.utils.TMP_DIR_SUFFIX in name}
-
-
-def live(workdir: Path, steps: int, cache: Path, moment: Moment | None) -> Life:
-    """Runs the training until it ends or the moment comes."""
-    env = os.environ | {
+def environment(cache: Path) -> dict[str, str]:
+    """Of the processes, with compiled programs in `cache`."""
+    return os.environ | {
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+def live(case: Case, workdir: Path, env: dict[str, str], moment: Moment | None) -> Life:
+    """Runs the command until it ends or the moment comes."""
     log = workdir.parent / f"{workdir.name}.log"
+    before, begun = case.kept(workdir), False
     with log.open("wb") as file:
         began = time.monotonic()
         process = subprocess.Popen(
-            command(workdir, steps), cwd=ROOT, env=env, stdout=file, stderr=file
+            case.command(workdir), cwd=ROOT, env=env, stdout=file, stderr=file
         )
         try:
             if moment is not None and moment.after == "start":
                 comes, start = not _ended(process, moment.seconds), 0.0
             else:
-                comes = _steps_begin(process, log)
+                comes = begun = _begins(process, case, before, workdir, log)
                 start = time.monotonic() - began
-                comes = comes and moment is not None and _comes(moment, process, workdir)
+                comes = comes and moment is not None and _comes(moment, process, case, workdir)
             if comes:
                 process.send_signal(signal.SIGKILL)
             status = process.wait()
         finally:
             process.kill()  # where this script itself is interrupted
-    output = log.read_text(errors="replace")
-    # Before its first step a process has not cleaned up what the one before it left.
-    saving = status == -signal.SIGKILL and bool(_FIRST_STEP.search(output))
-    return Life(output, status, saving and bool(saves_under_way(workdir)), start)
+    # Before its work a process has not cleaned up what the one before it left.
+    killed = status == -signal.SIGKILL and begun
+    writing = killed and case.writing(workdir, moment.after == "write")
+    return Life(log.read_text(errors="replace"), status, writing, start)
 
 
-def _steps_begin(process: subprocess.Popen, log: Path) -> bool:
-    """Waits for the first step; False if the process ended before."""
-    while not _FIRST_STEP.search(log.read_text(errors="replace")):
+def _begins(
+    process: subprocess.Popen, case: Case, before: object, workdir: Path, log: Path
+) -> bool:
+    """Waits for the begin of the work; False if the process ended before."""
+    while not case.begun(before, workdir, log.read_text(errors="replace")):
         if _ended(process, 0.01):
             return False
     return True
 
 
-def _comes(moment: Moment, process: subprocess.Popen, workdir: Path) -> bool:
-    """Waits for the moment, once steps were taken; False if the process ended before."""
-    seen: set[str] = set()  # saves, each under a name of its own
-    while moment.after == "save" and len(seen) < moment.number:
-        seen |= saves_under_way(workdir)
+def _comes(moment: Moment, process: subprocess.Popen, case: Case, workdir: Path) -> bool:
+    """Waits for the moment, once the work has begun; False if the process ended before."""
+    seen: set = set()  # writes, each under a name of its own
+    while moment.after == "write" and len(seen) < moment.number:
+        seen |= case.writes(workdir)
         if _ended(process, _POLL):
             return False
     return not _ended(process, moment.seconds)
@@ -152,36 +120,21 @@ def _ended(process: subprocess.Popen, seconds: float) -> bool:
     return True
 
 
-def draw(rng: random.Random, start: float, whole: float) -> Moment:
-    """A moment; `start` and `whole` are seconds of an undisturbed process, to step 1 and in all."""
+def draw(rng: random.Random, case: Case, start: float, whole: float) -> Moment:
+    """A moment; `start` and `whole` are seconds of an undisturbed process, to its work and all."""
     kind = rng.random()
     if kind < 0.15:
         return Moment("start", rng.uniform(0, start))
     if kind < 0.5:
-        return Moment("step", rng.uniform(0, (whole - start) / 2))
-    return Moment("save", rng.uniform(0, 0.05), rng.randint(1, 6))
+        return Moment("work", rng.uniform(0, (whole - start) / 2))
+    return Moment("write", rng.uniform(0, case.within), rng.randint(1, case.first))
 
 
-def check_life(life: Life, before: int | None) -> None:
-    """Raises LostError unless the process went on from `before`, the newest checkpoint."""
+def check_life(case: Case, life: Life, before: object, workdir: Path) -> None:
+    """Raises LostError if the process failed, or lost what was there `before`."""
     if life.status not in (0, -signal.SIGKILL):
         raise LostError(f"a restart ended with status {life.status}:\n{life.output}")
-    continued = re.search(r"continuing .* from step (\d+)", life.output)
-    if continued and int(continued[1]) != before and "DAMAGED" not in life.output:
-        raise LostError(f"continued from step {continued[1]}, not {before}:\n{life.output}")
-    if _FIRST_STEP.search(life.output) and bool(continued) != (before is not None):
-        raise LostError(f"began anew, though step {before} was saved:\n{life.output}")
-
-
-def final_state(workdir: Path, steps: int) -> dict:
-    """All that the last checkpoint holds, by name."""
-    path = epath.Path(workdir / "checkpoints" / str(steps))
-    items = ("ema", "train")
-    found = {name: ocp.StandardCheckpointHandler().restore(path / name) for name in items}
-    flat = ocp.tree.to_flat_dict(found, sep="/")
-    arrays = {name: np.asarray(value) for name, value in flat.items() if value is not None}
-    meta = ocp.JsonCheckpointHandler().restore(path / "meta")
-    return {**arrays, "meta": np.array(json.dumps(meta, sort_keys=True))}
+    case.check(life.output, before, workdir)
 
 
 def check_equal(got: dict, expected: dict) -> None:
@@ -201,44 +154,51 @@ def check_equal(got: dict, expected: dict) -> None:
         )
 
 
+def undisturbed(case: Case, folder: Path, env: dict[str, str]) -> tuple[float, Life]:
+    """Runs it twice, to equal ends: the second finds all compiled, as restarts do; its seconds."""
+    for name in ("first", "whole"):
+        started = time.monotonic()
+        life = live(case, folder / name, env, None)
+        seconds = time.monotonic() - started
+        if life.status:
+            raise LostError(f"the undisturbed run ended with status {life.status}:\n{life.output}")
+    check_equal(case.final(folder / "first"), case.final(folder / "whole"))
+    return seconds, life
+
+
 def kill_test(
-    folder: Path, cache: Path, *, kills: int, seed: int, steps: int, say=print
+    folder: Path, cache: Path, *, kills: int, seed: int, steps: int, what="training", say=print
 ) -> dict[str, float]:
     """Runs it all in `folder`, with compiled programs in `cache`; its figures.
 
     Raises:
       LostError: something was lost.
     """
-    rng, began = random.Random(seed), time.monotonic()
-    for name in ("first", "whole"):  # the second finds everything compiled, as the restarts will
-        started = time.monotonic()
-        life = live(folder / name, steps, cache, None)
-        whole = time.monotonic() - started
-        if life.status:
-            raise LostError(f"the undisturbed run ended with status {life.status}:\n{life.output}")
-    start, expected = life.start, final_state(folder / "whole", steps)
-    check_equal(final_state(folder / "first", steps), expected)
-    say(f"undisturbed: {whole:.1f} s, {start:.1f} s to step 1; {len(expected)} arrays")
-    figures = {"kills": 0, "runs": 0, "in_saves": 0, "set_aside": 0}
+    rng, began, env = random.Random(seed), time.monotonic(), environment(cache)
+    case = make_case(what, folder, env, steps)
+    whole, life = undisturbed(case, folder, env)
+    expected = case.final(folder / "whole")
+    say(f"undisturbed: {whole:.1f} s, {life.start:.1f} s to its work; {len(expected)} {case.unit}")
+    figures = {"kills": 0, "runs": 0, "in_writes": 0, "set_aside": 0}
     while figures["kills"] < kills:
         workdir, done = folder / f"run_{figures['runs']}", False
         while not done:
-            moment = draw(rng, start, whole) if figures["kills"] < kills else None
-            before = newest(workdir)
-            life = live(workdir, steps, cache, moment)
-            check_life(life, before)
-            figures["set_aside"] += life.output.count("is DAMAGED")
-            figures["in_saves"] += life.saving
-            done = life.status == 0
+            left = figures["kills"] < kills
+            moment = draw(rng, case, life.start, whole) if left else None
+            before = case.kept(workdir)
+            found = live(case, workdir, env, moment)
+            check_life(case, found, before, workdir)
+            figures["set_aside"] += found.output.count("is DAMAGED")
+            figures["in_writes"] += found.writing
+            done = found.status == 0
             figures["kills"] += not done
             if not done:
                 say(
                     f"{time.monotonic() - began:6.0f} s  run {figures['runs']}  "
                     f"kill {figures['kills']}/{kills} after {moment.after}"
-                    f"{' during a save' if life.saving else ''}, "
-                    f"newest checkpoint {newest(workdir)}"
+                    f"{' at a write' if found.writing else ''}, kept: {case.shown(workdir)}"
                 )
-        check_equal(final_state(workdir, steps), expected)
+        check_equal(case.final(workdir), expected)
         say(f"run {figures['runs']} finished, bit-equal to the undisturbed one")
         figures["runs"] += 1
     return figures | {"seconds": round(time.monotonic() - began)}
@@ -247,9 +207,10 @@ def kill_test(
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=sorted(CASES), default="training", help="is killed")
     parser.add_argument("--kills", type=int, default=100, help="kills in all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps or records of a run")
     parser.add_argument("--workdir", default="", help="folder to keep; default a temporary one")
     args = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
@@ -262,14 +223,15 @@ def main() -> int:
                 folder / "cache",
                 kills=args.kills,
                 seed=args.seed,
-                steps=args.steps,
+                steps=args.steps or _SIZES[args.what],
+                what=args.what,
                 say=lambda line: print(line, flush=True),
             )
         except LostError as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1
     print(
-        f"PASSED: {found['kills']} kills ({found['in_saves']} during a save), "
+        f"PASSED: {found['kills']} kills of {args.what} ({found['in_writes']} at a write), "
         f"as many restarts, {found['runs']} runs bit-equal to the undisturbed one, "
         f"{found['set_aside']} damaged checkpoints set aside, {found['seconds']} s"
     )

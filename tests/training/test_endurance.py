@@ -143,3 +143,15 @@ def test_a_handful_of_kills(tmp_path):
         tmp_path, ROOT / ".jax_cache", kills=3, seed=1, steps=100, say=lines.append
     )
     assert figures["kills"] == 3 and figures["runs"] >= 1, lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "steps"), [("samples", 200), ("benchmark", 48), ("policy", 30)], ids=str
+)
+def test_kills_of_samples_benchmarks_and_policies(tmp_path, what, steps):
+    lines = []
+    figures = load("kill_test").kill_test(
+        tmp_path, ROOT / ".jax_cache", kills=3, seed=3, steps=steps, what=what, say=lines.append
+    )
+    assert figures["kills"] == 3 and figures["runs"] >= 1, lines
