@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -126,12 +127,16 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
         try:
             fcntl.lockf(file, kind | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(file, 300, 0).decode("utf8", "replace").strip()
             if error.errno in _TAKEN:
+                holder = _said(file)
                 os.close(file)
                 raise _in_use(folder, holder or "another process") from error
             print(f"WARNING: {folder} cannot be locked ({error}).", file=sys.stderr, flush=True)
-        if os.fstat(file).st_nlink:
+        found = os.fstat(file)
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+            os.close(file)  # what is written there would be written to another file as well
+            raise UserError(f"{path} is a link or no plain file; remove it.")
+        if found.st_nlink:
             break
         os.close(file)  # the holder before removed it: another file may stand there by now
     who = f"process {os.getpid()} on {socket.gethostname()}"
@@ -140,6 +145,13 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
         os.ftruncate(file, 0)
         os.pwrite(file, f"{who}, {doing} since {since}\n".encode(), 0)
     return file
+
+
+def _said(file: int) -> str:
+    """What the holder of a lock wrote of itself; "" where that is no plain file."""
+    with contextlib.suppress(OSError):
+        return os.pread(file, 300, 0).decode("utf8", "replace").strip()
+    return ""
 
 
 def _in_use(folder: object, holder: str) -> UserError:

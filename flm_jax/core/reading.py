@@ -18,18 +18,26 @@ from flm_jax.core.paths import is_remote
 MOST_BYTES = 256 << 20  # of a file that is read whole
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a pair that says one character, as JSON may
 _HALVES = re.compile("[\ud800-\udfff]")  # without its other half, which Python would have joined
+_OF_THE_KERNEL = ("/proc/", "/sys/")  # whose files look plain, and may never end
 MOST_UNPACKED = 4 << 30  # of arrays that such a file holds
 
 
 def require_plain(path: epath.PathLike, expected: str) -> None:
-    """Refuses folders, pipes and devices, which may never end; arguments are as in `read_bounded`.
+    """Refuses folders, pipes, devices and files of the kernel, which may never end.
+
+    The arguments are as in `read_bounded`.
 
     Raises:
       UserError: the path is one of these, or nothing is there.
     """
     # The `is_file` of epath is true of pipes and devices.
-    plain = epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
+    plain = epath.Path(path).is_file() if is_remote(path) else _is_plain(path)
     require(plain, f"{path} is no plain file; expected {expected}: restore it.")
+
+
+def _is_plain(path: epath.PathLike) -> bool:
+    found = os.path.isfile(path)
+    return found and not os.path.realpath(path).startswith(_OF_THE_KERNEL)
 
 
 def read_bounded(path: epath.PathLike, expected: str, most: int = MOST_BYTES) -> bytes:
@@ -73,7 +81,7 @@ def check_plain(folder: epath.PathLike) -> None:
       NotPlainError: there is one of these.
     """
     for place, folders, files in [] if is_remote(folder) else os.walk(folder):
-        strange = [name for name in files if not os.path.isfile(os.path.join(place, name))]
+        strange = [name for name in files if not _is_plain(os.path.join(place, name))]
         strange += [name for name in folders if os.path.islink(os.path.join(place, name))]
         if strange:
             raise NotPlainError(f"{os.path.join(place, strange[0])} is no plain file")

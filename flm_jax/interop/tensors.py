@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import open_new, replacing
-from flm_jax.core.reading import read_object, require_plain
+from flm_jax.core.reading import named_damage, read_object, require_plain
 from flm_jax.core.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -128,7 +128,9 @@ class TensorFiles:
         for file in self._files:
             with _opened(file) as tensors:
                 for name in [n for n, home in self._home.items() if home == file]:
-                    yield name, tensors.get_tensor(name)
+                    with named_damage(f"{name} of {file}", "expected numbers that NumPy has"):
+                        tensor = tensors.get_tensor(name)
+                    yield name, tensor
 
 
 def save_tensors(
@@ -176,7 +178,7 @@ def _homes(path: Path) -> dict[Path, set[str]]:
         raise
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is no index of safetensors shards; fetch it again.") from error
-    missing = [file.name for file in homes if not file.exists()]
+    missing = [file.name for file in homes if not os.path.exists(file)]
     require(
         not missing,
         f"{path} lacks {len(missing)} of {len(homes)} shards{some(missing)}; fetch them.",

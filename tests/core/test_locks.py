@@ -86,6 +86,19 @@ def test_a_lock_whose_file_is_gone_is_given_up_all_the_same(tmp_path):
             os.unlink(tmp_path / ".flm_jax.lock")
 
 
+def test_a_lock_that_is_another_file_is_not_written(tmp_path):
+    """What a folder of others has in the place of the lock: a second name, a link, a pipe."""
+    victim, lock = tmp_path / "victim", tmp_path / "run/.flm_jax.lock"
+    victim.write_text("kept")
+    lock.parent.mkdir()
+    for make in (lock.hardlink_to, lock.symlink_to, lambda _: os.mkfifo(lock)):
+        make(victim)
+        with pytest.raises(UserError, match="flm_jax.lock .*remove it"), alone(lock.parent, "a"):
+            pass
+        assert victim.read_text() == "kept"
+        lock.unlink()
+
+
 def test_threads_of_a_process_take_turns(tmp_path, monkeypatch):
     """One of them is held up as it opens the file, which another has not locked yet."""
     opened, go_on, said = threading.Event(), threading.Event(), []

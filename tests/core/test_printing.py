@@ -23,6 +23,8 @@ def test_controls_stand_as_signs():
     assert all(
         shown(chr(n), lines=False).isprintable() for n in range(0x100) if n not in (0xA0, 0xAD)
     )
+    others = "\u200e\u200f\u061c\u2028\u2029\ud800\udcff"  # marks, line ends, halves
+    assert shown(others) == "\N{REPLACEMENT CHARACTER}" * len(others)
     plain = "漢字 ну что 🙂 λόγος é ‍"
     assert shown(plain) == plain and len(shown(HOSTILE)) == len(HOSTILE)
 
@@ -43,6 +45,8 @@ def test_names_add_no_rows_and_no_cells():
     assert len(lines) == 3
     assert lines[2] == r"| a \| \| b \| c \| | flow\|␛[1m | 1 | x\|y z |"
     assert cell(5) == "5"
+    # A sign before the bar that escapes it would escape what escapes the bar.
+    assert cell("a\\|b\\") == r"a\\\|b" + "\\\\"
 
 
 def test_error_lines_have_none():

@@ -1,8 +1,11 @@
 """Files that are made to fill the memory, or that are broken: one clear error each."""
 
 import gzip
+import itertools
 import json
+import os
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from etils import epath
 from flm_jax.core import reading
 from flm_jax.core.errors import UserError
 from flm_jax.data import text as texts
-from flm_jax.data.corpus import files, zstandard_lines
+from flm_jax.data.corpus import files, text8, zstandard_lines
+from flm_jax.data.corpus import parquet as parquet_texts
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig, open_corpus
 from flm_jax.data.corpus.store import load_prepared
@@ -83,6 +87,73 @@ def test_a_frame_of_zstandard_is_unpacked_in_parts(tmp_path, monkeypatch):
         for chunk in zstandard_lines.unpacked_lines(stream, path):
             longest = max(longest, len(chunk))
     assert longest == 0
+
+
+@pytest.mark.parametrize("target", ["pipe", "/proc/kmsg", "/dev/zero"])
+def test_files_of_a_corpus_that_never_end_are_not_read(tmp_path, target):
+    (tmp_path / "a.txt").write_text("some words")
+    if target == "pipe":
+        os.mkfifo(tmp_path / "b.txt")
+    else:
+        (tmp_path / "b.txt").symlink_to(target)
+    with pytest.raises(UserError, match="b.txt is no plain file"):
+        documents("text", str(tmp_path))
+
+
+def test_few_bytes_of_zstandard_stand_for_many_lines(tmp_path):
+    pytest.importorskip("zstandard")
+    path = epath.Path(packed(tmp_path / "a.txt.zst", b"\n" * (16 << 20)))
+    tracemalloc.start()
+    assert sum(1 for _ in itertools.islice(files.lines(path), 100)) == 100
+    assert tracemalloc.get_traced_memory()[1] < 48 << 20, "no list of all lines is made"
+    tracemalloc.stop()
+
+
+def test_archives_of_text8_are_bounded_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(text8, "LONGEST_TEXT", 3 * MOST)
+    path = tmp_path / "text8.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text8", "a" * (4 * MOST))
+    with pytest.raises(UserError, match=f"text8.zip holds more than {3 * MOST} bytes"):
+        documents("text8", str(path))
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\1\2")
+    for name, changes in {
+        "unknown method": {8: 99, entry + 10: 99},
+        "encrypted": {6: 1, entry + 8: 1},
+        "broken": dict.fromkeys(range(36, 60), 255),
+    }.items():
+        damaged = bytearray(whole)
+        for place, value in changes.items():
+            damaged[place] = value
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="text8.zip is damaged"):
+            documents("text8", str(path))
+            raise AssertionError(name)
+
+
+def test_texts_of_parquet_files_are_read_one_by_one(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = str(tmp_path / "a.parquet")
+    write = lambda column: parquet.write_table(arrow.table({"text": column}), path)
+    ends = arrow.py_buffer(np.array([0, 2, 3], np.int32).tobytes())
+    write(arrow.StringArray.from_buffers(2, ends, arrow.py_buffer(b"\xff\xfea")))
+    with pytest.raises(UserError, match="a.parquet row 1 is no text .*expected UTF-8"):
+        documents("parquet", path)
+    with pytest.raises(UserError, match="a.parquet cannot be read .*utf-8"):
+        list(parquet_texts.records(path))
+    # A kilobyte of a file that stands for one long text, many times.
+    places = arrow.array([0] * 500 + [1], arrow.int32())
+    write(arrow.DictionaryArray.from_arrays(places, arrow.array(["a" * (1 << 20), "b"])))
+    tracemalloc.start()
+    texts_read = parquet_texts.texts(epath.Path(path), "text")
+    assert [len(text) for _, text in texts_read] == [1 << 20] * 500 + [1]
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    monkeypatch.setattr(parquet_texts, "LONGEST_TEXT", MOST)
+    with pytest.raises(UserError, match=f"row 1 is a text of more than {MOST} bytes"):
+        documents("parquet", path)
 
 
 def test_broken_streams_and_json_are_named(tmp_path):

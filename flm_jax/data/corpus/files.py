@@ -11,6 +11,7 @@ from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
+from flm_jax.core.reading import require_plain
 from flm_jax.data.corpus.zstandard_lines import DamagedError, unpacked_lines
 from flm_jax.data.text import LONGEST_LINE, line_feeds, split_lines, tidy
 
@@ -70,7 +71,7 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], 
       suffixes: ends of names.
 
     Raises:
-      UserError: nothing there, or no such file in the folder.
+      UserError: nothing there, no such file in the folder, or one that is no plain file.
     """
     path = epath.Path(expanded(root))
     require(path.exists(), f"--path={root} does not exist; expected a file or a folder")
@@ -80,6 +81,8 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], 
         f"--path={root} holds no file ending in {' or '.join(suffixes)}; "
         "expected at least one, in any subfolder",
     )
+    for file in files:
+        require_plain(file, "a file of texts")
     listing = "\n".join(f"{path.name} {path.stat().length}" for path in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
     return files, f"{len(files)} files, names and sizes {digest}", _content(files)

@@ -1,5 +1,6 @@
 """Texts of parquet files (extra `data`), read some rows at a time."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from etils import epath
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import expanded
+from flm_jax.data.text import LONGEST_TEXT
 
 _ROWS_AT_ONCE = 1024
 
@@ -20,27 +22,33 @@ def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
       key: of the column that holds the texts.
 
     Raises:
-      UserError: no parquet file, no such column, or one that holds other things than texts.
+      UserError: no parquet file, no such column, one that holds other things than texts, or a text
+        of more than `LONGEST_TEXT` bytes.
     """
-    arrow, parquet = (
-        import_extra(name, "data", "source 'parquet'") for name in ("pyarrow", "pyarrow.parquet")
-    )
+    arrow, parquet = _packages("source 'parquet'")
     number = 0
+    with _named_damage(path, arrow), path.open("rb") as stream:
+        file = parquet.ParquetFile(stream)
+        _check_column(path, key, file.schema_arrow, arrow.types)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[key]):
+            for item in batch.column(0):  # one by one: all may be the same long one
+                number += 1
+                yield (where := f"{path} row {number}"), _text(item, where, key)
+
+
+def _text(item: Any, where: str, key: str) -> str:
+    """What a scalar of Arrow holds, which may stand in a dictionary."""
+    item = getattr(item, "value", item)
+    require(item.is_valid, f"{where}: {key!r} holds null; expected a string")
+    content = memoryview(item.as_buffer())
+    require(
+        len(content) <= LONGEST_TEXT,
+        f"{where} is a text of more than {LONGEST_TEXT} bytes; expected shorter ones",
+    )
     try:
-        with path.open("rb") as stream:
-            file = parquet.ParquetFile(stream)
-            _check_column(path, key, file.schema_arrow, arrow.types)
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[key]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    where = f"{path} row {number}"
-                    require(text is not None, f"{where}: {key!r} holds null; expected a string")
-                    yield where, text
-    except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}); expected a whole parquet file"
-        ) from error
+        return str(content, "utf8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is no text ({error}); expected UTF-8") from error
 
 
 def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,22 +57,15 @@ def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
       UserError: no parquet file.
     """
-    arrow, parquet = (
-        import_extra(name, "data", f"{path}") for name in ("pyarrow", "pyarrow.parquet")
-    )
+    arrow, parquet = _packages(path)
     number, file = 0, epath.Path(expanded(path))
     require(file.is_file(), f"no file {path}; expected a parquet file.")
-    try:
-        with file.open("rb") as stream:
-            for batch in parquet.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{path} cannot be read ({reason}); expected a whole parquet file"
-        ) from error
+    with _named_damage(path, arrow), file.open("rb") as stream:
+        for batch in parquet.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE):
+            for place in range(batch.num_rows):
+                number += 1
+                (row,) = batch.slice(place, 1).to_pylist()
+                yield f"{path}, row {number}", row
 
 
 def rows(path: epath.Path) -> int:
@@ -73,14 +74,22 @@ def rows(path: epath.Path) -> int:
     Raises:
       UserError: no parquet file.
     """
-    arrow, parquet = (
-        import_extra(name, "data", "source 'hf'") for name in ("pyarrow", "pyarrow.parquet")
-    )
+    arrow, parquet = _packages("source 'hf'")
+    with _named_damage(path, arrow), path.open("rb") as stream:
+        return parquet.ParquetFile(stream).metadata.num_rows
+
+
+def _packages(what: str) -> tuple[Any, Any]:
+    return import_extra("pyarrow", "data", what), import_extra("pyarrow.parquet", "data", what)
+
+
+@contextlib.contextmanager
+def _named_damage(path: object, arrow: Any) -> Iterator[None]:
+    """Tells what pyarrow makes of a damaged file, or of one for which the memory is too small."""
     try:
-        with path.open("rb") as stream:
-            return parquet.ParquetFile(stream).metadata.num_rows
-    except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
+        yield
+    except (arrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{path} cannot be read ({reason}); expected a whole parquet file"
         ) from error

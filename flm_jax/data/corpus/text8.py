@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import require
+from flm_jax.core.reading import named_damage
 from flm_jax.data.corpus.files import find_files
+from flm_jax.data.text import LONGEST_TEXT
 
 CHUNK = 256  # characters of a document
 
@@ -40,14 +42,17 @@ def open_text8(path: str) -> tuple[dict[str, Callable[[], Iterator[str]]], str, 
 
 
 def _text(file: epath.Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            if file.name.endswith(".zip"):
-                content = zipfile.ZipFile(stream).read("text8")
-            else:
-                content = stream.read()
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{file} cannot be read ({error}); expected text8.zip, whole") from error
+    most = LONGEST_TEXT + 1
+    with named_damage(file, "expected text8 or text8.zip, whole"), file.open("rb") as stream:
+        if file.name.endswith(".zip"):
+            with zipfile.ZipFile(stream).open("text8") as unpacked:
+                content = unpacked.read(most)
+        else:
+            content = stream.read(most)
+    require(
+        len(content) < most,
+        f"{file} holds more than {LONGEST_TEXT} bytes; expected text8, of 100 million",
+    )
     other = set(content) - set(b"abcdefghijklmnopqrstuvwxyz ")
     require(
         not other,

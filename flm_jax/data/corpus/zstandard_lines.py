@@ -1,5 +1,6 @@
 """Lines of texts that Zstandard packed (extra `data`)."""
 
+import io
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -24,14 +25,14 @@ def unpacked_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     begun: list[bytes] = []
     length = 0  # of what is begun
     for chunk in _chunks(stream, name):
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*begun, line, b"\n"])
-            begun, length = [], 0
-        begun.append(rest)
-        length += len(rest)
-        if length > LONGEST_LINE:
-            raise DamagedError(f"a line has more than {LONGEST_LINE} bytes")
+        for line in io.BytesIO(chunk):  # one by one: a few bytes may stand for millions of them
+            begun.append(line)
+            length += len(line)
+            if length > LONGEST_LINE:
+                raise DamagedError(f"a line has more than {LONGEST_LINE} bytes")
+            if line.endswith(b"\n"):
+                yield b"".join(begun)
+                begun, length = [], 0
     if last := b"".join(begun):
         yield last
 
