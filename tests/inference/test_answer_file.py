@@ -49,10 +49,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(model, tmp_path, m
     lines = part.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 11
     part.write_text("".join(lines[:-1]) + lines[-1][:30])  # killed while it wrote
+    with pytest.raises(KeyboardInterrupt):
+        answered(model, out)
+    assert part.read_text().splitlines(keepends=True) == lines
     more = lambda part, lines: (asked.extend(lines), append(part, lines))
     monkeypatch.setattr(answer_file, "append_json_line", more)
-    assert answered(model, out) == ([7, 3], whole)
-    assert [one["place"] for one in asked] == [3, 4, 5, 6] and {one["run"] for one in asked} == {1}
+    assert answered(model, out) == ([7, 4], whole)
+    assert [one["place"] for one in asked] == [4, 5, 6] and {one["run"] for one in asked} == {1}
     assert not part.exists()
 
 
