@@ -1,1 +1,1 @@
-"""Measuring and comparing trained models."""
+"""Measures and compares trained models."""

@@ -1,7 +1,7 @@
-"""Compares models at equal network calls: trains what is missing, measures, writes a report.
+"""Compares models at equal network calls: trains missing ones, measures, writes a report.
 
-Everything lies in one folder: models/NAME (a workdir each), rows/NAME-STEPS.json, report.md,
-report.json and plots. What is there already is not done again.
+All files are in one folder: models/NAME (a workdir each), rows/NAME-STEPS.json, report.md,
+report.json and plots. Existing results are not computed again.
 """
 
 import dataclasses
@@ -48,13 +48,14 @@ class Entry(NamedTuple):
     """One model of a comparison.
 
     Attributes:
-      name: its folder's name and its label in the report.
-      config: a checked training configuration.
-      steps: numbers of steps to sample it with; the length where a model has no choice;
-        none where it is not sampled.
+      name: name of its folder, and its label in the report.
+      config: checked training configuration.
+      steps: step counts to sample it with; the length for a model without a choice; none for a
+        model that is not sampled.
       teacher: name of an earlier entry to distil, or "".
-      sampler: how it is sampled; None for its own sampler.
-      of: name of the entry that trains it; its own, or an earlier one that is sampled otherwise.
+      sampler: settings of its sampler; None for its own sampler.
+      of: name of the entry that trains it: its own, or an earlier one that is sampled in another
+        way.
       swept: value of the setting that its frontier changes; None elsewhere.
     """
 
@@ -68,11 +69,11 @@ class Entry(NamedTuple):
 
 
 def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
-    """The models of a comparison, in its order.
+    """Returns the models of a comparison, in its order.
 
     Raises:
-      UserError: unknown or missing keys, a teacher that does not stand before its student, step
-        counts below 1, a bad training configuration.
+      UserError: unknown or missing keys, a teacher that does not precede its student, step counts
+        below 1, or a bad training configuration.
     """
     _check_keys(config, (*_KEYS, *_OPTIONAL), "the comparison")
     check_seed(config["seed"], "config.seed")
@@ -147,17 +148,17 @@ def _data(folder: epath.Path) -> epath.Path:
 
 @alone_in("workdir", "comparing")
 def compare_run(config: dict[str, Any], workdir: str) -> int:
-    """Trains, measures and reports; continues where an earlier call was stopped.
+    """Trains, measures and reports; continues an earlier call that was stopped.
 
     Args:
-      config: of a file configs/comparisons, as a plain dict.
+      config: configuration from a file in configs/comparisons, as a plain dict.
       workdir: folder of the comparison.
 
     Returns:
       0, the exit status of a comparison that is finished.
 
     Raises:
-      Stopped: a signal came during a training, which saved its step.
+      Stopped: a signal arrived during training, which saved its step.
       UserError: bad configurations; before anything is trained.
     """
     workdir, config = expanded(workdir), _OPTIONAL | config
@@ -281,7 +282,7 @@ def _data_row(job: _Measuring, entry: Entry) -> Row:
 
 
 def loss_by_tau(workdir: epath.Path) -> dict[float, float]:
-    """The last evaluation's loss in each bin of the clock (tau: nats/token); {} without one."""
+    """Loss of the last evaluation in each bin of the clock (tau: nats/token); {} without one."""
     path = workdir / "metrics.jsonl"
     profile: dict[float, float] = {}
     for record in map(nulls_as_nan, read_json_lines(path)):

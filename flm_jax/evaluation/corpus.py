@@ -16,22 +16,22 @@ from flm_jax.metrics.likelihood import Likelihood
 
 
 def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_size: int) -> Row:
-    """Zero-shot perplexity: exact for AR, from an upper bound for masked diffusion and flows.
+    """Zero-shot perplexity: exact for autoregressive models, else from an upper bound.
 
-    The corpus is cut as the model's own training data was (length, packing), so that a sequence is
-    judged without what stands before it.
+    The corpus is cut like the model's own training data (length, packing), so that a sequence is
+    scored without the text before it.
 
     Args:
-      workdir: of the model.
-      corpus: folder that prepare_data wrote with the model's tokenizer.
-      split: of it, such as "valid".
-      sequences: the first of them, in whole batches; 0 for all.
-      batch_size: sequences at a time.
+      workdir: workdir of the model.
+      corpus: folder written by prepare_data with the model's tokenizer.
+      split: split of the corpus, such as "valid".
+      sequences: number of first sequences, in full batches; 0 for all.
+      batch_size: number of sequences at a time.
 
     Returns:
       nll_nats_per_token and perplexity with their 95% intervals over sequences, `likelihood` (see
-      `measure.losses`), and, where documents are not cut off (packing wrap or stream),
-      bits_per_byte of UTF-8, by the mean bytes of a token of the whole split: that alone compares
+      `measure.losses`), and, if documents are not cut off (packing wrap or stream), bits_per_byte
+      of UTF-8, by the mean bytes of a token of the complete split: only this figure is comparable
       between tokenizers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Finds the judge that a command names: a workdir of this library, or a GPT-2 folder."""
+"""Opens the judge that a command names: a workdir of this library, or a GPT-2 folder."""
 
 from etils import epath
 
@@ -19,10 +19,10 @@ def load_judge(path: str) -> Judge:
     Args:
       path: workdir of an autoregressive model, or a local folder of a Hugging Face GPT-2 with
         config.json, model.safetensors and tokenizer.json (extra `hf` for its tokenizer). GPT-2's
-        texts have no BOS before them, and their first token is not scored.
+        texts have no BOS, and their first token is not scored.
 
     Raises:
-      UserError: nothing there, or a model that is not autoregressive.
+      UserError: there is no model, or it is not autoregressive.
     """
     folder = epath.Path(expanded(path))
     require(

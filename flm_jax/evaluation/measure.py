@@ -1,4 +1,4 @@
-"""Samples a trained model and says how good its samples are; tables of such rows."""
+"""Samples a trained model and measures the quality of its samples, as rows of tables."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -35,13 +35,13 @@ _LIKELIHOOD_ROWS = 256  # sequences at most for the likelihood, with 16 draws ea
 
 
 def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
-    """What the model makes of held-out data, nats/token; nothing for outputs of no distribution.
+    """Losses on held-out data, nats/token; none for outputs that are no probability distribution.
 
     Returns:
       nll_nats_per_token with the 95% interval of its estimate, and `likelihood`: "exact", or "upper
       bound" (the NELBO of masked diffusion, `metrics.flow_likelihood` of flows). For flows also
-      denoising_nats_per_token, the cross entropy over the clock that they are trained with, which
-      is no likelihood.
+      denoising_nats_per_token, the cross entropy over the clock of training, which is no
+      likelihood.
     """
     kind, parts = family(model.config), (model.config, model.net, model.flow)
     most = max(1, _LIKELIHOOD_ROWS // batch_size)
@@ -57,7 +57,7 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
 
 
 def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:
-    """Negative log-likelihood, or a bound, of batches of `eval_batches`."""
+    """Negative log-likelihood of batches of `eval_batches`, or a bound on it."""
     kind = family(model.config)
     row = kind.row_likelihood(model.config, model.net, model.flow)
     how = {"draws": kind.draws, "share": model.shared}
@@ -65,7 +65,7 @@ def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:
 
 
 def nll_figures(model: Model, found: Likelihood) -> Row:
-    """A likelihood as columns of a table."""
+    """Formats a likelihood as columns of a table."""
     half = 1.96 * found.standard_error
     return {
         "likelihood": family(model.config).likelihood,
@@ -76,13 +76,13 @@ def nll_figures(model: Model, found: Likelihood) -> Row:
 
 
 class Subject(NamedTuple):
-    """What the samples of one model are compared with.
+    """A model with the data and the judge against which its samples are measured.
 
     Attributes:
-      model: as trained.
-      data: as trained, or others of the same tokenizer; None of a folder that names none.
+      model: loaded model.
+      data: data of training, or other data with the same tokenizer; None for a folder without data.
       reference: held-out sequences [M, L]; M = 0 without data.
-      judge: scores the samples, or None.
+      judge: judge of the samples, or None.
       features: of texts, for MAUVE, or None; and those of the reference [M, D].
     """
 
@@ -103,9 +103,9 @@ def subject(
     """Opens a trained model with its data.
 
     Args:
-      workdir: of the model, or an exported folder, which names no data.
-      judge: scores samples; None for no generative perplexity.
-      data: folder of `prepare_data` to take instead of the model's own data.
+      workdir: workdir of the model, or an exported folder, which has no data.
+      judge: judge of samples; None for no generative perplexity.
+      data: folder of `prepare_data` that replaces the model's own data.
       features: of texts, for MAUVE; None for none.
 
     Raises:
@@ -145,20 +145,20 @@ def measure(
     kept: Kept | None = None,
     features: Featurizer | None = None,
 ) -> Iterator[Row]:
-    """One row after another, for each number of steps that the model can be sampled with.
+    """Yields one table row per step count.
 
     Args:
-      workdir: of a trained model; its data must be where they were. An exported folder names none:
-        figures that need held-out data are then left out.
-      steps: numbers of steps; a model that has no choice is sampled once.
-      samples: drawn for each row.
-      batch_size: samples, and validation rows, at a time.
-      seed: of the noise.
-      choose: configuration of the model -> its sampler.
-      judge: scores the samples; None for no generative perplexity.
-      data: folder of `prepare_data` to take instead of the model's own data.
-      wording: what is asked of the samples' texts.
-      kept: takes the samples.
+      workdir: workdir of a trained model, whose data must still be available. An exported folder
+        has no data, and figures that need held-out data are then left out.
+      steps: step counts; a model without a choice of steps is sampled once.
+      samples: number of samples for each row.
+      batch_size: number of samples, or validation rows, at a time.
+      seed: seed of the random draws.
+      choose: function from the model's configuration to its sampler.
+      judge: judge of the samples; None for no generative perplexity.
+      data: folder of `prepare_data` that replaces the model's own data.
+      wording: figures of the samples' texts.
+      kept: collection to which the samples are added.
       features: of texts, for MAUVE; None for none.
 
     Yields:
@@ -198,9 +198,9 @@ def drawn_rows(
     sampler: SamplerConfig,
     kept: Kept | None = None,
 ) -> Iterator[tuple[int, engine.Draw, Row]]:
-    """Number of steps, samples, and what a row says of how they were drawn, one after another.
+    """Yields the step count, the samples, and figures of how they were drawn, for each row.
 
-    Arguments as of `measure`; a model that has no choice of steps is sampled once.
+    Arguments are those of `measure`; a model without a choice of steps is sampled once.
     """
     length = model.net.max_length
     given = nothing_given(min(batch_size, samples), length)
@@ -220,9 +220,9 @@ def drawn_rows(
 def measure_data(
     what: Subject, samples: int, batch_size: int, wording: Wording | None = None
 ) -> Row:
-    """The same figures for held-out data in the place of samples: what a perfect model would have.
+    """Measures held-out data instead of samples, for the figures of a perfect model.
 
-    As many sequences as there are, up to `samples`, none of which is in the reference.
+    It uses up to `samples` sequences, none of which is in the reference.
     """
     left = max(len(what.data.valid) - _reference_size(what.data), 1)
     tokens = _held_out(what.data, slice(-min(left, samples), None))
@@ -238,7 +238,7 @@ def measure_data(
 
 
 def figures(what: Subject, tokens: np.ndarray, batch_size: int) -> Row:
-    """Quality and diversity of sequences [N, L]; a perplexity only with the entropy beside it."""
+    """Quality and diversity of sequences [N, L]; perplexity always comes with the entropy."""
     row = {}
     if what.judge:
         own = what.model.tokenizer, framing(what.model.config)
@@ -264,15 +264,16 @@ def _texts(what: Subject, tokens: np.ndarray) -> list[str]:
 def completions(
     what: Subject, steps: int, count: int, batch_size: int, seed: int, sampler: SamplerConfig | None
 ) -> Row:
-    """Problems of the model's task that it completes right; {} where it has none to complete.
+    """Fraction of the model's task problems that it completes correctly; {} if there are none.
 
-    Every family can be given clean tokens, but an autoregressive model does not see those after the
-    place it writes: it gets problems that begin with all that is given, such as sums, alone. A
-    flow that was not trained with given tokens holds them on their own path from noise.
+    Every family can have clean prescribed tokens, but an autoregressive model does not see those
+    after the position that it generates: it gets only problems that begin with all prescribed
+    tokens, such as sums. A flow that was trained without prescribed tokens keeps them on their own
+    path from noise.
 
     Returns:
       problem_KEY for each figure of `Task.report_problems`; problem_solved with its 95% interval;
-      problem_calls, network calls of a batch.
+      problem_calls, the number of network calls for a batch.
     """
     task, model = what.data and what.data.task, what.model
     if task is None or not task.has_problems:

@@ -1,4 +1,4 @@
-"""Pictures of comparisons, of clocks and of texts by step (matplotlib, extra `plots`)."""
+"""Plots of comparisons, schedules, sweeps and clocks (matplotlib, extra `plots`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ MARKERS = "osD^vPX*"
 
 
 def quality_name(rows: Sequence[Row]) -> str:
-    """The measure of quality that a comparison is drawn by."""
+    """Name of the quality figure that a comparison plots."""
     return next((n for n in _QUALITY if all(n in row for row in rows)), "entropy_nats")
 
 
@@ -38,12 +38,12 @@ def label(name: str) -> str:
 def draw_comparison(
     folder: epath.Path, rows: Sequence[Row], profiles: dict[str, dict[float, float]]
 ) -> list[str]:
-    """Draws quality against calls and time, entropy beside it, and loss by tau, as PNG files.
+    """Plots quality against calls and time with the entropy, and loss by tau, as PNG files.
 
     Args:
-      folder: where to.
-      rows: of `compare`: model, calls, seconds_per_1000_tokens, entropy_nats and measures.
-      profiles: model name -> tau -> nats/token.
+      folder: folder of the files.
+      rows: rows of `compare`: model, calls, seconds_per_1000_tokens, entropy_nats and figures.
+      profiles: dict from a model's name to a dict from tau to nats/token.
 
     Returns:
       Names of the files.
@@ -133,12 +133,13 @@ def _profiles(profiles: dict[str, dict[float, float]], styles: dict[str, dict[st
 
 
 def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
-    """Draws a schedule of gamma as PNG: the cross entropy it follows, and what training draws.
+    """Plots a schedule of gamma as PNG: the cross entropy, and the training distribution.
 
     Args:
-      path: where to.
-      records: of `schedule_log.read_schedule`, at least one; the first panel shows the points of
-        the last one. Those of older versions have quantiles of the learnt law alone.
+      path: path of the PNG file.
+      records: records from `schedule_log.read_schedule`, at least one; the first panel shows the
+        points of the last one. Those of older versions have quantiles of the learnt distribution
+        alone.
     """
     import matplotlib
 
@@ -177,7 +178,7 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
 
 
 def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
-    """Draws what rows say against the values of `option`, one panel a figure, as PNG."""
+    """Plots the figures of rows against the values of `option`, one panel each, as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -204,15 +205,15 @@ def draw_sweep(path: epath.Path, rows: Sequence[Row], option: str) -> None:
 
 
 def draw_clock(path: epath.Path, vocab_sizes: Sequence[int], dim: int | None = None) -> None:
-    """Draws tau(t) for vocabularies as PNG: when tokens become readable on the way to text.
+    """Plots tau(t) for several vocabulary sizes as PNG: when tokens become decodable.
 
     Args:
-      path: where to.
-      vocab_sizes: each V >= 2; a line each.
-      dim: D, to draw the clock of y_t in R^D beside each, dashed.
+      path: path of the PNG file.
+      vocab_sizes: vocabulary sizes V >= 2, one line each.
+      dim: dimension D, to plot the clock of y_t in R^D beside each, dashed.
 
     Raises:
-      UserError: a vocabulary of less than 2.
+      UserError: a vocabulary size below 2.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Rows of a table by the reference's protocol, and rows of samples that come as files."""
+"""Table rows under the reference's protocol, and rows of samples from files."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -33,20 +33,20 @@ def reference_rows(
     choose: Callable[[Config], SamplerConfig] = model_sampler,
     kept: Kept | None = None,
 ) -> Iterator[Row]:
-    """One row after another as the published tables have them, for each number of steps.
+    """Yields one row per step count under the protocol of the published tables.
 
     Args:
-      workdir: of a trained or imported model, or an exported folder.
-      steps: numbers of steps; a model that has no choice is sampled once.
-      samples: drawn for each row.
-      batch_size: samples drawn at a time.
-      seed: of the noise.
-      judge: a GPT-2.
-      choose: configuration of the model -> its sampler.
-      kept: takes the samples.
+      workdir: workdir of a trained or imported model, or an exported folder.
+      steps: step counts; a model without a choice of steps is sampled once.
+      samples: number of samples for each row.
+      batch_size: number of samples drawn at a time.
+      seed: seed of the random draws.
+      judge: judge, a GPT-2.
+      choose: function from the model's configuration to its sampler.
+      kept: collection to which the samples are added.
 
     Yields:
-      As of `reference_figures`, with model, kind, calls, seconds and texts.
+      The figures of `reference_figures`, with model, kind, calls, seconds and texts.
 
     Raises:
       UserError: no such model, impossible numbers, another judge.
@@ -64,17 +64,17 @@ def reference_rows(
 def reference_figures(
     judge: Judge, texts: Sequence[str], tokens: Sequence[np.ndarray], length: int
 ) -> Row:
-    """Perplexity and entropy of samples as the reference computes them.
+    """Perplexity and entropy of samples, computed as in the reference.
 
     Args:
-      judge: a GPT-2.
-      texts: with their special tokens written out.
-      tokens: of each text, by the model's tokenizer.
-      length: tokens of the model, to which the judge's are cut.
+      judge: judge, a GPT-2.
+      texts: texts with their special tokens written out.
+      tokens: tokens of each text, by the model's tokenizer.
+      length: length of the model's sequences in tokens, to which the judge's are cut.
 
     Returns:
       generative_perplexity and entropy_nats with their 95% intervals; judged_texts and
-      judged_tokens, of how many.
+      judged_tokens, the numbers on which they are based.
     """
     judged = judge_as_reference(judge, texts, length)
     row = with_interval("generative_perplexity", perplexity(judged))
@@ -83,14 +83,14 @@ def reference_figures(
 
 
 def file_row(found: SampleSet, protocol: str, judge: Judge, length: int = 0) -> Row:
-    """The row of samples that come from a file.
+    """Returns the row of samples that come from a file.
 
     Args:
-      found: the samples. Of those whose tokens are not known, entropy is that of the judge's
-        tokens, which the row says.
-      protocol: of `PROTOCOLS`.
-      judge: scores them.
-      length: tokens of the model that wrote them; 0 for that of the longest.
+      found: samples. If their tokens are unknown, the entropy is that of the judge's tokens, which
+        the row states.
+      protocol: one of `PROTOCOLS`.
+      judge: judge of the samples.
+      length: length of the model's sequences in tokens; 0 for the length of the longest.
 
     Raises:
       UserError: the reference's protocol without a length.

@@ -1,4 +1,4 @@
-"""Samples as files: those that are drawn here, and those of other projects."""
+"""Files of samples: those drawn by this library, and those of other projects."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -24,10 +24,10 @@ class SampleSet(NamedTuple):
     """Samples of one model.
 
     Attributes:
-      model: its name, for tables.
-      calls: network calls that they were drawn in; None where nothing tells.
-      texts: with their special tokens written out, in the order in which they were drawn.
-      tokens: int32 [L] of each text by the model's tokenizer; None where they are not known.
+      model: name of the model, for tables.
+      calls: number of network calls with which they were drawn; None if unknown.
+      texts: texts with their special tokens written out, in the order of drawing.
+      tokens: int32 [L] of each text by the model's tokenizer; None if unknown.
     """
 
     model: str
@@ -37,12 +37,12 @@ class SampleSet(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of the longest; 0 where they are not known."""
+        """Length of the longest in tokens; 0 if unknown."""
         return max(map(len, self.tokens)) if self.tokens else 0
 
 
 class Kept:
-    """Samples that are drawn, to be written as one file."""
+    """Collection of drawn samples, to be written as one file."""
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ class Kept:
             self._records.append(record)
 
     def write(self, path: str) -> None:
-        """Writes them as lines of JSON, whole or not at all."""
+        """Writes the samples as JSON lines, atomically."""
         write_output(path, json_lines(self._records))
 
 
@@ -64,9 +64,9 @@ def read_samples(path: str, tokenizer: Tokenizer | None = None) -> list[SampleSe
 
     Args:
       path: JSON lines of objects, or one array of them, with "text" (special tokens written out),
-        "tokens" or both, "model" and "calls" if wanted; or, ending in .json, an object whose
-        `generated_seqs` are texts, as the reference writes them.
-      tokenizer: the model's; gives texts their tokens and tokens their text.
+        "tokens" or both, optionally "model" and "calls"; or, ending in .json, an object whose
+        `generated_seqs` are texts, as in the reference.
+      tokenizer: tokenizer of the model, which converts between texts and tokens.
 
     Raises:
       UserError: no such file, another content, or tokens without text and tokenizer.

@@ -1,4 +1,4 @@
-"""A figure against one setting of the sampler."""
+"""Figures against one setting of the sampler."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _JUDGED = 64  # samples that the judge scores at a time
 
 
 def with_setting(cfg: SamplerConfig, name: str, value: float) -> SamplerConfig:
-    """Settings with one number changed; UserError where the sampler has no such number."""
+    """Returns settings with one number changed; UserError if the sampler has no such number."""
     known = settings_of(type(cfg))
     numbers = [key for key, one in known.items() if type(one.default) in (int, float)]
     one_of(f"number of sampler {name_of(cfg)}", name, numbers)
@@ -26,12 +26,12 @@ def with_setting(cfg: SamplerConfig, name: str, value: float) -> SamplerConfig:
 def sweep_plans(
     cfg: SamplerConfig, name: str, texts: Sequence[str]
 ) -> list[tuple[float, SamplerConfig]]:
-    """Settings of every value, all checked before the first is used.
+    """Returns the settings for every value, all checked before the first is used.
 
     Args:
-      cfg: what stays the same.
-      name: the setting that is swept.
-      texts: its values as written.
+      cfg: settings that stay the same.
+      name: name of the setting that is swept.
+      texts: values as written by the user.
 
     Raises:
       UserError: an unknown setting, or values that are not numbers or that the setting refuses.
@@ -68,7 +68,7 @@ def sweep_row(
     Args:
       what: the model, and what its samples are compared with.
       given: prescribed tokens of one batch [B, L].
-      pattern: regular expression of which the matching fraction is reported; "" for none.
+      pattern: regular expression whose matching fraction is reported; "" for none.
     """
     model = what.model
     drawn = engine.draw(model, given, steps=steps, num=num, seed=seed, sampler=sampler)

@@ -1,4 +1,4 @@
-"""Rows of figures as Markdown."""
+"""Formats rows of figures as Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +22,12 @@ def _cell(row: Row, name: str) -> str:
 
 
 def with_interval(name: str, found: tuple[float, float, float]) -> Row:
-    """A figure and the ends of its interval, as rows name them."""
+    """Dict of a figure and the bounds of its interval, named as in rows."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), found))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown table of rows: every figure that any of them has."""
+    """Formats rows as a Markdown table with every figure that any of them has."""
     # Of all rows: without a valid sample there is no perplexity, for example.
     names = dict.fromkeys(k for row in rows for k in row if k not in _APART)
     numbers = [k for k in names if not k.endswith(("_low", "_high"))]

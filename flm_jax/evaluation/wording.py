@@ -1,4 +1,4 @@
-"""Figures of samples as texts: words of a list, runs of words copied from the training texts."""
+"""Figures of samples as texts: known words, and runs of words copied from the training texts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,10 +15,10 @@ from flm_jax.metrics.words import Runs, known_words
 
 
 def read_words(path: str) -> frozenset[str]:
-    """A list of words, one a line.
+    """Reads a list of words, one a line.
 
     Raises:
-      UserError: no such file, one that is no text, or an empty one.
+      UserError: no such file, one that is not text, or an empty one.
     """
     file = epath.Path(expanded(path))
     require(file.is_file(), f"no file {path}; expected a list of words, one a line.")
@@ -28,7 +28,7 @@ def read_words(path: str) -> frozenset[str]:
 
 
 def documents(path: str, split: str = "train") -> Iterator[str]:
-    """The texts of a prepared folder."""
+    """Yields the texts of a prepared folder."""
     prepared = load_prepared(path)
     stream = prepared.split(split)
     for number in range(stream.documents):
@@ -36,11 +36,11 @@ def documents(path: str, split: str = "train") -> Iterator[str]:
 
 
 class Wording:
-    """What is asked of texts.
+    """Figures of texts: known words and copied runs.
 
     Args:
-      words: file of the known words, one a line; "" for no share of them.
-      copied: words of a run that counts as copied; 0 for none.
+      words: file of the known words, one a line; "" for no fraction of known words.
+      copied: number of words of a run that counts as copied; 0 for none.
       data: prepared folder whose training texts may be copied.
     """
 
@@ -53,7 +53,7 @@ class Wording:
         self._runs = Runs(documents(data), copied) if copied else None
 
     def figures(self, texts: Sequence[str]) -> Row:
-        """known_words, the share of all words; copied, the share of texts; with their intervals."""
+        """Fractions known_words of all words and copied of texts, with their intervals."""
         row = {}
         if self._words is not None:
             counts = known_words(texts, self._words)

@@ -1,4 +1,4 @@
-"""How far a masked diffusion model is aligned, beside the base that it came from."""
+"""Alignment of a masked diffusion model, compared with its base."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,9 +17,9 @@ Figures = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
 def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
-    """figures(params, batch, key) -> (sums, counts), to be jitted.
+    """Returns figures(params, batch, key) -> (sums, counts), to be jitted.
 
-    Masks stand at a share of the positions, on a grid over the rows. The names are
+    A fraction of the positions is masked, on a grid over the rows. The names are
     `masked_squared_distance` and `unmasked_squared_distance` (of expected embeddings to E[x], over
     coordinates) and `masked_nll_nats`.
     """
@@ -46,7 +46,7 @@ def make_alignment_figures(net: Network, cfg: AlignmentConfig) -> Figures:
 def compare_with_base(
     figures: Figures, params: Params, base: Params, batches: Iterable[dict], key: Key
 ) -> dict[str, float]:
-    """Means per token over batches, NAME of the model and base_NAME of its base, equal masks."""
+    """Means per token over batches, NAME of the model and base_NAME of its base; equal masks."""
     totals: dict[str, np.ndarray] = {}
     for index, batch in enumerate(batches):
         for prefix, tree in (("", params), ("base_", base)):

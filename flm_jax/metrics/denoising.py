@@ -13,9 +13,9 @@ from flm_jax.losses.denoising import denoising_loss_at
 
 
 def make_row_nll(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), to be jitted.
+    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), to be jitted.
 
-    nll is the mean of a row in nats/token; valid is False for rows without a valid token.
+    nll is the mean over a row in nats/token; valid is False for rows without a valid token.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):

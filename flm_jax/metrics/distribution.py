@@ -1,8 +1,8 @@
-"""A distance between the laws of two sets of sequences: a kernel two-sample statistic on n-grams.
+"""A distance between the distributions of two sets of sequences, by a kernel on n-grams.
 
-Entropy and distinct n-grams see collapse but reward noise; perplexity sees noise but rewards
+Entropy and distinct n-grams detect collapse but reward noise; perplexity detects noise but rewards
 collapse. The maximum mean discrepancy (Gretton et al., JMLR 13, 2012) is 0 in expectation for equal
-laws alone, up to what its features see, and grows for both.
+distributions alone, up to what its features distinguish, and grows for both.
 
 Features. Of a row and an order n, the square roots of its n-grams' relative frequencies, a unit
 vector phi_n; n-grams are hashed into buckets, and two signs for begin and end of the row are part
@@ -39,9 +39,9 @@ class Grams(NamedTuple):
 
 
 def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
-    """A number for each n-gram of each row, uint64 [N, max(L - n + 1, 0)].
+    """Hash of each n-gram of each row, uint64 [N, max(L - n + 1, 0)].
 
-    Equal n-grams have equal numbers; different ones do too with a probability of about 2^-64 each.
+    Equal n-grams have equal hashes; different ones collide with a probability of about 2^-64 each.
     """
     tokens = np.asarray(tokens).astype(np.int64).astype(np.uint64)
     count = max(tokens.shape[1] - n + 1, 0)
@@ -52,7 +52,7 @@ def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
 
 
 def ngram_features(tokens: np.ndarray, n: int, buckets: int = BUCKETS) -> np.ndarray:
-    """phi_n of each row, float32 [N, buckets] of unit length."""
+    """Features phi_n of each row, float32 [N, buckets] of unit length."""
     tokens = np.asarray(tokens)
     if n > 1:
         edge = np.full((len(tokens), 1), -1)
@@ -75,7 +75,7 @@ def kernel_matrices(
 
     Args:
       sample, reference: tokens, int [N, L] and [M, L], at least two rows each.
-      orders: lengths n of n-grams; those over L + 1 are left out.
+      orders: lengths n of n-grams; those above L + 1 are left out.
     """
     sample, reference = np.asarray(sample), np.asarray(reference)
     require(
@@ -103,13 +103,13 @@ def kernel_matrices(
 
 
 def squared_distance(grams: Grams, rows_x: np.ndarray, rows_y: np.ndarray) -> float:
-    """The unbiased estimate of MMD^2 (Gretton et al., eq. 3) on chosen rows; may be below 0.
+    """Unbiased estimate of MMD^2 (Gretton et al., eq. 3) on chosen rows; it may be negative.
 
-    A row that is chosen several times counts as often, but never against itself: as a pair of equal
-    draws it would look like a collapse, and shift every bootstrap draw upwards by some 1 / N.
+    A row that is chosen several times counts that often, but never against itself: as a pair of
+    equal draws it would resemble a collapse, and shift every bootstrap draw upwards by about 1 / N.
 
     Args:
-      rows_x, rows_y: row numbers, np.arange(N) and np.arange(M) for the statistic itself.
+      rows_x, rows_y: row indices, np.arange(N) and np.arange(M) for the statistic itself.
     """
     weights_x = np.bincount(rows_x, minlength=len(grams.xx)).astype(float)
     weights_y = np.bincount(rows_y, minlength=len(grams.yy)).astype(float)
@@ -128,14 +128,14 @@ def kernel_distance(
 ) -> Interval:
     """MMD^2 of two sets of sequences with a bootstrap interval.
 
-    An interval around 0 means that the sets cannot be told apart. Under equal laws it is wider than
-    need be, since the estimate then varies less than its resampled copies.
+    An interval around 0 means that the sets cannot be distinguished. For equal distributions it is
+    wider than necessary, since the estimate then varies less than its resampled copies.
 
     Args:
-      sample, reference: tokens, int [N, L] and [M, L]. Work and memory grow with (N + M)^2: half a
+      sample, reference: tokens, int [N, L] and [M, L]. Time and memory grow with (N + M)^2: half a
         second for 500 rows each.
       orders: lengths of n-grams.
-      draws, seed, level: as of `intervals.interval`.
+      draws, seed, level: the same as for `intervals.interval`.
     """
     grams = kernel_matrices(sample, reference, orders)
     rows = np.arange(len(grams.xx)), np.arange(len(grams.yy))

@@ -11,12 +11,12 @@ is 0, as r = 0 is pure noise. By the I-MMSE relation (Guo, Shamai and Verdu 2005
 over the data is the entropy for the exact posterior mean as R grows: the bound is then tight. In
 R^V the distance would be |onehot(x) - D|^2, of which this is the part in the columns of E.
 
-What it bounds is the law that D has as a diffusion, sampled with noise in many steps. The
-probability flow and a flow map carry the same noise to data in other ways, with other likelihoods,
-which coincide for the exact D alone. Of a flow map it uses the diagonal delta_tt.
+The bound holds for the distribution of D as a diffusion, sampled with noise in many steps. The
+probability flow and a flow map transport the same noise to data in other ways, with other
+likelihoods, which coincide only for the exact D. For a flow map it uses the diagonal delta_tt.
 
-The denoising cross entropy over the clock is no likelihood: it weighs each position's own posterior
-by the clock, where this weighs its squared error by the growth of information.
+The denoising cross entropy over the clock is no likelihood: it weights each position's own
+posterior by the clock, while the bound weights its squared error by the growth of information.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _TINY = 1e-12
 
 
 class Signal(NamedTuple):
-    """Draws of r = a/c for u ~ U(0, 1): r, and r dr/du, by which a squared distance counts."""
+    """Draws r = a/c for u ~ U(0, 1): r, and r dr/du, the weight of a squared distance."""
 
     at: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     first: float
@@ -70,15 +70,15 @@ def _by_gamma(told: GammaTold) -> Signal:
 
 
 def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """row_nll(params, batch, tau, key): unbiased estimate of the bound, given tau ~ U(0, 1).
+    """Returns row_nll(params, batch, tau, key), an unbiased estimate of the bound over tau.
 
-    Positions outside of "visible" in the batch, [B, L], if it is there, are no part of the row.
-    tau chooses r, see `Signal`. Standard errors of `likelihood` hold; there is no bias but that of
-    the bound itself. Two network calls a row.
+    Here tau ~ U(0, 1). Positions outside of "visible" in the batch, [B, L], if present, do not
+    belong to the row. tau determines r, see `Signal`. Standard errors of `likelihood` hold; there
+    is no bias except that of the bound itself. It takes two network calls for each row.
 
     Args:
-      net: a flow whose read-out is a softmax.
-      flow: the path, its noise, and what the network is told.
+      net: network of a flow whose output is a softmax.
+      flow: path, noise and time variable of the flow.
     """
     told = flow.told
     signal = _by_gamma(told) if isinstance(told, GammaTold) else _by_clock(net, flow, told)

@@ -1,8 +1,8 @@
-"""Generative perplexity: how likely an autoregressive judge finds samples.
+"""Generative perplexity: the likelihood of samples under an autoregressive judge.
 
-exp(sum of -ln p_judge / number of judged tokens) over all samples. It rewards repetition, so it
-says nothing without the entropy of the same samples beside it (arXiv 2409.02908), and it compares
-between models under one judge alone.
+It is exp(sum of -ln p_judge / number of judged tokens) over all samples. It rewards repetition, so
+it is meaningless without the entropy of the same samples (arXiv 2409.02908), and it is comparable
+between models under the same judge alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,14 @@ class Judge(NamedTuple):
     """An autoregressive model that scores texts.
 
     Attributes:
-      name: for reports.
-      net, params: a causal network; its features at position l see the tokens before l.
-      tokenizer: its own.
-      framing: how its training examples look: "stream" (tokens alone), "wrap" (BOS, tokens, EOS)
+      name: name for reports.
+      net, params: causal network and its parameters; features at position l see the tokens before
+        l.
+      tokenizer: tokenizer of the judge.
+      framing: format of its training examples: "stream" (tokens alone), "wrap" (BOS, tokens, EOS)
         or "pad" (BOS, one document, EOS, padding).
-      first_counts: whether the law of a first token without BOS is learnt; else that is not scored.
+      first_counts: whether the distribution of a first token without BOS is learnt; else it is not
+        scored.
     """
 
     name: str
@@ -41,7 +43,7 @@ class Judge(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Tokens that the judge sees at once, and which of them are scored; row is the sample's."""
+    """Tokens that the judge sees at once, with the mask of scored ones and the sample's row."""
 
     row: int
     tokens: np.ndarray
@@ -49,7 +51,7 @@ class Window(NamedTuple):
 
 
 def text_of(tokens: np.ndarray, tokenizer: Tokenizer, framing: str) -> str:
-    """Text of a sample; where examples are padded documents, up to its first EOS."""
+    """Text of a sample, up to its first EOS if examples are padded documents."""
     if framing == "pad" and tokenizer.eos_id is not None:
         ends = np.flatnonzero(tokens[1:] == tokenizer.eos_id)
         tokens = tokens[: 1 + ends[0]] if len(ends) else tokens
@@ -59,16 +61,18 @@ def text_of(tokens: np.ndarray, tokenizer: Tokenizer, framing: str) -> str:
 def judge_samples(
     judge: Judge, tokens: np.ndarray, tokenizer: Tokenizer, framing: str, batch_size: int = 32
 ) -> np.ndarray:
-    """What the judge makes of samples.
+    """Scores samples by the judge.
 
-    Samples of the judge's own tokenizer and framing are scored token by token as they are, all but
-    those that frame every example alike (BOS, and the EOS at the end of "wrap"). Others go through
-    their text, which the judge's tokenizer encodes anew; what is longer than the judge's length is
-    cut into windows, of which each later one is judged without what stands before it.
+    Samples of the judge's own tokenizer and framing are scored token by token, except tokens that
+    frame every example in the same way (BOS, and the EOS at the end of "wrap"). Others are decoded
+    and encoded again by the judge's tokenizer; texts longer than the judge's length are cut into
+    windows, and each later window is scored without the text before it.
 
     Args:
-      tokens: samples, int [N, L]; tokenizer, framing: of the model that wrote them.
-      batch_size: windows at a time.
+      judge: judge of the samples.
+      tokens: samples, int [N, L].
+      tokenizer, framing: tokenizer and framing of the model that generated them.
+      batch_size: number of windows at a time.
 
     Returns:
       float64 [N, 2]: nats, -ln p summed over the judged tokens of each sample, and their number.
@@ -84,7 +88,7 @@ def judge_samples(
 
 
 def judge_texts(judge: Judge, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
-    """The same of texts that come from elsewhere, through their text."""
+    """Scores texts from elsewhere, as `judge_samples` scores decoded samples."""
     return scores(judge, list(_windows(judge, texts)), len(texts), batch_size)
 
 
@@ -101,8 +105,8 @@ def perplexity(judged: np.ndarray, seed: int = 0) -> Interval:
     """Perplexity of samples with its 95% bootstrap interval over them.
 
     Args:
-      judged: of `judge_samples`, [N, 2].
-      seed: of the bootstrap.
+      judged: result of `judge_samples`, [N, 2].
+      seed: seed of the bootstrap.
     """
     require(
         judged[:, 1].sum() > 0,

@@ -9,7 +9,7 @@ from flm_jax.core.errors import require
 
 
 class Interval(NamedTuple):
-    """A statistic of the whole sample, and the bounds of its interval."""
+    """A statistic of the complete sample, and the bounds of its interval."""
 
     value: float
     low: float
@@ -23,21 +23,22 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of a statistic of one or several independent samples.
+    """Bootstrap interval of a statistic of one or several independent samples.
 
-    Each sample is drawn again from itself with replacement, along its first axis; the bounds are
-    the (1 -+ level) / 2 quantiles over all draws. It covers what other samples of the same model
-    would give, not other seeds of training.
+    Each sample is resampled with replacement along its first axis; the bounds are the (1 -+ level)
+    / 2 quantiles over all draws. It covers other samples of the same model, not other seeds of
+    training.
 
     Limit: a statistic that duplicates bias, such as the number of distinct n-grams or a U-statistic
-    of pairs, must be told which rows are the same: give it row numbers (np.arange(N)) as samples,
-    as `distribution.kernel_distance` does.
+    of pairs, must know which rows are the same: pass row indices (np.arange(N)) as samples, as in
+    `distribution.kernel_distance`.
 
     Args:
-      statistic: arrays of the samples' shapes -> float; np.mean for figures by row.
-      *samples: [N_i, ...].
-      draws: repetitions.
-      level: share of draws inside, in (0, 1).
+      statistic: function from arrays of the samples' shapes to a float; np.mean for figures by row.
+      *samples: samples, arrays [N_i, ...].
+      draws: number of repetitions.
+      seed: seed of the resampling.
+      level: fraction of draws inside, in (0, 1).
 
     Raises:
       UserError: an empty sample, or options out of range.
@@ -61,7 +62,7 @@ def interval(
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
-    """95% interval of a share of `count` independent samples (Wilson's score interval)."""
+    """95% interval of a fraction of `count` independent samples (Wilson's score interval)."""
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * ((share * (1 - share) + z**2 / (4 * count)) / count) ** 0.5

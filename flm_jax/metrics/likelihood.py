@@ -24,8 +24,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
       nats_per_token: total over all valid tokens, divided by their number.
-      standard_error: of it, over sequences: from the choice of sequences and the draws.
-      tokens, sequences, draws: what it was computed from.
+      standard_error: standard error over sequences, from the choice of sequences and the draws.
+      tokens, sequences, draws: numbers of tokens, sequences and draws.
     """
 
     nats_per_token: float
@@ -36,7 +36,7 @@ class Likelihood(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(nats_per_token); comparable between models of one tokenizer alone."""
+        """Perplexity exp(nats_per_token); comparable only between models of one tokenizer."""
         return float(np.exp(self.nats_per_token))
 
 
@@ -46,7 +46,7 @@ def _per_row(nll: jax.Array, weights: jax.Array, valid: jax.Array):
 
 
 def make_autoregressive_nll(net: Network) -> RowNll:
-    """row_nll(params, batch, tau, key): the exact mean of -log p(x_l | x_<l); tau, key unused."""
+    """Returns row_nll(params, batch, tau, key): the exact mean of -log p(x_l | x_<l)."""
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
         del tau, key
@@ -58,15 +58,20 @@ def make_autoregressive_nll(net: Network) -> RowNll:
 
 
 def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
-    """row_nll(params, batch, tau, key): unbiased estimate of the NELBO, given tau ~ U(0, 1).
+    """Returns row_nll(params, batch, tau, key), an unbiased estimate of the NELBO over tau.
 
-    The integral over t of the continuous-time NELBO equals the mean over n ~ U{1..L} of
-    L/n times the cross entropy summed over n hidden positions chosen uniformly (arXiv 2502.09992v3,
-    eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that
-    tau = 0 hides everything, as in a flow. Positions that are not valid are hidden like the others
-    and do not count, as in training. With cfg.prompt, or prompts of the batch, all this is of the
-    positions after the prompt. With "visible" in the batch, [B, L], the others are no part of the
-    row: a single row's estimate is that without them.
+    Here tau ~ U(0, 1). The integral over t of the continuous-time NELBO equals the mean over n ~
+    U{1..L} of L/n times the cross entropy summed over n hidden positions chosen uniformly (arXiv
+    2502.09992v3, eq. 6): the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 -
+    tau) L), so that tau = 0 hides everything, as in a flow. Positions that are not valid are hidden
+    like the others and do not count, as in training. With cfg.prompt, or prompts in the batch, all
+    this applies to the positions after the prompt. With "visible" in the batch, [B, L], the other
+    positions do not belong to the row, and the estimate of a row is the same as without them.
+    the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that tau = 0
+    hides everything, as in a flow. Positions that are not valid are hidden like the others and do
+    not count, as in training. With cfg.prompt, or prompts in the batch, all this applies to the
+    positions after the prompt. With "visible" in the batch, [B, L], the other positions do not
+    belong to the row, and the estimate of a row is the same as without them.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
@@ -106,18 +111,19 @@ def sequence_nats(
     seed: int = 1,
     share: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood, or a bound, of each sequence that has a valid token.
+    """Negative log-likelihood, or a bound on it, of each sequence that has a valid token.
 
     Args:
-      row_nll: jitted; of `make_autoregressive_nll` (one draw is exact) or `make_masked_nll`.
-      batches: "tokens" int32 [B, L], "mask" [B, L].
-      draws: of tau for each sequence, one in each of as many equal parts of [0, 1).
-      seed: of the draws.
-      share: whether the processes of a run do a part of the batches each, see
+      row_nll: jitted function from `make_autoregressive_nll` (one draw is exact) or
+        `make_masked_nll`.
+      batches: batches with "tokens" int32 [B, L] and "mask" [B, L].
+      draws: number of draws of tau for each sequence, one in each equal part of [0, 1).
+      seed: seed of the draws.
+      share: whether each process of a run does a part of the batches, see
         `distributed.agreement.in_turn`.
 
     Returns:
-      nats and number of valid tokens, float64 [N] each.
+      Nats and number of valid tokens, float64 [N] each.
     """
     check_seed(seed)
     rng, root = np.random.default_rng(seed), jax.random.key(seed)
@@ -154,10 +160,10 @@ def likelihood(
     seed: int = 1,
     share: bool = False,
 ) -> Likelihood:
-    """Mean over the valid tokens of a corpus; arguments as of `sequence_nats`.
+    """Mean over the valid tokens of a corpus; arguments are those of `sequence_nats`.
 
     Returns:
-      Likelihood; its standard error is that of a ratio of means over sequences.
+      A Likelihood; its standard error is that of a ratio of means over sequences.
     """
     how = {"draws": draws, "seed": seed, "share": share}
     total, count = sequence_nats(row_nll, params, batches, **how)

@@ -15,10 +15,10 @@ from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss_at, may_be_hidd
 def make_bridge_nll(
     net: Network, flow: Flow, cfg: BridgeConfig
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), with all hidden that may be.
+    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), all tokens hidden.
 
-    tau is the progress that the network is told, in [0, 1]; nll is the mean of a row, nats/token.
-    No likelihood.
+    All tokens that may be hidden are hidden. tau is the network's time input, the progress in [0,
+    1]; nll is the mean over a row, nats/token. It is no likelihood.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):

@@ -1,7 +1,8 @@
-"""Generative perplexity as the published tables of FLM and its relatives have it.
+"""Generative perplexity as in the published tables of FLM and its relatives.
 
-The measure of MDLM, Duo, FLM and FMLM+ (arXiv 2406.07524, 2506.10892, 2602.16813, 2606.24773) by
-what their code does, with what it does by accident; `generative_perplexity` is the library's own.
+This is the measure of MDLM, Duo, FLM and FMLM+ (arXiv 2406.07524, 2506.10892, 2602.16813,
+2606.24773) as their code computes it, including its accidental details; `generative_perplexity` is
+the library's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,20 +24,20 @@ def judge_as_reference(
     texts_at_a_time: int = TEXTS_AT_A_TIME,
     judged_at_a_time: int = JUDGED_AT_A_TIME,
 ) -> np.ndarray:
-    """What the judge makes of samples.
+    """Scores samples by the judge as in the reference.
 
-    Each text, its special tokens written out, is encoded by the judge's tokenizer, which reads them
-    as such, and cut to `length` tokens. Texts that come together are padded by EOS to the longest
-    of them, and judged a few at a time; what does not fill such a batch is left out. Rows are cut
-    into chunks of the judge's length, each judged by itself. Of a chunk all tokens but the first
-    are scored that are no EOS, and the first EOS in it: of a text without one, the first padding.
+    Each text, with its special tokens written out, is encoded by the judge's tokenizer, which
+    recognises them, and cut to `length` tokens. Texts in a batch are padded by EOS to the longest
+    of them, and judged a few at a time; an incomplete batch is left out. Rows are cut into chunks
+    of the judge's length, each judged by itself. In a chunk all tokens are scored except the first
+    and except EOS, but the first EOS in it is scored: in a text without one, the first padding.
 
     Args:
-      judge: one whose texts have no token before them, with an EOS: GPT-2.
-      texts: of `Tokenizer.decode_whole`, in the order in which they were drawn.
-      length: tokens of the model that wrote them.
-      texts_at_a_time: texts that are padded together.
-      judged_at_a_time: of which so many are judged together, or all if there are fewer.
+      judge: judge without a token before its texts, and with an EOS: GPT-2.
+      texts: texts from `Tokenizer.decode_whole`, in the order of drawing.
+      length: length of the model's sequences in tokens.
+      texts_at_a_time: number of texts that are padded together.
+      judged_at_a_time: number of these that are judged together, or all if there are fewer.
 
     Returns:
       float64 [M, 2], M <= N: nats, -ln p summed over the scored tokens of a text, and their number.

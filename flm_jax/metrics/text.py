@@ -1,7 +1,7 @@
 """Statistics of sampled token sequences: diversity within and across rows.
 
-None of them sees noise, which is diverse; `distribution.kernel_distance` does. All depend on the
-number of tokens, so only sets of one size compare.
+None of them detects noise, which is diverse; `distribution.kernel_distance` does. All depend on the
+number of tokens, so only sets of equal size are comparable.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ _ROWS = 512  # of each set that the kernel distance compares: its work grows wit
 def unigram_entropy(tokens: np.ndarray) -> float:
     """Mean over rows of the entropy of the row's token frequencies, nats.
 
-    The diversity measure of arXiv 2602.16813v3: low for repetitive text. It depends on the row's
-    length, so only sequences of one length compare.
+    This is the diversity measure of arXiv 2602.16813v3: low for repetitive text. It depends on the
+    row's length, so only sequences of equal length are comparable.
 
     Args:
-      tokens: int [N, L].
+      tokens: tokens, int [N, L].
     """
     return float(np.mean(row_entropies(tokens)))
 
@@ -33,20 +33,20 @@ def row_entropies(tokens: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def distinct_n(tokens: np.ndarray, n: int) -> float:
-    """Share of different n-grams among all n-grams of all rows, in (0, 1].
+    """Fraction of distinct n-grams among all n-grams of all rows, in (0, 1].
 
-    The distinct-n of Li et al. (arXiv 1510.03055). It falls as rows are added, and a bootstrap
-    sample, which repeats rows, has less of it: it has no interval here.
+    This is distinct-n of Li et al. (arXiv 1510.03055). It falls as rows are added, and is lower in
+    a bootstrap sample, which repeats rows: it has no interval here.
 
     Args:
-      tokens: int [N, L] with L >= n.
+      tokens: tokens, int [N, L] with L >= n.
     """
     hashes = _ngrams(tokens, n)
     return len(np.unique(hashes)) / hashes.size
 
 
 def row_repetition(tokens: np.ndarray, n: int) -> np.ndarray:
-    """Share of each row's n-grams that stand earlier in the same row, float64 [N] in [0, 1)."""
+    """Fraction of each row's n-grams that occur earlier in the row, float64 [N] in [0, 1)."""
     hashes = _ngrams(tokens, n)
     return _earlier(hashes).sum(axis=1) / hashes.shape[1]
 
@@ -66,7 +66,7 @@ def overlaps(tokens: np.ndarray, n: int) -> np.ndarray:
 def longest_repeats(tokens: np.ndarray) -> np.ndarray:
     """Length of the longest run of tokens that occurs twice in a row (overlaps count), int [N].
 
-    0 where all tokens of a row differ, L - 1 where all are the same.
+    It is 0 if all tokens of a row differ, and L - 1 if all are the same.
     """
     tokens = np.asarray(tokens)
     longest = np.zeros(len(tokens), int)
@@ -83,11 +83,11 @@ def longest_repeats(tokens: np.ndarray) -> np.ndarray:
 
 
 def diversity_report(tokens: np.ndarray, reference: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """What a comparison prints of samples beside their quality.
+    """Diversity figures of samples, which a comparison prints beside their quality.
 
     Args:
-      tokens: samples, int [N, L]; reference: true sequences, int [M, L].
-      seed: of the bootstrap.
+      tokens: samples, int [N, L].
+      seed: seed of the bootstrap.
 
     Returns:
       entropy_nats: `unigram_entropy`.
@@ -95,8 +95,8 @@ def diversity_report(tokens: np.ndarray, reference: np.ndarray, seed: int = 0) -
       longest_repeat_tokens: mean over rows of `longest_repeats`.
       overlap_4: mean over rows of `overlaps`; absent with fewer than two rows.
       kernel_distance: MMD^2 of the first 512 rows of each; absent with fewer than two rows.
-      KEY_low, KEY_high: the 95% interval of each but distinct_2.
-      In rows that are shorter than its n-grams, a figure is of n-grams of the row's length.
+      KEY_low, KEY_high: the 95% interval of each but distinct_2. In rows that are shorter than its
+        n-grams, a figure is of n-grams of the row's length.
     """
     tokens, reference = np.asarray(tokens), np.asarray(reference)
     n = min(2, tokens.shape[1])

@@ -17,10 +17,11 @@ _LEAST = 1e-6  # least noise and least signal, where float32 still tells both
 
 
 def make_uniform_nll(net: Network, cfg: UniformConfig) -> RowNll:
-    """row_nll(params, batch, tau, key): unbiased estimate of the NELBO, given tau ~ U(0, 1).
+    """Returns row_nll(params, batch, tau, key), an unbiased estimate of the NELBO over tau.
 
-    Noise is (1 - tau)^2, which tau = 0 makes all of a state, as in a flow. Uniform noise would have
-    no finite variance: a token is another one with probability t, and then says nats/t.
+    Here tau ~ U(0, 1). The noise is (1 - tau)^2, so that tau = 0 is pure noise, as in a flow.
+    Uniform noise levels would have infinite variance: a token is replaced with probability t, and
+    then contributes nats/t.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):

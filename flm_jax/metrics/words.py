@@ -1,7 +1,7 @@
-"""Words of texts: how many of them a list has, and whether a run of them was copied.
+"""Words of texts: the fraction that a list contains, and copied runs of words.
 
 A word is a run of letters, with apostrophes inside, in lower case. The first and the last word of a
-text are left out of the share: where examples are cut from a stream, so may they be.
+text are excluded, since they may be cut off if examples are cut from a stream.
 """
 
 import re
@@ -16,12 +16,12 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in their order, in lower case."""
+    """Returns the words of a text in order, in lower case."""
     return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
 def word_list(texts: Iterable[str], least: int = 1) -> list[str]:
-    """The words that occur at least so often in some texts, in alphabetical order."""
+    """Sorted list of the words that occur at least `least` times in some texts."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(words_of(text))
@@ -29,20 +29,20 @@ def word_list(texts: Iterable[str], least: int = 1) -> list[str]:
 
 
 def known_words(texts: Sequence[str], known: frozenset[str]) -> np.ndarray:
-    """How many words of each text are known, and how many it has, float64 [N, 2].
+    """Number of known words of each text, and number of its words, float64 [N, 2].
 
-    The share of texts together is that of the sums. The words at both ends do not count.
+    The fraction for several texts is that of the sums. The words at both ends do not count.
     """
     rows = [words_of(text)[1:-1] for text in texts]
     return np.array([[sum(word in known for word in row), len(row)] for row in rows], float)
 
 
 class Runs:
-    """All runs of so many words of a corpus, to be looked up.
+    """All runs of `length` words of a corpus, to be looked up.
 
     Args:
-      texts: of the corpus; a run does not go from one to the next.
-      length: words of a run.
+      texts: texts of the corpus; no run extends over two texts.
+      length: number of words of a run.
     """
 
     def __init__(self, texts: Iterable[str], length: int = 12):
@@ -61,7 +61,7 @@ class Runs:
         return ngram_hashes(np.array([ids], np.int64).reshape(1, -1), self._length)[0]
 
     def copied(self, texts: Sequence[str]) -> np.ndarray:
-        """Whether each text has a run of the corpus, bool [N]."""
+        """Whether each text contains a run of the corpus, bool [N]."""
         return np.array([self._has(self._hashes(words_of(text), False)).any() for text in texts])
 
     def _has(self, runs: np.ndarray) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Memory, operations and time, measured or planned."""
+"""Memory, operations and time of programs, measured or planned."""

@@ -1,4 +1,4 @@
-"""Compiles ahead of time: memory of one device, and the largest batch that fits into it."""
+"""Ahead-of-time compilation: memory of a device, and the largest batch that fits."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Job(NamedTuple):
-    """A jitted program with the shapes of its arguments, and where it shall run.
+    """A jitted program with the shapes of its arguments, and the devices for it.
 
     Attributes:
-      name: what it is, for people.
-      minimum_flops: operations without which it cannot be done, over all devices.
+      name: description for users.
+      minimum_flops: lower bound of its operations, over all devices.
     """
 
     name: str
@@ -35,12 +35,13 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Memory of one device, in bytes.
 
     Attributes:
-      peak: most in use at a time; where the compiler refused, what it would have needed.
-      arguments, outputs, temporaries: parts of it; outputs that reuse arguments count in neither.
-      limit: what a program may use; 0 for unknown.
+      peak: largest memory in use at a time; if the compiler refused, what it would have needed.
+      arguments, outputs, temporaries: parts of the peak; outputs that reuse arguments count in
+        neither.
+      limit: memory that a program may use; 0 for unknown.
     """
 
     peak: int
@@ -55,10 +56,10 @@ class Memory:
 
 
 def used(compiled, platform: str, limit: int) -> Memory:
-    """Memory of a compiled program.
+    """Returns the memory of a compiled program.
 
-    The TPU compiler reports its peak. The others' "peak" leaves out temporaries or arguments: there
-    everything that lives through the call is added up.
+    The TPU compiler reports its peak. The "peak" of other compilers leaves out temporaries or
+    arguments: for them everything that lives through the call is summed.
     """
     stats = compiled.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -70,7 +71,7 @@ def used(compiled, platform: str, limit: int) -> Memory:
 
 
 def wanted(message: str, limit: int) -> Memory | None:
-    """Memory that a refused program would have needed, from the compiler's words."""
+    """Memory that a refused program would have needed, parsed from the compiler's message."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = _USED.search(message) or _EXCEEDS.search(message)
@@ -81,7 +82,7 @@ def wanted(message: str, limit: int) -> Memory | None:
 
 
 class Compiled(NamedTuple):
-    """What the compiler said; `text` is the program of one device, "" where it does not fit."""
+    """Result of compilation; `text` is the program of one device, "" if it does not fit."""
 
     memory: Memory
     text: str
@@ -90,7 +91,7 @@ class Compiled(NamedTuple):
 
 
 def tracing_for(mesh: Mesh) -> contextlib.AbstractContextManager:
-    """Where programs for this mesh are traced: kernels for GPUs ask the default device's kind."""
+    """Context for tracing programs for this mesh: GPU kernels query the default device's kind."""
     device = mesh.devices.flat[0]
     if device.platform not in ("gpu", "cuda") or device.platform == jax.default_backend():
         return contextlib.nullcontext()
@@ -98,7 +99,7 @@ def tracing_for(mesh: Mesh) -> contextlib.AbstractContextManager:
 
 
 def compile_job(job: Job, limit: int) -> Compiled:
-    """Compiles for the devices of the arguments' shardings; running out of memory is a result."""
+    """Compiles for the devices of the arguments' shardings; lack of memory is a result."""
     began = time.perf_counter()
     with tracing_for(job.mesh):
         lowered = job.program.lower(*job.args)
@@ -119,9 +120,9 @@ class Search(NamedTuple):
     """Result of `largest_batch`.
 
     Attributes:
-      rows: most rows a device that were seen to fit; 0 for none.
-      too_many: fewest that were seen not to; None where all fitted.
-      tried: (rows, memory) of everything compiled.
+      rows: largest number of rows per device that fitted; 0 for none.
+      too_many: smallest number that did not fit; None if all fitted.
+      tried: pairs (rows, memory) of all compilations.
     """
 
     rows: int
@@ -130,19 +131,20 @@ class Search(NamedTuple):
 
 
 def largest_batch(measure: Callable[[int], Memory], start: int, unit: int, tries: int) -> Search:
-    """Most rows a device that fit, by few compilations.
+    """Searches the largest number of rows per device that fits, with few compilations.
 
-    Peak memory is close to linear in the rows, so each try goes where the line through the last
-    two peaks meets the limit; a refused program says what it would have needed, so it counts too.
+    Peak memory is close to linear in the rows, so each try is where the line through the last two
+    peaks meets the limit; a refused program reports what it would have needed, so it counts too.
 
     Args:
-      measure: rows a device -> memory; costly.
+      measure: costly function from rows per device to memory.
       start: first guess.
-      unit: rows are multiples of it.
-      tries: most calls of `measure`; the answer is exact to 1/16 of itself, or the last that fit.
+      unit: number of which rows are multiples.
+      tries: largest number of calls of `measure`; the result is exact to 1/16 of itself, or the
+        last that fitted.
 
     Returns:
-      Search; how far apart its rows and too_many are says how exact it is.
+      A Search; the gap between its rows and too_many bounds its error.
     """
     rows, low, high = max(start // unit, 1) * unit, 0, math.inf
     tried: list[tuple[int, Memory]] = []

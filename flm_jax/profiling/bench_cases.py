@@ -1,4 +1,4 @@
-"""The named cases of the benchmark. The last variant of each is compared with the others."""
+"""The named cases of the speed benchmark; the last variant of each is compared with the others."""
 
 from typing import Any, NamedTuple
 
@@ -23,18 +23,18 @@ _SAMPLE = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "l
 
 
 class Case(NamedTuple):
-    """One size, several variants.
+    """One size of a program in several variants.
 
     Attributes:
-      name: unique.
+      name: unique name.
       kind: "train" (a train step) or "sample" (a sampler call).
-      objective: "denoising" or "semigroup"; a flow map is sampled where it is "semigroup".
+      objective: "denoising" or "semigroup"; samplers use a flow map for "semigroup".
       sizes: batch, and any key of config.model; steps for samplers.
-      variants: name -> settings: noise, route (in place of the objective), and any key of
-        config.model, config.mesh or config.objective.
-      devices: host devices of the CPU; 0 for what is there.
-      group: cases of one group are run one after another by one process; "" gives each variant a
-        process of its own.
+      variants: settings of each variant by name: noise, route (instead of the objective), and any
+        key of config.model, config.mesh or config.objective.
+      devices: number of host devices of the CPU; 0 for the available ones.
+      group: name of a group whose cases run one after the other in one process; "" gives each
+        variant its own process.
     """
 
     name: str
@@ -219,5 +219,5 @@ SECONDS = {"gpu": 360, "gpu_quick": 120, "gpu_smoke": 300}
 
 
 def find(suite: str, name: str) -> Case:
-    """A case by name."""
+    """Returns a case by name."""
     return next(case for case in SUITES[suite] if case.name == name)

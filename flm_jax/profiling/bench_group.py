@@ -1,11 +1,11 @@
-"""Cases of the benchmark one after another in one process; see `bench_runs`.
+"""Runs cases of the speed benchmark one after the other in one process; see `bench_runs`.
 
 python -m flm_jax.profiling.bench_group SUITE CASE/VARIANT...
 
-Speaks JSON lines: {"begin": CASE/VARIANT}, then {"figures": ...} or {"failed": LINE} for it.
+It prints JSON lines: {"begin": CASE/VARIANT}, then {"figures": ...} or {"failed": LINE} for it.
 
-Some are compiled at once, each in a thread of its own, and timed when that is over: compilation
-takes longer than the measurement, and each uses few of a machine's cores.
+Several cases are compiled at once, each in its own thread, and timed afterwards: compilation takes
+longer than the measurement, and each uses few of a machine's cores.
 """
 
 import concurrent.futures
@@ -32,18 +32,18 @@ _PATIENCE = 80.0
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, for the line of a case."""
+    """Describes an error in one line."""
     known = error if isinstance(error, UserError) else device_memory_error(error)
     text = str(known) if known else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:400]
 
 
 def measure(case: Case, prepared: Prepared) -> dict[str, Any]:
-    """Figures of one compiled variant, which leaves nothing of it in the device's memory.
+    """Measures one compiled variant, and frees its device memory afterwards.
 
-    The peak of a process only rises, and JAX cannot reset it. Where this variant raised it, it is
-    its own ("peak_is": "measured"); else an earlier one took more, and the figure is what the
-    compiler planned for this one ("planned"), or the earlier peak ("at most") where it did not say.
+    The peak of a process only rises, and JAX cannot reset it. If this variant raised it, it is the
+    variant's own ("peak_is": "measured"); else an earlier variant needed more, and the figure is
+    the compiler's plan for this one ("planned"), or the earlier peak ("at most") without a plan.
     """
     ceiling = matmul_ceiling(prepared.dtype)
     before = peak_mib()

@@ -1,4 +1,4 @@
-"""Figures of benchmark runs: medians, utilisation, ratios, comparison with an earlier run."""
+"""Figures of speed benchmarks: medians, utilisation, ratios, comparison with an earlier run."""
 
 import statistics
 from typing import Any
@@ -11,7 +11,7 @@ from flm_jax.profiling.bench_cases import Case
 
 
 def figures(case: Case, results: list[dict[str, Any]], ready: dict[str, Any]) -> dict[str, Any]:
-    """Figures of a variant from its turns and from what its worker said when it was ready."""
+    """Figures of a variant from its turns and from the record of its worker."""
     seconds = [s for r in results for s in r["seconds"]]
     median = statistics.median(seconds)
     return ready | {
@@ -29,7 +29,7 @@ def _cards(ready: dict[str, Any]) -> int:
 
 
 def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, float]:
-    """How many times as fast the new one is, and its share of the old one's peak."""
+    """Ratio of the speeds of a new and an old variant, and of their peak memory."""
     return {
         "speed": old["median_seconds"] / new["median_seconds"],
         "peak": new["peak_mib"] / old["peak_mib"],
@@ -37,7 +37,7 @@ def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(results: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> None:
-    """Adds to each variant its ratios to the one of the same case, sizes and device before."""
+    """Adds to each variant its ratios to the earlier one of the same case, sizes and device."""
     before = {(r["case"], v): (r, f) for r in baseline for v, f in r["variants"].items()}
     for result in results:
         for variant, found in result["variants"].items():
@@ -48,7 +48,7 @@ def compare(results: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> No
 
 
 def read_baseline(path: str) -> list[dict[str, Any]]:
-    """Results of an earlier run.
+    """Reads the results of an earlier run.
 
     Raises:
       UserError: no such file, or not one of this command.
@@ -69,7 +69,7 @@ def read_baseline(path: str) -> list[dict[str, Any]]:
 
 
 def line(name: str, f: dict[str, Any]) -> str:
-    """One line of a variant that ran in the process of its group."""
+    """Formats one line about a variant that ran in the process of its group."""
     return (
         f"{name}: {f['median_seconds'] * 1e3:.1f} ms, {f['tokens_per_second']:,.0f} tokens/s, "
         f"{f['utilisation']:.0%} of {f['ceiling'] / 1e12:.3g} TFLOP/s, "

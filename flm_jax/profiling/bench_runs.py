@@ -1,7 +1,7 @@
-"""Runs the suites of a GPU: a process for each group of cases, a line as each is done.
+"""Runs the GPU suites: one process for each group of cases, and a line after each case.
 
 A case that fails, runs out of memory, kills its process or takes too long costs one line; the
-others go on, in a new process where the old one is gone.
+others continue, in a new process if the old one ended.
 """
 
 import json
@@ -63,7 +63,7 @@ class _Group:
 
 
 def names_of(cases: Sequence[Case]) -> list[str]:
-    """CASE/VARIANT of all variants."""
+    """Lists CASE/VARIANT of all variants."""
     return [f"{case.name}/{variant}" for case in cases for variant in case.variants]
 
 
@@ -76,14 +76,14 @@ def run_suite(
     """Measures all cases, group by group in their order.
 
     Args:
-      suite: its name.
+      suite: name of the suite.
       cases: some of its cases.
-      seconds: for all together; what is not done by then is named and left out.
-      save: called with all results so far after each variant.
+      seconds: time limit for all cases in seconds; cases not done by then are listed as failed.
+      save: callback that takes all results so far, after each variant.
 
     Returns:
-      A dict a case: "case", "sizes", "variants" with the figures of those that ran, "ratios" of the
-      last of them to the others, "failed" with a line for each of the rest.
+      A dict for each case: "case", "sizes", "variants" with the figures of those that ran, "ratios"
+      of the last of them to the others, "failed" with a line for each of the rest.
     """
     until = time.monotonic() + seconds
     results = {

@@ -1,6 +1,6 @@
-"""One variant of one benchmark case in a process of its own; see `bench`.
+"""Runs one variant of a speed benchmark case in its own process; see `bench`.
 
-Speaks JSON lines: once it is compiled, a line; then a line for each line read from stdin.
+It prints JSON lines: one when it is compiled, then one for each line read from stdin.
 """
 
 import functools
@@ -37,7 +37,7 @@ _PER_TURN = 3
 
 
 def peak_mib() -> float:
-    """Most memory so far: of the accelerator, or of this process."""
+    """Peak memory so far, in MiB: of the accelerator, or of this process."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**20
@@ -57,7 +57,7 @@ def _config(case: Case, settings: dict) -> dict:
 
 
 def onehot_euler(key, net, params, flow, steps: int, given):
-    """Euler or flow-map steps carried in R^V, as the reference does: x_t @ E before every call."""
+    """Euler or flow-map steps in R^V, as in the reference: x_t @ E before every call."""
     taus = flow.grid(steps)
     times = flow.t(taus)
     table = net.table(params)
@@ -116,10 +116,11 @@ def _sample_program(case: Case, program, mesh, onehot: bool):
 
 @functools.cache
 def matmul_ceiling(dtype: str) -> float:
-    """Operations a second of a large matrix product, the best of several, on one device.
+    """Operations per second of a large matrix product, the best of several, on one device.
 
-    Of random numbers: a product of equal ones runs faster than that of any real data. Accelerators
-    multiply ten times between two readings of the clock, so that starting one is not counted.
+    The factors are random: a product of constant numbers runs faster than one of real data.
+    Accelerators multiply ten times between two readings of the clock, so that starting one is not
+    counted.
     """
     host = jax.default_backend() == "cpu"
     size, times = (2048, 1) if host else (8192, 10)
@@ -138,12 +139,14 @@ class Prepared(NamedTuple):
     """A compiled variant of a case.
 
     Attributes:
-      said: what is known of it before it has run: device, operations, temporaries, collectives,
-        and the seconds of its compilation.
-      planned: bytes that the compiler counts: arguments, outputs and temporaries; 0 for unknown.
-      dtype: in which it computes.
-      run: does one step on the state that the last one returned, and waits for it.
-      first: makes the first of these; until then nothing lies in the device's memory.
+      said: known properties before a run: device, operations, temporaries, collectives, and the
+        seconds of compilation.
+      planned: memory in bytes that the compiler plans: arguments, outputs and temporaries; 0 for
+        unknown.
+      dtype: type of its computation.
+      run: function that takes one step from the state that the last step returned, and waits for
+        it.
+      first: function that creates the first state; before it nothing occupies the device's memory.
     """
 
     said: dict[str, Any]
@@ -154,7 +157,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
-    """Compiles a variant for the devices that are here; several threads may do so at once.
+    """Compiles a variant for the available devices; several threads may do so at once.
 
     Raises:
       UserError: a configuration that these devices cannot run.

@@ -1,6 +1,6 @@
 """Floating-point operations of a traced program, counted from its jaxpr.
 
-Compilers' own counts take the body of a scan once and know nothing of custom kernels.
+Compilers count the body of a scan once and do not know custom kernels.
 """
 
 import collections
@@ -14,16 +14,17 @@ Counts = collections.Counter
 
 
 def count_flops(program: ClosedJaxpr | Jaxpr) -> Counts:
-    """Operations of the matrix products of one call, over all devices.
+    """Counts operations of the matrix products of one call, over all devices.
 
-    A multiplication with its addition counts as two. Bodies of scans are taken length times, those
-    of `shard_map` once a device, kernels once a point of their grid, the most expensive branch of
-    a conditional; what is computed but not used is left out, as the compiler leaves it out.
+    A multiplication with its addition counts as two. Bodies of scans count length times, those of
+    `shard_map` once a device, kernels once for each point of their grid, and for a conditional the
+    most expensive branch; unused results are left out, as the compiler leaves them out.
 
     Returns:
-      Counter over "dot" (products the compiler makes), "kernel" (products inside Pallas kernels),
+      A counter over "dot" (products by the compiler), "kernel" (products inside Pallas kernels),
       "attention" (cuDNN's and tokamax's), "factor" (Cholesky, triangular solves); also
-      "unknown_loops": loops whose length only the run decides, their bodies counted once.
+      "unknown_loops": the number of loops whose length is only known at run time, with their bodies
+      counted once.
     """
     jaxpr = program.jaxpr if hasattr(program, "jaxpr") else program
     total = Counts()
@@ -33,7 +34,7 @@ def count_flops(program: ClosedJaxpr | Jaxpr) -> Counts:
 
 
 def total_flops(program: ClosedJaxpr | Jaxpr) -> int:
-    """Sum of the kinds of `count_flops`."""
+    """Sum of all kinds of operations in `count_flops`."""
     return sum(n for kind, n in count_flops(program).items() if kind != "unknown_loops")
 
 
@@ -130,5 +131,5 @@ _LEAVES = {
 
 
 def trace(fn: Callable, *args) -> ClosedJaxpr:
-    """Jaxpr of a jitted function at arrays or their shapes."""
+    """Traces a jitted function to a jaxpr, for arrays or their shapes."""
     return fn.trace(*args).jaxpr if hasattr(fn, "trace") else jax.make_jaxpr(fn)(*args)

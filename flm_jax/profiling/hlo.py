@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, read from the text of its HLO."""
+"""Reads the collectives of a compiled program from the text of its HLO."""
 
 import collections
 import math
@@ -23,27 +23,27 @@ _AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-    """How often a kind runs in one call of the program, and the bytes a device sees of it."""
+    """Number of runs of a kind in one call of the program, and its bytes on a device."""
 
     count: int
     bytes: int
 
 
 class Collectives(NamedTuple):
-    """Collectives by kind; loops whose length the text does not say were taken once."""
+    """Collectives by kind; loops whose length the text does not state count once."""
 
     kinds: dict[str, Collective]
     unknown_loops: int
 
 
 def collectives(text: str) -> Collectives:
-    """Collectives of one call, those in loops as often as the loops turn.
+    """Counts the collectives of one call, those in loops once for each iteration.
 
     Args:
-      text: of `compiled.as_text()`, the program of one device.
+      text: result of `compiled.as_text()`, the program of one device.
 
     Returns:
-      Kinds that occur. Bytes are those of the whole array: gathered, or before it is scattered.
+      The kinds that occur. Bytes are those of the full array: gathered, or before it is scattered.
     """
     computations, entry = _split(text)
     turns = collections.Counter()

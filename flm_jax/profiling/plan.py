@@ -1,7 +1,7 @@
-"""Compiles the real train step and sampler for devices that need not be here, and reports.
+"""Compiles train steps and samplers for devices that need not be present, and reports.
 
-Nothing runs: arguments are shapes with shardings. What the compiler says is memory per device and
-collectives; operations are counted from the traced program (see `flops`).
+Nothing runs: arguments are shapes with shardings. Memory per device and collectives come from the
+compiler; operations are counted from the traced program (see `flops`).
 """
 
 import dataclasses
@@ -34,15 +34,15 @@ from flm_jax.training.program import assemble
 
 
 def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
-    """A checked configuration with what planning cannot take from data.
+    """Fills in a checked configuration what planning cannot take from data.
 
     Args:
-      config: as `check` returns it.
-      vocab_size: in place of config.model.vocab_size; 0 keeps it.
-      batch: global batch in place of config.train.batch; 0 keeps it.
+      config: configuration, as returned by `check`.
+      vocab_size: vocabulary size that replaces config.model.vocab_size; 0 keeps it.
+      batch: global batch size that replaces config.train.batch; 0 keeps it.
 
     Raises:
-      UserError: no vocabulary.
+      UserError: there is no vocabulary size.
     """
     vocab_size = vocab_size or config["model"]["vocab_size"]
     require(
@@ -76,10 +76,10 @@ def _abstract_teacher(config: Config, mesh: Mesh):
 
 
 def train_job(config: Config, mesh: Mesh) -> aot.Job:
-    """The train step of a resolved configuration.
+    """Returns the train step of a resolved configuration.
 
     Raises:
-      UserError: whatever `train` refuses.
+      UserError: for everything that `train` refuses.
     """
     teacher = _abstract_teacher(config, mesh)
     made = assemble(config, mesh, teacher)
@@ -97,13 +97,14 @@ def train_job(config: Config, mesh: Mesh) -> aot.Job:
 
 
 def sample_job(config: Config, mesh: Mesh, steps: int, rollout: bool = False) -> aot.Job:
-    """The sampler of a resolved configuration, for train.batch samples in `steps` network calls.
+    """Returns the sampler of a resolved configuration, for train.batch samples in `steps` calls.
 
     Args:
-      rollout: whether it is the one of `train_policy`, of step sizes that a policy draws.
+      rollout: whether it is the sampler of `train_policy`, with step sizes drawn by a policy.
 
     Raises:
-      UserError: whatever `train` refuses; a rollout of another sampler than x_prediction.
+      UserError: for everything that `train` refuses; a rollout with a sampler other than
+        x_prediction.
     """
     require(steps >= 1, f"got {steps} network calls; expected at least 1.")
     teacher = _abstract_teacher(config, mesh)
@@ -144,10 +145,10 @@ def _rollout(config: Config, net: Network, steps: int) -> Callable:
 
 
 def forward_minimum(config: Config, rows: int) -> int:
-    """Operations of one network call on `rows` sequences, head included.
+    """Lower bound of operations of one network call on `rows` sequences, including the head.
 
-    Those of the blocks the network states (`build.model.MODELS`); the head takes 2 for each of its
-    weights and each token. Embedding look-ups count nothing.
+    The operations of the blocks are given by the network (`build.model.MODELS`); the head takes 2
+    for each of its weights and each token. Embedding look-ups are not counted.
     """
     cfg = settings(config, "model")
     token = network_kind(config).operations(cfg) + 2 * cfg.dim * cfg.vocab_size
@@ -155,9 +156,9 @@ def forward_minimum(config: Config, rows: int) -> int:
 
 
 def train_minimum(config: Config) -> int:
-    """Least operations of a train step: forward and twice that backward; once for a frozen base.
+    """Lower bound of a train step: forward and twice that backward; once for a frozen base.
 
-    What distillation adds its family says, see `build.families.base.Work`.
+    Distillation adds the work that its family states, see `build.families.base.Work`.
     """
     rows, more = config["train"]["batch"], family(config).work(config)
     adapters = config["adapters"]
@@ -168,10 +169,10 @@ def train_minimum(config: Config) -> int:
 
 
 def sample_minimum(config: Config, steps: int) -> int:
-    """Least operations of sampling a flow: network calls, and between them probabilities @ E.
+    """Lower bound of sampling a flow: network calls, and probabilities @ E between them.
 
-    Where the run itself decides how many steps there are, those of one step, and of the call that
-    tokens are read off where there is one: counts take the body of such a loop once.
+    If the number of steps is only known at run time, the bound covers one step, and the call from
+    which tokens are read if there is one: counts take the body of such a loop once.
     """
     rows = config["train"]["batch"]
     if family(config).open_ended:
@@ -196,22 +197,23 @@ def plan(
     tries: int = 0,
     keep: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, Any]:
-    """Compiles the train step, or the sampler, of a configuration and says what it takes.
+    """Compiles the train step, or the sampler, of a configuration and reports its requirements.
 
     Args:
-      config: resolved.
+      config: resolved configuration.
       mesh: devices to compile for.
-      limit: bytes a program may use on one; 0 for unknown.
-      sample_steps: network calls of the sampler; 0 for the train step.
-      rollout: with sample_steps, see `sample_job`.
-      tries: compilations at most in the search for the largest batch; 0 for none.
-      keep: given the program of one device as text.
+      limit: memory in bytes that a program may use on one device; 0 for unknown.
+      sample_steps: number of network calls of the sampler; 0 for the train step.
+      rollout: whether to plan a rollout, with sample_steps; see `sample_job`.
+      tries: largest number of compilations in the search for the largest batch; 0 for no search.
+      keep: callback that takes the program of one device as text.
 
     Returns:
-      Plain values, for JSON. Bytes are those of one device, operations those of all.
+      Plain values, for JSON. Bytes are those of one device, operations the total over devices.
 
     Raises:
-      UserError: whatever `train` refuses; a batch of which some devices would hold more.
+      UserError: for everything that `train` refuses; a batch that does not split evenly over the
+        devices.
     """
 
     def job(rows: int) -> aot.Job:
@@ -282,7 +284,7 @@ def _measured(job: aot.Job, made: aot.Compiled) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """A report of `plan` for people."""
+    """Formats a report of `plan` for users."""
     memory, work = result["memory_bytes"], result["flops"]
     limit = f" of {memory['limit'] / 2**30:.2f}" if memory["limit"] else ""
     verdict = "fits" if result["fits"] else "DOES NOT FIT"
@@ -310,5 +312,5 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def row_unit(config: Config) -> int:
-    """Rows of a device that a batch must be a multiple of, so that all devices hold as many."""
+    """Number of rows of a device of which a batch must be a multiple, to split evenly."""
     return config["train"]["microbatches"] * family(config).row_group(config)

@@ -1,4 +1,4 @@
-"""Devices that are not here: TPU slices and GPU hosts for which programs can be compiled."""
+"""Devices that are not present: TPU slices and GPU hosts for which programs can be compiled."""
 
 import dataclasses
 import importlib.util
@@ -20,8 +20,9 @@ class Chip:
 
     Attributes:
       platform: "tpu", "cuda" or "cpu".
-      memory: bytes a program may use on one device; 0 where the host's memory decides.
-      bandwidth: of that memory, bytes a second; for GPUs alone, whose compiler asks.
+      memory: memory in bytes that a program may use on one device; 0 if the host's memory decides.
+      bandwidth: bandwidth of that memory in bytes per second; only for GPUs, whose compiler needs
+        it.
     """
 
     platform: str
@@ -55,10 +56,10 @@ class Topology:
 
 
 def parse(name: str) -> Topology:
-    """Reads FAMILY:NxM...
+    """Parses FAMILY:NxM...
 
     Raises:
-      UserError: another form, or an unknown family.
+      UserError: another format, or an unknown family.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     require(bool(match), f"got topology {name!r}; expected FAMILY:SIZES such as {EXAMPLES}.")
@@ -68,11 +69,11 @@ def parse(name: str) -> Topology:
 
 
 def devices(topology: Topology, slices: int = 1) -> list[jax.Device]:
-    """Devices to compile for; on "cpu" those of this process.
+    """Returns the devices to compile for; on "cpu" the devices of this process.
 
     Args:
-      topology: one slice, or GPU hosts (hosts x cards a host).
-      slices: TPU slices of this topology.
+      topology: topology of one slice, or GPU hosts (hosts x cards per host).
+      slices: number of TPU slices of this topology.
 
     Raises:
       UserError: an arrangement that does not exist; the platform's compiler is not installed.

@@ -1,1 +1,1 @@
-"""One training run: program, step, loop, logs."""
+"""Training of a model: program, step, loop and logs."""

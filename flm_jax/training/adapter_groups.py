@@ -9,10 +9,10 @@ from flm_jax.training.optim import Group, Path, is_kernel
 
 
 def optimizer_groups(config: Config) -> tuple[list[Group], Callable[[Path], bool]]:
-    """Groups of parameters with an optimizer's rates of their own, and which others decay.
+    """Groups of parameters with their own rates, and a predicate of weight decay for the others.
 
-    As the code of the authors of masked flows has it, LoRA has weight decay and the time
-    conditioning none; of a base that is trained its matrices and the last norm have it.
+    As in the code of the authors of masked flows, LoRA has weight decay and the time conditioning
+    has none; of a trained base its matrices and the last norm have weight decay.
     """
     cfg = adapter_config(config)
     if cfg is None:

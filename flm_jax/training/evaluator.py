@@ -1,4 +1,4 @@
-"""Losses, samples and task figures during training."""
+"""Evaluation during training: losses, samples and task figures."""
 
 import dataclasses
 
@@ -31,12 +31,11 @@ def make_evaluator(
     mesh,
     base_params: Params | None = None,
 ):
-    """evaluate(params, times) -> (values, texts): loss by tau, samples with their statistics.
+    """Builds evaluate(params, times) -> (values, texts): loss by tau, and samples with statistics.
 
-    With config.eval.batches = 0 no loss is among the values; without samples too it is None.
-
-    `times` are what is learnt of the law of times. `base_params` are what an aligned model is
-    compared with, None of other families.
+    With config.eval.batches = 0 there is no loss among the values; without samples too, None is
+    returned. `times` is the state of learnt times. `base_params` are the parameters with which an
+    aligned model is compared, None for other families.
     """
     cfg, batch = config["eval"], config["train"]["batch"]
     if cfg["batches"] == 0 and cfg["samples"] == 0:

@@ -1,4 +1,4 @@
-"""Progress lines, metrics.jsonl and TensorBoard."""
+"""Logs of a run: progress lines, metrics.jsonl and TensorBoard."""
 
 import math
 import time
@@ -13,9 +13,9 @@ from flm_jax.core.printing import shown
 
 
 class MetricsLog:
-    """Writes numbers and texts of one run, see `StepLines`.
+    """Writes figures and texts of one run, see `StepLines`.
 
-    Everything is written by the calling thread: tensorboardX's own SummaryWriter hands it to a
+    Everything is written by the calling thread: tensorboardX's own SummaryWriter passes it to a
     thread that ends at the first error, such as a full disk, and then blocks its caller for ever.
     """
 
@@ -48,7 +48,7 @@ class MetricsLog:
             self._board.flush()
 
     def evaluated(self, step: int) -> bool:
-        """Whether the metrics of an earlier process have the evaluation of a step."""
+        """Whether the metrics of an earlier process contain the evaluation of a step."""
         return self._lines.has(step, "eval/")
 
     def _add(self, event: Event, step: int) -> None:
@@ -61,25 +61,25 @@ class MetricsLog:
 
 
 class Speed:
-    """Steps and tokens per second since the last call, and the time left."""
+    """Measures steps and tokens per second since the last call, and the time left."""
 
     def __init__(self, step: int, steps: int, tokens_per_step: int):
         self._last, self._time = step, time.perf_counter()
         self._steps, self._tokens = steps, tokens_per_step
 
     def lap(self, step: int) -> tuple[float, float, float]:
-        """(seconds per step, tokens per second, seconds left) at `step`."""
+        """Returns (seconds per step, tokens per second, seconds left) at `step`."""
         now = time.perf_counter()
         seconds = (now - self._time) / max(step - self._last, 1)
         self._last, self._time = step, now
         return seconds, self._tokens / max(seconds, 1e-9), seconds * (self._steps - step)
 
     def skip(self, step: int) -> None:
-        """Starts afresh at `step`: what came since the last lap was not all training."""
+        """Restarts the measurement at `step`, since the time before was not all training."""
         self._last, self._time = step, time.perf_counter()
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Formats seconds as h:mm:ss."""
     whole = math.ceil(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

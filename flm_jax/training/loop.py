@@ -1,7 +1,7 @@
 """The training loop: steps, progress, evaluation, checkpoints, clean stops.
 
-The host runs ahead of the devices by at most two steps: what a step reports is fetched while later
-ones are under way, so that the devices never wait for the host.
+The host runs ahead of the devices by at most two steps: the metrics of a step are fetched while
+later steps are under way, so that the devices never wait for the host.
 """
 
 import collections
@@ -31,24 +31,24 @@ _VOTE_EVERY = 10  # steps between the votes of several processes on stopping
 
 
 class Run(NamedTuple):
-    """What the loop drives.
+    """The parts of a training run that the loop drives.
 
     Attributes:
-      state: at the step to continue from.
+      state: train state at the step to continue from.
       train_step: (state, frozen, batch) -> (state, metrics); compiled, donating the state, or a
-        function of the host that runs compiled parts and its own work between them.
-      frozen: teacher parameters, or {}.
-      batches: iterator with get_state; yields local NumPy batches.
-      to_global: local batch -> global arrays.
-      evaluate: (ema_params, tracked) -> (values, texts); None for no evaluation.
-      eval_every: steps between evaluations; 0 = at the end only.
-      meta: saved with every checkpoint.
-      spent: seconds of training before `state`.
-      rate: share of the run that is over, by its steps or its seconds -> what scales the learning
-        rate, given to train_step after the batch; None where that is told nothing.
-      note: (step, state) -> None, after each evaluation.
-      shown: name of a metric -> whether progress lines show it.
-      rows: sequences of a step, over all devices.
+        host function that runs compiled parts and its own work between them.
+      frozen: parameters of the teacher, or {}.
+      batches: iterator with get_state that yields local NumPy batches.
+      to_global: function from a local batch to global arrays.
+      evaluate: function from (ema_params, tracked) to (values, texts); None for no evaluation.
+      eval_every: number of steps between evaluations; 0 for one at the end.
+      meta: record that is saved with every checkpoint.
+      spent: time of training before `state`, in seconds.
+      rate: function from the completed fraction of the run, by steps or seconds, to the factor of
+        the learning rate, which train_step takes after the batch; None if it takes no factor.
+      note: callback (step, state) -> None after each evaluation.
+      shown: function from the name of a metric to whether progress lines show it.
+      rows: number of sequences of a step, over all devices.
     """
 
     state: TrainState
@@ -69,10 +69,10 @@ class Run(NamedTuple):
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag, until `restore`; a second one interrupts at once.
 
-    Python lets the main thread alone handle signals: in another thread none is noted.
+    In Python only the main thread handles signals: in another thread none is noticed.
 
     Attributes:
-      name: of the signal that came, "" before.
+      name: name of the signal that arrived, "" before.
     """
 
     def __init__(self):
@@ -93,7 +93,7 @@ class StopSignal:
 
 
 def stopped(name: str, step: int) -> str:
-    """What a run says that a signal stopped after it saved."""
+    """Message of a run that a signal stopped, after its state was saved."""
     return f"{name}: saved step {step}; run the same command to continue."
 
 
@@ -107,19 +107,19 @@ class _Step(NamedTuple):
 
 
 class Loop:
-    """Trains a run to its last step: the steps under way, and all that watches them.
+    """Trains a run to its last step, and supervises the steps under way.
 
-    Used as `with Loop(...) as loop: loop.train()`; leaving the block waits for the last
-    checkpoint and gives signals back.
+    Used as `with Loop(...) as loop: loop.train()`; leaving the block waits for the last checkpoint
+    and restores the signal handlers.
 
     Attributes:
       state: the newest train state.
 
     Args:
-      run: what is driven.
-      cfg: steps, logging, checkpoints.
-      workdir: of metrics, samples and bad batches.
-      checkpoints: of the run.
+      run: parts of the run.
+      cfg: settings of steps, logging and checkpoints.
+      workdir: folder of metrics, samples and bad batches.
+      checkpoints: checkpoints of the run.
     """
 
     def __init__(self, run: Run, cfg: LoopConfig, workdir, checkpoints: Checkpoints):
@@ -161,9 +161,9 @@ class Loop:
         """Trains to cfg.steps, or for cfg.seconds.
 
         Raises:
-          Stopped: a signal came; its step was saved.
-          UserError: cfg.max_skipped steps in a row had a non-finite loss or gradient; a checkpoint
-            or the metrics could not be written; the data could not be read.
+          Stopped: a signal arrived; its step was saved.
+          UserError: cfg.max_skipped consecutive steps had a non-finite loss or gradient; a
+            checkpoint or the metrics could not be written; the data could not be read.
         """
         run, cfg, state = self._run, self._cfg, self.state
         if self._missing_evaluation():

@@ -1,8 +1,8 @@
 """AdamW or Muon with warm-up, clipping and exponential averaging.
 
-Muon steps along the orthogonal factor of the momentum (arXiv 2502.16982), here of the matrices of
-the transformer blocks; embeddings, heads, biases, norms, routers and conditioning have AdamW. Its
-steps are scaled to the size of AdamW's, so that both take the same learning rates.
+Muon steps along the orthogonal factor of the momentum (arXiv 2502.16982), here for the matrices of
+the transformer blocks; embeddings, heads, biases, norms, routers and conditioning use AdamW. Its
+steps are scaled to the size of AdamW's, so that both use the same learning rates.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ Path = tuple[str, ...]  # of a parameter
 
 
 class Group(NamedTuple):
-    """Parameters with a learning rate and a weight decay of their own.
+    """Parameters with their own learning rate and weight decay.
 
     Attributes:
-      member: path -> whether a parameter is of the group.
+      member: function from a path to whether a parameter belongs to the group.
       lr: peak learning rate.
-      weight_decay: of those that `decays`.
-      decays: path -> whether a parameter has weight decay.
+      weight_decay: weight decay of the parameters that `decays` selects.
+      decays: function from a path to whether a parameter has weight decay.
     """
 
     member: Callable[[Path], bool]
@@ -42,12 +42,12 @@ class Group(NamedTuple):
 
 
 def is_kernel(path: Path) -> bool:
-    """Whether a path is that of a matrix, which has weight decay."""
+    """Whether a path leads to a matrix, which has weight decay."""
     return path[-1] == "kernel"
 
 
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine to 10% of the peak at `steps`."""
+    """Schedule with linear warm-up, then constant or a cosine to 10% of the peak at `steps`."""
     warmup = min(cfg.warmup_steps, steps)
     ahead = cfg.lr / max(warmup, 1) if cfg.first_step == "rising" else 0.0
     rise = optax.linear_schedule(ahead if warmup else cfg.lr, cfg.lr + ahead, warmup)
@@ -58,18 +58,18 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def fallen(progress: float) -> float:
-    """Share of the peak learning rate that a cosine to 10% leaves, where so much of it is over."""
+    """Factor of the peak learning rate under a cosine to 10%, at a completed fraction."""
     return 0.55 + 0.45 * math.cos(math.pi * min(max(progress, 0.0), 1.0))
 
 
 def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> str:
-    """One line about a learning rate that another config.train.steps moves at `step`, or "".
+    """One line about a learning rate that a changed config.train.steps moves at `step`, or "".
 
     Args:
-      saved: configuration of the run so far; its optimizer is that of `config`.
-      config: how the run goes on.
-      step: that it goes on from.
-      updates: of the optimizer, in a step.
+      saved: configuration of the run so far, with the same optimizer as `config`.
+      config: configuration with which the run continues.
+      step: step from which it continues.
+      updates: number of optimizer updates in a step.
     """
     old, new = (cfg["train"]["steps"] for cfg in (saved, config))
     cfg = settings(config, "optim")
@@ -124,12 +124,12 @@ def make_optimizer(
     groups: Sequence[Group] = (),
     decays: Callable[[Path], bool] = is_kernel,
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW or Muon.
+    """Builds the optimizer: clipping by the global norm, then AdamW or Muon.
 
     Args:
-      steps: at which a cosine ends.
-      groups: parameters with rates of their own; the first that a parameter is of counts.
-      decays: which of the other parameters have weight decay.
+      steps: step at which a cosine ends.
+      groups: groups with their own rates; a parameter belongs to the first that selects it.
+      decays: predicate of weight decay for the other parameters.
     """
     clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
     rule = _rule(cfg, steps, decays)
@@ -144,6 +144,6 @@ def make_optimizer(
 
 
 def update_ema(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:
-    """ema <- d ema + (1-d) params with d = min(decay, (1+step)/(10+step)): no slow start."""
+    """Updates ema <- d ema + (1-d) params, d = min(decay, (1+step)/(10+step)): no slow start."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: d * e + (1.0 - d) * p, ema, params)

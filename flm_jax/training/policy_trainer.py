@@ -1,7 +1,7 @@
-"""Trains a policy of step sizes by rollouts of a masked diffusion model that stays as it is.
+"""Trains a policy of step sizes by rollouts of a frozen masked diffusion model.
 
-A step rolls out answers on the devices, scores them on the host, and updates the policy by
-`make_train_step`; the loop of all training drives it.
+A step generates answers on the devices, scores them on the host, and updates the policy by
+`make_train_step`; the general training loop drives it.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ _OLDER |= {"seconds": 3.0}
 
 
 def actor(trained: StepPolicy) -> Callable[[Key, jax.Array], tuple[jax.Array, Any]]:
-    """Draws step sizes; keeps (u, log density of u)."""
+    """Returns a function that draws step sizes and records (u, log density of u)."""
 
     def act(key: Key, features: jax.Array):
         law = trained.made.law(trained.params, features)
@@ -67,7 +67,7 @@ def policy_loss(
     advantages: jax.Array,
     clip: float,
 ):
-    """`clipped_loss` of a policy's parameters."""
+    """Clipped loss `clipped_loss` as a function of a policy's parameters."""
     # Of calls that were not made nothing was drawn: any number of finite density will do.
     drawn = jnp.where(actions.counted, actions.drawn, 0.5)
     log_probs = step_policy.log_prob(made.law(params, actions.features), drawn)
@@ -75,10 +75,10 @@ def policy_loss(
 
 
 def policy_objective(config: Config, made: step_policy.Policy) -> Objective:
-    """The clipped loss of rollouts, as an objective of `make_train_step`.
+    """Returns the clipped loss of rollouts as an objective of `make_train_step`.
 
     Its batch holds tokens [B, L], actions (see `losses.grpo.Actions`), answers (the reward of each
-    row, [B]), reached [B, L], calls [B] and free (positions that were to be written, [B, L]).
+    row, [B]), reached [B, L], calls [B] and free (mask of the positions to generate, [B, L]).
     """
     cfg = step_policy_config(config)
 
@@ -100,13 +100,13 @@ def policy_objective(config: Config, made: step_policy.Policy) -> Objective:
 
 
 class PolicyStep:
-    """(state, model parameters, problems) -> (state, metrics): one step of GRPO on the host.
+    """One step of GRPO on the host: (state, model parameters, problems) -> (state, metrics).
 
     Args:
-      config: of `train_policy`.
-      model: the masked diffusion model, over `mesh`.
-      reward: of completions, see `Problems`.
-      mesh: devices; rollouts lie over its batch axes, the policy is replicated.
+      config: configuration of `train_policy`.
+      model: masked diffusion model, over `mesh`.
+      reward: reward of completions, see `Problems`.
+      mesh: devices; rollouts are split over its batch axes, the policy is replicated.
       state: shapes of the train state.
     """
 
@@ -188,11 +188,11 @@ def _optimizer(config: Config):
 
 
 class SolvedPrompts(NamedTuple):
-    """Problems that the model solves by itself.
+    """Problems that the model solves without a policy.
 
     Attributes:
       given: all problems, arrays [N, L].
-      places: int [M], those of them that are solved.
+      places: int [M], indices of the solved ones.
     """
 
     given: Given
@@ -200,10 +200,10 @@ class SolvedPrompts(NamedTuple):
 
 
 def solved_prompts(model: Model, problems: Problems, config: Config, mesh: Mesh) -> SolvedPrompts:
-    """The problems that low-confidence decoding solves, a token a call.
+    """Finds the problems that low-confidence decoding solves with one token per call.
 
     Raises:
-      UserError: fewer than a batch of them.
+      UserError: fewer of them than a batch.
     """
     number = len(problems.given.tokens)
     answers = _answered(model, problems.given, config, mesh)
@@ -245,13 +245,13 @@ def _given(batch: dict[str, jax.Array]) -> Given:
 
 
 class PromptBatches:
-    """Endless batches of solved problems, each a function of the seed and its number alone.
+    """Endless batches of solved problems; each depends on the seed and its number alone.
 
     Args:
-      prompts: what is drawn from.
-      config: of `train_policy`.
-      rows: places in a batch of the rows that this process reads.
-      step: batches drawn before.
+      prompts: solved problems from which batches are drawn.
+      config: configuration of `train_policy`.
+      rows: indices in a batch of the rows that this process reads.
+      step: number of batches drawn before.
     """
 
     stall_seconds = 0.0
@@ -271,7 +271,7 @@ class PromptBatches:
         return _rows(prompts.given, places) | {"places": places.astype(np.int32)}
 
     def get_state(self) -> dict[str, Any]:
-        """The number of batches drawn."""
+        """Returns the number of batches drawn."""
         return {"batches": self._step}
 
 
@@ -328,19 +328,19 @@ def train_policy_run(
 ) -> int:
     """Trains, or continues, the policy of `config` in `workdir`.
 
-    A step is a function of its number and the seed: a run that is stopped goes on bit for bit from
-    its last checkpoint.
+    A step depends on its number and the seed alone: a run that is stopped continues bit for bit
+    from its last checkpoint.
 
     Args:
-      config: of `train_policy`, checked.
-      workdir: of the policy.
-      problems_of: (config, model) -> what it learns from.
+      config: configuration of `train_policy`, checked.
+      workdir: workdir of the policy.
+      problems_of: function from (config, model) to the problems of training.
 
     Returns:
       0, the exit status of a run that is finished.
 
     Raises:
-      Stopped: SIGTERM or SIGINT came; its step was saved.
+      Stopped: SIGTERM or SIGINT arrived; its step was saved.
       UserError: bad configuration, model or workdir; before anything is compiled.
     """
     check_policy_config(config)

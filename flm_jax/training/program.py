@@ -1,4 +1,4 @@
-"""From a configuration and a mesh to the compiled program: what training and planning share."""
+"""Builds the training program for a configuration and a mesh, for training and for planning."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,17 +28,17 @@ from flm_jax.training.step import Companion, make_train_step
 
 
 class Assembly(NamedTuple):
-    """A training program; nothing of it has run or been compiled.
+    """A training program, of which nothing has run or been compiled.
 
     Attributes:
-      net: the denoiser over the mesh.
-      flow: the flow that it is of.
-      cfg: steps, batch and so on.
+      net: denoiser over the mesh.
+      flow: flow for which it is trained.
+      cfg: settings of the run: steps, batch and so on.
       state: shapes of the train state with their shardings.
-      initial_state: (parameters of a teacher or of the base of adapters, or {}; those that the
-        model starts from instead, if any) -> state at step 0, created already sharded.
+      initial_state: (parameters of a teacher or of the base of adapters, or {}; initial parameters
+        of the model, if there are others) -> state at step 0, created with its shardings.
       train_step: jitted (state, frozen, batch) -> (state, metrics); donates the state.
-      rate: see `Run`.
+      rate: factor of the learning rate, see `Run`.
     """
 
     net: Network
@@ -53,13 +53,13 @@ class Assembly(NamedTuple):
 def assemble(
     config: dict[str, Any], mesh: Mesh, teacher: tuple[Network, Params] | None = None
 ) -> Assembly:
-    """Puts a training program together.
+    """Builds a training program.
 
     Args:
-      config: checked, its vocabulary resolved.
+      config: configuration, checked and with a resolved vocabulary.
       mesh: devices, attached or not.
-      teacher: its network and parameters, of which only the shapes are read; likewise the base
-        of adapters.
+      teacher: network and parameters of the teacher, or of the base of adapters; only shapes are
+        used.
 
     Raises:
       UserError: a value, or a combination of values, that cannot be trained.
@@ -115,10 +115,10 @@ def assemble(
 
 
 def without_table(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer that leaves the embedding table as it is.
+    """Returns an optimizer that leaves the embedding table unchanged.
 
-    With noise of the embedding space a student and its teacher see the same state only through the
-    same table.
+    With noise of the embedding space a student and its teacher see the same state only if they have
+    the same table.
     """
 
     def fixed(params: Params) -> Params:
@@ -129,7 +129,7 @@ def without_table(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Shapes that say where their arrays lie."""
+    """Combines shapes with shardings."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
@@ -159,10 +159,11 @@ def _check_batch(cfg: TrainConfig, mesh: Mesh, companion: Companion | None) -> N
 
 
 def student_params(fresh: Params, teacher: Params) -> Params:
-    """The teacher's parameters, with what it lacks (the second time embedding) fresh.
+    """Initialises a student by its teacher; what the teacher lacks (second time) stays fresh.
 
-    So are the weights of the loss, which is another one. All have the types of the fresh ones: a
-    teacher may be kept in bfloat16, where the small steps of its student would round to nothing.
+    The weights of the loss stay fresh too, since the loss differs. All parameters have the types of
+    the fresh ones: a teacher may be stored in bfloat16, in which small updates of its student would
+    round to zero.
     """
     taken = {k: v for k, v in teacher.items() if k != "weighting"}
     own = lambda x, like: jnp.copy(x).astype(like.dtype)

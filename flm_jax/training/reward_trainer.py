@@ -1,8 +1,7 @@
-"""Trains a text classifier as a reward: how likely a text matches a pattern.
+"""Trains a text classifier as a reward: the probability that a text matches a pattern.
 
-A folder holds reward.json (pattern, sizes, fingerprint of the tokenizer) and weights.npz; beside
-them config.json, checkpoints/ and metrics.jsonl of its training, which the loop of all training
-drives.
+A folder holds reward.json (pattern, sizes, fingerprint of the tokenizer) and weights.npz, and from
+its training config.json, checkpoints/ and metrics.jsonl; the general training loop drives it.
 """
 
 import functools
@@ -42,11 +41,11 @@ _LOG_EVERY, _CHECKPOINT_EVERY, _MAX_SKIPPED, _WATCHDOG_SECONDS = 50, 200, 20, 60
 
 
 class RewardFigures(NamedTuple):
-    """Figures of held-out texts.
+    """Figures on held-out texts.
 
     Attributes:
-      matching: fraction that match the pattern.
-      accuracy: fraction that the classifier labels correctly.
+      matching: fraction of texts that match the pattern.
+      accuracy: fraction of texts that the classifier labels correctly.
       loss: binary cross entropy of the classifier, nats/text.
     """
 
@@ -73,24 +72,24 @@ def train_text_reward(
 ) -> RewardFigures:
     """Learns p(text matches | text) from the training data of a model, and writes it to `out`.
 
-    Run again with the same arguments it goes on from its last checkpoint.
+    If run again with the same arguments, it continues from its last checkpoint.
 
     Args:
-      workdir: the model that is to be steered; its data must be where they were.
+      workdir: workdir of the model to steer, whose data must still be available.
       pattern: regular expression, searched in decoded texts.
       out: folder of the reward.
-      steps: updates of Adam.
-      batch: texts of a step.
+      steps: number of updates of Adam.
+      batch: number of texts in a step.
       lr: learning rate.
-      seed: of initialisation and of the order of the data.
+      seed: seed of the initialisation and of the order of the data.
 
     Returns:
-      Figures of held-out texts.
+      Figures on held-out texts.
 
     Raises:
-      Stopped: SIGTERM or SIGINT came; its step was saved.
-      UserError: no such model or data; a pattern that all or no texts match; an `out` of other
-        arguments.
+      Stopped: SIGTERM or SIGINT arrived; its step was saved.
+      UserError: no such model or data; a pattern that all or no texts match; a folder `out` with
+        other arguments.
     """
     for name, value in (("steps", steps), ("batch_size", batch)):
         require(value >= 1, f"got {name}={value}; expected at least 1.")

@@ -1,4 +1,4 @@
-"""The learnt law of the times of a flow: recorded while it is trained, drawn later.
+"""The learnt times of a flow: recorded during training, plotted later.
 
 A workdir's schedule.jsonl holds a record for each evaluation; see `flows.gamma_law`.
 """
@@ -24,14 +24,15 @@ Record = dict[str, Any]
 
 
 def schedule_record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
-    """What was learnt by a step.
+    """Record of the learnt times at a step.
 
     Returns:
-      step; gamma, nats and rows: centers of the bins that a fit would use, the mean cross entropy
-      there, and how many rows it is of, after decay; u, quantiles and mixture: gamma at shares u of
-      the learnt law and of the mixture that training draws; weights: of the uniform, the normal and
-      the learnt law in it; r2: of the last fit; examples: rows seen in all; ready: whether there is
-      a learnt law (until then another one has its weight).
+      A dict of step; gamma, nats and rows: centres of the bins that a fit would use, their mean
+      cross entropy, and their number of rows after decay; u, quantiles and mixture: gamma at
+      quantile levels u of the learnt distribution and of the training mixture; weights: weights of
+      the uniform, the normal and the learnt component; r2 of the last fit; examples: number of rows
+      seen in total; ready: whether there is a learnt distribution (before, another component has
+      its weight).
     """
     state = jax.tree.map(jnp.asarray, jax.device_get(state))
     number, nats = (np.asarray(x) for x in curve(state, cfg))
@@ -55,10 +56,10 @@ def schedule_record(step: int, state: GammaState, cfg: GammaConfig) -> Record:
 def schedule_recorder(
     workdir: str, config: dict[str, Any], start_step: int
 ) -> Callable[[int, TrainState], None]:
-    """note(step, state), which adds a record to the workdir's file; process 0 alone writes.
+    """Returns note(step, state), which appends a record to the workdir's file on process 0.
 
     Args:
-      start_step: of this run; see `StepLines`.
+      start_step: first step of this run; see `StepLines`.
     """
     cfg = learnt_law(config)
     lines = StepLines(epath.Path(workdir) / FILE, start_step) if jax.process_index() == 0 else None
@@ -71,7 +72,7 @@ def schedule_recorder(
 
 
 def read_schedule(workdir: str | epath.Path) -> list[Record]:
-    """Records by step; of a step that stands twice, the last. [] without a file."""
+    """Reads records by step, the last one of repeated steps; [] without a file."""
     rows = map(nulls_as_nan, read_json_lines(epath.Path(workdir) / FILE))
     found = {row["step"]: row for row in rows}
     return [found[step] for step in sorted(found)]

@@ -1,4 +1,4 @@
-"""The pure train step: accumulate, clip, update, average; a network beside the model in turn."""
+"""The pure train step: accumulates, clips, updates and averages, also for a companion network."""
 
 import functools
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from flm_jax.training.optim import update_ema
 
 
 def step_key(seed: int, step: jax.Array) -> Key:
-    """The key of one training step: a function of seed and step alone, so none is saved."""
+    """Key of one training step, which depends on seed and step alone, so that none is saved."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
 class Companion(NamedTuple):
-    """An `Auxiliary` with what updates it."""
+    """An `Auxiliary` with its optimizer."""
 
     auxiliary: Auxiliary
     optimizer: optax.GradientTransformation
 
 
 def interleaved(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
-    """Arrays [B, ...] as [parts, B / parts, ...].
+    """Reshapes arrays [B, ...] to [parts, B / parts, ...].
 
-    Part m takes rows m, m + M, ...: on every device as many rows of each part.
+    Part m takes rows m, m + M, ..., so that every device has the same number of rows of each part.
     """
     size = batch["tokens"].shape[0] // parts
     return jax.tree.map(lambda x: x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -123,16 +123,17 @@ def make_train_step(
     companion: Companion | None = None,
     renewal: Renewal | None = None,
 ) -> Callable[[TrainState, Any, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """train_step(state, teacher, batch) -> (state, metrics), to be jitted with `state` donated.
+    """Returns train_step(state, teacher, batch) -> (state, metrics), to be jitted.
 
-    `teacher` holds its parameters, or is {}. With a companion the batch falls into equal parts:
-    one for each update of the auxiliary, and the first for that of the model, which comes last.
-    Every part is taken in as many microbatches. A fourth argument scales what optimizers add to
-    parameters, and so the learning rates: one that is known at run time alone. With a renewal the
-    auxiliary holds a teacher's parameters, which change between steps alone.
+    The state is to be donated. `teacher` holds the teacher's parameters, or is {}. With a companion
+    the batch is split into equal parts: one for each update of the auxiliary, and the first for the
+    update of the model, which comes last. Every part is processed in the same number of
+    microbatches. A fourth argument scales the updates of parameters, and so the learning rates, by
+    a factor that is only known at run time. With a renewal the auxiliary holds a teacher's
+    parameters, which change between steps alone.
 
-    A non-finite loss or gradient, of any update, leaves parameters, moments, average, statistics
-    and auxiliary as they were; the step still counts, and `skipped` counts such steps in a row.
+    After a non-finite loss or gradient in any update, parameters, moments, average, statistics and
+    auxiliary stay unchanged; the step still counts, and `skipped` counts consecutive such steps.
     """
     gradients = _gradients(objective, microbatches)
     beside = companion and _companion_updates(companion, microbatches)
@@ -172,7 +173,7 @@ def make_train_step(
 
 
 def renewed(state: TrainState, renewal: Renewal) -> TrainState:
-    """The state with a new teacher, where one is due before this step."""
+    """Returns the state with a new teacher, if one is due before this step."""
     due = (state.step > 0) & (state.step % renewal.every == 0)
     new = state.ema_params if renewal.average else state.params
     teacher = _chosen(due, new, state.auxiliary.params)

@@ -1,4 +1,4 @@
-"""Problems that policies learn from, and rewards for completions; named by config.reward."""
+"""Problems from which policies learn, and rewards of completions, named by config.reward."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,8 +19,9 @@ class Problems(NamedTuple):
     """Problems to complete.
 
     Attributes:
-      given: its arrays [N, L], NumPy.
-      reward: (completions int [n, L], which problems they complete int [n]) -> rewards float32 [n].
+      given: prescribed tokens, arrays [N, L], NumPy.
+      reward: function from (completions int [n, L], indices of their problems int [n]) to rewards
+        float32 [n].
     """
 
     given: Given
@@ -32,9 +33,10 @@ Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def exact_match(task: Task) -> Reward:
-    """1 for each row that is the right one token by token, else 0.
+    """Reward 1 for each row that equals the correct one token by token, else 0.
 
-    The right one is the task's reference; where a task has none, whatever solves the problem.
+    The correct row is the task's reference; for a task without references, any row that solves the
+    problem.
     """
     if task.has_references:
         return lambda tokens, asked, given: _equal(tokens, task.references(asked, given))
@@ -52,10 +54,10 @@ def _equal(tokens: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def unit_tests(task: Task) -> Reward:
-    """1 for each row whose program passes all unit tests of its problem, else 0.
+    """Reward 1 for each row whose program passes all unit tests of its problem, else 0.
 
     Raises:
-      UserError: the task's answers are no programs.
+      UserError: the task's answers are not programs.
     """
     require(
         task.has_tests,
@@ -66,10 +68,10 @@ def unit_tests(task: Task) -> Reward:
 
 
 def length_free(task: Task) -> Reward:
-    """1 for each row with the result of the reference, however long it is written, else 0.
+    """Reward 1 for each row with the result of the reference, whatever its length, else 0.
 
-    What counts as its result the task says: a number without the zeros that pad it, the program
-    before the words that fill a row up. What was given must be unchanged.
+    The task defines the result: a number without leading padding zeros, or the program before the
+    words that fill up a row. Prescribed tokens must be unchanged.
 
     Raises:
       UserError: the task has no reference answers.
@@ -96,23 +98,24 @@ REWARDS: dict[str, Callable[[Task], Reward]] = {
 
 
 def make_reward(name: str, task: Task) -> Reward:
-    """The reward that config.reward names.
+    """Returns the reward that config.reward names.
 
     Raises:
-      UserError: no such reward, or none for this task.
+      UserError: an unknown reward, or one that this task does not have.
     """
     check_reward(name)
     return REWARDS[name](task)
 
 
 def problems_of_task(config: Config, model: Model) -> Problems:
-    """Those of the model's task.
+    """Problems of the model's task.
 
     Args:
-      config: of `train_policy`.
+      config: configuration of `train_policy`.
 
     Raises:
-      UserError: the model was trained on no task with problems, or its task has no such reward.
+      UserError: the model was not trained on a task with problems, or its task does not have this
+        reward.
     """
     task = task_problems.task_of(model)
     reward = make_reward(config["reward"], task)
@@ -122,5 +125,5 @@ def problems_of_task(config: Config, model: Model) -> Problems:
 
 
 def check_reward(name: str) -> None:
-    """Refuses a name that is no reward."""
+    """Refuses an unknown name of a reward."""
     one_of("config.reward", name, REWARDS)

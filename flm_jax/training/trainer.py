@@ -1,4 +1,4 @@
-"""Assembles a training run from its configuration."""
+"""Runs a training run from its configuration."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
       0, the exit status of a run that is finished.
 
     Raises:
-      Stopped: SIGTERM or SIGINT (in a notebook, an interrupt) came; its step was saved.
+      Stopped: SIGTERM or SIGINT (in a notebook, an interrupt) arrived; its step was saved.
       UserError: bad configuration, data, teacher or workdir; before anything is compiled.
     """
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Reports a training step that does not end; it only reports, and leaves what to do to people."""
+"""Reports a training step that does not end; it only reports and takes no action."""
 
 import sys
 import threading
@@ -9,15 +9,15 @@ _FIRST_STEP = 10  # times the limit: it compiles
 
 
 class Watchdog:
-    """A thread that tells, once per stall, that no step was completed for too long.
+    """Thread that reports, once per stall, that no step was completed for too long.
 
-    The report goes to stderr: one line with the step, the seconds and what is waited for, then the
-    Python stack of the thread that made the watchdog. A stall that ends is told as well.
+    The report goes to stderr: one line with the step, the seconds and the phase, then the Python
+    stack of the thread that created the watchdog. The end of a stall is reported as well.
 
     Args:
-      seconds: without a completed step before it reports; 10 times as long for the first step;
-        0 = never.
-      step: completed before the first.
+      seconds: time without a completed step before it reports; 10 times as long for the first step;
+        0 for never.
+      step: step that was completed before the first.
     """
 
     def __init__(self, seconds: float, step: int):
@@ -34,11 +34,11 @@ class Watchdog:
             self._thread.start()
 
     def waits_for(self, phase: str) -> None:
-        """Notes what the loop does next: data, device, checkpoint or evaluation."""
+        """Records the next phase of the loop: data, device, checkpoint or evaluation."""
         self._phase = phase
 
     def completed(self, step: int) -> None:
-        """Notes that a step was completed."""
+        """Records that a step was completed."""
         now = time.monotonic()
         if self._told:
             waited = now - self._since

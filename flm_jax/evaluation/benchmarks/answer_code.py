@@ -1,7 +1,7 @@
-"""The code in an answer: fenced blocks, or code among prose.
+"""Extracts the code of an answer: fenced blocks, or code among prose.
 
-Of fenced blocks the one counts that defines what the tests call; a model may show an example, a
-command or an earlier attempt in others.
+The fenced block that counts is the one that defines what the tests call; a model may show an
+example, a command or an earlier attempt in other blocks.
 """
 
 import ast
@@ -21,7 +21,7 @@ _MOST_JOINED = 40  # pieces of a text that together may be one statement
 
 
 def code_blocks(answer: str) -> list[str]:
-    """Contents of fenced blocks, ``` or ~~~, without the indentation of their fences.
+    """Returns the contents of fenced blocks, ``` or ~~~, without the indentation of their fences.
 
     A fence that is not closed reaches to the end.
     """
@@ -51,14 +51,15 @@ def _unindented(line: str, most: int) -> str:
 
 
 def answer_code(answer: str, names: Sequence[str]) -> str:
-    """The code of an answer.
+    """Returns the code of an answer.
 
-    That is the fenced block that defines most of `names`, of several one that is Python, of those
-    the longest; where none defines any, indented lines or lines among prose that do; else the
-    longest block, and without a block all of the answer.
+    It is the fenced block that defines most of `names`; among several, one that is Python, and
+    among those the longest. If none defines any, it is the indented lines or lines among prose that
+    do; else the longest block, and without a block the complete answer.
 
     Args:
-      names: of the functions and classes that the tests call.
+      answer: text of the answer.
+      names: names of the functions and classes that the tests call.
     """
     blocks = code_blocks(answer)
     best = max(blocks, key=lambda block: _worth(block, names), default=None)
@@ -76,7 +77,7 @@ def _worth(block: str, names: Sequence[str]) -> tuple[int, bool, int]:
 
 
 def defined(code: str, names: Sequence[str]) -> int:
-    """How many of the names are functions or classes at the margin of some code."""
+    """Number of the names that are top-level functions or classes of some code."""
     return sum(
         bool(re.search(rf"^(?:(?:async +)?def|class) +{re.escape(name)}\b", code, re.MULTILINE))
         for name in names
@@ -84,7 +85,7 @@ def defined(code: str, names: Sequence[str]) -> int:
 
 
 def parsed(code: str) -> ast.Module | None:
-    """The syntax tree; None of what is no Python."""
+    """Returns the syntax tree, or None for text that is not Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of invalid escapes and the like
         try:
@@ -94,10 +95,10 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def code_among_prose(answer: str, names: Sequence[str]) -> str:
-    """Imports, definitions and assignments at the margin, in their order; prose is left out.
+    """Returns top-level imports, definitions and assignments in their order, without prose.
 
     Returns:
-      "" where they define none of `names`.
+      The code, or "" if it defines none of `names`.
     """
     if not defined(answer, names):
         return ""
@@ -112,7 +113,7 @@ def code_among_prose(answer: str, names: Sequence[str]) -> str:
 
 
 def body_among_prose(answer: str) -> str:
-    """The first indented lines of an answer, which is all of it where none are."""
+    """Returns the first indented lines of an answer, or the complete answer if none are."""
     found = _INDENTED.search(answer)
     return found[0] if found else answer
 
@@ -126,9 +127,9 @@ def _statement(pieces: Sequence[str], place: int) -> int:
 
 
 def split_futures(code: str) -> tuple[str, str]:
-    """(lines `from __future__ import ...`, the other lines), of code that begins with such.
+    """Splits code into its first lines `from __future__ import ...` and the other lines.
 
-    They must be the first of a program; elsewhere they stay where they are, an error of the code.
+    They must come first in a program; elsewhere they are kept in place, as an error of the code.
     """
     tree = parsed(code)
     lines, taken = code.splitlines(keepends=True), set()

@@ -1,4 +1,4 @@
-"""What a benchmark is: prompts, scores and a summary."""
+"""The definition of a benchmark: prompts, scores and a summary."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ STOP_STRINGS = ("</s>", "\nUSER:", "\nASSISTANT:", "\nUser:", "\nAssistant:")
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What can be chosen of a benchmark.
+    """Options of a benchmark.
 
     Attributes:
-      chat: asks questions; else texts to continue.
+      chat: whether problems are asked as questions; else they are texts to continue.
       prompt_style: form of the prompts, a name in the benchmark's styles; "" for the one that
-        `chat` says.
-      shots: solved problems before each of GSM8K and MBPP; -1 for 3 of MBPP, and else none. None
-        before questions of MBPP.
-      examples: file of those of GSM8K.
-      pass_at: the k of pass@k.
-      whole: MBPP: all problems, not the test split alone.
+        `chat` implies.
+      shots: number of solved problems before each problem of GSM8K and MBPP; -1 for 3 in MBPP, and
+        0 otherwise. Questions of MBPP have none.
+      examples: file of the solved problems of GSM8K.
+      pass_at: values of k for pass@k.
+      whole: whether MBPP has all problems, not the test split alone.
       limit: number of problems, from the first; 0 for all.
-      first_turn: MT-Bench: its first turn alone.
-      stop_strings: texts of MT-Bench at the first of which an answer ends.
+      first_turn: whether MT-Bench has its first turn alone.
+      stop_strings: strings at the first of which an answer of MT-Bench ends.
       judge_model: name of the judge; "" for the environment's.
-      judge_prompts: file of the prompts that a judge is given; "" for the library's own.
-      judge_references: file of reference answers that a judge is shown; "" for none.
+      judge_prompts: file of the judge's prompts; "" for the library's own.
+      judge_references: file of reference answers for the judge; "" for none.
     """
 
     chat: bool = False
@@ -50,20 +50,21 @@ class Choices:
 
 
 class Benchmark(NamedTuple):
-    """Problems and what is done with their answers.
+    """Problems of a benchmark, and the processing of their answers.
 
     Attributes:
-      ids: of the problems.
-      prompt: (problem, answers in earlier turns) -> what to give.
-      reference: problem -> the right answer; None where there is none.
-      score: [(problem, answer)] -> fields of their records.
-      summary: all records -> figures, with bounds NAME_low and NAME_high of 95% intervals.
-      turns: answers to each problem.
-      finish: (all records, the model's name, their folder) -> further figures; called once all
-        answers are there, for work such as judging them.
-      score_uncut: as `score`, of all that was written, also behind the end of an answer; None where
-        nothing reads that.
-      cleaned: text of an answer -> what is kept of it.
+      ids: identifiers of the problems.
+      prompt: function from (problem, answers in earlier turns) to the prompt.
+      reference: function from the problem to the correct answer; None if there is none.
+      score: function from [(problem, answer)] to the fields of their records.
+      summary: function from all records to figures, with bounds NAME_low and NAME_high of 95%
+        intervals.
+      turns: number of answers to each problem.
+      finish: function from (all records, the model's name, their folder) to further figures; called
+        once when all answers are complete, for work such as judging them.
+      score_uncut: the same as `score` for all generated text, including what follows the end of an
+        answer; None if it is not used.
+      cleaned: function from the text of an answer to the text that is kept.
     """
 
     ids: Sequence[str | int]
@@ -80,17 +81,17 @@ class Benchmark(NamedTuple):
 def solved_examples(
     found: Sequence, choices: Choices, default: int, source: str, asked: bool = False
 ) -> Sequence:
-    """The solved problems that stand before each problem.
+    """Returns the solved problems that precede each problem.
 
     Args:
-      found: all there are.
-      choices: how many are wanted.
-      default: how many where choices.shots is -1.
-      source: where they come from, for messages.
-      asked: whether they may stand before questions.
+      found: all available ones.
+      choices: options, with the wanted number.
+      default: number if choices.shots is -1.
+      source: origin of the examples, for messages.
+      asked: whether examples may precede questions.
 
     Raises:
-      UserError: more than there are, or any before questions that have none.
+      UserError: more than are available, or any before questions that take none.
     """
     count = default if choices.shots < 0 else choices.shots
     if choices.chat and not asked:
@@ -104,6 +105,6 @@ def solved_examples(
 
 
 def limited(found: Sequence, choices: Choices) -> Sequence:
-    """The first choices.limit problems; all where that is 0."""
+    """Returns the first choices.limit problems, or all if it is 0."""
     require(choices.limit >= 0, f"got limit={choices.limit}; expected 0 (all) or more.")
     return found[: choices.limit] if choices.limit else found

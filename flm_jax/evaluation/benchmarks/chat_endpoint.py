@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible endpoint, by the standard library alone."""
+"""Client of a chat model at an OpenAI-compatible endpoint; it uses the standard library alone."""
 
 import contextlib
 import html
@@ -29,14 +29,14 @@ _HIDDEN = "(key)"
 
 
 class Endpoint(NamedTuple):
-    """Where a chat model answers.
+    """Address and settings of a chat model.
 
     Attributes:
-      url: base, such as https://host/v1; "/chat/completions" is added.
-      key: sent as a bearer token; "" for none.
-      model: name that the endpoint knows.
-      seconds: for the whole of a call.
-      pause: seconds before a second try, doubled for each further one.
+      url: base URL, such as https://host/v1; "/chat/completions" is appended.
+      key: bearer token; "" for none.
+      model: name of the model at the endpoint.
+      seconds: time limit of a complete call, in seconds.
+      pause: time before the second try in seconds, doubled for each further one.
     """
 
     url: str
@@ -47,14 +47,14 @@ class Endpoint(NamedTuple):
 
 
 def from_environment(environment: Mapping[str, str], model: str = "") -> Endpoint | None:
-    """The endpoint of JUDGE_URL, JUDGE_KEY and JUDGE_MODEL; None without JUDGE_URL.
+    """Returns the endpoint of JUDGE_URL, JUDGE_KEY and JUDGE_MODEL; None without JUDGE_URL.
 
     Args:
-      environment: variables by name.
-      model: name that goes before that of JUDGE_MODEL; "" for none.
+      environment: environment variables by name.
+      model: name that overrides JUDGE_MODEL; "" for none.
 
     Raises:
-      UserError: a URL of another kind, no model, or a key that no header can hold.
+      UserError: a URL of another scheme, no model, or a key that no header can hold.
     """
     url, key = environment.get(URL, "").rstrip("/"), environment.get(KEY, "")
     if not url:
@@ -151,13 +151,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def ask(endpoint: Endpoint, system: str, user: str) -> str:
-    """The answer at temperature 0.
+    """Returns the answer at temperature 0.
 
-    Overload, lost connections, and answers that are no chat completion, too long or too late are
-    tried again, four times. `endpoint.seconds` is for the whole of a call.
+    After overload, lost connections, and answers that are no chat completion, too long or too late,
+    the call is tried again, four times. `endpoint.seconds` limits the complete call.
 
     Raises:
-      UserError: no answer; the message does not hold the key.
+      UserError: no answer; the message does not contain the key.
     """
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     body = {"model": endpoint.model, "messages": messages, "temperature": 0, "max_tokens": _TOKENS}

@@ -1,9 +1,9 @@
-"""HumanEval and MBPP: problems, prompts, programs made of answers, unbiased pass@k.
+"""HumanEval and MBPP: problems, prompts, programs from answers, and unbiased pass@k.
 
 HumanEval: arXiv 2107.03374. A model continues a function's header and docstring; its text is cut
-where the function ends. MBPP: arXiv 2108.07732. A model is shown three solved tasks, each with its
-tests, and writes code up to [DONE]. Asked as a question instead (`chat`), it may answer in words
-with code among them (`answer_code`).
+where the function ends. MBPP: arXiv 2108.07732. The prompt has three solved tasks, each with its
+tests, and the model writes code up to [DONE]. If asked as a question instead (`chat`), it may
+answer in prose with code in it (`answer_code`).
 """
 
 import ast
@@ -45,12 +45,12 @@ class CodeProblem(NamedTuple):
     """A programming problem.
 
     Attributes:
-      id: of the data file.
-      text: HumanEval: header and docstring of the function; MBPP: the task in words.
-      names: of the functions and classes of the solution that the tests call.
-      tests: Python statements; they fail by an exception.
-      setup: MBPP: statements before the tests.
-      solution: the reference: HumanEval the function's body, MBPP a whole program.
+      id: identifier in the data file.
+      text: header and docstring of the function (HumanEval), or the task in words (MBPP).
+      names: names of the functions and classes of the solution that the tests call.
+      tests: Python statements that fail by an exception.
+      setup: statements before the tests (MBPP).
+      solution: reference solution: the function's body (HumanEval) or a complete program (MBPP).
     """
 
     id: str
@@ -62,10 +62,10 @@ class CodeProblem(NamedTuple):
 
 
 def read_humaneval(path: str) -> list[CodeProblem]:
-    """Problems of a file in HumanEval's format (.jsonl or .jsonl.gz).
+    """Reads problems in HumanEval's format (.jsonl or .jsonl.gz).
 
     Raises:
-      UserError: no such file, or a bad line (its number).
+      UserError: no such file, or a bad line, whose number the message names.
     """
     found = []
     for where, record in read_records(path, "JSON lines of HumanEval"):
@@ -79,21 +79,21 @@ def read_humaneval(path: str) -> list[CodeProblem]:
 def read_mbpp(
     path: str, whole: bool = False, split: range = TEST_SPLIT
 ) -> tuple[list[CodeProblem], list[CodeProblem]]:
-    """Problems of a file in MBPP's format: those of a split, or all where no number is in it.
+    """Reads problems in MBPP's format: those of a split, or all if no number is in it.
 
     The sanitized file (sanitized-mbpp.json, one array) is read as well: it has "prompt" for "text"
     and "test_imports" for "test_setup_code".
 
     Args:
-      path: of the file.
-      whole: all problems.
-      split: numbers of those that are wanted, by default the paper's split for tests.
+      path: path of the file.
+      whole: whether to return all problems.
+      split: numbers of the wanted problems, by default the paper's test split.
 
     Returns:
       The problems, and those to show in a prompt.
 
     Raises:
-      UserError: no such file, or a bad line (its number).
+      UserError: no such file, or a bad line, whose number the message names.
     """
     found = {}
     for where, record in read_records(path, "JSON lines of MBPP"):
@@ -132,7 +132,7 @@ def _called(tests: Sequence[str], code: str) -> tuple[str, ...]:
 
 
 def humaneval_prompt(problem: CodeProblem, chat: bool) -> str:
-    """What a model is given."""
+    """Returns the prompt of a HumanEval problem."""
     if not chat:
         return problem.text
     return (
@@ -142,7 +142,7 @@ def humaneval_prompt(problem: CodeProblem, chat: bool) -> str:
 
 
 def mbpp_prompt(problem: CodeProblem, shots: Sequence[CodeProblem], chat: bool) -> str:
-    """What a model is given: the paper's prompt, after solved ones; as a question without them."""
+    """Returns the prompt of an MBPP problem: the paper's, after solved ones; or a question."""
     tests = "\n".join(problem.tests)
     if chat:
         return (
@@ -162,12 +162,12 @@ def _task(problem: CodeProblem) -> str:
 
 
 def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
-    """The program of an answer with its tests.
+    """Builds the program of an answer with its tests.
 
-    A continuation follows the header and is cut where another top-level statement begins. Of a
-    chat's answer the code counts: if it defines the function it takes the place of header and body,
-    behind what stands before the header, such as imports; else it is the body. The tests have what
-    stands before the header as well, so that they need no helper of the answer.
+    A continuation follows the header and is cut where another top-level statement begins. In a chat
+    answer the code counts: if it defines the function, it replaces header and body, after the text
+    before the header, such as imports; else it is the body. The tests include the text before the
+    header as well, so that they need no helper from the answer.
     """
     before = problem.text[: max(problem.text.rfind(f"def {problem.names[0]}"), 0)]
     more = "\n".join(problem.tests), before, problem.names
@@ -184,7 +184,7 @@ def humaneval_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
 
 
 def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
-    """The program of an answer with its tests: all to [DONE], and of a chat's answer its code."""
+    """Builds the program of an answer with its tests: the text up to [DONE], or a chat's code."""
     code = answer.partition(_DONE)[0].replace("\r", "")
     code = answer_code(code, problem.names) if chat else code
     tests = "\n".join(problem.tests)
@@ -192,7 +192,7 @@ def mbpp_program(problem: CodeProblem, answer: str, chat: bool) -> Program:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Unbiased chance that one of k answers is right: 1 - C(n-c, k) / C(n, k).
+    """Unbiased probability that one of k answers is correct: 1 - C(n-c, k) / C(n, k).
 
     Source: arXiv 2107.03374, eq. 1.
 

@@ -28,7 +28,7 @@ _NEXT = "\nQuestion:"
 
 
 class WordProblem(NamedTuple):
-    """A problem: its question, the reference answer as it stands, and the value of that."""
+    """A problem: its question, its reference answer as text, and the value of that."""
 
     question: str
     answer: str
@@ -36,10 +36,10 @@ class WordProblem(NamedTuple):
 
 
 def read_gsm8k(path: str) -> list[WordProblem]:
-    """Problems of a file in GSM8K's format: "question", and "answer" that ends in "#### N".
+    """Reads problems in GSM8K's format: "question", and "answer" that ends in "#### N".
 
     Raises:
-      UserError: no such file, or a bad line (its number).
+      UserError: no such file, or a bad line, whose number the message names.
     """
     found = []
     for where, record in read_records(path, "JSON lines of GSM8K"):
@@ -53,10 +53,10 @@ def read_gsm8k(path: str) -> list[WordProblem]:
 
 
 def gsm8k_prompt(question: str, shots: Sequence[WordProblem], choices: Choices) -> Prompt:
-    """What a model is given: the question, behind solved ones; asked, or to be continued.
+    """Returns the prompt: the question after solved ones, asked as chat or to be continued.
 
-    Solved ones before a question are earlier turns, each with an empty line behind it. The style
-    "plain" ends in a space, as the reference has it; without a style a continued text does not.
+    Solved problems before a question are earlier turns, each followed by an empty line. The style
+    "plain" ends in a space, as in the reference; without a style a continued text does not.
     """
     if choices.chat:
         before = [turn for shot in shots for turn in (shot.question, f"{shot.answer}\n")]
@@ -67,9 +67,9 @@ def gsm8k_prompt(question: str, shots: Sequence[WordProblem], choices: Choices) 
 
 
 def gsm8k_score(problem: WordProblem, answer: str, chat: bool) -> Record:
-    """What all rules but the reference's read, and whether it is right.
+    """Scores an answer by all rules except the reference's: numbers, and whether they are correct.
 
-    A continuation counts up to the next question that it asks itself.
+    A continuation counts up to the next question that it generates.
     """
     if not chat:
         answer = answer.partition(_NEXT)[0]
@@ -82,9 +82,9 @@ def gsm8k_score(problem: WordProblem, answer: str, chat: bool) -> Record:
 
 
 def reference_score(problem: WordProblem, written: str) -> Record:
-    """What the reference's rules read of all that was written, and whether it is right.
+    """Scores all generated text by the reference's rules: numbers, and whether they are correct.
 
-    They read on behind the end of an answer, as the reference's code does.
+    Like the reference's code, they read beyond the end of an answer.
     """
     right = reference_gold(problem.answer)
     read = {"reference": reference_flexible, "reference_strict": reference_strict}
@@ -93,7 +93,7 @@ def reference_score(problem: WordProblem, written: str) -> Record:
 
 
 def summary(records: Sequence[Record]) -> Record:
-    """The share of right answers by each rule, with 95% intervals; this library's own first."""
+    """Fraction of correct answers by each rule, with 95% intervals; this library's own first."""
     row: Record = {}
     for rule in RULES:
         share = float(np.mean([record[f"{rule}_right"] for record in records]))
@@ -104,7 +104,7 @@ def summary(records: Sequence[Record]) -> Record:
 
 
 def make_gsm8k(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
-    """GSM8K from its published JSON lines."""
+    """Builds GSM8K from its published JSON lines."""
     del sandbox
     problems = limited(read_gsm8k(path), choices)
     examples = read_gsm8k(choices.examples) if choices.examples else []

@@ -1,11 +1,12 @@
-"""The rules by which the number of a GSM8K answer is read, and by which two numbers are equal.
+"""Rules that extract the number of a GSM8K answer, and compare two numbers.
 
-- number: the number behind the last "###" or "####" that one stands behind, else the last number
-  of the answer; equal where the values are. This library's own rule.
-- strict, flexible: those of lm-evaluation-harness 0.4, the first number behind "#### " and the last
-  one anywhere, compared as texts. "### " counts as "#### ": models are trained here on that.
-- reference: those of the code of masked language flows (arXiv 2606.27617): the last number, or the
-  first behind the last marker, made canonical and compared as texts.
+- number: the number after the last "###" or "####" that a number follows, else the last number of
+  the answer; compared by value. This is the library's own rule.
+- strict, flexible: the rules of lm-evaluation-harness 0.4, the first number after "#### " and the
+  last one anywhere, compared as texts. "### " counts as "#### ", since models here are trained on
+  it.
+- reference: the rules in the code of masked language flows (arXiv 2606.27617): the last number, or
+  the first after the last marker, made canonical and compared as texts.
 """
 
 import re
@@ -42,14 +43,14 @@ _WRAPPERS = " \t\r\n$.,:;*(){}[]"
 
 
 def number(answer: str) -> Fraction | None:
-    """The value of the number behind the last marker that has one, else of the last number."""
+    """Value of the number after the last marker with a number, else of the last number."""
     text = _rewritten(answer)
     found = _marked(text) or [*_NUMBER.finditer(text)]
     return _value(found[-1]) if found else None
 
 
 def marked_number(answer: str) -> Fraction | None:
-    """The value of the number behind the last marker that has one; None without one."""
+    """Value of the number after the last marker with a number; None without one."""
     found = _marked(_rewritten(answer))
     return _value(found[-1]) if found else None
 
@@ -85,30 +86,30 @@ def _value(found: re.Match[str]) -> Fraction | None:
 
 
 def strict(answer: str) -> str | None:
-    """The number that the harness's strict rule finds, as it stands; None without one."""
+    """Number found by the harness's strict rule, as text; None without one."""
     found = _HARNESS_STRICT.search(answer)
     return found[1] if found else None
 
 
 def flexible(answer: str) -> str | None:
-    """The number that the harness's flexible rule finds, as it stands; None without one."""
+    """Number found by the harness's flexible rule, as text; None without one."""
     found = _HARNESS_FLEXIBLE.findall(answer)
     return found[-1] if found else None
 
 
 def harness_text(text: str) -> str:
-    """What the harness compares of a number or of a reference answer.
+    """Text of a number or of a reference answer that the harness compares.
 
-    It drops commas and dollar signs, what stands before the result, and a last full stop.
+    It drops commas and dollar signs, the text before the result, and a final full stop.
     """
     return re.split(r"#{3,4} ", re.sub(r"[,$]", "", text))[-1].removesuffix(".")
 
 
 def canonical(text: str) -> str | None:
-    """The canonical text of the first number of `text`, as the reference has it.
+    """Canonical text of the first number of `text`, as in the reference.
 
-    Decimals are without zeros that say nothing, fractions of whole numbers in lowest terms; None
-    where there is no number, or a fraction that is none. A leading dot is lost: .5 is 5.
+    Decimals have no redundant zeros, fractions of integers are in lowest terms; None if there is no
+    number, or an invalid fraction. A leading dot is lost: .5 is 5.
     """
     found = _REFERENCE.search(text.strip(_WRAPPERS))
     if not found:
@@ -125,18 +126,18 @@ def canonical(text: str) -> str | None:
 
 
 def reference_strict(answer: str) -> str | None:
-    """The reference's number of the line behind the last marker; None without one."""
+    """Number on the line after the last marker by the reference's rule; None without one."""
     found = _REFERENCE_LINE.findall(answer)
     return canonical(found[-1]) if found else None
 
 
 def reference_flexible(answer: str) -> str | None:
-    """The reference's last number of the answer, which is the one that its authors report."""
+    """Last number of the answer by the reference's rule, which its authors report."""
     found = _REFERENCE.findall(answer)
     return canonical(found[-1]) if found else None
 
 
 def reference_gold(answer: str) -> str | None:
-    """The reference's number of a right answer: behind the marker, or else the last."""
+    """Number of a correct answer by the reference's rule: after the marker, or else the last."""
     found = reference_strict(answer)
     return reference_flexible(answer) if found is None else found

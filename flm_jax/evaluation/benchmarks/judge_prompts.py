@@ -1,8 +1,8 @@
-"""What a judge of MT-Bench is told, and the grade that it gives (arXiv 2306.05685).
+"""Prompts of a judge of MT-Bench, and the grade that it gives (arXiv 2306.05685).
 
-Four prompts by FastChat's names: of the first turn and of the second, each alone and beside a
-reference answer. The published ones are read from FastChat's file; those here follow the same
-protocol in this library's own words.
+There are four prompts by FastChat's names: for the first turn and for the second, each alone and
+with a reference answer. The published ones are read from FastChat's file; those here follow the
+same protocol in this library's own words.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ _TWO_TURNS = (
 
 
 class JudgePrompt(NamedTuple):
-    """What a judge is told; the template has the fields question, answer or question_1, ..."""
+    """Prompt of a judge; the template has the fields question, answer or question_1, ..."""
 
     system: str
     template: str
@@ -76,10 +76,10 @@ PROMPTS: Mapping[str, JudgePrompt] = {
 
 
 def read_prompts(path: str) -> dict[str, JudgePrompt]:
-    """Judge prompts in FastChat's format: name, system_prompt, prompt_template.
+    """Reads judge prompts in FastChat's format: name, system_prompt, prompt_template.
 
     Raises:
-      UserError: no such file, a bad line, or one of the two that are needed is not there.
+      UserError: no such file, a bad line, or one of the two required prompts is missing.
     """
     found = {}
     for where, record in read_records(path, "JSON lines of judge prompts"):
@@ -92,7 +92,7 @@ def read_prompts(path: str) -> dict[str, JudgePrompt]:
 
 
 def whose(prompts: Mapping[str, JudgePrompt]) -> str:
-    """Whose prompts these are: "published", "own" for this library's, or "other"."""
+    """Origin of prompts: "published", "own" for this library's, or "other"."""
     if all(prompts.get(name) == own for name, own in PROMPTS.items()):
         return "own"
     digest = lambda one: hashlib.sha256(f"{one.system}\0{one.template}".encode()).hexdigest()
@@ -107,14 +107,14 @@ def judge_prompt(
     prompts: Mapping[str, JudgePrompt] = PROMPTS,
     references: Mapping[int, Sequence[str]] | None = None,
 ) -> tuple[str, str, str]:
-    """(name, system, user) of the prompt that rates an answer.
+    """Returns (name, system, user) of the prompt that rates an answer.
 
     Args:
-      answers: of the model, one each turn.
-      turn: 0 or 1.
-      prompts: by FastChat's names.
-      references: answers to compare with, by question; used for mathematics, reasoning and coding
-        where `prompts` has prompts for that.
+      answers: answers of the model, one for each turn.
+      turn: index of the turn, 0 or 1.
+      prompts: prompts by FastChat's names.
+      references: reference answers by question; used for mathematics, reasoning and coding if
+        `prompts` has prompts for them.
 
     Raises:
       UserError: a template with unknown fields.
@@ -138,6 +138,6 @@ def judge_prompt(
 
 
 def rating(text: str) -> float | None:
-    """The grade that a judge gave last, [[1]] to [[10]]; None without one."""
+    """Last grade in a judge's answer, [[1]] to [[10]]; None without one."""
     found = _RATING.findall(text)
     return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None

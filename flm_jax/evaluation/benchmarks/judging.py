@@ -1,4 +1,4 @@
-"""Has a judge model grade the answers of MT-Bench, each from 1 to 10 and once."""
+"""Grades the answers of MT-Bench by a judge model, each once, from 1 to 10."""
 
 import concurrent.futures
 import time
@@ -20,7 +20,7 @@ _TURNS = ("first_turn", "second_turn")
 
 
 class Judging(NamedTuple):
-    """How answers are judged; see `judge_prompt`."""
+    """Settings of judging; see `judge_prompt`."""
 
     endpoint: Endpoint
     prompts: Mapping[str, JudgePrompt] = PROMPTS
@@ -29,7 +29,7 @@ class Judging(NamedTuple):
 
 
 def turns_of(records: Sequence[Record]) -> dict[int, list[str]]:
-    """Answers to each question, turn by turn."""
+    """Dict from each question to its answers, turn by turn."""
     found: dict[int, list[str]] = {}
     for record in sorted(records, key=lambda record: record["turn"]):
         found.setdefault(record["id"], []).append(record["answer"])
@@ -39,19 +39,23 @@ def turns_of(records: Sequence[Record]) -> dict[int, list[str]]:
 def judge(
     questions: Sequence[Question], records: Sequence[Record], model: str, folder: Path, how: Judging
 ) -> Record:
-    """Has all answers graded, those that are not yet, and says the mean grades.
+    """Grades all answers that have no grade yet, and returns the mean grades.
 
-    A grade is written to FOLDER/judgments_JUDGE.jsonl, in FastChat's format, when it is there.
+    A grade is appended to FOLDER/judgments_JUDGE.jsonl, in FastChat's format, as soon as it
+    arrives.
 
     Args:
-      records: of the answers.
-      model: its name.
+      questions: questions of the benchmark.
+      records: records of the answers.
+      model: name of the model.
+      folder: folder of the benchmark run.
+      how: settings of judging.
 
     Returns:
       Mean grade of each turn and of all, with 95% intervals over questions.
 
     Raises:
-      UserError: the judge cannot be reached; the grades that are there are kept.
+      UserError: the judge cannot be reached; existing grades are kept.
     """
     safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in how.endpoint.model)
     path = folder / f"judgments_{safe}.jsonl"

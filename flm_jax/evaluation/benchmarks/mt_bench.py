@@ -34,7 +34,7 @@ _ROLES = ("ASSISTANT:", "Assistant:")
 
 
 def prompt(question: Question, answers: Sequence[str], chat: bool, style: str = "") -> Prompt:
-    """What a model is given in the turn after `answers`; of the style "vicuna" the first alone."""
+    """Returns the prompt of the turn after `answers`; the style "vicuna" has one turn alone."""
     if style == "vicuna":
         return Prompt(f"{_VICUNA} USER: {question.turns[0]} ASSISTANT:")
     if not answers:
@@ -48,15 +48,15 @@ def prompt(question: Question, answers: Sequence[str], chat: bool, style: str = 
 
 
 def trimmed(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the texts that end it."""
+    """Cuts a text at the first of the stop strings."""
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
 
 def cleaned(text: str, stops: Sequence[str]) -> str:
-    """What is kept of an answer.
+    """Returns the part of an answer that is kept.
 
-    It is trimmed, and is without the names of special tokens, space around it, and an assistant's
-    name before it.
+    The answer is trimmed, and loses the names of special tokens, surrounding space, and an
+    assistant's name at its beginning.
     """
     text = trimmed(text, stops)
     for name in _NO_TEXT:
@@ -68,7 +68,7 @@ def cleaned(text: str, stops: Sequence[str]) -> str:
 
 
 def write_answers(folder: Path, records: Sequence[Record], model: str) -> Path:
-    """Writes the file of answers that FastChat's own judging reads, and says where it is."""
+    """Writes the answer file for FastChat's own judging, and returns its path."""
     now = time.time()
     lines = [answer_line(i, turns, model, now) for i, turns in turns_of(records).items()]
     write_whole(folder / ANSWERS, json_lines(lines))
@@ -82,7 +82,7 @@ def judged(
     model: str,
     folder: Path,
 ) -> Record:
-    """Writes the answer file, and has it graded where the environment names a judge."""
+    """Writes the answer file, and has it graded if the environment names a judge."""
     print(f"wrote {write_answers(folder, records, model)}")
     endpoint = chat_endpoint.from_environment(os.environ, choices.judge_model)
     if endpoint is None:
@@ -99,7 +99,7 @@ def judged(
 
 
 def make_mt_bench(path: str, choices: Choices, sandbox: Sandbox | None) -> Benchmark:
-    """MT-Bench from FastChat's question.jsonl.
+    """Builds MT-Bench from FastChat's question.jsonl.
 
     Raises:
       UserError: no such file, a bad line, or Vicuna's prompt for a second turn.

@@ -1,4 +1,4 @@
-"""Questions, answers and reference answers of MT-Bench in FastChat's formats."""
+"""Reads and writes questions, answers and reference answers of MT-Bench in FastChat's formats."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from flm_jax.data.jsonl import read_records, text_field
 
 
 class Question(NamedTuple):
-    """A question of two turns."""
+    """A question with two turns."""
 
     id: int
     category: str
@@ -16,10 +16,10 @@ class Question(NamedTuple):
 
 
 def read_questions(path: str) -> list[Question]:
-    """Questions of a file in FastChat's format.
+    """Reads questions in FastChat's format.
 
     Raises:
-      UserError: no such file, or a bad line (its number).
+      UserError: no such file, or a bad line, whose number the message names.
     """
     found = []
     for where, record in read_records(path, "JSON lines of MT-Bench"):
@@ -37,7 +37,7 @@ def read_questions(path: str) -> list[Question]:
 
 
 def read_references(path: str) -> dict[int, tuple[str, ...]]:
-    """Reference answers of a file in FastChat's answer format, by question."""
+    """Reads reference answers in FastChat's answer format, by question."""
     found = {}
     for where, record in read_records(path, "JSON lines of answers"):
         try:
@@ -50,7 +50,7 @@ def read_references(path: str) -> dict[int, tuple[str, ...]]:
 
 
 def answer_line(question: int, turns: Sequence[str], model: str, when: float) -> dict[str, Any]:
-    """A line of FastChat's answer files."""
+    """Returns a line of FastChat's answer files."""
     return {
         "question_id": question,
         "answer_id": f"{model}-{question}",

@@ -18,19 +18,19 @@ from flm_jax.training.task_rewards import Problems
 
 
 def mbpp_problems(config: Config, model: Model) -> Problems:
-    """Problems of a file in MBPP's format, each with config.answer_length tokens to write.
+    """Reads problems in MBPP's format, each with config.answer_length tokens to generate.
 
-    A program that passes all tests of its problem has the reward 1, any other 0. Problems that
-    leave no room for an answer are left out; asked to continue a text, a model is shown the solved
-    ones of the paper.
+    A program that passes all tests of its problem has reward 1, any other 0. Problems that leave no
+    room for an answer are left out; if the model continues texts, the prompt has the paper's solved
+    problems.
 
     Args:
-      config: of `train_policy`.
-      model: whose tokenizer, template and length the rows are for.
+      config: configuration of `train_policy`.
+      model: model whose tokenizer, template and length the rows have.
 
     Raises:
-      UserError: a missing or bad file, one without a problem of the training split, no room for
-        any, or programs that cannot be run here.
+      UserError: a missing or bad file, one without problems of the training split, no room for any
+        of them, or programs that cannot be run here.
     """
     path, chat, least = config["problems"], config["chat"], config["answer_length"]
     found, shots = read_mbpp(path, split=TRAINING_SPLIT)

@@ -12,13 +12,13 @@ from flm_jax.evaluation.benchmarks.sandbox import Sandbox
 
 
 class Entry(NamedTuple):
-    """A benchmark that can be run.
+    """One benchmark of the registry.
 
     Attributes:
-      make: (path of its data, choices, sandbox or None) -> Benchmark.
+      make: function from (path of its data, choices, sandbox or None) to a Benchmark.
       programs: whether its answers are programs, which run in a sandbox.
       one_answer: whether each problem has one answer, not several samples.
-      styles: names of the forms of prompts that can be chosen; "chat" is that of questions.
+      styles: names of the available prompt styles; "chat" is the style of questions.
     """
 
     make: Callable[[str, Choices, Sandbox | None], Benchmark]
@@ -38,15 +38,15 @@ BENCHMARKS: dict[str, Entry] = {
 def make_benchmark(
     name: str, path: str, choices: Choices, sandbox: Sandbox | None = None
 ) -> Benchmark:
-    """A benchmark by name.
+    """Builds a benchmark by name.
 
     Args:
-      path: its data file.
-      choices: what can be chosen.
-      sandbox: where programs run, for benchmarks of programs.
+      path: path of its data file.
+      choices: options of the benchmark.
+      sandbox: sandbox for benchmarks with programs.
 
     Raises:
-      UserError: an unknown name, no such file, a bad line of it, impossible choices.
+      UserError: an unknown name, no such file, a bad line in it, or impossible choices.
     """
     one_of("task", name, BENCHMARKS)
     entry = BENCHMARKS[name]

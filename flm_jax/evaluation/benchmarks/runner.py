@@ -1,7 +1,8 @@
-"""Runs a benchmark: answers in batches, a record of each as it is scored, continued where it was.
+"""Runs a benchmark: answers in batches, with a record of each score, and resumes interrupted runs.
 
-A folder holds settings.json, records.jsonl (one line an answer), and at the end summary.json. A run
-that was stopped writes the same records as one that was not: each batch has its own random key.
+A folder holds settings.json, records.jsonl (one line for each answer), and at the end summary.json.
+A run that was stopped writes the same records as an uninterrupted one: each batch has its own
+random key.
 """
 
 import dataclasses
@@ -28,10 +29,10 @@ Answerer = Callable[[Sequence[Prompt], Callable[[int], bool]], Iterator[list[Ans
 
 
 def check_room(model: Model, benchmark: Benchmark, how: Answering) -> None:
-    """Refuses a benchmark of which no first question fits in the model's rows, before a folder is.
+    """Refuses a benchmark whose first questions all exceed the model's rows, before other work.
 
     Raises:
-      UserError: none fits.
+      UserError: none of them fits.
     """
     _fitting(model, [benchmark.prompt(i, []) for i in range(len(benchmark.ids))], how)
 
@@ -53,10 +54,10 @@ def _fitting(model: Model, asked: Sequence[Prompt], how: Answering) -> tuple[lis
 
 
 def by_model(model: Model, how: Answering) -> Answerer:
-    """Answers of a model; a prompt that leaves no room to write gets "" without a call.
+    """Returns an answerer by a model; a prompt that leaves no room gets "" without a call.
 
     Raises:
-      UserError: none fits.
+      UserError: none of the prompts fits.
     """
 
     def answer(asked: Sequence[Prompt], wanted: Callable[[int], bool]) -> Iterator[list[Answer]]:
@@ -73,7 +74,7 @@ def by_model(model: Model, how: Answering) -> Answerer:
 
 
 def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Answerer:
-    """The right answers, as a model would give them: what all that follows makes of them."""
+    """Returns an answerer with the correct answers, in the form of a model's answers."""
     require(
         benchmark.reference is not None, "got --reference; this benchmark has no right answers."
     )
@@ -89,12 +90,12 @@ def by_reference(benchmark: Benchmark, batch_size: int, samples: int = 1) -> Ans
 
 
 def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[str, Any]:
-    """What records depend on besides the model: data, examples, choices, where programs run.
+    """Settings on which records depend besides the model: data, examples, choices, sandbox.
 
     Args:
       data: path of the benchmark's data.
-      choices: what was chosen; what only the summary reads is left out.
-      sandbox: of benchmarks of programs.
+      choices: options; those that only the summary reads are left out.
+      sandbox: sandbox of benchmarks with programs.
     """
     files = {
         f"{name}_sha256": digest(Path(path).read_bytes())
@@ -109,15 +110,15 @@ def settings_of(data: str, choices: Choices, sandbox: Sandbox | None) -> dict[st
 
 
 def by_key(records: Sequence[Record]) -> dict[Key, Record]:
-    """Records by (problem, sample, turn)."""
+    """Dict of records by (problem, sample, turn)."""
     return {(r["id"], r["sample"], r["turn"]): r for r in records}
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> list[Record]:
-    """Records that are there.
+    """Returns the existing records of a folder.
 
     Raises:
-      UserError: records of other settings, or damaged ones.
+      UserError: records with other settings, or damaged ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / SETTINGS, plain_settings(settings)
@@ -138,13 +139,13 @@ def collect(
     show: Callable[[int, int], None] = lambda done, of: None,
     first: bool = True,
 ) -> list[Record]:
-    """Answers and scores what is not done yet.
+    """Answers and scores all problems that are not done yet.
 
     Args:
-      done: of `open_folder`, by key.
-      samples: answers to each problem.
-      show: called with the number of records done, and of all.
-      first: whether this process scores and writes; others that share its answers do not.
+      done: existing records by key, from `open_folder`.
+      samples: number of answers to each problem.
+      show: callback that takes the numbers of completed and of all records.
+      first: whether this process scores and writes; other processes only share its answers.
 
     Returns:
       All records, in the order of turns, problems and samples.
@@ -197,7 +198,7 @@ def _record(key: Key, prompt: Prompt, answer: Answer, score: Record) -> Record:
 
 
 def summarise(benchmark: Benchmark, records: Sequence[Record]) -> Record:
-    """Figures of all records, with the number of problems and of those that did not fit."""
+    """Figures of all records, with the numbers of problems and of those that did not fit."""
     asked = [record["calls"] for record in records if not record.get("too_long")]
     row = {
         "problems": len(benchmark.ids),

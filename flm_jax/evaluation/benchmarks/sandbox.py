@@ -1,19 +1,19 @@
-"""Runs programs that a model wrote, each in processes of its own that can harm nothing.
+"""Runs programs that a model wrote, each in separate processes without access to anything else.
 
-Limits on time, memory, processes, files and output, an empty working folder that is removed
-afterwards, an environment without variables of this one, a filter of system calls. There are two
-isolations, and no step from one to the other that nobody asked for:
+There are limits on time, memory, processes, files and output, an empty working folder that is
+removed afterwards, an environment without this process's variables, and a filter of system calls.
+One of two isolations is used, and never replaced by the other automatically:
 
 - "namespaces" (Linux 5.12; root, or where users may make namespaces): no network, no other process
   in sight, a root folder in memory that shows the interpreter and the system's libraries,
   read-only; everything that the program started ends with it.
 - "guard": no new processes; files by Landlock where the kernel has it (5.13); audit hooks of the
-  interpreter (PEP 578). As root the program has a user id of its own. Without Landlock it stops
-  what a model writes by mistake, not one who studies how to get around it.
+  interpreter (PEP 578). As root the program has its own user id. Without Landlock it stops
+  accidental damage by a model, but not a deliberate attempt to get around it.
 
 A program passes when it runs to its last line and its tests pass. The tests run in a process that
-the program does not reach (`sandbox_exchange`), and see its results as values. A program without
-tests is believed that it ran to its end. docs/reference/security.md says what each layer promises.
+the program cannot reach (`sandbox_exchange`), and see its results as values. A program without
+tests passes if it ran to its end. docs/reference/security.md states what each layer guarantees.
 """
 
 import concurrent.futures
@@ -57,13 +57,13 @@ for thread in threads: thread.start()
 
 
 class Program(NamedTuple):
-    """A program and how it is tested.
+    """A program with its tests.
 
     Attributes:
-      code: of the program.
-      tests: code that fails by an exception; it runs in another process than the program.
-      setup: code before the tests, which is trusted as they are.
-      names: of the program, which the tests take whatever the setup or Python call so.
+      code: code of the program.
+      tests: code that fails by an exception; it runs in a different process from the program.
+      setup: code before the tests, which is trusted like the tests.
+      names: names of the program that the tests use, even if the setup or Python define them too.
     """
 
     code: str
@@ -74,14 +74,15 @@ class Program(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Resource limits of a program.
 
     Attributes:
-      seconds: wall time; processor time as well, and two more.
+      seconds: wall time in seconds; processor time as well, plus two seconds.
       memory_bytes: address space of each process.
-      processes: threads and processes at a time. In all it may so use `processes` times the memory.
-      file_bytes: size of a file; four times that in all.
-      output_bytes: of standard output and error together; more ends the program.
+      processes: number of threads and processes at a time. In total they may use `processes` times
+        the memory.
+      file_bytes: size of a file; all files together may have four times that.
+      output_bytes: size of standard output and error together; more ends the program.
     """
 
     seconds: float = 3.0
@@ -97,14 +98,14 @@ class Limits:
 
 
 class Outcome(NamedTuple):
-    """How a program ended.
+    """Result of running a program.
 
     Attributes:
-      status: "passed"; "failed" (an exception, or an end before the last line); "timeout";
-        "output" (too much of it); "error" (it could not be started).
-      detail: one line, of an exception for example.
-      output: what it printed.
-      seconds: wall time, with the interpreter's start.
+      status: "passed"; "failed" (an exception, or an end before the last line); "timeout"; "output"
+        (too much of it); "error" (it could not be started).
+      detail: one line, for example of an exception.
+      output: printed output.
+      seconds: wall time in seconds, including the interpreter's start.
     """
 
     status: str
@@ -114,7 +115,7 @@ class Outcome(NamedTuple):
 
 
 class Sandbox(NamedTuple):
-    """Where programs run; made by `open_sandbox`."""
+    """Environment in which programs run, opened by `open_sandbox`."""
 
     limits: Limits
     isolation: str
@@ -124,15 +125,15 @@ class Sandbox(NamedTuple):
 def open_sandbox(
     limits: Limits | None = None, isolation: str = "namespaces", python: str = sys.executable
 ) -> Sandbox:
-    """A sandbox that was tried with a small program.
+    """Opens a sandbox after trying it with a small program.
 
     Args:
-      limits: of each program.
+      limits: limits of each program.
       isolation: one of `ISOLATIONS`.
       python: interpreter of the programs.
 
     Raises:
-      UserError: it does not work here.
+      UserError: the sandbox does not work here.
     """
     one_of("isolation", isolation, ISOLATIONS)
     limits = limits or Limits()
@@ -155,7 +156,7 @@ def open_sandbox(
 
 
 def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
-    """Runs one program; returns within its seconds and those of the interpreter's start."""
+    """Runs one program; returns within its time limit plus the interpreter's start."""
     program = Program(program) if isinstance(program, str) else program
     began = time.monotonic()
     # Removal must not fail the run: the program may have made what cannot be removed.
@@ -208,7 +209,7 @@ def _task(sandbox: Sandbox, program: Program, folder: str, result: int) -> bytes
 def run_programs(
     sandbox: Sandbox, programs: Sequence[Program | str], workers: int = 0
 ) -> Iterator[Outcome]:
-    """Outcomes in the order of the programs, several at a time; workers 0 for one a core."""
+    """Yields outcomes in the order of the programs, several at a time; 0 workers for one a core."""
     count = workers or os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         yield from pool.map(lambda program: run_program(sandbox, program), programs)

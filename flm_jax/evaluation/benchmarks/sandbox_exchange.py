@@ -1,11 +1,11 @@
-"""Tests and the program that they test, in two processes that exchange values and no objects.
+"""Tests and the program under test, in two processes that exchange values and no objects.
 
-Loaded by `sandbox_runner`, standard library alone. The program's process (`serve`) does what it is
-asked, and says how its first run ended. The tests' process (`judge`) runs the tests; where they
-call a function of the program the arguments go over as JSON and the result comes back: numbers,
-texts, lists and the like, made anew from a closed list of types, so that no comparison of the tests
-is the program's own. Functions, classes and other objects stay where they are: the tests get a
-`Remote`, which hands on calls, attributes, items and iteration.
+`sandbox_runner` loads this module, which uses the standard library alone. The program's process
+(`serve`) executes requests, and reports how its first run ended. The tests' process (`judge`) runs
+the tests; where they call a function of the program, the arguments are sent as JSON and the result
+comes back: numbers, texts, lists and the like, rebuilt from a closed list of types, so that no
+comparison in the tests is the program's own. Functions, classes and other objects stay where they
+are: the tests get a `Remote`, which forwards calls, attributes, items and iteration.
 """
 
 import builtins
@@ -51,7 +51,7 @@ class Gone(BaseException):
 
 
 class Link:
-    """One end of a socket: a message is a line of JSON."""
+    """One end of a socket; a message is a line of JSON."""
 
     def __init__(self, number):
         self._number, self._lines = number, os.fdopen(number, "rb", closefd=False)
@@ -78,9 +78,10 @@ class Link:
 
 
 class Remote:
-    """What the tests have of an object that stays in the program's process.
+    """Handle in the tests for an object that stays in the program's process.
 
-    Two of the same object are equal; it equals no value, whatever its own comparison would say.
+    Two handles of the same object are equal; a handle equals no value, whatever the object's own
+    comparison would say.
     """
 
     def __init__(self, ask, key):
@@ -119,11 +120,11 @@ for _name, _action in {
 
 
 def encoded(value, other):
-    """A value as JSON: lists are [kind, ...], all else stands for itself.
+    """Encodes a value as JSON: lists are [kind, ...], everything else stands for itself.
 
     Args:
-      value: anything.
-      other: (object that is no value) -> what to say in its place.
+      value: any value.
+      other: function from an object that is no value to its encoding.
     """
     each = lambda items: [encoded(item, other) for item in items]
     if value is None or isinstance(value, (bool, str)):
@@ -160,11 +161,11 @@ def encoded(value, other):
 
 
 def decoded(message, other):
-    """The value that `encoded` said, made of the types of this list alone.
+    """Decodes a value of `encoded`, using the types of this list alone.
 
     Args:
-      message: of `encoded`.
-      other: (kind, what was said of it) -> value, for other kinds.
+      message: encoding from `encoded`.
+      other: function from (kind, content) to a value, for other kinds.
     """
     if not isinstance(message, list):
         return message
@@ -193,7 +194,7 @@ def decoded(message, other):
 
 
 def word(error):
-    """One exception in words."""
+    """Describes an exception in one line."""
     try:
         return f"{type(error).__name__}: {str(error)[:500]}"
     except BaseException:
@@ -201,11 +202,11 @@ def word(error):
 
 
 def serve(number, code):
-    """Runs a program, then does what the tests ask; never returns.
+    """Runs a program, then executes the requests of the tests; never returns.
 
     Args:
-      number: descriptor of this end.
-      code: of the program.
+      number: file descriptor of this end.
+      code: code of the program.
     """
     link, process, kept = Link(number), os.getpid(), []
     module = types.ModuleType("program")
@@ -253,13 +254,13 @@ def judge(number, setup, tests, names):
     """Runs tests against the program at the other end of the link.
 
     Args:
-      number: descriptor of this end.
+      number: file descriptor of this end.
       setup: code before the tests, which is not the program's.
-      tests: code; it fails by an exception.
-      names: what the program must define, whatever the setup or Python call so.
+      tests: code that fails by an exception.
+      names: names that the program must define, even if the setup or Python define them too.
 
     Returns:
-      "passed"; "failed" with the exception; "gone" where the program has ended before.
+      "passed"; "failed" with the exception; "gone" if the program ended before.
     """
     link = Link(number)
     try:

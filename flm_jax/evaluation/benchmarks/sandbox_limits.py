@@ -1,9 +1,10 @@
-"""What binds a process that runs a model's program; loaded by `sandbox_runner`.
+"""Restrictions of a process that runs a model's program; loaded by `sandbox_runner`.
 
-Standard library alone. `confine` is called once, by the process itself, and cannot be taken back:
+It uses the standard library alone. `confine` is called once, by the process itself, and cannot be
+undone:
 
 - limits of resources, so that nothing is used up;
-- no capabilities, and none to be had by what it starts;
+- no capabilities, and none for the processes that it starts;
 - a filter of system calls (seccomp): what lies outside all limits (System V, memfd, keys of the
   kernel, open files on their way), what reaches other processes or makes namespaces, and sockets;
 - in the isolation "guard", which has no namespaces: no new process and no signal to another one by
@@ -109,13 +110,13 @@ _UNSUPPORTED = 0x0005005F
 
 
 def places():
-    """Files and folders of the system and of the interpreter, also behind a link to it."""
+    """Files and folders of the system and of the interpreter, with links resolved."""
     own = (sys.base_prefix, sys.prefix)
     return dict.fromkeys((*SYSTEM, *own, *map(os.path.realpath, own)))
 
 
 def checked(name, *args):
-    """Calls a function of the C library that gives 0; OSError otherwise."""
+    """Calls a function of the C library that returns 0 on success; raises OSError otherwise."""
     if getattr(LIBC, name)(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
@@ -126,18 +127,19 @@ def die_with_parent():
 
 
 def hide(hidden):
-    """Whether other processes of the same user may not look into this one."""
+    """Sets whether other processes of the same user may inspect this one."""
     checked("prctl", _DUMPABLE, int(not hidden), 0, 0, 0)
 
 
 def confine(task, folder, uid, others):
-    """Binds this process, for good.
+    """Restricts this process permanently.
 
     Args:
-      task: dict of the runner: isolation and limits.
-      folder: the working folder, the one place to change files in; None for no place.
-      uid: user id to take; None for that of this process.
-      others: how many processes and threads the kernel counts for that user besides this one's.
+      task: dict of the runner, with isolation and limits.
+      folder: working folder, the only place where files may be changed; None for none.
+      uid: user id to change to; None keeps that of this process.
+      others: number of processes and threads that the kernel counts for that user besides this
+        one's.
     """
     guarded = task["isolation"] == "guard"
     _drop(uid)

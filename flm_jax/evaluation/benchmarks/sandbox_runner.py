@@ -1,7 +1,7 @@
-"""Runs one program under limits; started by `sandbox` as a process of its own.
+"""Runs one program under limits; `sandbox` starts it as a separate process.
 
-Standard library and its two neighbours alone, since it runs by an interpreter that may have no
-package. Its standard input is a file with a task of two parts, see `sandbox`. Its processes:
+It uses the standard library and its two neighbours alone, since its interpreter may have no
+packages. Its standard input is a file with a task of two parts, see `sandbox`. Its processes are:
 
 - the keeper watches the time, and in "guard" the folder and the threads;
 - with namespaces, the first one of a new process namespace, whose end ends all others in it, makes
