@@ -1,1 +1,1 @@
-"""Corpora on disk, tokenizers, fixed-length examples and batches: NumPy and grain alone."""
+"""Corpora on disk, tokenizers, fixed-length examples and batches, with NumPy and grain alone."""

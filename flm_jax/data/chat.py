@@ -1,12 +1,12 @@
 """Questions and answers as rows, each framed as one exchange; the question is the prompt.
 
-A tokenizer's own chat template frames them, if it has one; if not, this does:
+A tokenizer's own chat template frames them, if it has one; otherwise this format does:
 
     USER:\n{prompt}\nASSISTANT:\n{response}EOS
 
-With a template, the token that ends a turn there stands before the EOS.
+With a template, its end-of-turn token precedes the EOS.
 
-`data.instruction_sets` says what the lines are.
+`data.instruction_sets` describes the lines.
 """
 
 import copy
@@ -28,40 +28,40 @@ PADDINGS, TOO_LONG = ("answer", "ignored"), ("skip", "cut")
 
 
 def framed(*turns: str) -> str:
-    """The text before an answer, of tokenizers without a template; turns as of `asked`."""
+    """Returns the text before an answer for tokenizers without a template; turns as in `asked`."""
     heads = ("USER:\n", "ASSISTANT:\n")
     return "".join(f"{heads[i % 2]}{turn}\n" for i, turn in enumerate(turns)) + heads[1]
 
 
 def asked(tokenizer: Tokenizer, turns: Sequence[str]) -> np.ndarray:
-    """Ids of all that stands before an answer, int32.
+    """Token ids of everything before an answer, int32.
 
     Args:
-      turns: of user and assistant in turn; the first and the last are the user's.
+      turns: turns of user and assistant, alternating; the first and the last are the user's.
 
     Raises:
-      UserError: the tokenizer's chat template does not take them.
+      UserError: the tokenizer's chat template does not accept them.
     """
     ids = tokenizer.encode_turns(turns)
     return tokenizer.encode(framed(*turns)) if ids is None else ids
 
 
 def told(tokenizer: Tokenizer, response: str) -> np.ndarray:
-    """Ids of an answer with what ends it, int32: the end of a turn, if there is one, and EOS."""
+    """Token ids of an answer with its end, int32: the end of a turn, if there is one, and EOS."""
     ends = [i for i in (tokenizer.turn_end_id, tokenizer.eos_id) if i is not None]
     _, ids = tokenizer.encode_parts(["", response])
     return np.concatenate([ids, list(dict.fromkeys(ends))]).astype(np.int32)
 
 
 class Framing(NamedTuple):
-    """How exchanges become rows.
+    """Settings by which exchanges become rows.
 
     Attributes:
-      length: tokens of a row.
-      padding: "answer": what follows an answer is filled with its end of text and counts as answer,
-        so that models learn how long answers are; "ignored": it does not count.
-      too_long: exchanges that do not fit are left out ("skip"), or lose the end of their answer and
-        the end of text ("cut"), where a question that leaves no room is refused.
+      length: number of tokens of a row.
+      padding: filling after an answer: "answer", its end of text, which counts as answer, so that
+        models learn how long answers are; "ignored", padding that does not count.
+      too_long: treatment of exchanges that do not fit: "skip" leaves them out; "cut" truncates the
+        end of their answer and the end of text, and refuses a question that leaves no room.
     """
 
     length: int
@@ -72,11 +72,11 @@ class Framing(NamedTuple):
 class ChatSource:
     """Random-access examples {"tokens": int32 [L], "mask", "prompt", "written": bool [L]}.
 
-    `mask` is True where tokens count, `prompt` where the question stands, and `written` up to the
-    end of the answer (see `cropped`).
+    `mask` is True where tokens count, `prompt` at the question, and `written` up to the end of the
+    answer (see `cropped`).
 
     Raises:
-      UserError: no exchange that fits; a question that leaves no room, where answers are cut.
+      UserError: no exchange fits; a question leaves no room, where answers are cut.
     """
 
     def __init__(self, exchanges: Sequence[Exchange], tokenizer: Tokenizer, how: Framing):
@@ -110,7 +110,7 @@ class ChatSource:
         return digest.hexdigest()
 
     def split(self, every: int) -> tuple["ChatSource", "ChatSource"]:
-        """The rest, and every so many of the examples from the first on."""
+        """Splits off every `every`-th example from the first on; returns the rest and these."""
         parts = copy.copy(self), copy.copy(self)
         parts[0]._rows = [row for i, row in enumerate(self._rows) if i % every]
         parts[1]._rows = self._rows[::every]
@@ -125,11 +125,13 @@ class ChatSource:
 
 
 def framed_row(prompt: int, row: np.ndarray, pad: int, how: Framing) -> Batch:
-    """The example of an exchange.
+    """Returns the example of an exchange.
 
     Args:
-      prompt: tokens of the question; row: those of question and answer, int [N], N <= length.
+      prompt: number of tokens of the question.
+      row: tokens of question and answer, int [N], N <= length.
       pad: token that fills the rest.
+      how: settings of framing.
     """
     tokens = np.full(how.length, pad, np.int32)
     tokens[: len(row)] = row
@@ -170,7 +172,7 @@ def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int
 def open_chat(
     parts: Sequence[tuple[str, float]], tokenizer: Tokenizer, how: Framing
 ) -> tuple[Mixture, Source]:
-    """Training and held-out examples of (file, weight) pairs; every 20th that fits is held out."""
+    """Opens training and held-out examples of (file, weight) pairs; holds out every 20th."""
     train, valid = [], []
     for path, weight in parts:
         source = ChatSource(read_exchanges(path), tokenizer, how)
@@ -185,9 +187,9 @@ def open_chat(
 
 
 def cropped(batch: Batch, multiple: int = MULTIPLE) -> Batch:
-    """A batch without the columns in which no row is written, its length a multiple.
+    """Crops a batch to the columns that any row uses, rounded up to a multiple.
 
-    The few lengths that occur are each compiled once. "written" is left out.
+    The few resulting lengths are each compiled once. "written" is dropped.
     """
     batch = dict(batch)
     length, written = batch["tokens"].shape[1], batch.pop("written")

@@ -48,13 +48,14 @@ class Exchange(NamedTuple):
 
 
 def read_exchanges(path: str) -> list[Exchange]:
-    """The exchange of every record of a file: JSON lines, a JSON array, either gzipped, or parquet.
+    """Reads the exchange of every record of a file: JSON lines or array (also .gz), or parquet.
 
     Args:
-      path: of the file, or of a folder of such files, which are read in the order of their names.
+      path: path of the file, or of a folder of such files, which are read in the order of their
+        names.
 
     Raises:
-      UserError: no such file, no record, or one that is of no form above (its place).
+      UserError: no such file, no records, or one of no form above; the message names its place.
     """
     found = [record for file in _files(path) for record in _records(file)]
     exchanges = [exchange(record, where) for where, record in found]
@@ -88,13 +89,13 @@ def _records(path: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def exchange(record: dict[str, Any], where: str) -> Exchange | None:
-    """The exchange of one record; None of one that holds none.
+    """Returns the exchange of one record, or None for a record without one.
 
     Args:
-      where: its place, for messages.
+      where: place of the record, for messages.
 
     Raises:
-      UserError: a record of no form that is known, or whose texts are missing.
+      UserError: a record of unknown form, or without its texts.
     """
     for fields, read in _FORMS:
         if all(field in record for field in fields):
@@ -105,7 +106,7 @@ def exchange(record: dict[str, Any], where: str) -> Exchange | None:
 
 
 def mathematical(reasoning: str, result: str) -> str:
-    """An answer whose last line is "### result"."""
+    """Returns an answer whose last line is "### result"."""
     return f"{reasoning}\n### {result}" if reasoning else f"### {result}"
 
 

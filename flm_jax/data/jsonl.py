@@ -1,4 +1,4 @@
-"""JSON lines, or one array, with the place of each, so that a fault can name its file and line."""
+"""Reads JSON lines, or one array, with the place of each record, for messages about faults."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,17 @@ from flm_jax.data.text import Mender, joined, split_lines, tidy
 
 
 def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
-    """(place, object) of every line that is not blank, or of an array's items; .gz is unpacked.
+    """Reads (place, object) of every line that is not blank, or of an array's items; also .gz.
 
-    Byte order marks before a line are dropped, and CRLF and CR end a line as LF does; the texts in
-    the objects are as they were written, but for lone surrogates: those are read as U+FFFD, with
-    one warning.
+    Byte order marks before a line are dropped, and CRLF and CR also end a line; the texts in the
+    objects are unchanged, except for lone surrogates: those are read as U+FFFD, with one warning.
 
     Args:
-      path: of the file.
-      expected: what the lines should be, for messages: "JSON lines of questions and answers".
+      path: path of the file.
+      expected: description of the lines, for messages: "JSON lines of questions and answers".
 
     Raises:
-      UserError: no such file, none that can be read as text, no line, or one that is no object.
+      UserError: no such file, no text, no lines, or a line that is no object.
     """
     file = epath.Path(expanded(str(path)))
     require(file.is_file(), f"no file {path}; expected {expected}.")
@@ -73,7 +72,7 @@ def _lines(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str
 
 
 def text_field(record: dict[str, Any], name: str, where: str) -> str:
-    """A field that must be text and not empty."""
+    """Returns a field that must be text and not empty."""
     value = record.get(name)
     require(
         isinstance(value, str) and bool(value),

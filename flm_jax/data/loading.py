@@ -83,9 +83,9 @@ class DataConfig:
 
 
 class Data(NamedTuple):
-    """Training examples (sources with weights), held-out ones, and their tokenizer.
+    """Training examples (sources with weights), held-out examples, and their tokenizer.
 
-    `task` is that of synthetic data, else None.
+    `task` is the task of synthetic data, else None.
     """
 
     train: Mixture
@@ -95,17 +95,17 @@ class Data(NamedTuple):
 
 
 def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Data:
-    """Opens data.
+    """Opens the data of a configuration.
 
     Args:
-      cfg: which data.
-      length: tokens of a sequence.
-      seed: of a task's sequences.
-      tokenizer: name or folder of that of chat where `cfg` names none.
+      cfg: settings of the data.
+      length: length of a sequence in tokens.
+      seed: seed of a task's sequences.
+      tokenizer: name or folder of the tokenizer of chat data if `cfg` names none.
 
     Raises:
       UserError: none or several of data.path, data.mixture and data.task; missing or damaged data;
-        no example; a mixture of several tokenizers.
+        no examples; a mixture with several tokenizers.
     """
     if cfg.generated:
         return _generated(cfg, length)

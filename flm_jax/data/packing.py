@@ -21,19 +21,19 @@ class PackedSource:
     """Random-access examples {"tokens": int32 [L], "mask": bool [L]}; mask is True where valid.
 
     Packings:
-      wrap: documents joined by EOS, cut in blocks of L - 2, each framed as BOS block EOS. This is
-        how the published LM1B and OpenWebText models are trained.
+      wrap: documents joined by EOS, cut in blocks of L - 2, each framed as BOS block EOS, as for
+      the published LM1B and OpenWebText models.
       stream: documents joined by EOS, cut in blocks of L.
-      pad: one document an example, BOS document EOS; longer ones lose their end (and that EOS),
-        shorter ones are padded with PAD, or EOS where the tokenizer has no PAD.
+      pad: one document per example, BOS document EOS; longer ones lose their end (and that EOS),
+      shorter ones are padded with PAD, or with EOS if the tokenizer has no PAD.
 
-    What does not fill a last block is left out. An example depends on its index alone.
+    Tokens that do not fill a last block are left out. An example depends on its index alone.
 
     Args:
       stream, tokenizer, length, packing: see above.
-      group: documents that are joined and cut by themselves, each group beginning a block and
-        losing what does not fill its last one; 0 for the whole split. The published models'
-        preparation cuts every 1000 documents so. Not for "pad".
+      group: number of documents that are joined and cut together; each group starts a block and
+        drops what does not fill its last one; 0 for the complete split. The published models'
+        preparation uses groups of 1000. Not for "pad".
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PackedSource:
         return {"tokens": block, "mask": np.ones(self._length, bool)}
 
     def batch(self, places: Sequence[int]) -> Example:
-        """The examples at some places, stacked: {"tokens": int32 [N, L], "mask": bool [N, L]}."""
+        """Returns stacked examples: {"tokens": int32 [N, L], "mask": bool [N, L]}."""
         if self._packing == "pad":
             rows = [self[place] for place in places]
             return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -116,7 +116,7 @@ class PackedSource:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokens and of how they are cut."""
+        """SHA-256 of the tokens and of the packing."""
         text = f"{self._stream.fingerprint} {self._packing} {self._length}"
         text += f" {self._group}" if self._group else ""
         return hashlib.sha256(text.encode()).hexdigest()

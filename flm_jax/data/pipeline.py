@@ -1,7 +1,7 @@
-"""Batches from random-access sources, by grain.
+"""Batches from random-access sources, read by grain.
 
 The global batch of a step is one list of rows, in an order fixed by the seed. Each process reads
-only its own rows of it: a step sees the same batch on any number of processes.
+only its own rows of it: a step has the same batch on any number of processes.
 """
 
 import time
@@ -20,12 +20,12 @@ MULTIPLE = 64  # tokens; batches are cut to multiples of it, so that few lengths
 class Source(Protocol):
     """Random-access examples {"tokens": int32 [L], "mask": bool [L]}.
 
-    One with a method `batch` (places -> the stack of those examples) is read by that.
+    A source with a method `batch` (indices -> the stacked examples) is read by that method.
     """
 
     @property
     def fingerprint(self) -> str:
-        """Differs between sources whose examples differ."""
+        """Digest that differs between sources with different examples."""
 
     def __len__(self) -> int: ...
 
@@ -33,14 +33,14 @@ class Source(Protocol):
 
 
 def padded_length(length: int, most: int) -> int:
-    """The length that a row of `length` tokens is filled up to, so that few programs are compiled.
+    """Length to which a row of `length` tokens is padded, so that few programs are compiled.
 
-    They are 64, 128, 192, 256, 384, 512, 768, 1024, and so on by powers of two and their halves
-    between: eight up to 1024.
+    The lengths are 64, 128, 192, 256, 384, 512, 768, 1024, and so on by powers of two and their
+    halves between: eight up to 1024.
 
     Args:
-      length: tokens of a row.
-      most: what none is longer than.
+      length: number of tokens of a row.
+      most: upper bound of the result.
     """
     whole = max(MULTIPLE, 1 << (length - 1).bit_length())
     between = 3 * whole // 4
@@ -52,9 +52,9 @@ Mixture = Sequence[tuple[Source, float]]
 
 
 class MixedSource:
-    """The sources of a mixture as one, in their own order, taking turns by their weights.
+    """The sources of a mixture as one, in their own order, alternating by their weights.
 
-    It ends where the first of them is used up.
+    It ends when the first of them is exhausted.
     """
 
     def __init__(self, mixture: Mixture):
@@ -123,7 +123,7 @@ class BatchIterator:
     """Yields {"tokens": int32 [local_batch, L], "mask": bool [local_batch, L]}.
 
     Attributes:
-      stall_seconds: time spent waiting in `next`, in all.
+      stall_seconds: total time spent waiting in `next`, in seconds.
     """
 
     def __init__(
@@ -164,11 +164,11 @@ class BatchIterator:
         return {name: value[:, :keep] for name, value in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able position: the batches given out, and the identity of their order."""
+        """Returns the position as JSON values: the number of batches, and the order's identity."""
         return {"batches": self._position, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a `get_state`, also one taken on another number of processes.
+        """Continues from a `get_state`, even if taken on another number of processes.
 
         Raises:
           UserError: the state belongs to another seed, other data or another global batch.
@@ -201,24 +201,24 @@ def make_iterator(
     prefetch: int,
     prefix_crop: float,
 ) -> BatchIterator:
-    """Batches of a source, or of a mixture given as (source, weight) pairs.
+    """Iterates over batches of a source, or of a mixture given as (source, weight) pairs.
 
-    With `repeat` every epoch is a new permutation, and a batch may straddle two epochs. Without it
-    there is one epoch (of a mixture: until its first source is used up) and the rows that do not
+    With `repeat` every epoch is a new permutation, and a batch may span two epochs. Without it
+    there is one epoch (for a mixture: until its first source is exhausted) and the rows that do not
     fill a last batch are dropped.
 
     Args:
-      source: examples; or pairs, drawn from in proportion to their weights.
-      global_batch: rows of all processes together.
-      seed: of the order, from 0 to 2^32 - 1.
-      rows: places in each global batch of the rows that are read here; None for all of them.
-      shuffle: else the source's own order.
-      repeat: go on for ever.
-      threads: background readers; 0 reads in `next`. One reads some 120,000 rows of 64 tokens
-        a second; more help only where reading waits for a disk or a network.
-      prefetch: batches kept ready by the readers.
-      prefix_crop: probability that a batch is cut to a prefix of it, whose length is uniform up to
-        the next multiple of `MULTIPLE`.
+      source: source of examples; or pairs, drawn from in proportion to their weights.
+      global_batch: number of rows of all processes together.
+      seed: seed of the order, from 0 to 2^32 - 1.
+      rows: indices in each global batch of the rows that are read here; None for all of them.
+      shuffle: whether the order is random; else it is the source's own.
+      repeat: whether it never ends.
+      threads: number of background readers; 0 reads in `next`. One reads about 120,000 rows of 64
+        tokens per second; more help only if reading waits for a disk or a network.
+      prefetch: number of batches kept ready by the readers.
+      prefix_crop: probability that a batch is cut to a prefix, whose length is uniform and rounded
+        up to a multiple of `MULTIPLE`.
     """
     rows = _checked_rows(global_batch, rows)
     mixture = [(source, 1.0)] if hasattr(source, "fingerprint") else list(source)
@@ -279,15 +279,15 @@ def eval_batches(
     max_batches: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """One pass in the source's order, every batch of full size.
+    """Yields one pass in the source's order, with every batch of full size.
 
-    Rows past the end are token 0 with mask False, so that sums over the mask are exact.
+    Rows after the end have token 0 and mask False, so that sums over the mask are exact.
 
     Args:
-      source: examples.
-      global_batch: rows of all processes together.
-      max_batches: stop after so many.
-      rows: places in each global batch of the rows that are read here; None for all of them.
+      source: source of examples.
+      global_batch: number of rows of all processes together.
+      max_batches: largest number of batches.
+      rows: indices in each global batch of the rows that are read here; None for all of them.
     """
     rows = _checked_rows(global_batch, rows)
     require(len(source) > 0, "the source is empty; expected at least one example")

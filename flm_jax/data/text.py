@@ -1,4 +1,4 @@
-"""What texts go through as they enter: byte order marks, line ends, halves of characters."""
+"""Clean-up of incoming texts: byte order marks, line ends and lone surrogates."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,17 +15,17 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def line_feeds(text: str) -> str:
-    """The text with a LF for every CRLF and CR."""
+    """Replaces every CRLF and CR of a text by a LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def tidy(text: str) -> str:
-    """The text as an editor shows it: no byte order mark before it, and every line end a LF."""
+    """Removes a leading byte order mark, and replaces every line end by a LF."""
     return line_feeds(text.removeprefix(_BYTE_ORDER_MARK))
 
 
 def split_lines(text: str) -> Iterator[str]:
-    """Lines with their LF; other signs, such as U+2028, end none, unlike in `str.splitlines`."""
+    """Yields lines with their LF; unlike `str.splitlines`, other signs such as U+2028 end none."""
     start = 0
     while start < len(text):
         stop = text.find("\n", start) + 1 or len(text)
@@ -34,14 +34,14 @@ def split_lines(text: str) -> Iterator[str]:
 
 
 def joined(pieces: Iterable[str], where: str, mend: str) -> str:
-    """A text of pieces, which are not read on where it grows too long.
+    """Joins pieces to a text, and stops reading if it becomes too long.
 
     Args:
-      where: the place of the text, for the message.
-      mend: what to do about a longer one.
+      where: place of the text, for the message.
+      mend: advice about a longer one.
 
     Raises:
-      UserError: it is longer than `LONGEST_TEXT`.
+      UserError: the text is longer than `LONGEST_TEXT`.
     """
     kept, last, length = [], [], 0
     for piece in pieces:
@@ -59,7 +59,7 @@ def joined(pieces: Iterable[str], where: str, mend: str) -> str:
 
 
 class Mender:
-    """Reads lone surrogates as U+FFFD, and warns once, of the first place that has one.
+    """Replaces lone surrogates by U+FFFD, and warns once, about the first place that has one.
 
     JSON may hold one half of a pair, as in "\\ud800"; it is no character, and no tokenizer and no
     UTF-8 file can hold it. Two halves that follow each other are read as the character they make.
@@ -69,7 +69,7 @@ class Mender:
         self._told = False
 
     def text(self, text: str, where: str) -> str:
-        """The text without lone surrogates; `where` names its place."""
+        """Returns the text without lone surrogates; `where` names its place."""
         try:
             text.encode("utf8")
         except UnicodeEncodeError:
@@ -86,7 +86,7 @@ class Mender:
         return text
 
     def record(self, value: Any, where: str) -> Any:
-        """A value of JSON whose texts, at any depth, are without lone surrogates."""
+        """Returns a JSON value whose texts, at any depth, have no lone surrogates."""
         if isinstance(value, str):
             return self.text(value, where)
         if isinstance(value, list):

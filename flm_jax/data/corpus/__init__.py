@@ -1,1 +1,1 @@
-"""Documents become files of tokens."""
+"""Preparation of documents as files of tokens."""

@@ -1,12 +1,12 @@
-"""Turns pre-tokenised benchmark text back into ordinary English, as the published models saw it.
+"""Turns pre-tokenised benchmark text back into ordinary English, as for the published models.
 
 The rules are those of the preparation that MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM
-(2602.16813) share, in its order and with its gaps: `do n't`, `3 %` and `can not` stay apart in
-LM1B, and a full stop after a bracket keeps its space. A better English would be other tokens, and
-perplexities of other tokens cannot be compared.
+(2602.16813) share, in its order and with its gaps: `do n't`, `3 %` and `can not` stay separate in
+LM1B, and a full stop after a bracket keeps its space. Better English would give other tokens, and
+perplexities of different tokens are not comparable.
 
-Each set is a list of edits that are made one after another, each over the whole text. An edit
-consumes what it matches, so that of two marks that share a space the second may keep its own.
+Each set is a list of edits that are applied in order, each to the complete text. An edit consumes
+what it matches, so that of two marks that share a space the second may keep its own.
 """
 
 import functools
@@ -104,7 +104,7 @@ DETOKENIZERS = tuple(_SETS)
 
 
 def get_detokenizer(name: str) -> Callable[[str], str]:
-    """The named detokenizer; "" names the identity."""
+    """Returns the named detokenizer; "" is the identity."""
     if not name:
         return str
     edits = _SETS[one_of("detokenize", name, _SETS)]

@@ -1,4 +1,4 @@
-"""Texts to ids in several processes, in the order of the texts."""
+"""Encodes texts to ids in several processes, in the order of the texts."""
 
 import collections
 import concurrent.futures
@@ -23,15 +23,15 @@ _encodes: Tokenizer  # of a worker process
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Encoder:
     """Tokenises streams of texts; the ids do not depend on the number of processes.
 
-    A document is tokenised by one process. The processes start with the first stream that is long
-    enough, and end with the block of `with`.
+    Each document is tokenised by one process. The processes start with the first stream that is
+    long enough, and end with the `with` block.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int = 1):
@@ -48,7 +48,7 @@ class Encoder:
             self._pool.shutdown(cancel_futures=True)
 
     def encoded(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(text, ids int32 [n]) of each text, in order.
+        """Yields (text, ids int32 [n]) of each text, in order.
 
         Raises:
           UserError: a worker process was killed.

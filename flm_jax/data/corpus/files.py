@@ -1,4 +1,4 @@
-"""The files of a corpus: found below a folder, and read line by line."""
+"""Finds the files of a corpus below a folder, and reads them line by line."""
 
 import gzip
 import hashlib
@@ -21,17 +21,17 @@ _CHUNK = 1 << 22  # bytes
 
 
 def packed(*suffixes: str) -> tuple[str, ...]:
-    """Ends of names, and the same of files that are packed."""
+    """Returns suffixes of file names, and those of their compressed forms."""
     return tuple(suffix + end for suffix in suffixes for end in ("", *_PACKED))
 
 
 def walk(
     folder: epath.Path, suffixes: tuple[str, ...], skip: Collection[str] = ()
 ) -> Iterator[epath.Path]:
-    """Files below a folder whose names end so, sorted by name at each level.
+    """Yields files below a folder with one of the suffixes, sorted by name at each level.
 
     Names that begin with a dot, and __MACOSX, are left out: they hold copies that editors and
-    archives make. Links are followed, and what several of them lead to is found once.
+    archives make. Links are followed, and a target of several links is found once.
     """
     return _below(folder, suffixes, skip, {_real(folder)})
 
@@ -62,16 +62,17 @@ def _real(path: epath.Path) -> str:
 
 
 def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], str, str]:
-    """The files to read, an identity of their names and sizes, and a digest of their content.
+    """Finds the files to read, an identity of their names and sizes, and a digest of their content.
 
-    For the digest every file is read, which takes a small part of the time that tokenising does.
+    The digest needs every file to be read, which takes a small fraction of the time of
+    tokenisation.
 
     Args:
-      root: a file, or a folder of which all files whose names end so are read.
-      suffixes: ends of names.
+      root: path of a file, or of a folder whose files with one of the suffixes are all read.
+      suffixes: suffixes of file names.
 
     Raises:
-      UserError: nothing there, no such file in the folder, or one that is no plain file.
+      UserError: nothing is there, or the folder has no such file.
     """
     path = epath.Path(expanded(root))
     require(path.exists(), f"--path={root} does not exist; expected a file or a folder")
@@ -99,12 +100,12 @@ def _content(files: list[epath.Path]) -> str:
 
 
 def lines(path: epath.Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their LF, packed by gzip or Zstandard if its name says so.
+    """Yields lines of a UTF-8 file with their LF, decompressing gzip or Zstandard by its suffix.
 
-    A byte order mark is dropped; CRLF and CR end a line as LF does, and become it.
+    A byte order mark is dropped; CRLF and CR also end a line, and become LF.
 
     Raises:
-      UserError: a file that is damaged or no text, or a line of more than `LONGEST_LINE` bytes.
+      UserError: a file that is damaged or not text, or a line of more than `LONGEST_LINE` bytes.
     """
     first = True
     try:

@@ -1,8 +1,8 @@
-"""Data sets in the layout of the Hugging Face hub: parquet files of splits, read without scripts.
+"""Data sets laid out as on the Hugging Face hub: parquet files of splits, read without scripts.
 
-A data set whose own files are no parquet (older ones are programs) has a copy that is, which the
-hub keeps at the revision refs/convert/parquet; that one is read where no revision is named. Without
-a network, what an earlier call fetched is read.
+A data set without parquet files of its own (older ones are programs) has a converted copy, which
+the hub keeps at the revision refs/convert/parquet; that copy is read if no revision is named.
+Without a network, the files fetched by an earlier call are read.
 """
 
 import functools
@@ -32,10 +32,10 @@ class HubData(NamedTuple):
     """A data set found on this machine.
 
     Attributes:
-      splits: name to parquet files, in the order of their names.
-      identity: what the manifest of prepared data keeps: the name with its commit, or names and
+      splits: dict from the name of a split to its parquet files, in the order of their names.
+      identity: identity in the manifest of prepared data: the name with its commit, or names and
         sizes of the files of a folder.
-      content: digest of the files of a folder; "" for a commit, which tells by itself.
+      content: digest of the files of a folder; "" for a commit, which identifies the content.
     """
 
     splits: dict[str, list[epath.Path]]
@@ -44,13 +44,13 @@ class HubData(NamedTuple):
 
 
 def open_hub(path: str) -> HubData:
-    """Finds a data set, and fetches it if it is a name.
+    """Finds a data set, and fetches it if it is given by name.
 
     Args:
       path: name[:config][@revision], or folder[:config] of the same layout.
 
     Raises:
-      UserError: not to be had; no parquet file; several configurations and none named.
+      UserError: it is not available; no parquet file; several configurations and none named.
     """
     name, revision = hub_name(path)
     folder = epath.Path(expanded(path))
@@ -150,6 +150,6 @@ def _tell_partial(place: str, path: str) -> None:
 
 
 def texts(files: Iterable[epath.Path], key: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of every row of the files of a split."""
+    """Yields (place, text) of every row of the files of a split."""
     for file in files:
         yield from parquet.texts(file, key)

@@ -1,4 +1,4 @@
-"""The manifest of prepared data: what the folder holds, and all that its contents depend on."""
+"""The manifest of prepared data: the contents of the folder, and everything they depend on."""
 
 from typing import Any
 
@@ -27,12 +27,13 @@ _UNTOLD = {"content", "sample_characters"}
 def build_manifest(
     tokenizer: Tokenizer, args: dict[str, Any], shards: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The manifest of a folder, or of one worker's part of it.
+    """Builds the manifest of a folder, or of one worker's part of it.
 
     Args:
       tokenizer: the tokenizer whose ids the shards hold.
-      args: all that the contents depend on; compared when a preparation is repeated or merged.
-      shards: split name to the records from `SplitWriter.finish`.
+      args: everything on which the contents depend; compared when a preparation is repeated or
+        merged.
+      shards: dict from the name of a split to the records from `SplitWriter.finish`.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -47,18 +48,18 @@ def build_manifest(
 
 
 def split_record(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Records of all shards of a split, and their sums."""
+    """Combines the records of all shards of a split with their sums."""
     totals = {count: sum(record[count] for record in records) for count in COUNTS}
     return {**totals, "shards": records}
 
 
 def write_manifest(folder: epath.Path, name: str, manifest: dict[str, Any]) -> None:
-    """Writes a manifest in one step, once everything it lists is in place."""
+    """Writes a manifest atomically, once everything it lists is in place."""
     write_whole(folder / name, to_json(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: epath.Path, name: str) -> dict[str, Any] | None:
-    """The manifest, or None if there is none."""
+    """Reads the manifest, or returns None if there is none."""
     if not (folder / name).exists():
         return None
     manifest = read_object(folder / name, "the manifest of prepared data")
@@ -82,9 +83,9 @@ def check_not_empty(manifest: dict[str, Any]) -> None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Names what differs, "" for nothing: "vocab_size (512, now 1024)".
+    """Lists what differs, "" for nothing: "vocab_size (512, now 1024)".
 
-    A manifest from before files were read for it knows no content: any may be that of its files.
+    A manifest from before content digests matches any content of its files.
     """
     old, new = _LATER | old, _LATER | new
     names = {*old, *new} - (_UNTOLD - (old.keys() & new.keys()))

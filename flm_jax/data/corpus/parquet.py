@@ -1,4 +1,4 @@
-"""Texts of parquet files (extra `data`), read some rows at a time."""
+"""Reads texts of parquet files (extra `data`), a few rows at a time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,15 +15,14 @@ _ROWS_AT_ONCE = 1024
 
 
 def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of every row of a file.
+    """Yields (place, text) of every row of a file.
 
     Args:
-      path: of the file.
-      key: of the column that holds the texts.
+      path: path of the file.
+      key: name of the column with the texts.
 
     Raises:
-      UserError: no parquet file, no such column, one that holds other things than texts, or a text
-        of more than `LONGEST_TEXT` bytes.
+      UserError: no parquet file, no such column, or one that holds values other than text.
     """
     arrow, parquet = _packages("source 'parquet'")
     number = 0
@@ -52,7 +51,7 @@ def _text(item: Any, where: str, key: str) -> str:
 
 
 def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of every row of a file.
+    """Yields (place, row) of every row of a file.
 
     Raises:
       UserError: no parquet file.
@@ -69,7 +68,7 @@ def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rows(path: epath.Path) -> int:
-    """Rows of a file, by its footer alone.
+    """Number of rows of a file, from its footer alone.
 
     Raises:
       UserError: no parquet file.

@@ -1,4 +1,4 @@
-"""From documents to a prepared folder: tokenise, write the shards, then the manifest."""
+"""Prepares a folder from documents: tokenises them, writes the shards, then the manifest."""
 
 import contextlib
 import dataclasses
@@ -28,20 +28,21 @@ _PROGRESS_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """One preparation.
+    """Settings of one preparation.
 
     Attributes:
-      source: which documents.
+      source: documents to read.
       out: folder to write, local or remote.
-      tokenizer: see `registry.make_tokenizer`.
-      vocab_size, sentencepiece_model: used by the tokenizer "sentencepiece" alone.
-      sample_characters: of the training text that "sentencepiece" learns from.
-      normal_form: of Unicode that "sentencepiece" and "characters" bring text into, "NFC"; "" for
-        none. The tokenizer does so wherever it is used.
+      tokenizer: name of the tokenizer, see `registry.make_tokenizer`.
+      vocab_size, sentencepiece_model: vocabulary size and model type, used by the tokenizer
+        "sentencepiece" alone.
+      sample_characters: number of characters of the training text of "sentencepiece".
+      normal_form: Unicode normal form to which "sentencepiece" and "characters" convert text,
+        "NFC"; "" for none. The tokenizer does so wherever it is used.
       shard: this worker's part of the documents.
-      workers: processes that tokenise; the folder does not depend on them. With more than one, a
-        script needs `if __name__ == "__main__":`.
-      overwrite: replace what other arguments prepared in `out`.
+      workers: number of processes that tokenise; the folder does not depend on it. With more than
+        one, a script needs `if __name__ == "__main__":`.
+      overwrite: whether to replace data that other arguments prepared in `out`.
     """
 
     source: SourceConfig
@@ -62,7 +63,7 @@ def prepare(cfg: PrepareConfig, log: Callable[[str], None] = print) -> dict[str,
     An interrupted call leaves no manifest; the next one starts over.
 
     Returns:
-      The manifest, or that of the shard.
+      The manifest of the folder, or of the shard.
 
     Raises:
       UserError: bad input, or `out` was prepared with other arguments.
@@ -209,7 +210,7 @@ def _progress(split: str, counts: dict[str, int], began: float) -> str:
 
 
 def summary(manifest: dict[str, Any], path: str, seconds: float) -> str:
-    """One line about a folder that was prepared in so many seconds."""
+    """Formats one line about a folder and the seconds that its preparation took."""
     splits = ", ".join(
         f"{name} {record['documents']:,} documents {record['tokens']:,} tokens"
         f" ({record['tokens'] / max(record['characters'], 1):.3f} a character)"

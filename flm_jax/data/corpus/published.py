@@ -1,11 +1,12 @@
-"""The data sets of the published tables, each with the settings that give its tokens.
+"""The data sets of the published tables, with the settings that reproduce their tokens.
 
-MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM (2602.16813) prepare text alike: training on LM1B
-or OpenWebText, perplexity without training on the others. A text is read as it is, an empty one
-too; its tokenizer and how rows are cut are the model's, see configs/lm1b and configs/owt.
+MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM (2602.16813) prepare text in the same way:
+training on LM1B or OpenWebText, perplexity without training on the others. Texts are read
+unchanged, including empty ones; tokenizer and packing belong to the model, see configs/lm1b and
+configs/owt.
 
-Commits are pinned where the parquet files are the data set's own, or where their conversion's is
-known; the others are read from the hub's conversion, which the hub does not make anew, and the
+Commits are pinned if the parquet files are the data set's own, or if the commit of their conversion
+is known; the others are read from the hub's conversion, which the hub does not repeat, and the
 manifest keeps the commit that was read.
 """
 
@@ -86,17 +87,16 @@ _TOKENIZERS = {"lm1b": BERT, "text8": "text8"}
 
 
 def published_source(name: str, path: str) -> SourceConfig:
-    """How a published data set is read.
+    """Returns the settings with which a published data set is read.
 
     Args:
       name: one of `PUBLISHED`.
-      path: where it is instead of where it is published: a folder of the same layout, or another
-        name of the hub; "" for where it is published.
+      path: folder of the same layout, or another name on the hub; "" for the published location.
     """
     source = PUBLISHED[one_of("published", name, PUBLISHED)]
     return dataclasses.replace(source, path=path or source.path)
 
 
 def published_tokenizer(name: str) -> str:
-    """The tokenizer of the models that the published tables train or try on a data set."""
+    """Name of the tokenizer with which the published tables train or evaluate on a data set."""
     return _TOKENIZERS.get(one_of("published", name, PUBLISHED), GPT2)

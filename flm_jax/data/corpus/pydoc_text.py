@@ -1,4 +1,4 @@
-"""English that every Python carries: the help topics and the standard library's docstrings."""
+"""English text in every Python installation: help topics and docstrings of the standard library."""
 
 import ast
 import functools
@@ -23,7 +23,7 @@ _MIN_DOCSTRING = 20  # characters: shorter docstrings ("Init.") are noise as doc
 
 
 def documents() -> Iterator[str]:
-    """The help topics by name, then the docstrings."""
+    """Yields the help topics by name, then the docstrings."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Documents that stand in one text, with a line such as <|endoftext|> between them."""
+"""Splits a text into documents at separator lines such as <|endoftext|>."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ _CUSTOMARY = ("<|endoftext|>", "<|end_of_text|>", "<|endofdoc|>", "</s>", "<eos>
 
 
 class Separator:
-    """Cuts texts where a line is the separator, and drops that line and the blank ones around it.
+    """Splits texts at separator lines, dropping these and the blank lines around them.
 
-    Without one all texts stay whole, and a warning tells, once, of the first line that looks like
-    one.
+    Without a separator texts are kept in one piece, and a warning reports, once, the first line
+    that looks like one.
 
     Attributes:
-      line: the separator without the blanks around it; "" for none.
-      seen: whether a text had it so far.
+      line: separator without the blanks around it; "" for none.
+      seen: whether any text had it so far.
     """
 
     def __init__(self, line: str):
@@ -34,7 +34,7 @@ class Separator:
         self._told = bool(line)
 
     def documents(self, lines: Iterator[str], where: str) -> Iterator[Iterator[str]]:
-        """The lines of each document, to be read one document after the other."""
+        """Yields the lines of each document, to be consumed one document after the other."""
         if not self.line:
             yield self._watched(lines, where)
             return
@@ -43,12 +43,12 @@ class Separator:
                 yield document
 
     def joined(self, document: Iterator[str], where: str) -> str:
-        """The text of a document's lines."""
+        """Joins the lines of a document to a text."""
         text = joined(document, where, _SHORTER)
         return text.strip("\n") if self.line else text
 
     def texts(self, text: str, where: str) -> Iterator[str]:
-        """The documents of a text that is already in memory."""
+        """Yields the documents of a text that is already in memory."""
         wanted = [self.line] if self.line else [] if self._told else _CUSTOMARY
         if not any(mark in text for mark in wanted):
             yield text

@@ -1,4 +1,4 @@
-"""A local file of numbers, read piece by piece."""
+"""Reads a local file of numbers piece by piece."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from flm_jax.core.errors import UserError
 
 
 class ShardFile:
-    """The numbers of a local file, read when asked for: `file[3]`, `file[3:7]`.
+    """Numbers in a local file, read on demand: `file[3]`, `file[3:7]`.
 
-    Not memory-mapped: under a mapping, a file that is cut short or a disk that fails kills the
-    process without a word. Opened for each read (some 4 microseconds), since a corpus may have
-    more files than a process may hold open.
+    The file is not memory-mapped: under a mapping, a file that is cut short or a disk that fails
+    kills the process without a message. It is opened for each read (about 4 microseconds), since a
+    corpus may have more files than a process may hold open.
     """
 
     def __init__(self, path: os.PathLike, dtype: np.dtype, length: int):
@@ -25,10 +25,10 @@ class ShardFile:
         return self._length
 
     def __getitem__(self, place: int | slice) -> np.ndarray:
-        """Numbers at a place, or from one place to another (no step).
+        """Returns the number at an index, or the numbers of a slice (no step).
 
         Raises:
-          UserError: the file is gone, cut short or unreadable.
+          UserError: the file is missing, cut short or unreadable.
         """
         if not isinstance(place, slice):
             return self[place : place + 1][0]
@@ -36,10 +36,10 @@ class ShardFile:
         return self.pieces([start], max(stop - start, 0))[0]
 
     def pieces(self, starts: Sequence[int], length: int) -> np.ndarray:
-        """Numbers from several places on, [len(starts), length]; the file is opened once.
+        """Returns `length` numbers from each start, [len(starts), length]; opens the file once.
 
         Raises:
-          UserError: the file is gone, cut short or unreadable.
+          UserError: the file is missing, cut short or unreadable.
         """
         size, width = length * self._dtype.itemsize, self._dtype.itemsize
         offset = 0

@@ -1,4 +1,4 @@
-"""Iterators over documents (str): the standard library, files of text or records, Hugging Face.
+"""Iterators over documents: the standard library, files of text or records, Hugging Face.
 
 A `Corpus` can be read any number of times and always in the same order, so a document's index
 identifies it: sharded preparation and the train/valid split both work on that index.
@@ -25,24 +25,24 @@ _POSITION_SPLIT_SLACK = 1000  # characters searched for a line end when one docu
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Which documents to read.
+    """Settings of the documents to read.
 
     Attributes:
       source: one of `SOURCES`.
       path: file, folder or dataset name (hf: `name[:config][@revision]`, or a folder of the hub's
         layout); empty for pydoc.
-      split_documents: text only; what one document is, one of `DOCUMENT_UNITS`.
-      separator: the line that stands between the documents of a text, such as <|endoftext|>; ""
-        for none. It ends documents of every unit, and is no part of them.
-      text_key: jsonl, parquet and hf; the field that holds the text.
-      detokenize: "" or one of `detokenizers.DETOKENIZERS`.
-      valid_fraction: share of documents held out where the source has no split of its own.
-      valid_split: hf; the split to hold out, "" for the first of `hub.HELD_OUT` that is there.
-      valid_last: documents held out at the end of the training split, whatever other splits there
-        are; 0 for none.
-      valid_only: hf; whether the held-out split alone is read.
-      verbatim: whether texts stay as they are: empty ones, which else are left out, byte order
-        marks and carriage returns.
+      split_documents: unit that counts as a document, one of `DOCUMENT_UNITS`; text only.
+      separator: line that separates the documents of a text, such as <|endoftext|>; "" for none. It
+        ends documents of every unit, and belongs to none of them.
+      text_key: field that holds the text; jsonl, parquet and hf.
+      detokenize: one of `detokenizers.DETOKENIZERS`, or "".
+      valid_fraction: fraction of documents held out if the source has no split of its own.
+      valid_split: split to hold out, "" for the first of `hub.HELD_OUT` that exists; hf only.
+      valid_last: number of documents held out at the end of the training split, whatever other
+        splits there are; 0 for none.
+      valid_only: whether only the held-out split is read; hf only.
+      verbatim: whether texts are unchanged: with empty ones, which are otherwise left out, byte
+        order marks and carriage returns.
     """
 
     source: str
@@ -58,7 +58,7 @@ class SourceConfig:
     verbatim: bool = False
 
     def text(self, text: str) -> str:
-        """A text of a record as it enters."""
+        """Returns the text of a record after its clean-up, if any."""
         return text if self.verbatim else tidy(text)
 
 
@@ -67,9 +67,10 @@ class Corpus:
     """Documents by split.
 
     Attributes:
-      splits: name ("train", "valid") to a function that starts a pass over (index, document).
-      identity: names the input: its files and their sizes, or its version.
-      content: changes when what is in the input does; "" where the identity alone tells.
+      splits: dict from a split's name ("train", "valid") to a function that starts a pass over
+        (index, document).
+      identity: description of the input: its files and their sizes, or its version.
+      content: digest that changes with the content of the input; "" if the identity determines it.
     """
 
     splits: dict[str, Callable[[], Iterator[tuple[int, str]]]]
@@ -89,7 +90,7 @@ class _Opened(NamedTuple):
 
 
 def open_corpus(cfg: SourceConfig) -> Corpus:
-    """The corpus that `cfg` names, split in train and valid.
+    """Opens the corpus that `cfg` names, split in train and valid.
 
     Raises:
       UserError: unknown names, a missing path, nothing to read, or a separator that no text has.
@@ -200,8 +201,8 @@ def _split_train_valid(
 def is_valid(index: int, fraction: float) -> bool:
     """Whether document `index` is held out: one of every round(1 / fraction) consecutive ones.
 
-    A hash picks which, so that no period of the corpus can line up with the choice, and it depends
-    on the index alone. In the first group it is document 1: two documents fill both splits.
+    A hash picks the one, so that no period of the corpus can align with the choice, which depends
+    on the index alone. In the first group it is document 1, so that two documents fill both splits.
     """
     period = round(1 / fraction)
     group, place = divmod(index, period)

@@ -7,7 +7,7 @@
     train-00000-of-00004.offsets      uint64, where each document starts in the file beside it
 
 Every document is followed by one EOS, which counts as a token. Local files are read piece by piece,
-as examples are asked for; files of a remote store are read into memory.
+on demand; files of a remote store are read into memory.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ _HASH_CHUNK = 1 << 24  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Worker `index` of `count`: it prepares documents index, index + count, and so on."""
+    """Worker `index` of `count`, which prepares documents index, index + count, and so on."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """From "i/n", counting from 0."""
+        """Parses "i/n", counting from 0."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         shard = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
         require(
@@ -71,16 +71,16 @@ class Shard:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype on disk that holds every id."""
+    """Narrowest dtype on disk that holds every id."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class SplitWriter:
-    """Writes one shard of one split under temporary names; `finish` gives them their own.
+    """Writes one shard of one split under temporary names; `finish` renames them.
 
     Attributes:
-      counts: what was added so far; the keys are `COUNTS`.
-      unknown: how many of the tokens stand for text that the tokenizer cannot spell.
+      counts: sums over the added documents; the keys are `COUNTS`.
+      unknown: number of tokens that stand for text that the tokenizer cannot encode.
     """
 
     def __init__(self, folder: epath.Path, split: str, shard: Shard, tokenizer: Tokenizer):
@@ -120,7 +120,7 @@ class SplitWriter:
             file.close()
 
     def finish(self) -> dict[str, Any]:
-        """Closes and renames the files; the shard's record for the manifest."""
+        """Closes and renames the files; returns the shard's record for the manifest."""
         self.close()
         for name in self._names.values():
             (self._folder / f"{name}.tmp").replace(self._folder / name)
@@ -137,12 +137,12 @@ def _names(folder: epath.Path) -> list[str]:
 
 
 def has_parts(folder: epath.Path) -> bool:
-    """Whether workers of a sharded preparation left their manifests here."""
+    """Whether workers of a sharded preparation left their manifests in a folder."""
     return any(_PART_NAME.fullmatch(name) for name in _names(folder))
 
 
 def clear(folder: epath.Path, shard: Shard) -> None:
-    """Removes what an earlier preparation left, manifests first; of other workers, nothing."""
+    """Removes the files of an earlier preparation, manifests first, but none of other workers."""
     (folder / MANIFEST).unlink(missing_ok=True)
     names = [name for name in _names(folder) if _OWN_FILES.fullmatch(name)]
     for name in sorted(names, key=lambda name: not name.startswith("manifest")):
@@ -154,7 +154,7 @@ def merge(path: os.PathLike | str) -> dict[str, Any]:
     """Joins the parts of a sharded preparation in one manifest, and writes it.
 
     Raises:
-      UserError: parts are missing, or were made with different arguments or tokenizers.
+      UserError: parts are missing, or were prepared with different arguments or tokenizers.
     """
     folder = epath.Path(expanded(str(path)))
     if not has_parts(folder):
@@ -222,7 +222,7 @@ class TokenStream:
         return int(self._document_starts[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop, int32 [stop - start]; reads no other."""
+        """Reads tokens start to stop, int32 [stop - start], and no others."""
         out = np.empty(stop - start, np.int32)
         place = start
         while place < stop:
@@ -234,7 +234,7 @@ class TokenStream:
         return out
 
     def blocks(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Tokens from several places on, int32 [len(starts), length]; reads no other."""
+        """Reads `length` tokens from each start, int32 [len(starts), length], and no others."""
         first = np.searchsorted(self._token_starts, starts, side="right") - 1
         last = np.searchsorted(self._token_starts, starts + length, side="left") - 1
         out = np.empty((len(starts), length), np.int32)
@@ -247,7 +247,7 @@ class TokenStream:
         return out
 
     def starts(self, documents: Sequence[int]) -> np.ndarray:
-        """Tokens of the split before each of some documents, int64."""
+        """Number of tokens of the split before each of some documents, int64."""
         wanted = np.asarray(documents, np.int64)
         shards = np.searchsorted(self._document_starts, wanted, side="right") - 1
         found = np.empty(len(wanted), np.int64)
@@ -259,7 +259,7 @@ class TokenStream:
         return found
 
     def document(self, index: int) -> np.ndarray:
-        """Tokens of a document, int32, without the EOS after it."""
+        """Reads the tokens of a document, int32, without the EOS after it."""
         shard = int(np.searchsorted(self._document_starts, index, side="right")) - 1
         place = index - int(self._document_starts[shard])
         offsets, tokens = self._offsets[shard], self._tokens[shard]
@@ -276,13 +276,13 @@ def _pieces(tokens: Numbers, places: np.ndarray, length: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared folder that passed its checks.
+    """A prepared folder whose checks have passed.
 
     Attributes:
-      path: the folder.
-      manifest: its manifest.
-      tokenizer: the tokenizer of its ids.
-      splits: their token streams.
+      path: path of the folder.
+      manifest: manifest of the folder.
+      tokenizer: tokenizer of its ids.
+      splits: token stream of each split.
     """
 
     path: epath.Path
@@ -291,15 +291,15 @@ class Prepared:
     splits: dict[str, TokenStream] = dataclasses.field(repr=False)
 
     def split(self, name: str) -> TokenStream:
-        """The token stream of a split."""
+        """Returns the token stream of a split."""
         one_of(f"split of {self.path}", name, self.splits)
         return self.splits[name]
 
 
 def verify(folder: epath.Path, manifest: dict[str, Any]) -> None:
-    """Compares files with a manifest that is to be written: another process may have been at them.
+    """Compares files with a manifest to be written, since another process may have changed them.
 
-    Those of an object store would have to be fetched again, and are believed.
+    Files in an object store would have to be fetched again, and are not checked.
 
     Raises:
       UserError: a file is missing, or is not what was written.
@@ -316,8 +316,8 @@ def load_prepared(path: os.PathLike | str, *, verify: bool = False) -> Prepared:
     """Opens a prepared folder.
 
     Args:
-      path: folder that `prepare_data` wrote.
-      verify: also read every file and compare its SHA-256; sizes are always compared.
+      path: folder written by `prepare_data`.
+      verify: whether to read every file and compare its SHA-256; sizes are always compared.
 
     Raises:
       UserError: no manifest, a missing, truncated or altered file, another tokenizer.

@@ -1,8 +1,8 @@
-"""text8: the first 100 million characters of a Wikipedia, in lower case and without punctuation.
+"""text8: the first 100 million characters of a Wikipedia, in lower case without punctuation.
 
-As the published models cut it (arXiv 2107.03006, 2406.07524): the first 90% of the characters are
-trained on, the last 5% are held out as the test set, the 5% between them are left out here; each
-part is cut in chunks of 256 characters, which are its documents.
+The splits are those of the published models (arXiv 2107.03006, 2406.07524): the first 90% of the
+characters for training, the last 5% as the test set, and the 5% between them are left out here;
+each split is cut in chunks of 256 characters, which are its documents.
 """
 
 import functools
@@ -20,13 +20,13 @@ CHUNK = 256  # characters of a document
 
 
 def open_text8(path: str) -> tuple[dict[str, Callable[[], Iterator[str]]], str, str]:
-    """Splits, an identity and a digest of text8.
+    """Returns splits, an identity and a digest of text8.
 
     Args:
-      path: the file text8 or text8.zip, as its author publishes them.
+      path: path of the file text8 or text8.zip, as its author publishes them.
 
     Raises:
-      UserError: no such file, or a text that is no text8.
+      UserError: no such file, or a text that is not text8.
     """
     (file, *_), identity, content = find_files(path, ("text8", "text8.zip"))
     text = _text(file)

@@ -1,4 +1,4 @@
-"""Lines of texts that Zstandard packed (extra `data`)."""
+"""Reads lines of texts compressed by Zstandard (extra `data`)."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -12,14 +12,14 @@ _PACKED_AT_ONCE = 1 << 12
 
 
 class DamagedError(Exception):
-    """What was read is not packed by Zstandard, or not whole."""
+    """The input is not compressed by Zstandard, or is truncated."""
 
 
 def unpacked_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Lines with their LF, of at most `LONGEST_LINE` bytes; `name` is the file's, for messages.
+    """Yields lines with their LF, of at most `LONGEST_LINE` bytes; `name` is for messages.
 
     Raises:
-      DamagedError: see there.
+      DamagedError: the input is not Zstandard, or is truncated.
       UserError: the package `zstandard` is not installed.
     """
     begun: list[bytes] = []

@@ -1,1 +1,1 @@
-"""Synthetic tasks with exact laws and scores."""
+"""Synthetic tasks with exact distributions and scores."""

@@ -1,4 +1,4 @@
-"""Sums with carry, a+b=c, at a fixed number of digits: exact validity and exact laws."""
+"""Sums with carry, a+b=c, with a fixed number of digits: exact validity and distributions."""
 
 import functools
 import itertools
@@ -15,9 +15,9 @@ _PLUS, _EQUALS = 10, 11  # ids; a digit is its own id
 class ArithmeticTask(Task):
     """Sequences "a+b=c": a and b uniform in [0, 10^n), c their sum with n + 1 digits.
 
-    All numbers are padded with zeros. In the usual order a position-wise choice of c's first digit
-    depends on carries from all later digits; reversed (least significant digit first, in all three
-    numbers), each digit needs only what stands before it.
+    All numbers are padded with zeros. In the usual order the first digit of c depends on carries
+    from all later digits; reversed (least significant digit first, in all three numbers), each
+    digit depends only on the digits before it.
 
     A sequence has 3n + 3 tokens of a vocabulary of 12.
     """
@@ -38,24 +38,25 @@ class ArithmeticTask(Task):
         return self.write(a, b)
 
     def write(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Sequences of true sums, int32 [N, length], for int [N] summands in [0, 10^digits)."""
+        """Sequences of correct sums, int32 [N, length], for int [N] summands in [0, 10^digits)."""
         plus = np.full((len(a), 1), _PLUS, np.int32)
         n = self.digits
         parts = [self._digits(a, n), plus, self._digits(b, n), plus + 1, self._digits(a + b, n + 1)]
         return np.concatenate(parts, axis=1)
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Validity and distance to the true law.
+        """Validity, and distance to the true distribution.
 
         Returns:
-          valid: share of rows in the right format whose c is a + b.
-          format: share of rows with digits and signs where they belong.
-          carry_total_variation: of the pattern of carries (2^n cells) among valid rows; rows that
-            are not valid count in full.
-          answer_total_variation: likewise of floor(c / 10^(n-1)), 20 cells (c itself has too many
+          valid: fraction of rows in the right format whose c is a + b.
+          format: fraction of rows with digits and signs in their places.
+          carry_total_variation: total variation of the pattern of carries (2^n cells) among valid
+            rows; invalid rows count in full.
+          answer_total_variation: the same for floor(c / 10^(n-1)), 20 cells (c itself has too many
             values for a few thousand samples).
-          *_chance: what as many true samples have on average.
-          repeated: share of rows equal to an earlier one; of true samples about N / 2 / 10^(2n).
+          *_chance: mean for the same number of true samples.
+          repeated: fraction of rows equal to an earlier one; for true samples about N / 2 /
+            10^(2n).
         """
         tokens = self._checked(tokens)
         shaped, a, b, c = self._read(tokens)
@@ -70,14 +71,14 @@ class ArithmeticTask(Task):
         return figures | {"repeated": repeated(tokens)}
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts "a+b=" with a and b uniform; the n + 1 digits of c are to be filled in."""
+        """Prompts "a+b=" with a and b uniform; the n + 1 digits of c are to be completed."""
         given = np.arange(self.length) < 2 * self.digits + 2
         return self.sample(count, seed) * given, np.tile(given, (count, 1))
 
     def report_problems(
         self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
     ) -> dict[str, float]:
-        """`solved`: share of rows that keep the prompt and whose answer is the true sum."""
+        """Figures; `solved` is the fraction of rows with the prompt unchanged and the true sum."""
         tokens = self._checked(tokens)
         kept = self.kept(tokens, problems, given)
         shaped, a, b, c = self._read(tokens)
@@ -88,7 +89,7 @@ class ArithmeticTask(Task):
         return self.write(*(self._number(problems[:, i : i + n]) for i in (0, n + 1)))
 
     def result(self, row: np.ndarray) -> str:
-        """The digits behind the last "=", without the zeros that only pad them."""
+        """Digits after the last "=", without the zeros that only pad them."""
         digits = self.tokenizer.decode(row).replace(" ", "").rpartition("=")[2]
         return digits.rstrip("0") if self.reverse else digits.lstrip("0")
 
@@ -96,7 +97,7 @@ class ArithmeticTask(Task):
     def carry_law(self) -> np.ndarray:
         """Probability of each pattern of carries [2^n], bit i for the carry out of digit i.
 
-        A digit without carry in carries with probability 45/100, with one 55/100.
+        The digit carries with probability 45/100 without an incoming carry, and 55/100 with one.
         """
         law = np.zeros(2**self.digits)
         for bits in itertools.product((0, 1), repeat=self.digits):
@@ -109,7 +110,7 @@ class ArithmeticTask(Task):
 
     @functools.cached_property
     def answer_law(self) -> np.ndarray:
-        """Probability of floor(c / 10^(n-1)), [20]: a triangle, summed in cells."""
+        """Probability of floor(c / 10^(n-1)), [20]: a triangular distribution, summed in cells."""
         top, cell = 10**self.digits, 10 ** (self.digits - 1)
 
         def below(x: int) -> int:

@@ -11,15 +11,15 @@ Example = dict[str, np.ndarray]
 
 
 class Task(abc.ABC):
-    """Sequences of one length with a known law or a checker.
+    """Sequences of one length with a known distribution or a checker.
 
     Attributes:
-      name: as in `TASKS`.
-      length: tokens in a sequence.
-      tokenizer: its vocabulary.
-      has_problems: whether `problems` and `report_problems` are there.
-      has_references: whether `references` and `result` are there.
-      has_tests: whether answers are programs, and `passed` is there.
+      name: key in `TASKS`.
+      length: number of tokens in a sequence.
+      tokenizer: tokenizer of its vocabulary.
+      has_problems: whether `problems` and `report_problems` are implemented.
+      has_references: whether `references` and `result` are implemented.
+      has_tests: whether answers are programs, and `passed` is implemented.
     """
 
     name: str
@@ -31,85 +31,85 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """`count` independent sequences, int32 [count, length]."""
+        """Draws `count` independent sequences, int32 [count, length]."""
 
     @abc.abstractmethod
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Figures for generated sequences, int [N, length]; `valid` is the share without fault."""
+        """Figures of generated sequences, int [N, length]; `valid` is the faultless fraction."""
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences to complete; the same count and seed give the same ones.
+        """Returns sequences to complete, which are a function of count and seed.
 
         Returns:
-          (tokens int32 [count, length], given bool [count, length]). Tokens that are not given are
-          0, so that no answer can leak into a sampler.
+          (tokens int32 [count, length], given bool [count, length]). Tokens that are not prescribed
+          are 0, so that no answer can leak into a sampler.
 
         Raises:
-          UserError: where `has_problems` is False.
+          UserError: if `has_problems` is False.
         """
         raise self._no_problems()
 
     def report_problems(
         self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
     ) -> dict[str, float]:
-        """Figures for completions.
+        """Figures of completions.
 
         Args:
           tokens: completions, int [N, length].
-          problems, given: as returned by `problems`.
+          problems, given: results of `problems`.
 
         Returns:
-          `kept` is the share of rows whose given tokens are unchanged, `solved` the share that
-          are kept and right as a whole; others as the task documents.
+          `kept` is the fraction of rows with unchanged prescribed tokens, `solved` the fraction
+          that are kept and completely correct; others as the task documents.
 
         Raises:
-          UserError: where `has_problems` is False.
+          UserError: if `has_problems` is False.
         """
         raise self._no_problems()
 
     def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
-        """One right completion of each problem, int32 [N, length].
+        """Returns one correct completion of each problem, int32 [N, length].
 
         Args:
-          problems, given: as returned by `problems`.
+          problems, given: results of `problems`.
 
         Raises:
-          UserError: where `has_references` is False.
+          UserError: if `has_references` is False.
         """
         raise UserError(f"task {self.name!r} has no reference answers.")
 
     def result(self, row: np.ndarray) -> str:
-        """What a sequence int [length] answers, without what only makes its answer longer.
+        """Returns the answer in a sequence int [length], without parts that only lengthen it.
 
         Raises:
-          UserError: where `has_references` is False.
+          UserError: if `has_references` is False.
         """
         raise UserError(f"task {self.name!r} has no reference answers.")
 
     def passed(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
-        """Rows that keep what was given and whose program passes all its unit tests, bool [N].
+        """Rows with unchanged prescribed tokens whose program passes all its unit tests, bool [N].
 
         Args:
-          tokens, problems, given: as of `report_problems`.
+          tokens, problems, given: the same as for `report_problems`.
 
         Raises:
-          UserError: where `has_tests` is False.
+          UserError: if `has_tests` is False.
         """
         raise UserError(f"task {self.name!r} has no unit tests.")
 
     def sample(self, count: int, seed: int) -> np.ndarray:
-        """`count` sequences, int32 [count, length]; the same seed gives the same ones."""
+        """Draws `count` sequences, int32 [count, length], as a function of the seed."""
         return self.draw(np.random.default_rng(seed), count)
 
     def source(self, size: int, seed: int, prompts: bool = False) -> "TaskSource":
-        """A random-access source of `size` examples.
+        """Returns a random-access source of `size` examples.
 
         Args:
-          prompts: whether they are problems with their reference answers, of which "prompt" says
-            what is given.
+          prompts: whether they are problems with their reference answers, in which "prompt" is the
+            mask of prescribed tokens.
 
         Raises:
-          UserError: prompts of a task without references.
+          UserError: prompts are requested of a task without references.
         """
         return TaskSource(self, size, seed, prompts)
 
@@ -129,7 +129,7 @@ class Task(abc.ABC):
         return tokens
 
     def kept(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
-        """Rows whose given tokens are unchanged, bool [N]."""
+        """Rows whose prescribed tokens are unchanged, bool [N]."""
         problems, given = np.asarray(problems), np.asarray(given)
         require(
             problems.shape == given.shape == tokens.shape,
@@ -140,7 +140,7 @@ class Task(abc.ABC):
 
 
 class TaskSource:
-    """Examples of a task, all drawn at once; a function of (size, seed) alone."""
+    """Examples of a task, all drawn at once; they depend on (size, seed) alone."""
 
     def __init__(self, task: Task, size: int, seed: int, prompts: bool = False):
         require(size > 0, f"task {task.name!r} got size {size}; expected at least 1")
@@ -163,16 +163,16 @@ class TaskSource:
 
 
 def repeated(tokens: np.ndarray) -> float:
-    """Share of rows that equal an earlier row: 0 for all different, (N - 1) / N for one mode."""
+    """Fraction of rows equal to an earlier row: 0 if all differ, (N - 1) / N for one mode."""
     return 1.0 - len(np.unique(tokens, axis=0)) / len(tokens)
 
 
 def total_variation(share: np.ndarray, law: np.ndarray) -> float:
-    """Half the l1 distance of observed shares to a law on the same cells.
+    """Half the l1 distance between observed fractions and a distribution on the same cells.
 
     Args:
-      share: observed shares [K]; where they add up to less than 1, the rest lies outside the law
-        and counts in full.
+      share: observed fractions [K]; if they sum to less than 1, the rest lies outside the
+        distribution and counts in full.
       law: probabilities [K].
     """
     return float((np.abs(share - law).sum() + 1.0 - share.sum()) / 2)
@@ -181,7 +181,7 @@ def total_variation(share: np.ndarray, law: np.ndarray) -> float:
 def chance_total_variation(law: np.ndarray, count: int) -> float:
     """Expected `total_variation` of `count` true samples, by the normal approximation.
 
-    Half of the sum of E|share_k - law_k| = sqrt(2 / pi) sqrt(law_k (1 - law_k) / count); what a
-    report should be compared with instead of 0.
+    It is half of the sum of E|share_k - law_k| = sqrt(2 / pi) sqrt(law_k (1 - law_k) / count), with
+    which a report should be compared instead of 0.
     """
     return float(np.sqrt(law * (1 - law) * 2 / (np.pi * count)).sum() / 2)

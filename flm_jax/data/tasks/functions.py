@@ -1,4 +1,4 @@
-"""Python functions written to a specification in words, and tested: many right answers each."""
+"""Python functions from a specification in words, checked by tests; each has many right answers."""
 
 from collections.abc import Sequence
 
@@ -24,15 +24,15 @@ class FunctionTask(Task):
 
         add 3 times 2 sub 1 add 4    x += 3 ; return 2 * x - 1 + 4 # # # # #
 
-    A specification is four operations in turn on x, each uniform of add, sub, times with a number
-    uniform of 1 to 9: 27^4 = 531,441 of them. The body is 16 words, filled up with "#"; behind
-    `def f(x):` it is Python. It is right if it passes five unit tests, that is, if f has the
+    A specification is four consecutive operations on x, each uniform over add, sub, times with a
+    number uniform over 1 to 9: there are 27^4 = 531,441. The body is 16 words, filled up with "#";
+    after `def f(x):` it is Python. It is right if it passes five unit tests, that is, if f has the
     specification's value at x = -5, 0, 1, 2, 9.
 
-    Right answers are many: the first k operations, k uniform of 0 to 3, are statements of their
-    own, the others one expression, in which the two sides of each + and * change places with
-    probability 1/2. A choice made at one place so binds most others, and words that are likely
-    each by itself do not make a program together.
+    There are many right answers: the first k operations, k uniform over 0 to 3, are separate
+    statements, the others one expression, in which the two sides of each + and * are swapped with
+    probability 1/2. A choice at one position thus constrains most others, and words that are each
+    likely by themselves do not form a program together.
 
     A sequence has 24 tokens of a vocabulary of 24.
     """
@@ -61,15 +61,16 @@ class FunctionTask(Task):
         return np.array(rows, np.int32).reshape(count, self.length)
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Validity and distance to the true law.
+        """Validity, and distance to the true distribution.
 
         Returns:
-          valid: share of rows with a specification and a body that passes its tests.
-          format: share of rows whose first 8 words are a specification.
-          statements_total_variation: of the number of statements before `return` (uniform of 0 to
-            3) among valid rows; rows that are not valid, or have more, count in full.
-          statements_total_variation_chance: what as many true samples have on average.
-          repeated: share of rows equal to an earlier one.
+          valid: fraction of rows with a specification and a body that passes its tests.
+          format: fraction of rows whose first 8 words are a specification.
+          statements_total_variation: total variation of the number of statements before `return`
+            (uniform over 0 to 3) among valid rows; rows that are invalid, or have more, count in
+            full.
+          statements_total_variation_chance: mean for the same number of true samples.
+          repeated: fraction of rows equal to an earlier one.
         """
         tokens = self._checked(tokens)
         read = [self.specification(row) for row in tokens]
@@ -87,14 +88,14 @@ class FunctionTask(Task):
         }
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Specifications; the 16 words of the body are to be filled in."""
+        """Specifications; the 16 words of the body are to be completed."""
         given = np.arange(self.length) < self.prompt_length
         return self.sample(count, seed) * given, np.tile(given, (count, 1))
 
     def report_problems(
         self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
     ) -> dict[str, float]:
-        """`solved`: share of rows that keep the specification and pass its unit tests."""
+        """Figures; `solved` is the fraction of rows that pass, with the specification unchanged."""
         tokens = self._checked(tokens)
         kept = self.kept(tokens, problems, given)
         return {
@@ -103,7 +104,7 @@ class FunctionTask(Task):
         }
 
     def references(self, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
-        """The body that is one expression, with x before each number: no other is shorter."""
+        """Bodies that are one expression, with x before each number; no others are shorter."""
         rows = []
         for problem in np.asarray(problems):
             spec = self.specification(problem)
@@ -112,7 +113,7 @@ class FunctionTask(Task):
         return np.array(rows, np.int32).reshape(-1, self.length)
 
     def result(self, row: np.ndarray) -> str:
-        """The body up to its first "#", without spaces."""
+        """Body up to its first "#", without spaces."""
         return self.body(row).partition(_END)[0].replace(" ", "")
 
     def passed(self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -122,7 +123,7 @@ class FunctionTask(Task):
         return kept & np.array([self._passes(spec, row) for spec, row in zip(specs, tokens)])
 
     def specification(self, row: np.ndarray) -> Specification | None:
-        """The operations of a sequence int [24]; None where its first words are none."""
+        """Operations of a sequence int [24]; None if its first words are not a specification."""
         words = self._decoded(row[: self.prompt_length])
         pairs = list(zip(words[::2], words[1::2]))
         if not all(name in _OPERATIONS and number in _NUMBERS for name, number in pairs):
@@ -130,11 +131,11 @@ class FunctionTask(Task):
         return [(name, int(number)) for name, number in pairs]
 
     def body(self, row: np.ndarray) -> str:
-        """The 16 words behind the specification as they are; ids out of range become "?"."""
+        """The 16 words after the specification, unchanged; ids out of range become "?"."""
         return " ".join(self._decoded(row[self.prompt_length :]))
 
     def tests(self, specification: Specification) -> list[tuple[int, int]]:
-        """The unit tests: pairs of x and f(x)."""
+        """Unit tests: pairs of x and f(x)."""
         return [(x, _result(specification, x)) for x in _ARGUMENTS]
 
     def _passes(self, specification: Specification | None, row: np.ndarray) -> bool:
@@ -162,12 +163,12 @@ def _result(specification: Specification, x: int) -> int:
 
 
 def body(specification: Specification, statements: int, swap: Sequence[bool]) -> list[str]:
-    """Words of a function's body.
+    """Returns the words of a function's body.
 
     Args:
-      specification: operations in turn.
-      statements: the first so many become `x += 3 ;` and the like.
-      swap: for each operation, whether its sides change places where it stands in the expression.
+      specification: operations in order.
+      statements: number of first operations that become statements such as `x += 3 ;`.
+      swap: for each operation, whether its sides are swapped in the expression.
     """
     words: list[str] = []
     for name, number in specification[:statements]:

@@ -1,7 +1,7 @@
 """A small probabilistic context-free grammar with exact likelihoods by dynamic programming.
 
-Sentences over L tokens are refused and drawn again: the law is the grammar's, given that the
-sentence has at most L words, and all likelihoods include that condition.
+Sentences of more than L tokens are rejected and drawn again: the distribution is the grammar's,
+given that the sentence has at most L words, and all likelihoods include that condition.
 """
 
 import functools
@@ -48,19 +48,21 @@ class GrammarTask(Task):
     """Sentences of a grammar in Chomsky normal form, filled up with "." to L tokens.
 
     Attributes:
-      binary: rules A -> B C, int [R, 3] of symbol numbers, and `binary_p` [R].
-      words_p: [symbols, vocabulary], probability of A -> word; 0 for the filler.
+      binary: rules A -> B C, int [R, 3] of symbol indices, with probabilities `binary_p` [R].
+      words_p: probabilities of A -> word, [symbols, vocabulary]; 0 for the filler.
       length_law: probability of each number of words given that it is at most L, [L + 1].
     """
 
     has_problems = True
 
     def __init__(self, name: str = "grammar", rules: Rules = ENGLISH, length: int = 16):
-        """
+        """Compiles the rules of a grammar.
+
         Args:
-          rules: symbol -> (right-hand side, probability); the first symbol is the start. A
-            right-hand side is two symbols or one word.
-          length: tokens of a sequence, L.
+          name: name of the task.
+          rules: dict from a symbol to (right-hand side, probability); the first symbol is the
+            start. A right-hand side is two symbols or one word.
+          length: length of a sequence in tokens, L.
         """
         require(length >= 1, f"task {name!r} got length={length}; expected at least 1")
         self.name = name
@@ -105,12 +107,13 @@ class GrammarTask(Task):
         return np.concatenate([*parts, np.zeros((0, self.length), np.int32)])[:count]
 
     def log_likelihood(self, tokens: np.ndarray) -> np.ndarray:
-        """ln p(sequence) under the law, nats, float64 [N]; -inf outside the language.
+        """Log likelihood ln p(sequence), nats, float64 [N]; -inf outside the language.
 
-        The inside algorithm (Baker 1979; Lari and Young 1990): summed over all trees.
+        It is computed by the inside algorithm (Baker 1979; Lari and Young 1990), summed over all
+        trees.
 
         Args:
-          tokens: int [N, L].
+          tokens: tokens, int [N, L].
         """
         tokens = self._checked(tokens)
         known = ((tokens >= 0) & (tokens < self.tokenizer.vocab_size)).all(axis=1)
@@ -128,26 +131,28 @@ class GrammarTask(Task):
 
     @functools.cached_property
     def entropy(self) -> tuple[float, float]:
-        """Entropy of the law in nats/sequence, and the standard error of this estimate.
+        """Entropy of the distribution in nats/sequence, and the standard error of this estimate.
 
-        The mean of -ln p over 100,000 sentences of a fixed seed: where sentences have several trees
-        there is no closed form.
+        It is the mean of -ln p over 100,000 sentences with a fixed seed: if sentences have several
+        trees there is no closed form.
         """
         nll = -self.log_likelihood(self.sample(_ENTROPY_DRAWS, _ENTROPY_SEED))
         return float(nll.mean()), float(nll.std(ddof=1) / np.sqrt(len(nll)))
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Share in the language, and likelihood under the law.
+        """Fraction in the language, and likelihood under the distribution.
 
         Returns:
-          valid: share of rows that are sentences followed by filler.
+          valid: fraction of rows that are sentences followed by filler.
           nll_nats_per_token: mean of -ln p over the valid rows, divided by L (filler included, so
-            that it compares with the loss of a model over all L positions); absent if none is.
-          perplexity: its exponential. Below law_perplexity: the samples are too likely, a collapse.
-          law_nats_per_token, law_perplexity: of true samples on average (`entropy`).
-          length_total_variation: of the number of words, to the law; rows that are not valid count
-            in full. With its *_chance for as many true samples.
-          repeated: share of rows equal to an earlier one.
+            that it is comparable with the loss of a model over all L positions); absent if there
+            are none.
+          perplexity: exponential of that. Below law_perplexity the samples are too likely, a
+            collapse.
+          law_nats_per_token, law_perplexity: mean values for true samples (`entropy`).
+          length_total_variation: total variation of the number of words; invalid rows count in
+            full. Its *_chance is the value for the same number of true samples.
+          repeated: fraction of rows equal to an earlier one.
         """
         tokens = self._checked(tokens)
         likelihood = self.log_likelihood(tokens)
@@ -168,9 +173,10 @@ class GrammarTask(Task):
         }
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sentences of the law with half of their words hidden, from the second quarter on.
+        """Sentences with half of their words hidden, from the second quarter on.
 
-        The filler is given, so the number of words is; what fits has to agree with both sides.
+        The filler is prescribed, and with it the number of words; a completion has to agree with
+        both sides.
         """
         tokens = self.sample(count, seed)
         words = (tokens != 0).sum(axis=1, keepdims=True)
@@ -181,7 +187,7 @@ class GrammarTask(Task):
     def report_problems(
         self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
     ) -> dict[str, float]:
-        """`solved`: share of rows that keep what is given and are in the language."""
+        """Figures; `solved` is the fraction of rows in the language, with the prompt unchanged."""
         tokens = self._checked(tokens)
         kept = self.kept(tokens, problems, given)
         valid = np.isfinite(self.log_likelihood(tokens))

@@ -1,4 +1,4 @@
-"""Phrases with a known law: a table of sequences and their probabilities."""
+"""Phrases with a known distribution: a table of sequences and their probabilities."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,10 @@ from flm_jax.data.tokenizers.builtin import WordTokenizer
 
 
 class LawTask(Task):
-    """A task small enough to list: every sequence with its probability.
+    """A task with a listed distribution: every sequence with its probability.
 
     Attributes:
-      law: token tuple -> probability; the probabilities add up to 1.
+      law: dict from a tuple of tokens to its probability; probabilities sum to 1.
     """
 
     def __init__(self, name: str, tokenizer: Tokenizer, law: Mapping[tuple[int, ...], float]):
@@ -28,7 +28,7 @@ class LawTask(Task):
         return self._sequences[rng.choice(len(self.law), size=count, p=self._probabilities)]
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Share of sequences that the law allows, and total variation from it.
+        """Fraction of sequences in the distribution's support, and total variation from it.
 
         The total variation of N true samples is not 0 but of order sqrt(len(law) / N).
         """

@@ -29,6 +29,6 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def make_task(name: str) -> Task:
-    """A task by name."""
+    """Builds a task by name."""
     one_of("task", name, TASKS)
     return TASKS[name]()

@@ -15,10 +15,10 @@ _POOL, _POOL_SEED = 1024, 9
 class SudokuTask(Task):
     """Complete 9x9 grids, row by row; token i is the digit i + 1.
 
-    The law: one of 1024 fixed grids (by a randomised solver, so most likely essentially different),
-    each with equal probability, under a uniform element of the group of symmetries that keep a grid
-    valid: digits renamed, bands and stacks permuted, rows within bands and columns within stacks,
-    transposition. The group has 9! 6^8 2 = 1.2e12 elements, so no sample is ever seen twice.
+    The distribution is uniform over 1024 fixed grids (from a randomised solver, so most likely
+    essentially different) and over the group of symmetries that keep a grid valid: renaming digits,
+    permuting bands and stacks, rows within bands and columns within stacks, and transposition. The
+    group has 9! 6^8 2 = 1.2e12 elements, so no sample is ever seen twice.
     """
 
     name = "sudoku"
@@ -26,9 +26,11 @@ class SudokuTask(Task):
     has_problems = True
 
     def __init__(self, clues: tuple[int, int] = (30, 40)):
-        """
+        """Sets the difficulty of the problems.
+
         Args:
-          clues: fewest and most clues of a problem; each number in between is equally likely.
+          clues: smallest and largest number of clues of a problem; each number in between is
+            equally likely.
         """
         low, high = clues
         # Below some 26 clues the search for a cell that can still be emptied mostly fails.
@@ -46,12 +48,12 @@ class SudokuTask(Task):
         return np.take_along_axis(names, np.take_along_axis(base, cells, axis=1), axis=1)
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Validity.
+        """Validity of grids.
 
         Returns:
-          valid: share of grids in which all 27 rows, columns and boxes hold nine digits.
-          units: share of rows, columns and boxes that do, over all grids.
-          repeated: share of grids equal to an earlier one; 0 for true samples.
+          valid: fraction of grids in which all 27 rows, columns and boxes hold nine digits.
+          units: fraction of rows, columns and boxes that do, over all grids.
+          repeated: fraction of grids equal to an earlier one; 0 for true samples.
         """
         tokens = self._checked(tokens)
         good = _good_units(tokens)
@@ -62,7 +64,7 @@ class SudokuTask(Task):
         }
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Puzzles with `clues` given cells, each with exactly one solution; some 2 ms a puzzle."""
+        """Puzzles with `clues` prescribed cells and a unique solution each; about 2 ms a puzzle."""
         rng = np.random.default_rng(seed)
         grids = self.draw(rng, count) + 1
         clues = rng.integers(self.clues[0], self.clues[1], size=count, endpoint=True)
@@ -73,7 +75,7 @@ class SudokuTask(Task):
     def report_problems(
         self, tokens: np.ndarray, problems: np.ndarray, given: np.ndarray
     ) -> dict[str, float]:
-        """`solved`: share of valid grids that keep the clues; `units`: as in `report`."""
+        """Figures; `solved` is the fraction of valid grids with kept clues; see also `report`."""
         tokens = self._checked(tokens)
         kept, good = self.kept(tokens, problems, given), _good_units(tokens)
         return {

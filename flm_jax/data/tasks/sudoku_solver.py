@@ -21,14 +21,15 @@ _DIGITS = [[d for d in range(1, 10) if mask >> (d - 1) & 1] for mask in range(_A
 def solve(
     grid: Sequence[int], limit: int = 1, rng: np.random.Generator | None = None
 ) -> list[list[int]]:
-    """Up to `limit` solutions of a grid; none where it contradicts itself.
+    """Returns up to `limit` solutions of a grid; none if it contradicts itself.
 
-    Depth first on the empty cell with the fewest candidates.
+    The search is depth first on the empty cell with the fewest candidates.
 
     Args:
-      grid: 81 ints.
-      limit: solutions after which the search stops; 2 answers whether there is just one.
-      rng: tries candidates in random order; None in ascending order.
+      grid: grid of 81 ints.
+      limit: number of solutions after which the search stops; 2 decides whether the solution is
+        unique.
+      rng: generator that puts candidates in random order; None for ascending order.
     """
     grid = [int(d) for d in grid]
     used = [0] * 27
@@ -76,16 +77,16 @@ def _search(grid, used, empty, limit, rng, found) -> None:
 
 
 def random_grid(rng: np.random.Generator) -> list[int]:
-    """A complete grid by the solver with random choices; not uniform over all grids."""
+    """Returns a complete grid from the solver with random choices; not uniform over all grids."""
     return solve([0] * 81, rng=rng)[0]
 
 
 def dig(solution: Sequence[int], clues: int, rng: np.random.Generator) -> list[int]:
-    """Empties cells in random order as long as there is one solution.
+    """Empties cells in random order as long as the solution is unique.
 
     Args:
       solution: a complete grid.
-      clues: cells to leave; more are left where no further cell can be emptied.
+      clues: number of cells to leave; more are left if no further cell can be emptied.
     """
     grid = [int(d) for d in solution]
     left = 81

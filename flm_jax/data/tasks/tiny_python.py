@@ -1,10 +1,10 @@
 """Exact results of one-line Python functions of x, without running them.
 
-Programs that a model wrote are never run in this process: they are read by `ast`, checked by
-`compile`, and evaluated node by node. The language is what can be written with one variable,
-positive numbers, the operators + - * += -= *=, brackets, `;`, `return` and comments. Its values are
-integers and the empty tuple, both with Python's own operators; whatever else Python accepts with
-these words (calls, unknown names) raises in Python and is a failure here.
+Programs that a model wrote are never run in this process: they are parsed by `ast`, checked by
+`compile`, and evaluated node by node. The language consists of one variable, positive numbers, the
+operators + - * += -= *=, brackets, `;`, `return` and comments. Its values are integers and the
+empty tuple, both with Python's own operators; whatever else Python accepts with these words (calls,
+unknown names) raises in Python and is a failure here.
 """
 
 import ast
@@ -31,7 +31,7 @@ def passes(body: str, tests: Tests) -> bool:
       tests: pairs of x and f(x).
 
     Returns:
-      False as well for what is no Python, raises or returns nothing.
+      True or False; False as well for code that is not Python, raises or returns nothing.
     """
     statements = _statements(body)
     return statements is not None and all(_call(statements, x) == value for x, value in tests)

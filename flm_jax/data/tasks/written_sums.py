@@ -1,4 +1,4 @@
-"""Sums of two to four numbers with a written-out solution: answers of varying length that end."""
+"""Sums of two to four numbers with a written-out solution: answers of varying length."""
 
 import numpy as np
 
@@ -38,13 +38,13 @@ class WrittenSumsTask(Task):
         return np.stack([self._row(row[:n]) for row, n in zip(numbers, terms)])
 
     def report(self, tokens: np.ndarray) -> dict[str, float]:
-        """Validity and distance to the true law.
+        """Validity, and distance to the true distribution.
 
         Returns:
           valid: fraction of rows that are a question with its right solution.
-          terms_total_variation: of the count of numbers (uniform of 2, 3, 4) among valid rows; rows
-            that are not valid count in full.
-          terms_total_variation_chance: what as many true samples have on average.
+          terms_total_variation: total variation of the count of numbers (uniform over 2, 3, 4)
+            among valid rows; invalid rows count in full.
+          terms_total_variation_chance: mean for the same number of true samples.
           repeated: fraction of rows equal to an earlier one.
         """
         tokens = self._checked(tokens)
@@ -63,7 +63,7 @@ class WrittenSumsTask(Task):
         }
 
     def problems(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Questions up to "?"; the solution and the padding behind it are to be filled in."""
+        """Questions up to "?"; the solution and the padding after it are to be completed."""
         tokens = self.sample(count, seed)
         ends = np.argmax(tokens == _ASKED, axis=1)
         given = np.arange(self.length) <= ends[:, None]
@@ -75,10 +75,9 @@ class WrittenSumsTask(Task):
         """Figures of answers.
 
         Returns:
-          solved: fraction of rows that keep the question and whose result, behind the "#", is
-            right.
-          written: fraction whose whole solution is right, padding included.
-          length: fraction whose first end of text stands where that of the right solution does.
+          solved: fraction of rows that keep the question and whose result, after the "#", is right.
+          written: fraction whose complete solution is right, padding included.
+          length: fraction whose first end of text is at the place of the right solution's.
           kept: fraction of rows that keep the question.
         """
         tokens = self._checked(tokens)
@@ -95,7 +94,7 @@ class WrittenSumsTask(Task):
         return np.stack([self._row(self._numbers(row)) for row in np.asarray(problems)])
 
     def result(self, row: np.ndarray) -> str:
-        """The digits between the last "#" and the end of text; empty without them."""
+        """Digits between the last "#" and the end of text; empty without them."""
         text = self._text(row).partition(".")[0]
         number = text.rpartition("#")[2] if "#" in text else ""
         return number if number.isdigit() else ""

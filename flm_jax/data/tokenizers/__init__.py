@@ -1,1 +1,1 @@
-"""Tokenizers: made, trained, saved, loaded."""
+"""Tokenizers: building, training, saving and loading."""

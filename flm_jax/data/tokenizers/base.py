@@ -1,4 +1,4 @@
-"""The interface of all tokenizers, and how one is fingerprinted and saved."""
+"""The interface of all tokenizers, and how they are fingerprinted and saved."""
 
 import abc
 import hashlib
@@ -22,17 +22,18 @@ NO_PIECE = "\N{REPLACEMENT CHARACTER}"  # the text of an id that has none
 
 
 class Tokenizer(abc.ABC):
-    """Text to int32 ids and back.
+    """Converts text to int32 ids and back.
 
-    No text encodes to a special id: a mask or EOS is put there by the library alone.
+    No text encodes to a special id: only the library inserts a mask or EOS.
 
     Attributes:
-      kind: the name `load_tokenizer` finds the class by.
-      file_names: of the files that stand beside the spec.
-      vocab_size: ids are in [0, vocab_size).
-      bos_id, eos_id, pad_id, mask_id: int, or None where the tokenizer has no such token.
-      unknown_id: what text becomes that it cannot spell; None where it can spell all.
-      normal_form: of Unicode that text is brought into before it is encoded, "NFC"; "" for none.
+      kind: name by which `load_tokenizer` finds the class.
+      file_names: names of the files beside the spec.
+      vocab_size: vocabulary size; ids are in [0, vocab_size).
+      bos_id, eos_id, pad_id, mask_id: int, or None if the tokenizer has no such token.
+      unknown_id: id of text that it cannot encode; None if it can encode all text.
+      normal_form: Unicode normal form to which text is converted before it is encoded, "NFC"; ""
+        for none.
     """
 
     kind: str
@@ -47,13 +48,13 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [n], with no special token added."""
+        """Encodes a text to ids, int32 [n], without special tokens."""
 
     def _normal(self, text: str) -> str:
         return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special tokens are dropped, an id without a piece is U+FFFD."""
+        """Decodes ids to text; special tokens are dropped, and an id without a piece is U+FFFD."""
         parts: list[str] = []
         for known, run in itertools.groupby(self._visible(ids), self._has_piece):
             run = list(run)
@@ -61,7 +62,7 @@ class Tokenizer(abc.ABC):
         return "".join(parts)
 
     def decode_whole(self, ids: Iterable[int]) -> str:
-        """Text of ids in which special tokens stand as they are written; others as of `decode`."""
+        """Decodes ids to text with special tokens written out; other ids as in `decode`."""
         names, special = self.special_names, self.special_ids
         parts: list[str] = []
         for hidden, run in itertools.groupby(map(int, ids), special.__contains__):
@@ -70,9 +71,9 @@ class Tokenizer(abc.ABC):
         return "".join(parts)
 
     def encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of texts in which special tokens are read where they are written, int32 [n] each.
+        """Encodes texts with written-out special tokens, int32 [n] each.
 
-        For texts of `decode_whole` alone: a text of a user could write any special token.
+        It is for texts from `decode_whole` alone: a user's text could contain any special token.
         """
         ids = {name: i for i, name in self.special_names.items()}
         if not ids:
@@ -95,15 +96,15 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def spec(self) -> dict[str, Any]:
-        """JSON-able settings, enough to rebuild the tokenizer together with `files`."""
+        """Settings as JSON values; together with `files` they define the tokenizer."""
 
     @classmethod
     @abc.abstractmethod
     def from_spec(cls, spec: dict[str, Any], files: dict[str, bytes]) -> "Tokenizer":
-        """Inverse of (`spec`, `files`)."""
+        """Rebuilds a tokenizer, the inverse of (`spec`, `files`)."""
 
     def unprinted(self) -> dict[str, Any]:
-        """JSON-able settings that `save` keeps beside `spec`, and that change no text's ids."""
+        """Settings as JSON values that `save` keeps beside `spec`, and that change no ids."""
         return {}
 
     def files(self) -> dict[str, bytes]:
@@ -111,44 +112,44 @@ class Tokenizer(abc.ABC):
         return {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` for many texts; in parallel where the backend can."""
+        """Encodes many texts, in parallel if the backend can."""
         return [self.encode(text) for text in texts]
 
     def encode_parts(self, parts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of parts of one text, of which what stands between them is not known yet.
+        """Encodes parts of one text, with unknown text between them.
 
-        Each is encoded as it is within a text: only the first one begins it.
+        Each part is encoded as within a text: only the first one begins it.
         """
         return [self.encode(part) for part in parts]
 
     def encode_turns(self, turns: Sequence[str]) -> np.ndarray | None:
-        """Ids of an exchange in the tokenizer's own chat template, up to where an answer begins.
+        """Encodes an exchange in the tokenizer's own chat template, up to where an answer begins.
 
         Args:
-          turns: of user and assistant in turn, the user's first and last.
+          turns: turns of user and assistant, alternating; the first and the last are the user's.
 
         Returns:
-          None where the tokenizer has no template.
+          Ids, int32 [n]; None if the tokenizer has no template.
 
         Raises:
-          UserError: a template that does not take these turns.
+          UserError: a template that does not accept these turns.
         """
         del turns
         return None
 
     @property
     def has_template(self) -> bool:
-        """Whether the tokenizer has a chat template of its own."""
+        """Whether the tokenizer has its own chat template."""
         return False
 
     @property
     def turn_end_id(self) -> int | None:
-        """What the chat template puts behind an answer; None where there is no such token."""
+        """Token with which the chat template ends an answer; None if there is no such token."""
         return None
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens each of which ends an answer."""
+        """Tokens that end an answer."""
         return frozenset(i for i in (self.eos_id, self.turn_end_id) if i is not None)
 
     @property
@@ -158,7 +159,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def special_names(self) -> dict[int, str]:
-        """What a special token is shown as where it is shown."""
+        """Dict from special tokens to the names under which they are shown."""
         return self._role_names()
 
     def _role_names(self) -> dict[int, str]:
@@ -167,7 +168,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that says which ids a text has."""
+        """SHA-256 of everything that determines the ids of a text."""
         digest = hashlib.sha256(json.dumps(self._full_spec(), sort_keys=True).encode())
         for name, content in sorted(self.files().items()):
             digest.update(f"\0{name}\0{len(content)}\0".encode() + content)

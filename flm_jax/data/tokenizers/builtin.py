@@ -1,7 +1,8 @@
-"""One interface to bytes, characters, words, SentencePiece and Hugging Face tokenizers.
+"""Built-in tokenizers: bytes, characters, text8, words and SentencePiece.
 
-A tokenizer is its `spec` (JSON) and its `files` (name to bytes); both together are its fingerprint,
-and both are written by `save`, so that a folder of prepared data or of weights is self-contained.
+A tokenizer is defined by its `spec` (JSON) and its `files` (name to bytes); both together determine
+its fingerprint, and `save` writes both, so that a folder of prepared data or of weights is
+self-contained.
 """
 
 import collections
@@ -80,7 +81,7 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, documents: Iterable[str], normal_form: str = "") -> "CharacterTokenizer":
-        """The tokenizer of the characters that occur in the documents, in their normal form."""
+        """Builds the tokenizer of the characters in the documents, in their normal form."""
         seen, found = set(), cls("", normal_form)
         for text in documents:
             seen.update(found._normal(text))
@@ -90,7 +91,7 @@ class CharacterTokenizer(Tokenizer):
 class Text8Tokenizer(Tokenizer):
     """The ids of text8 in published models: eight special ones, then a to z and the space.
 
-    Text is read in lower case. Ids 0, 1 and 6 stand for nothing here.
+    Text is converted to lower case. Ids 0, 1 and 6 have no meaning here.
     """
 
     kind = "text8"
@@ -122,8 +123,8 @@ class WordTokenizer(Tokenizer):
     """A closed list of words separated by spaces, for synthetic tasks.
 
     Args:
-      words: the vocabulary; a word's place is its id.
-      end: the word that ends a text; empty for none. There are no other special tokens.
+      words: words of the vocabulary; the index of a word is its id.
+      end: word that ends a text; empty for none. There are no other special tokens.
     """
 
     kind = "words"
@@ -147,7 +148,7 @@ class WordTokenizer(Tokenizer):
         return np.array([self._ids[word] for word in words], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words with spaces between them; an id without a word is U+FFFD."""
+        """Joins words by spaces; an id without a word is U+FFFD."""
         return " ".join(
             self._decode([i]) if self._has_piece(i) else NO_PIECE for i in map(int, ids)
         )
@@ -167,7 +168,8 @@ class WordTokenizer(Tokenizer):
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model trained here; decode(encode(text)) == text with byte pieces.
 
-    It has them where they leave room for the characters of the texts and 64 pieces that are learnt.
+    It has byte pieces if they leave room for the characters of the texts and 64 learnt pieces.
+    Limit: U+2581, SentencePiece's own sign for a space, decodes to a space.
     Limit: U+2581, SentencePiece's own sign for a space, decodes to a space.
     """
 
@@ -221,10 +223,10 @@ class SentencePieceTokenizer(Tokenizer):
 
         Args:
           documents: training text.
-          vocab_size: pieces in all, special tokens and byte pieces included.
-          model: one of `SENTENCEPIECE_MODELS`; bpe trains some twenty times faster.
-          characters: of the sample; a smaller corpus is taken whole.
-          normal_form: that text is brought into, one of `NORMAL_FORMS`; "" for none.
+          vocab_size: total number of pieces, including special tokens and byte pieces.
+          model: one of `SENTENCEPIECE_MODELS`; bpe trains about twenty times faster.
+          characters: number of characters of the sample; a smaller corpus is used completely.
+          normal_form: normal form to which text is converted, one of `NORMAL_FORMS`; "" for none.
         """
         _form(normal_form)
         if normal_form:
@@ -265,9 +267,9 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def byte_pieces_from(tokenizer: Tokenizer) -> int | None:
-    """Pieces from which SentencePiece spells all of the texts that a tokenizer was trained on.
+    """Vocabulary size from which SentencePiece can spell all training texts of a tokenizer.
 
-    None where that cannot be told from the tokenizer.
+    It is None if that cannot be inferred from the tokenizer.
     """
     if isinstance(tokenizer, CharacterTokenizer):
         return _BESIDE_CHARACTERS + len(tokenizer.spec()["characters"])

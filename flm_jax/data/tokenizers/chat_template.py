@@ -1,6 +1,7 @@
-"""Chat templates of Hugging Face tokenizers: found in their files, rendered by Jinja (extra `hf`).
+"""Chat templates of Hugging Face tokenizers, read from their files and rendered by Jinja.
 
-A template is a program of whoever published the tokenizer, so that it runs in Jinja's sandbox.
+Jinja comes with the extra `hf`. A template is a program of the tokenizer's publisher, so it runs in
+Jinja's sandbox.
 """
 
 import datetime
@@ -22,13 +23,13 @@ _MORE = ("additional_special_tokens", "extra_special_tokens")
 
 
 class ChatSettings(NamedTuple):
-    """What a tokenizer's files say about exchanges.
+    """Chat settings in a tokenizer's files.
 
     Attributes:
       template: Jinja source; "" for none.
-      names: what a template calls the special tokens: {"bos_token": "<s>"}.
-      more: texts of further special tokens, beside those of tokenizer.json.
-      end_ids: tokens that end an answer, as generation_config.json has them.
+      names: names of the special tokens in a template: {"bos_token": "<s>"}.
+      more: texts of further special tokens, besides those of tokenizer.json.
+      end_ids: tokens that end an answer, from generation_config.json.
     """
 
     template: str = ""
@@ -41,7 +42,7 @@ NO_CHAT = ChatSettings()
 
 
 def read_chat_settings(found: Mapping[str, bytes]) -> ChatSettings:
-    """Settings of a tokenizer's files, name -> content; those that are missing say nothing.
+    """Reads settings from a tokenizer's files (name -> content); missing files are ignored.
 
     Raises:
       UserError: several templates of which none is the default, or a file that is no JSON object.
@@ -101,14 +102,14 @@ def _template(found: Mapping[str, bytes], declared: Mapping[str, Any]) -> str:
 
 
 def rendered(settings: ChatSettings, turns: Sequence[str], *, answer: bool) -> str:
-    """Text of an exchange as the template writes it.
+    """Renders the text of an exchange by the template.
 
     Args:
-      turns: of user and assistant in turn, the user's first.
-      answer: whether an answer follows: the template then ends where it begins.
+      turns: turns of user and assistant, alternating, the user's first.
+      answer: whether an answer follows: the text then ends where the answer begins.
 
     Raises:
-      UserError: no Jinja, or a template that does not take these turns.
+      UserError: Jinja is missing, or a template does not accept these turns.
     """
     template = _compiled(settings.template)
     messages = [{"role": ROLES[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -141,10 +142,10 @@ def _compiled(source: str) -> Any:
 
 @functools.cache
 def jinja() -> Any:
-    """Jinja's sandbox with what chat templates call.
+    """Returns Jinja's sandbox with the functions that chat templates call.
 
     Raises:
-      UserError: it is not installed.
+      UserError: Jinja is not installed.
     """
     parts = ("jinja2.sandbox", "jinja2.ext")
     sandbox, ext = (import_extra(part, "hf", "this tokenizer's chat template") for part in parts)

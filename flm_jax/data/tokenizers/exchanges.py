@@ -1,8 +1,9 @@
-"""Exchanges as tokens: control tokens where a chat template writes them, and nowhere else.
+"""Encodes exchanges: control tokens come from the chat template alone, never from a turn.
 
-A turn that says "<|eot_id|>" is text about that token. Signs that no text may hold (U+FDD0 to
-U+FDEF, which Unicode leaves to programs) keep the two apart: one breaks such words in a turn before
-the template is rendered, one takes the place of each control token while all is encoded at once.
+A turn that contains "<|eot_id|>" is text about that token. Signs that no text may hold (U+FDD0 to
+U+FDEF, which Unicode reserves for programs) distinguish the two: one breaks up such words in a turn
+before the template is rendered, and one stands for each control token while the complete text is
+encoded at once.
 """
 
 import re
@@ -25,9 +26,9 @@ _LOOKS = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 def controls_of(
     backend: Any, vocabulary: Mapping[str, int], chat: ChatSettings
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Special tokens of the files, and all that no text may become, each text -> id.
+    """Dicts from text to id of the special tokens in the files, and of all tokens closed to text.
 
-    The second are the first and the added tokens that the chat template writes.
+    The second dict has the first one's tokens and the added tokens that the chat template contains.
     """
     added = backend.get_added_tokens_decoder().values()
     names = [token.content for token in added if token.special]
@@ -42,13 +43,13 @@ def controls_of(
 
 
 class Framer:
-    """Encodes exchanges as a chat template frames them.
+    """Encodes exchanges with the chat template.
 
     Args:
-      backend: of the package `tokenizers`, for this alone; it takes no text for a control token,
-        and has the token CONTROL.
-      controls: text -> id of the tokens that a template may write.
-      chat: with the template.
+      backend: tokenizer of the package `tokenizers`, used here alone; it takes no text for a
+        control token, and has the token CONTROL.
+      controls: dict from text to id of the tokens that a template may contain.
+      chat: chat settings with the template.
     """
 
     def __init__(self, backend: Any, controls: Mapping[str, int], chat: ChatSettings):
@@ -60,7 +61,7 @@ class Framer:
         self._strips = {token.content: (token.lstrip, token.rstrip) for token in added}
 
     def encode(self, turns: Sequence[str]) -> np.ndarray:
-        """Ids of turns up to where the next answer begins, int32; see `Tokenizer.encode_turns`."""
+        """Encodes turns up to where the next answer begins, int32; see `Tokenizer.encode_turns`."""
         text = rendered(self._chat, [self._broken(turn) for turn in turns], answer=True)
         words = [part.replace(_BREAK, "") for part in self._word.split(text)]
         texts, controls = words[::2], words[1::2]
@@ -79,10 +80,10 @@ class Framer:
         )
 
     def turn_end(self) -> int | None:
-        """The control token right behind an assistant's turn; None where there is none.
+        """Control token immediately after an assistant's turn; None if there is none.
 
         Raises:
-          UserError: no Jinja.
+          UserError: Jinja is missing.
         """
         jinja()
         try:

@@ -33,15 +33,15 @@ _HF_SPECIALS = {
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json`, read by the package `tokenizers` (extra `hf`).
+    """A tokenizer from `tokenizer.json`, by the package `tokenizers` (extra `hf`).
 
-    Special are those of the files and those that end an answer, but not the unknown token: it
-    stands for text.
+    Its special tokens are those of the files and those that end an answer, but not the unknown
+    token, which stands for text.
 
     Args:
-      definition: tokenizer.json.
-      specials: role -> text of the token, or None.
-      chat: what the other files say; frames exchanges.
+      definition: content of tokenizer.json.
+      specials: dict from role to the text of the token, or None.
+      chat: settings in the other files, with which exchanges are framed.
     """
 
     kind = "hf"

@@ -1,4 +1,4 @@
-"""Parts of a text encoded as they are within it: around what is still to be written."""
+"""Encodes parts of a text as within it, around gaps that are still to be generated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ _STAND_INS = ("\ufdd1", "x", "q", "0", "~")
 
 
 def encoded_in_context(backend: Any, parts: Sequence[str]) -> list[np.ndarray] | None:
-    """Ids of each part, int32; a stand-in for the unknown is between them while they are encoded.
+    """Ids of each part, int32, encoded with a stand-in for the unknown text between them.
 
-    So a part behind a gap begins no text: a tokenizer that puts a space before a text puts none
-    there, and one that marks where a word goes on marks it.
+    A part after a gap thus does not begin a text: a tokenizer that puts a space before a text puts
+    none there, and one that marks continued words marks it.
 
     Args:
-      backend: of the package `tokenizers`, with exact places of tokens.
-      parts: of one text.
+      backend: tokenizer of the package `tokenizers`, with exact offsets of tokens.
+      parts: parts of one text.
 
     Returns:
-      None where tokens would reach across the ends of parts, whatever stands in.
+      The ids; None if tokens would extend over the ends of parts with every stand-in.
     """
     for stand_in in _STAND_INS:
         text, spans = parts[0], [(0, len(parts[0]))]

@@ -7,15 +7,15 @@ _WHOLE = 1 << 64
 
 
 def sample_lines(lines: Iterable[str], characters: int) -> list[str]:
-    """All lines, or some of them that have so many characters together, in their order.
+    """All lines, or a sample of them with about `characters` characters, in their order.
 
-    A hash ranks the numbers of the lines, so that no period of the corpus lines up with it; which
-    lines are taken depends on their numbers and lengths alone. Of the others at most as many
-    characters again are held at any time.
+    A hash ranks the indices of the lines, so that no period of the corpus aligns with it; the
+    choice depends on indices and lengths alone. At most the same number of characters again is held
+    for other lines at any time.
 
     Args:
-      lines: read once.
-      characters: at least 1; the last line that is taken may exceed it.
+      lines: lines, read once.
+      characters: number of characters, at least 1; the last line of the sample may exceed it.
     """
     kept: list[tuple[int, int, str]] = []  # rank, number, line
     held, limit = 0, _WHOLE

@@ -1,4 +1,4 @@
-"""Tokenizers by name: made, trained, and loaded from a folder."""
+"""Tokenizers by name: builds, trains and loads them."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -36,12 +36,13 @@ _MEND = "restore its files, or make it again"
 
 
 def load_tokenizer(path: os.PathLike | str) -> Tokenizer:
-    """A saved tokenizer, from its own folder or from a prepared folder that contains one.
+    """Loads a saved tokenizer from its own folder or from a prepared folder that contains one.
 
-    Files are read by the names that their kind has, whatever the spec says: it may be downloaded.
+    Files are read by the names that their kind has, whatever the spec contains, since it may be
+    downloaded.
 
     Raises:
-      UserError: none there, or a damaged one.
+      UserError: there is none, or it is damaged.
     """
     folder = epath.Path(path)
     if not (folder / SPEC_FILE).exists() and (folder / TOKENIZER_FOLDER / SPEC_FILE).exists():
@@ -81,17 +82,18 @@ def make_tokenizer(
     sample_characters: int = SAMPLE_CHARACTERS,
     normal_form: str = "",
 ) -> Tokenizer:
-    """A tokenizer by name.
+    """Builds a tokenizer by name.
 
     Args:
-      name: "bytes", "characters", "sentencepiece", "text8", "hf:NAME_OR_FOLDER" (a name may end
-        in @REVISION), or the path of a folder with a saved tokenizer.
-      documents: starts a pass over the training text; called only if `needs_training(name)`.
-      vocab_size, model, sample_characters: sentencepiece only.
-      normal_form: of Unicode, "NFC" or "" for none; those that are trained remember it.
+      name: "bytes", "characters", "sentencepiece", "text8", "hf:NAME_OR_FOLDER" (a name may end in
+        @REVISION), or the path of a folder with a saved tokenizer.
+      documents: function that starts a pass over the training text; called only if
+        `needs_training(name)`.
+      vocab_size, model, sample_characters: settings of sentencepiece alone.
+      normal_form: Unicode normal form, "NFC" or "" for none; tokenizers that are trained store it.
 
     Raises:
-      UserError: no such tokenizer, or a normal form of one that is ready.
+      UserError: no such tokenizer, or a normal form for a tokenizer that is not trained.
     """
     name = expanded(name)
     require(
