@@ -140,19 +140,37 @@ def open_sandbox(
     reason = f"{sys.platform} has none"
     if sys.platform == "linux":
         most = dataclasses.replace(limits, seconds=20.0, processes=max(limits.processes, 3))
-        tried = run_program(Sandbox(most, isolation, python), _TRIAL)
-        if tried.status == "passed":
+        try:
+            status, reason, *_ = run_program(Sandbox(most, isolation, python), _TRIAL)
+        except (OSError, AttributeError) as error:  # a kernel or a Python without some call
+            status, reason = "error", str(error)
+        if status == "passed":
+            _warn_of_less(isolation)
             return Sandbox(limits, isolation, python)
-        reason = tried.detail or tried.status
+        reason = reason or status
     mend = {
-        "namespaces": "root, or users who may make namespaces; --isolation=guard does with less, "
-        "and promises less (docs/reference/security.md)",
-        "guard": "an interpreter that other users may read, where root starts it",
+        "namespaces": "5.12 or later, with root, or users who may make namespaces; "
+        "--isolation=guard does with less, and promises less (docs/reference/security.md)",
+        "guard": "5.3 or later, with an interpreter that other users may read, where root "
+        "starts it",
     }
     raise UserError(
-        f"no sandbox for programs works here (isolation {isolation}: {reason}); expected Linux, "
-        f"with {mend[isolation]}."
+        f"no sandbox for programs works here (isolation {isolation}: {reason}); expected Linux "
+        f"{mend[isolation]}."
     )
+
+
+def _warn_of_less(isolation: str) -> None:
+    """Says where the kernel holds less than an isolation promises elsewhere."""
+    from flm_jax.evaluation.benchmarks import sandbox_limits  # needs Linux
+
+    if isolation == "guard" and not sandbox_limits.landlock_is_whole():
+        print(
+            "WARNING: files outside are kept from programs by audit hooks of Python, which stop "
+            "mistakes and no attack; expected Landlock, which Linux has from 6.2 on.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:

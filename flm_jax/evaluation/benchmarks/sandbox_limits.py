@@ -14,6 +14,7 @@ undone:
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import struct
@@ -115,11 +116,14 @@ def places():
     return dict.fromkeys((*SYSTEM, *own, *map(os.path.realpath, own)))
 
 
-def checked(name, *args):
-    """Calls a function of the C library that returns 0 on success; raises OSError otherwise."""
+def checked(name, *args, call=""):
+    """Calls a function of the C library that returns 0 on success; raises OSError otherwise.
+
+    The error names the function, or the system `call` that it is to make.
+    """
     if getattr(LIBC, name)(*args) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
+        raise OSError(code, f"{call or name}: {os.strerror(code)}")
 
 
 def die_with_parent():
@@ -150,6 +154,12 @@ def confine(task, folder, uid, others):
     _filter_calls(guarded)
     if guarded:
         _audit(folder, locked)
+
+
+def counts_each_namespace():
+    """Whether the kernel counts a user's processes in each namespace of users: from 5.14 on."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return bool(release) and tuple(map(int, release.groups())) >= (5, 14)
 
 
 def _drop(uid):
@@ -252,14 +262,24 @@ _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 
 _SHORTENING = 3  # the version from which on files are not shortened by name either
 
 
+def _landlock_version():
+    """Version of Landlock that the kernel has; 0 for none."""
+    return max(LIBC.syscall(_RULESET, None, 0, 1), 0)
+
+
+def landlock_is_whole():
+    """Whether this kernel's Landlock keeps files from all changes."""
+    return _landlock_version() >= _SHORTENING
+
+
 def _landlock(folder):
     """Files by Landlock: the interpreter's to read, the folder's to change.
 
     Returns:
       Whether it keeps them from all changes; older ones do a part.
     """
-    version = LIBC.syscall(_RULESET, None, 0, 1)
-    if version < 1:
+    version = _landlock_version()
+    if not version:
         return False
     rights = max(bits for least, bits in _RIGHTS.items() if version >= least)
     network, scopes = 0b11 * (version >= 4), 0b11 * (version >= 6)

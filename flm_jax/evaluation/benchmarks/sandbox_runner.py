@@ -61,9 +61,7 @@ def _unshare(uid):
     if uid is not None:
         checked("unshare", flags)
         return 0
-    release = os.uname().release.split(".")
-    each = (int(release[0]), int(release[1].partition("-")[0])) >= (5, 14)
-    others = 3 if each else _tasks_of(own)  # counted in each namespace of users, or in all
+    others = 3 if limits.counts_each_namespace() else _tasks_of(own)
     checked("unshare", flags | _NEW_USERS)
     for name, text in (
         ("setgroups", "deny"),
@@ -108,7 +106,8 @@ def _make_read_only(target, device=False, flags=_RECURSIVE):
     """Without the powers of files and devices too; of the mounts below as well, by `flags`."""
     bits = 1 | 2 | (0 if device else 4)
     wanted = bits.to_bytes(8, sys.byteorder) + bytes(24)
-    checked("syscall", _MOUNT_SETATTR, -100, os.fsencode(target), flags, wanted, 32)
+    call = "mount_setattr (Linux 5.12)"
+    checked("syscall", _MOUNT_SETATTR, -100, os.fsencode(target), flags, wanted, 32, call=call)
 
 
 def _seen(path, root):
