@@ -61,8 +61,10 @@ _JUDGE = DEFINE_path(
 _FEATURES = DEFINE_path(
     "features",
     "",
-    f"Folder of the model whose features MAUVE is computed by, or {OWN} for those of --judge; adds "
-    "the column mauve.",
+    (
+        f"Folder of the model whose features MAUVE uses, or {OWN} for the judge's features; "
+        "adds the column mauve."
+    ),
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
 _WORKDIR = DEFINE_path(

@@ -47,7 +47,7 @@ _JUDGE = DEFINE_path(
 _FEATURES = DEFINE_path(
     "features",
     "",
-    f"Folder of the model whose features MAUVE is computed by, or {OWN} for those of --judge.",
+    f"Folder of the model whose features MAUVE uses, or {OWN} for the judge's features.",
 )
 _DATA = DEFINE_path(
     "data", "", "Prepared folder to compare samples with, instead of the model's own data."

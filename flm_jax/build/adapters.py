@@ -78,7 +78,7 @@ def frozen_params(config: Config, base: Params) -> Params:
 
 
 def started_params(config: Config, fresh: Params, base: Params) -> Params:
-    """Returns the initial `trained_params`; those of a trained base come from the base.
+    """Returns the initial `trained_params`, with the parameters of a trained base taken from it.
 
     Args:
       config: configuration of the run.

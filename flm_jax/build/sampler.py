@@ -64,7 +64,7 @@ def make_sampler(
       config, net, flow: configuration, network and flow of the model.
       steps: number of steps of the sampler, most often network calls, or their fraction of the
         tokens to generate; static.
-      cfg: settings of the sampler; None for those of config.sampler.
+      cfg: settings of the sampler; None for config.sampler.
       guides: networks that `cfg` names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Learnt times: their saved formats, and how a run inherits those of another run."""
+"""Learnt times: their saved formats, and how a run inherits another run's."""
 
 from typing import Any
 

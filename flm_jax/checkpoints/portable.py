@@ -98,7 +98,7 @@ def save_folder(
     Args:
       record: content of config.json, as JSON values.
       card: content of README.md.
-      params: all parameters, including those of a frozen base; their dtypes are kept.
+      params: all parameters, including a frozen base's; their dtypes are kept.
       step: training step, which is stored in the file.
       times: tree of the state of learnt times; None without one.
 

@@ -31,7 +31,7 @@ _SHARED = {
 
 
 def page() -> str:
-    """The whole page; it imports every command, so that a program can make it once alone."""
+    """Returns the page as Markdown; imports every command, so a program can build it only once."""
     parts = [_HEAD]
     for name, about in commands().items():
         parts += _command(name, about)

@@ -33,7 +33,7 @@ def alone_in(
 
     Args:
       argument: name of the argument that is the folder, and of its flag.
-      doing: what the function does, for the messages of others: "training".
+      doing: activity of the function, for the messages of others: "training".
       first: function that says whether this process of a run holds the lock.
     """
 
@@ -64,7 +64,7 @@ def alone(
 
     Args:
       folder: path of the folder, without `~`.
-      doing: what is being done, for the messages of others.
+      doing: activity, for the messages of others.
       part: part of the folder, where several processes write parts of it.
       shared: whether others may hold the lock as well, if they share it too.
 

@@ -86,7 +86,7 @@ class Network:
         where neither input nor output uses it.
       posterior_input: whether features take E^T p of that posterior instead of x_s;
         `denoiser.forward` computes it.
-      posterior_skip: whether the logits of that posterior are added to those of the head.
+      posterior_skip: whether the logits of that posterior are added to the head's.
       any_length: whether rows may be shorter than max_length, although training had rows of
         max_length.
       log_loss: (params, s [B], t [B]) -> float32 [B], a trained function of the network times that

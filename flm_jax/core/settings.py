@@ -99,7 +99,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def read_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Builds an instance of a settings class from plain values, such as those of JSON.
+    """Builds an instance of a settings class from plain values, such as JSON's.
 
     Args:
       cls: frozen dataclass of settings.

@@ -14,7 +14,7 @@ that hold none (an empty text, a conversation that begins otherwise) are left ou
 | Tulu and others | "messages" of "role" and "content" |
 | ShareGPT | "conversations" of "from" and "value" |
 
-Answers of the mathematical sets end in a line "### N". The names of fields are those of the data
+Answers of the mathematical sets end in a line "### N". The names of fields come from the data
 sets' public descriptions and of code that reads them (of GSM8K-Aug-NL as zen-E/GSM8k-Aug-NL has it,
 of NuminaMath as AI-MO/NuminaMath-CoT); the files themselves were not at hand.
 """

@@ -30,7 +30,8 @@ class PackedSource:
     Tokens that do not fill a last block are left out. An example depends on its index alone.
 
     Args:
-      stream, tokenizer, length, packing: see above.
+      stream, tokenizer, length, packing: token stream, its tokenizer, length L and packing, see
+        above.
       group: number of documents that are joined and cut together; each group starts a block and
         drops what does not fill its last one; 0 for the complete split. The published models'
         preparation uses groups of 1000. Not for "pad".

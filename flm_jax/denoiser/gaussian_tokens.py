@@ -55,8 +55,7 @@ def softened(
 ) -> tuple[States, Int[Array, "b l"]]:
     """Returns softmax(w / temperature) @ E, float32, differentiable in E, and argmax w.
 
-    Arguments are those of `largest_entries`; rows of `table` beyond the first `number` are no
-    tokens.
+    Arguments are as in `largest_entries`; rows of `table` beyond the first `number` are no tokens.
     """
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

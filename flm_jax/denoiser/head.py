@@ -131,7 +131,7 @@ def mixture_cross_entropy(
     Args:
       out: features [B, L, D] and head of the student.
       targets: pairs (w_k [B] or [B, L], out_k); w_k sum to 1. No gradient flows into them.
-      weights, net: as in `cross_entropy`; the soft cap is shared by all readouts.
+      weights, net: the same as for `cross_entropy`; the soft cap is shared by all readouts.
 
     Returns:
       sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without gradient.

@@ -18,7 +18,7 @@ def expected_processes(env: dict[str, str]) -> int:
 
     Args:
       env: environment variables: JAX_NUM_PROCESSES with JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID,
-        or those of SLURM.
+        or SLURM's.
 
     Raises:
       UserError: some of the JAX_ variables are missing, or are not matching numbers.

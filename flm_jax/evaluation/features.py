@@ -1,4 +1,4 @@
-"""What a local model makes of texts, a vector each: the features that MAUVE compares."""
+"""Feature vectors of texts from a local model, which MAUVE compares."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,19 +25,19 @@ Featurizer = Callable[[Sequence[str], int], np.ndarray]
 
 
 def load_features(path: str) -> Featurizer:
-    """Reads the model whose features are compared.
+    """Loads the model whose features are compared.
 
     Args:
-      path: workdir or exported folder of any model of this library, or a GPT-2 folder, as of
+      path: workdir or exported folder of any model of this library, or a GPT-2 folder, see
         `load_judge`.
 
     Returns:
-      (texts, rows at a time) -> float32 [N, D]. Of an autoregressive model the last hidden state
-      behind a text, from which it would go on; of others the mean of the last hidden states over a
-      text that is shown clean. Texts that are longer than the model's rows are cut.
+      A function from (texts, rows at a time) to float32 [N, D]. For an autoregressive model it is
+      the last hidden state after a text; for others the mean of the last hidden states over the
+      clean text. Texts longer than the model's rows are cut.
 
     Raises:
-      UserError: nothing there, or another kind of model.
+      UserError: there is no model, or it is of another kind.
     """
     folder = epath.Path(expanded(path))
     if (folder / "config.json").exists() and "model_type" in read_object(
@@ -51,10 +51,10 @@ def load_features(path: str) -> Featurizer:
 
 
 def features_of(name: str, judge: Judge | None) -> Featurizer | None:
-    """What a flag names: a model's folder, the judge by the name `OWN`, or "" for none.
+    """Loads the features that a flag names: a model's folder, the judge by `OWN`, or "" for none.
 
     Raises:
-      UserError: no judge, or as of `load_features`.
+      UserError: the judge is missing, or `load_features` fails.
     """
     if not name:
         return None
@@ -66,7 +66,7 @@ def features_of(name: str, judge: Judge | None) -> Featurizer | None:
 
 
 def judge_features(judge: Judge) -> Featurizer:
-    """The features of a judge, see `load_features`."""
+    """Features of a judge, see `load_features`."""
     begins = judge.framing != "stream"
     return _featurizer(judge.net, judge.params, judge.tokenizer, causal=True, begins=begins)
 

@@ -21,7 +21,7 @@ QUALITIES = {
 
 
 def read_rows(paths: Sequence[str], quality: str) -> list[Row]:
-    """Rows of several files, those of data once.
+    """Reads the rows of models in several files, and the first row of held-out data.
 
     Raises:
       UserError: no such file, no rows, or rows without the figure or the entropy.
@@ -52,10 +52,10 @@ def read_rows(paths: Sequence[str], quality: str) -> list[Row]:
 
 
 def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of one model at one number of calls, by their title, in the order of their entropy.
+    """Groups rows by model and number of calls under a title, sorted by entropy.
 
-    Rows that a comparison sampled otherwise name their model in `of`. Calls that a sampler saves
-    differ between the values of a setting; the steps that were asked for do not.
+    Rows of a model that a comparison samples in several ways name the model in `of`. The calls that
+    a sampler saves differ between the values of a setting; the requested steps do not.
     """
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -67,11 +67,11 @@ def lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def draw_frontier(path: epath.Path, rows: Sequence[Row], quality: str) -> None:
-    """Draws every line of `rows`, and the data, as PNG.
+    """Plots every line of `rows`, and the data, as PNG.
 
     Args:
-      path: where to.
-      rows: with entropy_nats and the figure; a value that was swept stands beside its point.
+      path: path of the PNG file.
+      rows: rows with entropy_nats and the figure; a swept value is printed beside its point.
       quality: one of `QUALITIES`.
     """
     import matplotlib

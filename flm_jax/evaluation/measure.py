@@ -83,7 +83,8 @@ class Subject(NamedTuple):
       data: data of training, or other data with the same tokenizer; None for a folder without data.
       reference: held-out sequences [M, L]; M = 0 without data.
       judge: judge of the samples, or None.
-      features: of texts, for MAUVE, or None; and those of the reference [M, D].
+      features: function from texts to features for MAUVE, or None.
+      reference_features: features of the reference [M, D], or None.
     """
 
     model: Model
@@ -106,7 +107,7 @@ def subject(
       workdir: workdir of the model, or an exported folder, which has no data.
       judge: judge of samples; None for no generative perplexity.
       data: folder of `prepare_data` that replaces the model's own data.
-      features: of texts, for MAUVE; None for none.
+      features: function from texts to features for MAUVE; None for no MAUVE.
 
     Raises:
       UserError: no such model or data, or data of another tokenizer.
@@ -159,7 +160,7 @@ def measure(
       data: folder of `prepare_data` that replaces the model's own data.
       wording: figures of the samples' texts.
       kept: collection to which the samples are added.
-      features: of texts, for MAUVE; None for none.
+      features: function from texts to features for MAUVE; None for no MAUVE.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -200,7 +201,7 @@ def drawn_rows(
 ) -> Iterator[tuple[int, engine.Draw, Row]]:
     """Yields the step count, the samples, and figures of how they were drawn, for each row.
 
-    Arguments are those of `measure`; a model without a choice of steps is sampled once.
+    Arguments are as in `measure`; a model without a choice of steps is sampled once.
     """
     length = model.net.max_length
     given = nothing_given(min(batch_size, samples), length)

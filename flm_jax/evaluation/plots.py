@@ -138,7 +138,7 @@ def draw_schedule(path: epath.Path, records: Sequence[Row]) -> None:
     Args:
       path: path of the PNG file.
       records: records from `schedule_log.read_schedule`, at least one; the first panel shows the
-        points of the last one. Those of older versions have quantiles of the learnt distribution
+        points of the last one. Records of older versions have quantiles of the learnt distribution
         alone.
     """
     import matplotlib

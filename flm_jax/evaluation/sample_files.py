@@ -1,4 +1,4 @@
-"""Files of samples: those drawn by this library, and those of other projects."""
+"""Files of samples, drawn by this library or by other projects."""
 
 from collections.abc import Sequence
 from pathlib import PurePath

@@ -45,7 +45,7 @@ def sweep_plans(
 
 
 def step_list(texts: Sequence[str]) -> list[int]:
-    """Numbers of steps as written; UserError for anything else."""
+    """Parses step counts; UserError for anything else."""
     require(
         bool(texts) and all(text.isdigit() for text in texts),
         f"got --steps={','.join(texts)}; expected numbers from 1 such as 4,16.",
@@ -66,7 +66,7 @@ def sweep_row(
     """Figures of `num` samples drawn with `sampler`.
 
     Args:
-      what: the model, and what its samples are compared with.
+      what: model, and the data and judges with which its samples are compared.
       given: prescribed tokens of one batch [B, L].
       pattern: regular expression whose matching fraction is reported; "" for none.
     """

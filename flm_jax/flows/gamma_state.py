@@ -20,8 +20,8 @@ RATIO_EDGES = np.arange(1, 21) / 20
 class GammaConfig:
     """A mixture of U(low, high), a clipped N(center, spread^2), and a learnt distribution.
 
-    The learnt distribution has the remaining weight. The defaults are those of the adaptation of
-    arXiv 2606.27617 in its authors' code.
+    The learnt distribution has the remaining weight. The defaults follow the adaptation of arXiv
+    2606.27617 in its authors' code.
     """
 
     low: float = setting(-10.0, "Lowest gamma, where states are almost clean.", range="[-30, 30]")

@@ -45,7 +45,7 @@ def free_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l
 def written_positions(batch: dict[str, jax.Array], prompt: int) -> Bool[Array, "b l"]:
     """Mask of the positions that a sampler generates: all but the prompt, past the text's end too.
 
-    Arguments are those of `free_positions`.
+    Arguments are as in `free_positions`.
     """
     return free_positions(batch | {"mask": jnp.ones_like(batch["mask"])}, prompt)
 

@@ -1,7 +1,7 @@
-"""Answers kept while they are made, beside the file they are for: a run that was stopped goes on.
+"""Answers stored while they are generated, beside their file, so that a stopped run continues.
 
-FILE.part takes a line with the settings, then one for each answer as its batch is done. FILE is
-written whole at the end, and FILE.part removed.
+FILE.part gets a line with the settings, then one for each answer when its batch is done. FILE is
+written at the end, atomically, and FILE.part removed.
 """
 
 import contextlib
@@ -28,30 +28,30 @@ Record = dict[str, Any]
 
 
 def digest(content: bytes) -> str:
-    """A short name of a content."""
+    """Short hash of a content."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def described(model: Model, workdir: str, how: Answering) -> Record:
-    """The settings that a model's answers depend on."""
+    """Settings on which a model's answers depend."""
     config = digest(json.dumps(model.config, sort_keys=True, default=str).encode())
     own = {"model": workdir, "model_step": model.step, "config_sha256": config}
     return own | dataclasses.asdict(how) | {"steps": plain_steps(how.steps)}
 
 
 def plain_settings(settings: Record) -> Record:
-    """Settings as a file gives them back."""
+    """Settings after a round trip through a file."""
     return json.loads(to_json(settings, default=str))
 
 
 def check_settings(where: Path, before: Record, settings: Record, mend: str) -> None:
-    """Refuses to mix records of two settings, by the names of those that differ.
+    """Refuses to mix records of different settings; the message names those that differ.
 
     Args:
-      where: the place of the records, for the message.
-      before: plain settings of the records that are there.
-      settings: plain settings of those to come.
-      mend: what to do where they differ.
+      where: place of the records, for the message.
+      before: plain settings of the existing records.
+      settings: plain settings of the new records.
+      mend: advice if they differ.
 
     Raises:
       UserError: they differ.
@@ -62,30 +62,30 @@ def check_settings(where: Path, before: Record, settings: Record, mend: str) -> 
 
 
 class AnswerFile:
-    """Records by (number of the run, place of the prompt); made by `open_answers`."""
+    """Records by (number of the run, index of the prompt), opened by `open_answers`."""
 
     def __init__(self, part: Path | None, records: dict[tuple[int, int], Record]):
         self._part, self._records = part, records
 
     def done(self, run: int) -> int:
-        """The number of answers of a run that are there."""
+        """Number of existing answers of a run."""
         return sum(number == run for number, _ in self._records)
 
     def answer(
         self, model: Model, prompts: Sequence[Prompt], how: Answering, run: int
     ) -> list[Record]:
-        """Answers the prompts that have no answer yet; records of all, in their order.
+        """Answers the prompts that have no answer yet; returns records of all, in their order.
 
         Each batch is on the disk before the next one is drawn.
 
         Args:
-          model: that answers.
-          prompts: of the run; the same ones, as `settings` say, whenever the file is opened.
-          how: the settings of the run.
-          run: its number, of several with the same prompts.
+          model: model that answers.
+          prompts: prompts of the run, the same ones whenever the file is opened with its settings.
+          how: settings of the run.
+          run: number of the run, among several with the same prompts.
 
         Raises:
-          UserError: as of `answer_batches`.
+          UserError: for the errors of `answer_batches`.
         """
         records = self._records
         for batch in answer_batches(model, prompts, how, lambda i: (run, i) not in records):
@@ -105,17 +105,17 @@ def _record(prompt: Prompt, answer: Answer, how: Answering) -> Record:
 
 @contextlib.contextmanager
 def open_answers(path: str, settings: Record) -> Iterator[AnswerFile]:
-    """The answers for a file, those of a run that was stopped among them.
+    """Opens the answers of a file, including the answers of a run that was stopped.
 
-    Where they could not be appended to, in object stores and pipes, none is kept. The caller writes
-    the file before this is left; FILE.part goes then, and stays after an error.
+    Answers are not stored where appending is impossible, in object stores and pipes. The caller
+    writes the file before this context ends; then FILE.part is removed, but kept after an error.
 
     Args:
-      path: of the file; "" for none. One process at a time makes its answers.
-      settings: all that the answers depend on.
+      path: path of the file; "" for none. One process at a time generates its answers.
+      settings: settings on which the answers depend.
 
     Raises:
-      UserError: FILE.part holds answers of other settings, or another process makes them.
+      UserError: FILE.part holds answers with other settings, or another process generates them.
     """
     file = Path(path)
     if not path or is_remote(path) or (file.exists() and not file.is_file()):

@@ -231,9 +231,7 @@ class LanguageModel:
 
     @property
     def sampler(self) -> SamplerConfig:
-        """Settings of the sampler that `sample` uses, a frozen dataclass; assign other settings or
-        a name.
-        """
+        """Settings of the sampler of `sample`, a frozen dataclass; assign others, or a name."""
         return self._sampler
 
     @sampler.setter

@@ -23,7 +23,7 @@ _ITEM = re.compile(r"([\w*, \[\].]+?): (.*)", re.DOTALL)
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the page as Markdown."""
     parts = [_HEAD]
     for name in _ORDER:
         parts += _definition(_node(name))

@@ -90,7 +90,7 @@ def backbone_names(state: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 def backbone_tensors(state: State) -> tuple[State, list[str]]:
     """Returns the tensors of the network under bare names, and the names of the ignored ones.
 
-    The tensors of the loss weighting are ignored too, besides those of `backbone_names`.
+    Ignored are the tensors of the loss weighting, and the ones that `backbone_names` ignores.
     """
     named, ignored = backbone_names(state)
     weighting = [name for name, bare in named.items() if bare.startswith(LOSS_HEAD)]

@@ -27,7 +27,7 @@ def next_token_loss(
     net: Network,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
-    """-log p(x_l | x_<l), the first token included.
+    """Negative log-likelihood -log p(x_l | x_<l), including the first token.
 
     Returns:
       Weighted sum (nats) and the value of each token [B, L] (nats, no gradient).

@@ -30,7 +30,7 @@ _SHARES = ("cosine", "cosine_squared", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class BridgeConfig:
-    """Settings of the masked bridge; the defaults are those of the authors' adaptation."""
+    """Settings of the masked bridge; the defaults follow the authors' adaptation."""
 
     embedding_weight: float = setting(
         0.0,

@@ -62,7 +62,7 @@ def interval(
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
-    """95% interval of a fraction of `count` independent samples (Wilson's score interval)."""
+    """Wilson's score interval (95%) of a fraction of `count` independent samples."""
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * ((share * (1 - share) + z**2 / (4 * count)) / count) ** 0.5

@@ -160,7 +160,7 @@ def likelihood(
     seed: int = 1,
     share: bool = False,
 ) -> Likelihood:
-    """Mean over the valid tokens of a corpus; arguments are those of `sequence_nats`.
+    """Mean over the valid tokens of a corpus; arguments are as in `sequence_nats`.
 
     Returns:
       A Likelihood; its standard error is that of a ratio of means over sequences.

@@ -1,10 +1,10 @@
-"""MAUVE: how close two sets of texts are, by the features that a language model has of them.
+"""MAUVE: similarity of two sets of texts by the features of a language model.
 
-Pillutla et al., arXiv 2102.01454: features of both sets are quantised together, and the area under
-the frontier of the two divergences between their histograms is 1 for equal ones and 0 for disjoint
-ones. It sees what a model's features see, long-range meaning included, where the kernel distance
-of `distribution` sees n-grams. Values depend on the features, on the number of texts and on the
-number of clusters: rows compare where all three are the same.
+Source: Pillutla et al., arXiv 2102.01454. Features of both sets are quantised together, and the
+area under the frontier of the two divergences between their histograms is 1 for equal ones and 0
+for disjoint ones. It reflects what a model's features represent, including long-range meaning,
+where the kernel distance of `distribution` compares n-grams. Values depend on the features, on the
+number of texts and on the number of clusters: rows are comparable if all three are the same.
 """
 
 import warnings
@@ -23,7 +23,7 @@ _ROUNDS, _STARTS = 100, 5  # of k-means
 
 
 class Clusters(NamedTuple):
-    """The cluster of each text: int [N] of the samples, int [M] of the reference; their number."""
+    """Cluster of each text, int [N] of samples and int [M] of the reference; their number."""
 
     sample: np.ndarray
     reference: np.ndarray
@@ -33,15 +33,16 @@ class Clusters(NamedTuple):
 def quantised(
     sample: np.ndarray, reference: np.ndarray, clusters: int = 0, seed: int = 0
 ) -> Clusters:
-    """Groups the features of both sets by k-means.
+    """Clusters the features of both sets by k-means.
 
-    Features are scaled to length 1 and reduced to the principal components that hold nine tenths
-    of their variance, as published.
+    Features are scaled to length 1 and reduced to the principal components that hold nine tenths of
+    their variance, as published.
 
     Args:
       sample, reference: features, float [N, D] and [M, D], two rows or more each.
-      clusters: their number; 0 for the published rule, a tenth of the smaller set, at least 2.
-      seed: of the k-means, of which the best of five is taken.
+      clusters: number of clusters; 0 for the published rule, a tenth of the smaller set, at least
+        2.
+      seed: seed of the k-means, the best of five runs.
 
     Raises:
       UserError: other shapes, or features that are not finite.
@@ -72,14 +73,14 @@ def mauve(
 ) -> Interval:
     """MAUVE of two sets of features, in (0, 1], with an interval.
 
-    The interval covers other texts of the same model in the same clusters. It is the value and 1.96
-    standard deviations of its bootstrap draws to either side, not their quantiles: resampled
-    histograms lie further apart than those they are drawn from, and MAUVE of them lower.
+    The interval covers other texts of the same model in the same clusters. It is the value plus and
+    minus 1.96 standard deviations of its bootstrap draws, not their quantiles: resampled histograms
+    are further apart than the originals, and their MAUVE is lower.
 
     Args:
-      sample, reference, clusters: as of `quantised`.
-      draws: bootstrap draws.
-      seed: of the k-means and of the draws.
+      sample, reference, clusters: the same as for `quantised`.
+      draws: number of bootstrap draws.
+      seed: seed of the k-means and of the draws.
     """
     found = quantised(sample, reference, clusters, seed)
     sets = found.sample, found.reference

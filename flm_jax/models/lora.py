@@ -3,10 +3,9 @@
 Source: arXiv 2106.09685 (LoRA: W x + alpha / r B A x) and adaLN's shifts, scales and gates (arXiv
 2212.09748), as arXiv 2606.27617 adapts a masked diffusion model. B and the maps to shifts, scales
 and gates are initialised to zero, and a branch is multiplied by 1 + gate, so that a fresh adapted
-network computes exactly what its base computes. The defaults are those of that paper's released
-code; where its text differs, there is a setting. In a mixture of experts the matrices that every
-token passes are adapted, including those of the shared experts, but neither routed experts nor
-routers.
+network computes exactly what its base computes. The defaults follow that paper's released code;
+where its text differs, there is a setting. In a mixture of experts the matrices that every token
+passes are adapted, including the shared experts' matrices, but neither routed experts nor routers.
 
 In the parameter tree everything that belongs to adapters is stored under the names of `NAMES`, at
 the top or in the blocks; `split` and `join` use these names.
@@ -104,7 +103,7 @@ class AdapterConfig:
 
     @property
     def trunk_time(self) -> bool:
-        """Whether there is a time embedding besides those of the blocks."""
+        """Whether there is a time embedding besides the blocks' own."""
         return self.timed and (self.shared_time or self.final_norm)
 
 
@@ -128,7 +127,7 @@ class Condition(NamedTuple):
 
 
 def conditions(read: jax.Array, cfg: AdapterConfig) -> tuple[Condition, Condition]:
-    """Splits a block's modulation [..., parts * D] into those of attention and of the MLP."""
+    """Splits a block's modulation [..., parts * D] into attention's and the MLP's."""
     parts = jnp.split(read, cfg.parts, axis=-1)
     half = cfg.parts // 2
     return Condition(*parts[:half]), Condition(*parts[half:])

@@ -16,7 +16,7 @@ Counts = collections.Counter
 def count_flops(program: ClosedJaxpr | Jaxpr) -> Counts:
     """Counts operations of the matrix products of one call, over all devices.
 
-    A multiplication with its addition counts as two. Bodies of scans count length times, those of
+    A multiplication with its addition counts as two. Bodies of scans count length times, bodies of
     `shard_map` once a device, kernels once for each point of their grid, and for a conditional the
     most expensive branch; unused results are left out, as the compiler leaves them out.
 

@@ -43,7 +43,8 @@ def collectives(text: str) -> Collectives:
       text: result of `compiled.as_text()`, the program of one device.
 
     Returns:
-      The kinds that occur. Bytes are those of the full array: gathered, or before it is scattered.
+      The kinds that occur. Bytes are counted for the full array: gathered, or before it is
+      scattered.
     """
     computations, entry = _split(text)
     turns = collections.Counter()

@@ -209,7 +209,7 @@ def plan(
       keep: callback that takes the program of one device as text.
 
     Returns:
-      Plain values, for JSON. Bytes are those of one device, operations the total over devices.
+      Plain values, for JSON. Bytes are per device, operations the total over devices.
 
     Raises:
       UserError: for everything that `train` refuses; a batch that does not split evenly over the

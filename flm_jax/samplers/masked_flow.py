@@ -33,7 +33,7 @@ from flm_jax.samplers.promotion import EOS_POLICIES, promoted
 
 @dataclasses.dataclass(frozen=True)
 class MaskedFlowConfig(SamplerConfig):
-    """Steps of a masked language flow; the defaults are those of the paper's tables.
+    """Steps of a masked language flow; the defaults follow the paper's tables.
 
     Attributes:
       eos_id: end-of-text token; -1 where there is none, and all policies are the same. It is set

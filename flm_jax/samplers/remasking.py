@@ -135,9 +135,8 @@ def sample(
 ) -> Samples:
     """Ancestral sampling with remasking, in K steps on a uniform grid of times.
 
-    Arguments are those of `registry.Sampler`. The positions that change are drawn before the
-    network is called, since they do not depend on it: steps that unmask nothing in any row make no
-    call.
+    Arguments are as in `registry.Sampler`. The positions that change are drawn before the network
+    is called, since they do not depend on it: steps that unmask nothing in any row make no call.
     it: steps that unmask nothing in any row make no call.
 
     Returns:

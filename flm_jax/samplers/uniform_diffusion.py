@@ -55,7 +55,7 @@ def sample(
 
     Each call predicts the clean token of a position, after temperature and top-p; a step draws the
     next state from the posterior of `flows.uniform_noise` given that prediction as the clean token.
-    Prescribed tokens are kept. Arguments are those of `samplers.registry.Sampler`.
+    Prescribed tokens are kept. Arguments are as in `samplers.registry.Sampler`.
 
     Returns:
       Samples; the tokens after a call are the state to which it led, with the probabilities that

@@ -13,7 +13,7 @@ from flm_jax.losses.base import Auxiliary, Objective, Renewal
 
 
 class Work(NamedTuple):
-    """Operations of a train step besides those of the trained network.
+    """Operations of a train step besides the trained network's.
 
     Attributes:
       forward_rows: number of rows on which a teacher or a target is called, forward alone.
@@ -37,8 +37,9 @@ class Family:
       kind: function from the network to the label of the model in tables.
       row_nll: (config, net, flow) -> row_nll, see `metrics.denoising`; None for outputs that are no
         probability distribution.
-      row_likelihood: likewise, for the negative log-likelihood of `metrics.likelihood` or a bound
-        on it; the same as row_nll except for flows. None if there is none.
+      row_likelihood: (config, net, flow) -> row function for the negative log-likelihood of
+        `metrics.likelihood` or a bound on it; the same as row_nll except for flows. None if there
+        is none.
       likelihood: kind of that likelihood: "exact", "upper bound" or "" for none.
       draws: number of draws of row_likelihood for each sequence.
       self_conditioned: whether it can train a network with config.model.self_conditioning.

@@ -15,7 +15,7 @@ from flm_jax.metrics.likelihood import make_masked_nll
 
 
 def masked_config(config: Config) -> MaskedConfig:
-    """Settings of masked diffusion; for an aligned model, those of its base."""
+    """Settings of masked diffusion; for an aligned model, its base's settings."""
     cfg = settings(config, "objective")
     if isinstance(cfg, MaskedConfig):
         return cfg

@@ -1,4 +1,4 @@
-"""x-prediction: a masked diffusion model aligned with its own generated texts."""
+"""The x-prediction family: a masked diffusion model aligned with its own generated texts."""
 
 import dataclasses
 

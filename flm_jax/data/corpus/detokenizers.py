@@ -1,6 +1,6 @@
 """Turns pre-tokenised benchmark text back into ordinary English, as for the published models.
 
-The rules are those of the preparation that MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM
+The rules belong to the preparation that MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM
 (2602.16813) share, in its order and with its gaps: `do n't`, `3 %` and `can not` stay separate in
 LM1B, and a full stop after a bracket keeps its space. Better English would give other tokens, and
 perplexities of different tokens are not comparable.

@@ -21,7 +21,7 @@ _CHUNK = 1 << 22  # bytes
 
 
 def packed(*suffixes: str) -> tuple[str, ...]:
-    """Returns suffixes of file names, and those of their compressed forms."""
+    """Returns suffixes of file names, and the suffixes of their compressed forms."""
     return tuple(suffix + end for suffix in suffixes for end in ("", *_PACKED))
 
 

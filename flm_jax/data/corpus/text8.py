@@ -1,6 +1,6 @@
-"""text8: the first 100 million characters of a Wikipedia, in lower case without punctuation.
+"""The corpus text8: 100 million characters of Wikipedia, in lower case without punctuation.
 
-The splits are those of the published models (arXiv 2107.03006, 2406.07524): the first 90% of the
+The splits follow the published models (arXiv 2107.03006, 2406.07524): the first 90% of the
 characters for training, the last 5% as the test set, and the 5% between them are left out here;
 each split is cut in chunks of 256 characters, which are its documents.
 """

@@ -28,7 +28,7 @@ class ChatSettings(NamedTuple):
     Attributes:
       template: Jinja source; "" for none.
       names: names of the special tokens in a template: {"bos_token": "<s>"}.
-      more: texts of further special tokens, besides those of tokenizer.json.
+      more: texts of further special tokens that tokenizer.json does not have.
       end_ids: tokens that end an answer, from generation_config.json.
     """
 

@@ -35,8 +35,8 @@ _HF_SPECIALS = {
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer from `tokenizer.json`, by the package `tokenizers` (extra `hf`).
 
-    Its special tokens are those of the files and those that end an answer, but not the unknown
-    token, which stands for text.
+    Its special tokens are the files' special tokens and the tokens that end an answer, but not the
+    unknown token, which stands for text.
 
     Args:
       definition: content of tokenizer.json.

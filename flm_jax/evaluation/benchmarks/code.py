@@ -79,7 +79,7 @@ def read_humaneval(path: str) -> list[CodeProblem]:
 def read_mbpp(
     path: str, whole: bool = False, split: range = TEST_SPLIT
 ) -> tuple[list[CodeProblem], list[CodeProblem]]:
-    """Reads problems in MBPP's format: those of a split, or all if no number is in it.
+    """Reads problems in MBPP's format: the problems of a split, or all if it contains none.
 
     The sanitized file (sanitized-mbpp.json, one array) is read as well: it has "prompt" for "text"
     and "test_imports" for "test_setup_code".

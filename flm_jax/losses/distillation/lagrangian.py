@@ -38,7 +38,7 @@ class LagrangianConfig(MovingTargetConfig):
 def derivative_in_t(
     params: Params, pairs: Pairs, *, net: Network, flow: Flow, key: Key | None = None
 ) -> tuple[Readout, jax.Array]:
-    """delta_st at the pairs and the derivative of its features [B, L, D] in t, by forward mode."""
+    """Computes delta_st at the pairs and the derivative of its features [B, L, D] in t."""
     # Clean positions, where s = t = 1, stay there while the others' end time moves.
     slope = jnp.where(pairs.s < 1.0, flow.slope(pairs.t), 0.0)
     out, tangent = jax.jvp(

@@ -82,12 +82,12 @@ def denoiser_at_hand(
 
 
 def entmax(z: Float[Array, "... v"], alpha: float, axes: tuple[str, ...] = ()) -> jax.Array:
-    """argmax over the simplex of <p, z> + the Tsallis entropy of p of order alpha in {1.5, 2}.
+    """Maximiser over the simplex of <p, z> + Tsallis entropy of p of order alpha in {1.5, 2}.
 
-    p = max((alpha - 1) z - lambda, 0)^(1/(alpha-1)) with lambda such that p sums to 1: the root of
-    a convex decreasing function, which Newton's steps reach from its left without overshooting.
-    A step is one pass over z where sorting z would take dozens. At alpha = 2 it is sparsemax,
-    the projection (arXiv 1602.02068); in general arXiv 1905.05702.
+    It is p = max((alpha - 1) z - lambda, 0)^(1/(alpha-1)) with lambda such that p sums to 1: the
+    root of a convex decreasing function, which Newton's steps reach from its left without
+    overshooting. A step is one pass over z where sorting z would take dozens. At alpha = 2 it is
+    sparsemax, the projection (arXiv 1602.02068); in general arXiv 1905.05702.
 
     Args:
       z: scores.

@@ -228,8 +228,8 @@ def merge_loss_at(
     Args:
       params: parameters of the flow map, on which the target does not depend.
       pairs: states in its table and in the two of `teacher`, and times.
-      teacher: frozen flow, whose parameters hold those of g under `RESIDUAL`; its table is the
-        tables of flow and g side by side (`two_tables`).
+      teacher: frozen flow, whose parameters hold g's under `RESIDUAL`; its table is the tables of
+        flow and g side by side (`two_tables`).
 
     Returns:
       Weighted sum, and squared distances of the two states in R^V for each token, [B, L].
@@ -262,7 +262,7 @@ def _stopped(terms: list[Term]) -> list[Term]:
 
 
 def parted(frozen: Params) -> tuple[Params, Params]:
-    """Splits parameters into those of the flow and of g."""
+    """Splits parameters into the flow's and g's."""
     return {key: value for key, value in frozen.items() if key != RESIDUAL}, frozen[RESIDUAL]
 
 
