@@ -92,6 +92,7 @@ _STARTS = {  # "guard" alone: no process is started, and no other one is told an
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
+    "timer_create": (222, 107),  # its signal might go on with what the keeper has stopped
 }
 _FALLOCATE = (285, 47)  # in "guard" files grow no faster than they are written
 _COMMANDS = {  # what calls may not be asked for: (place of that argument, values)

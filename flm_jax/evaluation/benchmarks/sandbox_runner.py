@@ -42,6 +42,7 @@ _NOBODY = 65534
 _FILES = 4096  # files and folders of a program at a time
 _LONGEST_PATH = 1024  # of a guarded program's folders; the system refuses to look at 4096
 _LOOK_SECONDS = 0.05  # between two looks at a guarded program
+_STOPPED = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG  # or at its end
 _OTHER_TASKS = 1024  # that a user may start while a guarded program of that user runs
 
 
@@ -308,10 +309,31 @@ def _threads(process):
     return 0
 
 
+@contextlib.contextmanager
+def _standing_still(process):
+    """Stops a process while it is looked at: a folder that moves would not be seen."""
+    try:
+        still = os.waitid(os.P_PID, process, _STOPPED)  # by itself
+    except ChildProcessError:
+        still = True  # it was waited for: its number may be another's
+    if still:
+        yield
+        return
+    os.kill(process, signal.SIGSTOP)
+    deadline = time.monotonic() + _LOOK_SECONDS  # a thread that waits for the disk stops later
+    try:
+        while time.monotonic() < deadline and not os.waitid(os.P_PID, process, _STOPPED):
+            time.sleep(1e-4)
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
 def _excess(task, program):
     """What a guarded program has too much of; None where it keeps what namespaces would hold."""
     most = task["file_bytes"]
-    size, count = _used(os.path.join(os.path.realpath(task["folder"]), "work"), program, most)
+    with _standing_still(program):
+        size, count = _used(os.path.join(os.path.realpath(task["folder"]), "work"), program, most)
     if size > 4 * most or count > _FILES:
         return "files"
     return "threads" if _threads(program) > task["processes"] else None

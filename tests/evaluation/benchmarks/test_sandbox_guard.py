@@ -1,13 +1,16 @@
 """What the guard looks at while a program runs: files however they are hidden, and threads."""
 
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from flm_jax.evaluation.benchmarks import sandbox_limits, sandbox_runner
-from flm_jax.evaluation.benchmarks.sandbox import run_program
+from flm_jax.evaluation.benchmarks.sandbox import Program, run_program
 from helpers.sandbox import LIMITS, NOBODY, elsewhere, ends, opened
 
 USER = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -48,6 +51,42 @@ def test_hidden_files_are_found_and_removed(guard, name, monkeypatch):
         with tempfile.TemporaryDirectory() as folder:
             said = elsewhere(Path(folder), "guard", code, **USER)
             assert said.startswith(f"failed|{FULL}"), said
+
+
+MOVES = """
+import os
+os.mkdir("p")
+for n in range(3): open(f"p/{n}", "wb").write(bytes(1 << 20))
+print("on", flush=True)
+name, number = "p", 0
+while True:
+    number += 1
+    os.rename(name, f"p{number}")
+    name = f"p{number}"
+"""
+
+
+def test_a_folder_that_is_moved_about_is_found_at_each_look(tmp_path):
+    """It has another name by the time that the keeper would open the one it read."""
+    (tmp_path / "work").mkdir()
+    line = [sys.executable, "-c", MOVES]
+    task = {"folder": str(tmp_path), "file_bytes": 1 << 19, "processes": 4}
+    with subprocess.Popen(line, cwd=tmp_path / "work", stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        try:
+            end, looks = time.monotonic() + 1.5, set()
+            while time.monotonic() < end:
+                looks.add(sandbox_runner._excess(task, process.pid))
+        finally:
+            process.kill()
+    assert looks == {"files"}
+
+
+def test_a_program_that_has_ended_is_not_stopped(guard):
+    """Its tests may go on for some looks, and its number may be another's by then."""
+    tests = "import time\ntry: f()\nexcept BaseException: time.sleep(0.4)"
+    program = Program("import os\ndef f(): os._exit(3)", tests, "", ("f",))
+    assert ends(guard, program, "failed").detail == "ended early with status 3"
 
 
 THREADS = """
