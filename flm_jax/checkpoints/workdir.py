@@ -1,9 +1,9 @@
 """Workdirs: config.json, tokenizer/, checkpoints/STEP/{ema, train, meta}, metrics.
 
 `ema` (the averaged parameters) is separate, so that sampling and distillation read only it and
-`times`, the state of learnt times, if a run has one; an imported model has only `ema`. `train`
-holds parameters, optimizer state, counters, statistics and a network trained beside the model;
-`meta` (JSON) holds the data iterator and the data's fingerprint.
+`times`, the state of learnt times, if any; an imported model has only `ema`. `train` holds
+parameters, optimizer state, counters, statistics and a network trained beside the model; `meta`
+(JSON) holds the data iterator and the data's fingerprint.
 
 A checkpoint is complete once the name of its folder is its number. One that cannot be read is
 renamed to checkpoints/STEP.damaged, a name that orbax ignores, and the one before it is used. Order
@@ -129,15 +129,10 @@ class Checkpoints:
     """Saves and restores the state of one run, asynchronously, and keeps the newest checkpoints."""
 
     def __init__(self, workdir: str | epath.Path, keep: int | None = None):
-        """Opens the checkpoints of a workdir.
-
-        Args:
-          workdir: workdir of the run.
-          keep: number of newest checkpoints to keep; None for all.
+        """Opens the checkpoints of a workdir and keeps the newest `keep` ones, None for all.
 
         Raises:
-          UserError: several processes and a store whose checkpoints are copies; each process would
-            hold a part of every one.
+          UserError: several processes and a store with copied checkpoints, where each has parts.
         """
         self._place = _Place(workdir)
         require(

@@ -40,12 +40,10 @@ class AttentionPlan:
     Attributes:
       kind: "xla" (einsums, any platform), "splash" (Pallas, TPU), "fused" (Pallas, GPU), "cudnn"
         (GPU).
-      mesh: mesh of devices; needed by splash and fused, whose kernels the compiler cannot
-        partition.
+      mesh: mesh of devices; splash and fused need it, as the compiler cannot partition them.
       batch_axes: mesh axes over which rows are split; used where they divide the batch.
       head_axis: mesh axis over which heads are split, if any.
-      interpret: whether the splash kernel runs in Pallas' interpreter, and tokamax's einsums
-        replace the fused kernel, on any platform; for tests.
+      interpret: whether Pallas' interpreter runs splash, and einsums replace fused; for tests.
     """
 
     kind: str = "xla"
@@ -80,12 +78,11 @@ def available(kind: str, platform: str) -> bool:
 def resolved(plan: AttentionPlan, reverse_only: bool = False, **sizes) -> AttentionPlan:
     """Replaces kind "auto" of a plan: splash on TPUs, fused on GPUs, xla elsewhere.
 
-    Where that kernel does not support the request, the kind is xla, and a log line says why.
+    Where that kernel does not support the request, it is xla, and a log line says why.
 
     Args:
       plan: any plan.
-      reverse_only: whether derivatives are taken by reverse mode alone, the only mode that kernels
-        support.
+      reverse_only: whether derivatives are by reverse mode alone, as kernels need.
       sizes: arguments of `check_attention`.
     """
     if plan.kind != AUTO:
@@ -203,8 +200,7 @@ def rotary_angles(
       length, head_dim: L and K.
       base: base of the frequencies.
       condense: divisor of the positions.
-      rounded: type to which values are rounded, float32 or bfloat16; the tables are float32 in both
-        cases.
+      rounded: type to which values are rounded, float32 or bfloat16; the tables are float32.
     """
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = (jnp.arange(length, dtype=jnp.float32) / condense)[:, None] * frequencies[None]
@@ -241,13 +237,10 @@ def attention(
       q_BLHK, k_BLHK, v_BLHK: queries, keys, values.
       softcap: c > 0 caps the scores as c * tanh(score / c); 0 for none.
       plan: kernel and devices. All kinds agree within rounding.
-      causal: whether each position attends to itself and earlier ones; by default it attends to
-        all.
-      block: block length n > 0: each position attends to its block of n positions and those before;
-        not supported by cudnn.
-      visible_BM: mask of positions that may be attended to, besides the other restrictions; None
-        for all. Not supported by cudnn. The output at a position without visible keys is undefined
-        but finite.
+      causal: whether each position attends to itself and earlier ones alone, not to all.
+      block: n > 0: each position attends to its block of n positions and those before; no cudnn.
+      visible_BM: further mask of positions that may be attended to, None for all; not in cudnn. The
+        output at a position without visible keys is undefined but finite.
 
     Raises:
       UserError: a shape, type, cap or platform that the chosen kernel does not support.
@@ -298,8 +291,7 @@ def cached_attention(
 ) -> Float[Array, "b l h k"]:
     """Attention of a few queries to cached keys and values, masked by `visible_BLM`.
 
-    It is computed by einsums, whatever the kernel of training: a single query has no score matrix
-    to avoid.
+    Computed by einsums for all kernels: one query has no score matrix to avoid.
     """
     return _capped(q_BLHK, k_BMHK, v_BMHK, softcap, visible_BLM)
 
