@@ -97,8 +97,8 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     Args:
       main: function that takes argv (the program name first) and returns the exit status, None for
         0. Bad flags, UserError, a device without free memory (most often a GPU that another process
-        holds) and a full disk end the program with status 2 and one line `error: ...` on stderr,
-        and Stopped with status 75; any other exception keeps its traceback.
+        holds), a machine without and a full disk end the program with status 2 and one line
+        `error: ...` on stderr, and Stopped with status 75; any other exception keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -124,6 +124,14 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             if told is None:
                 raise
             return _fail(told)
+        except MemoryError as error:
+            reason = " ".join(str(error).split())[:300] or "no more is to be had"
+            return _fail(
+                UserError(
+                    f"this machine has too little memory ({reason}); expected smaller sizes: lower "
+                    "lengths and batches, or mend the file that asks for them."
+                )
+            )
 
     print_anything()
     logging.get_absl_logger().addFilter(_showable)

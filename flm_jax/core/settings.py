@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from flm_jax.core.errors import one_of, require
 
 T = TypeVar("T")
+_LARGEST = 2**53  # whole number that a float is as well; sizes beyond it fit in no memory
 
 
 class Interval(NamedTuple):
@@ -140,6 +141,10 @@ def check_values(settings: Any, where: str) -> None:
 
 def _checked(found: Setting, value: Any, place: str) -> Any:
     wanted = type(found.default)
+    require(
+        type(value) is not int or abs(value) <= _LARGEST,
+        f"{place} has more digits than any setting; expected a number up to {_LARGEST}.",
+    )
     if wanted is float and type(value) is int:
         value = float(value)
     if wanted is tuple and isinstance(value, list):

@@ -63,6 +63,13 @@ def test_a_full_device_is_told_in_one_line(error):
     assert "second line" not in result.stderr
 
 
+def test_a_machine_without_memory_is_told_in_one_line():
+    for error in ("MemoryError", "MemoryError('Unable to allocate 9 TiB')"):
+        result = _command_text(FAILING.format(error=error))
+        assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith("error: this machine has too little memory (")
+
+
 @pytest.mark.parametrize("error", ["RuntimeError('another')", "ValueError('out of memory')"])
 def test_other_errors_keep_their_traceback(error):
     result = _command_text(FAILING.format(error=error))

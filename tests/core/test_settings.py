@@ -46,6 +46,8 @@ def test_values_are_read_as_json_gives_them():
         ({"rate": "fast"}, "config.outer.rate must be float, got 'fast'"),
         ({"steps": 0}, r"steps is 0; expected a number in \[1, inf\)"),
         ({"steps": 2.0}, "steps must be int, got 2.0"),
+        ({"steps": 10**30}, "steps has more digits than any setting"),
+        ({"rate": 10**400}, "rate has more digits than any setting"),  # no float holds it
         ({"steps": True}, "steps must be int, got True"),
         ({"inner": {"kind": "be"}}, "unknown config.outer.inner.kind 'be'; did you mean 'bee'"),
         ({"inner": 3}, "config.outer.inner must hold keys, got 3"),
