@@ -122,6 +122,9 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # its holder, which ended just now, had made the folder
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            continue
         except OSError as error:
             raise UserError(f"{path} cannot be opened ({error.strerror}); remove it.") from error
         try:

@@ -99,6 +99,21 @@ def test_a_lock_that_is_another_file_is_not_written(tmp_path):
         lock.unlink()
 
 
+def test_a_folder_that_its_holder_removes_is_made_again(tmp_path, monkeypatch):
+    folder, opens = tmp_path / "run", os.open
+
+    def late(path, *args, **named):
+        if not late.done:
+            late.done = True
+            folder.rmdir()  # as the one does that held it until now, and had made it
+        return opens(path, *args, **named)
+
+    late.done = False
+    monkeypatch.setattr(os, "open", late)
+    with alone(folder, "training"):
+        assert os.listdir(folder) == [".flm_jax.lock"]
+
+
 def test_threads_of_a_process_take_turns(tmp_path, monkeypatch):
     """One of them is held up as it opens the file, which another has not locked yet."""
     opened, go_on, said = threading.Event(), threading.Event(), []
