@@ -13,6 +13,7 @@ The last command trains and measures what is missing, and writes report.md, repo
 into the workdir; if stopped, it continues when run again.
 """
 
+import jax
 from absl import flags
 from etils import epath
 
@@ -26,6 +27,7 @@ from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import cell, shown
+from flm_jax.core.progress import Progress
 from flm_jax.data.tokenizers.registry import make_tokenizer
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
@@ -190,6 +192,10 @@ def _file_rows(judge: Judge) -> list[Row]:
     return [file_row(one, _PROTOCOL.value, judge, _LENGTH.value) for one in sets]
 
 
+def _progress(workdir: str, num: int, steps: list[int]) -> Progress:
+    return Progress(f"{workdir}: samples", num * len(steps), quiet=jax.process_index() > 0)
+
+
 def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: Kept) -> list[Row]:
     """Rows of samples that are drawn here, and of held-out data."""
     wanted = {"seed": _SEED.value, "batch_size": _BATCH.value, "judge": judge, "kept": kept}
@@ -197,13 +203,16 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
     features = features_of(_FEATURES.value, judge)
     rows: list[Row] = []
     if _PROTOCOL.value == "reference":
+        num = _number(SAMPLES)
         for workdir, steps in models:
-            rows += reference_rows(workdir, steps, samples=_number(SAMPLES), **wanted)
+            with _progress(workdir, num, steps) as bar:
+                rows += reference_rows(workdir, steps, samples=num, show=bar.done, **wanted)
         return rows
     num, wording = _number(_FEW), Wording(_WORDS.value, _COPIED.value, _DATA.value)
     for workdir, steps in models:
         more = {"samples": num, "data": _DATA.value, "wording": wording, "features": features}
-        rows += measure(workdir, steps, **more, **wanted)
+        with _progress(workdir, num, steps) as bar:
+            rows += measure(workdir, steps, show=bar.done, **more, **wanted)
     what = subject(models[0][0], judge, _DATA.value, features)
     if what.data:
         rows.append(measure_data(what, num, _BATCH.value, wording))

@@ -15,6 +15,7 @@ from flm_jax.cli import sampling_flags
 from flm_jax.cli.path_flags import DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
+from flm_jax.core.progress import Progress
 from flm_jax.inference import self_generation
 from flm_jax.samplers.base import read_steps
 
@@ -52,19 +53,25 @@ def main(argv) -> None:
     no_arguments(argv)
     for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
         require(bool(flag.value), f"no --{name}; expected --workdir and --out.")
-    done = self_generation.generate(
-        _WORKDIR.value,
-        _OUT.value,
-        num=_NUM.value,
-        steps=read_steps(_STEPS.value),
-        batch_size=_BATCH.value,
-        seed=_SEED.value,
-        choose=sampling_flags.sampler_of,
-        chat=_CHAT.value,
-        answer_length=_ANSWER.value,
-        tail=_TAIL.value,
-        show=lambda part, parts: print(f"part {part}/{parts}", flush=True),
-    )
+    with Progress("parts") as bar:
+
+        def show(part: int, parts: int) -> None:
+            bar.done(part, parts)
+            bar.say(f"part {part}/{parts}")
+
+        done = self_generation.generate(
+            _WORKDIR.value,
+            _OUT.value,
+            num=_NUM.value,
+            steps=read_steps(_STEPS.value),
+            batch_size=_BATCH.value,
+            seed=_SEED.value,
+            choose=sampling_flags.sampler_of,
+            chat=_CHAT.value,
+            answer_length=_ANSWER.value,
+            tail=_TAIL.value,
+            show=show,
+        )
     print(f"{_OUT.value}: {done}")
 
 

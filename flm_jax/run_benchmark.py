@@ -25,6 +25,7 @@ from flm_jax.core.errors import one_of, require
 from flm_jax.core.files import to_json, write_whole
 from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder
+from flm_jax.core.progress import Progress
 from flm_jax.distributed.agreement import by_first
 from flm_jax.evaluation.benchmarks.base import STOP_STRINGS, Choices, Record
 from flm_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmark
@@ -212,8 +213,12 @@ def _run(first: bool) -> None:
         own, answer = described(model, _WORKDIR.value, how), by_model(model, how)
     own = {"task": _TASK.value, "samples": _SAMPLES.value} | own
     folder = Path(_OUT.value)
-    show = lambda count, of: print(f"{count} of {of} answers", flush=True)
     with contextlib.ExitStack() as held:
+        bar = held.enter_context(Progress("answers", quiet=not first))
+
+        def show(count: int, total: int) -> None:
+            bar.done(count, total)
+            bar.say(f"{count} of {total} answers")
 
         def opened() -> list[Record]:
             held.enter_context(alone(folder, "a benchmark"))
@@ -223,6 +228,7 @@ def _run(first: bool) -> None:
         records = collect(benchmark, folder, done, answer, _SAMPLES.value, show, first)
         if not first:
             return
+        bar.close()
         row = {"model": _WORKDIR.value or "reference", "kind": kind, "task": _TASK.value}
         row |= summarise(benchmark, records)
         row |= benchmark.finish(records, Path(_WORKDIR.value).name, folder)

@@ -22,6 +22,7 @@ from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import json_lines, write_output
+from flm_jax.core.progress import Progress
 from flm_jax.inference import engine, task_problems, trajectories
 from flm_jax.inference.answer_file import described, digest, open_answers
 from flm_jax.inference.answers import Answering
@@ -89,10 +90,16 @@ def _write(path: str, lines: list[dict]) -> None:
         print(f"wrote {len(lines)} records to {path}")
 
 
+def _progress(label: str, total: int) -> Progress:
+    return Progress(label, total, quiet=jax.process_index() > 0)
+
+
 def _solve(model: Model, counts: list[Steps], rows: int, sampler: SamplerConfig) -> None:
     task, num = task_problems.task_of(model), _PROBLEMS.value
     for count in counts:
-        found, calls = task_problems.solve(model, task, num, count, rows, _SEED.value, sampler)
+        with _progress(f"{count} steps: problems", num) as bar:
+            settings = rows, _SEED.value, sampler, bar.done
+            found, calls = task_problems.solve(model, task, num, count, *settings)
         low, high = share_interval(found["solved"], num)
         more = "".join(f", {k} {v:.4f}" for k, v in found.items() if k not in ("solved", "kept"))
         print(
@@ -113,7 +120,8 @@ def _answer(model: Model, counts: list[Steps], length: int, sampler: SamplerConf
         for run, count in enumerate(counts):
             if before := kept.done(run):
                 print(f"{count} steps: {before} of {len(asked)} answers are there")
-            found = kept.answer(model, asked, Answering(count, *given), run)
+            with _progress(f"{count} steps: answers", len(asked)) as bar:
+                found = kept.answer(model, asked, Answering(count, *given), run, bar.done)
             print(f"{count} steps: {len(asked)} prompts answered", flush=True)
             for record in found[: _SHOW.value]:
                 print(f"  {record['prompt']!r}: {record['answer']!r}")
@@ -129,8 +137,9 @@ def _draw(
     records, paths = [], []
     for count in counts:
         engine.check_given(model, given, count, sampler)
-        program = engine.prepare(model, given.tokens.shape, count, sampler)
-        drawn = program(given, num=_NUM.value, seed=_SEED.value)
+        with _progress(f"{count} steps: samples", _NUM.value) as bar:
+            program = engine.prepare(model, given.tokens.shape, count, sampler)
+            drawn = program(given, num=_NUM.value, seed=_SEED.value, show=bar.done)
         said, texts = plain_steps(count), [model.tokenizer.decode(row) for row in drawn.tokens]
         per_thousand = 1000.0 * drawn.seconds / drawn.tokens.size
         entropy = unigram_entropy(drawn.tokens)

@@ -21,6 +21,7 @@ from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
+from flm_jax.core.progress import Progress
 from flm_jax.evaluation.features import OWN, features_of
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import Subject, measure_data, subject
@@ -67,7 +68,8 @@ def main(argv) -> None:
     )
     judge = load_judge(_JUDGE.value) if _JUDGE.value else None
     what = subject(_WORKDIR.value, judge, _DATA.value, features_of(_FEATURES.value, judge))
-    rows = _sweep(what)
+    with Progress("rows") as bar:
+        rows = _sweep(what, bar)
     if what.data:
         rows.append(measure_data(what, _NUM.value, _SCORED))
     if _JSON.value:
@@ -77,7 +79,7 @@ def main(argv) -> None:
         print(f"wrote {_PLOT.value}")
 
 
-def _sweep(what: Subject) -> list[Row]:
+def _sweep(what: Subject, bar: Progress) -> list[Row]:
     """A row for each number of steps and value, printed as it comes."""
     model = what.model
     sampler = sampling_flags.sampler_of(model.config)
@@ -89,18 +91,18 @@ def _sweep(what: Subject) -> list[Row]:
     pattern = text_reward.pattern(folder) if folder else ""
     given = nothing_given(min(_BATCH.value, _NUM.value), length)
     rows: list[Row] = []
-    for count, (value, chosen) in itertools.product(
-        engine.step_counts(model, steps, length), plans
-    ):
+    each = list(itertools.product(engine.step_counts(model, steps, length), plans))
+    for count, (value, chosen) in each:
         how = {"steps": count, "num": _NUM.value, "seed": _SEED.value}
         row = sweep_row(what, chosen, given, pattern, **how)
         told = {"model": _WORKDIR.value, "steps": count, "swept": value, _OPTION.value: value}
         rows.append(told | row)
         names = [k for k in rows[0] if not k.endswith(("_low", "_high")) and k not in _APART]
+        bar.done(len(rows), len(each))
         if len(rows) == 1:
-            print("| " + " | ".join(n.replace("_", " ") for n in names) + " |")
-            print("|" + "---|" * len(names))
-        print("| " + " | ".join(f"{rows[-1][n]:.4g}" for n in names) + " |", flush=True)
+            bar.say("| " + " | ".join(n.replace("_", " ") for n in names) + " |")
+            bar.say("|" + "---|" * len(names))
+        bar.say("| " + " | ".join(f"{rows[-1][n]:.4g}" for n in names) + " |")
     return rows
 
 

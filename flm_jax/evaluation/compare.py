@@ -20,6 +20,7 @@ from flm_jax.core.files import nulls_as_nan, read_json_lines, to_json, write_who
 from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
 from flm_jax.core.printing import cell
+from flm_jax.core.progress import Progress
 from flm_jax.core.reading import read_object
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig
@@ -262,11 +263,13 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
         workdir = str(_workdir(job.folder, entry.of))
         choose = model_sampler if entry.sampler is None else lambda config: entry.sampler
-        rows = measure(workdir, missing, judge=job.open_judge(), choose=choose, **job.given)
-        for steps, row in zip(missing, rows):
-            row |= {"model": entry.name, "steps": steps, "settings": settings}
-            row |= {} if entry.swept is None else {"of": entry.of, "swept": entry.swept}
-            found[steps] = job.keep(f"{entry.name}-{steps}", row)
+        how = {"judge": job.open_judge(), "choose": choose} | job.given
+        with Progress(f"{entry.name}: samples", len(missing) * job.given["samples"]) as bar:
+            rows = measure(workdir, missing, show=bar.done, **how)
+            for steps, row in zip(missing, rows):
+                row |= {"model": entry.name, "steps": steps, "settings": settings}
+                row |= {} if entry.swept is None else {"of": entry.of, "swept": entry.swept}
+                found[steps] = job.keep(f"{entry.name}-{steps}", row)
     return list(found.values())
 
 

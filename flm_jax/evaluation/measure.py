@@ -145,6 +145,7 @@ def measure(
     wording: Wording | None = None,
     kept: Kept | None = None,
     features: Featurizer | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Row]:
     """Yields one table row per step count.
 
@@ -161,6 +162,7 @@ def measure(
       wording: figures of the samples' texts.
       kept: collection to which the samples are added.
       features: function from texts to features for MAUVE; None for no MAUVE.
+      show: callback that takes the number of samples of all rows, after each batch.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -176,7 +178,7 @@ def measure(
     if what.data:
         nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
     how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
-    for count, drawn, row in drawn_rows(workdir, model, steps, kept=kept, **how):
+    for count, drawn, row in drawn_rows(workdir, model, steps, kept=kept, show=show, **how):
         texts = [model.tokenizer.decode(one) for one in drawn.tokens]
         yield {
             **row,
@@ -198,6 +200,7 @@ def drawn_rows(
     seed: int,
     sampler: SamplerConfig,
     kept: Kept | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[int, engine.Draw, Row]]:
     """Yields the step count, the samples, and figures of how they were drawn, for each row.
 
@@ -205,8 +208,10 @@ def drawn_rows(
     """
     length = model.net.max_length
     given = nothing_given(min(batch_size, samples), length)
-    for count in engine.step_counts(model, steps, length):
-        drawn = engine.draw(model, given, steps=count, num=samples, seed=seed, sampler=sampler)
+    how = {"num": samples, "seed": seed, "sampler": sampler}
+    for number, count in enumerate(engine.step_counts(model, steps, length)):
+        shown = lambda done, before=number * samples: show(before + done)
+        drawn = engine.draw(model, given, steps=count, show=shown, **how)
         if kept:
             kept.add(workdir, drawn.calls, drawn.tokens, model.tokenizer)
         row = {

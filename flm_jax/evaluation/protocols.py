@@ -32,6 +32,7 @@ def reference_rows(
     judge: Judge,
     choose: Callable[[Config], SamplerConfig] = model_sampler,
     kept: Kept | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Row]:
     """Yields one row per step count under the protocol of the published tables.
 
@@ -44,6 +45,7 @@ def reference_rows(
       judge: judge, a GPT-2.
       choose: function from the model's configuration to its sampler.
       kept: collection to which the samples are added.
+      show: callback that takes the number of samples of all rows, after each batch.
 
     Yields:
       The figures of `reference_figures`, with model, kind, calls, seconds and texts.
@@ -55,7 +57,7 @@ def reference_rows(
     length, sampler = model.net.max_length, choose(model.config)
     engine.check_request(model, steps, samples, length)
     how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
-    for _, drawn, row in drawn_rows(workdir, model, steps, kept=kept, **how):
+    for _, drawn, row in drawn_rows(workdir, model, steps, kept=kept, show=show, **how):
         texts = [model.tokenizer.decode_whole(one) for one in drawn.tokens]
         figures = reference_figures(judge, texts, drawn.tokens, length)
         yield {**row, **figures, "samples": texts}

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,12 @@ class AnswerFile:
         return sum(number == run for number, _ in self._records)
 
     def answer(
-        self, model: Model, prompts: Sequence[Prompt], how: Answering, run: int
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        how: Answering,
+        run: int,
+        show: Callable[[int], None] = lambda done: None,
     ) -> list[Record]:
         """Answers the prompts that have no answer yet; returns records of all, in their order.
 
@@ -83,6 +88,7 @@ class AnswerFile:
           prompts: prompts of the run, the same ones whenever the file is opened with its settings.
           how: settings of the run.
           run: number of the run, among several with the same prompts.
+          show: callback that takes the number of answers of the run, after each batch.
 
         Raises:
           UserError: for the errors of `answer_batches`.
@@ -94,6 +100,7 @@ class AnswerFile:
                 lines = [{"run": run, "place": i, "record": new[i]} for i in new]
                 append_json_line(self._part, lines)
             records.update(((run, place), record) for place, record in new.items())
+            show(self.done(run))
         return [records[run, place] for place in range(len(prompts))]
 
 

@@ -253,9 +253,14 @@ def completions(
         yield Completed(places[asked], np.asarray(found.tokens)[asked], _calls(found))
 
 
-def complete(model: Model, given: Given, **settings: Any) -> Completed:
-    """Returns all of `completions` at once."""
-    parts = list(completions(model, given, **settings))
+def complete(
+    model: Model, given: Given, show: Callable[[int], None] = lambda done: None, **settings: Any
+) -> Completed:
+    """Returns all of `completions` at once; `show` takes the number of rows done so far."""
+    parts: list[Completed] = []
+    for part in completions(model, given, **settings):
+        parts.append(part)
+        show(sum(len(one.places) for one in parts))
     places, tokens = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     return Completed(places, tokens, float(np.mean([part.calls for part in parts])))
 

@@ -1,5 +1,7 @@
 """Problems of a synthetic task: a model's sampler completes them, and they are scored."""
 
+from collections.abc import Callable
+
 from flm_jax.build.load import Model
 from flm_jax.core.errors import require
 from flm_jax.data.tasks.base import Task
@@ -33,6 +35,7 @@ def solve(
     rows: int,
     seed: int,
     sampler: SamplerConfig | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, float], float]:
     """Completes problems, which are the same for all models and samplers.
 
@@ -41,6 +44,7 @@ def solve(
       steps: step count of the sampler, a number or a fraction of the tokens to generate.
       rows: number of problems in a batch, see `engine.completions`.
       seed: seed of the random draws.
+      show: callback that takes the number of problems done, after each batch.
 
     Returns:
       Figures of `Task.report_problems`, and the number of network calls for a batch, averaged over
@@ -48,5 +52,5 @@ def solve(
     """
     tokens, given = task.problems(num, _SEED)
     settings = dict(steps=steps, batch_size=rows, seed=seed, sampler=sampler)
-    done = engine.complete(model, Given(tokens, given), **settings)
+    done = engine.complete(model, Given(tokens, given), show, **settings)
     return task.report_problems(done.tokens, tokens, given), done.calls

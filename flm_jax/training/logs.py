@@ -1,6 +1,5 @@
 """Logs of a run: progress lines, metrics.jsonl and TensorBoard."""
 
-import math
 import time
 
 from etils import epath
@@ -77,9 +76,3 @@ class Speed:
     def skip(self, step: int) -> None:
         """Restarts the measurement at `step`, since the time before was not all training."""
         self._last, self._time = step, time.perf_counter()
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds as h:mm:ss."""
-    whole = math.ceil(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -5,6 +5,7 @@ later steps are under way, so that the devices never wait for the host.
 """
 
 import collections
+import math
 import signal
 import sys
 import threading
@@ -21,9 +22,10 @@ from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import Stopped, UserError, require
 from flm_jax.core.files import open_new, replacing
+from flm_jax.core.progress import Progress, duration
 from flm_jax.core.types import Metrics, Params
 from flm_jax.distributed.agreement import StopVote, clock_skew, from_first
-from flm_jax.training.logs import MetricsLog, Speed, duration
+from flm_jax.training.logs import MetricsLog, Speed
 from flm_jax.training.watchdog import Watchdog
 
 _AHEAD = 2  # steps under way before the oldest is waited for
@@ -143,12 +145,16 @@ class Loop:
         self._agreed = False
         self._signal = StopSignal()
         self._watchdog = Watchdog(cfg.watchdog_seconds, self._first)
+        deadline = self._began + cfg.seconds if cfg.seconds else math.inf
+        self._bar = Progress("steps", quiet=jax.process_index() > 0, deadline=deadline)
 
     def __enter__(self) -> "Loop":
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._signal.restore()
+        self._bar.close()
         try:
             self._watchdog.waits_for("checkpoint")
             self._checkpoints.close()
@@ -193,7 +199,7 @@ class Loop:
                 return
             if stop:
                 line = stopped(self._signal.name or "a signal to another process", step)
-                _say(line)
+                self._say(line)
                 raise Stopped(line)
 
     def _time_is_over(self) -> bool:
@@ -244,6 +250,7 @@ class Loop:
             step = self._under_way.popleft()
             skipped = int(step.metrics["skipped_in_a_row"])
             self._watchdog.completed(step.number)
+            self._bar.done(step.number, self._cfg.steps)
             if step.number % self._cfg.log_every == 0 or step.number == self._first + 1:
                 self._report(step)
             if skipped >= self._cfg.max_skipped:
@@ -262,7 +269,7 @@ class Loop:
         else:
             pace = f"{seconds * 1e3:.0f} ms/step  {rate:,.0f} tokens/s  left {duration(left)}"
             values |= {"train/seconds_per_step": seconds, "train/tokens_per_second": rate}
-        _say(f"step {step.number}/{self._cfg.steps}  {shown}  {pace}")
+        self._say(f"step {step.number}/{self._cfg.steps}  {shown}  {pace}")
         values["train/data_stall_seconds"] = self._run.batches.stall_seconds
         if self._log:
             self._log.write(step.number, values)
@@ -290,15 +297,14 @@ class Loop:
             raise
         values = {f"eval/{k}": v for k, v in values.items()}
         shown = "  ".join(f"{k[5:]} {v:.4g}" for k, v in values.items() if "_at_tau_" not in k)
-        _say(f"eval at step {number}: {shown}")
+        self._say(f"eval at step {number}: {shown}")
         for text in texts[:2]:
-            _say(f"  | {text[:160]!r}")
+            self._say(f"  | {text[:160]!r}")
         if self._log:
             self._log.write(number, {k: float(np.asarray(v)) for k, v in values.items()}, texts)
         self._run.note(number, state)
         self._speed.skip(number)
 
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)
+    def _say(self, line: str) -> None:
+        if jax.process_index() == 0:
+            self._bar.say(line)

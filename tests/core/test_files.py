@@ -72,9 +72,9 @@ def test_there_is_one_writer_of_json():
         "data/tokenizers/base.py",
         "distributed/agreement.py",
         "evaluation/benchmarks/chat_endpoint.py",
-        "evaluation/benchmarks/runner.py",
         "evaluation/benchmarks/sandbox.py",
         "evaluation/benchmarks/sandbox_exchange.py",
+        "inference/answer_file.py",
         "profiling/bench_group.py",
         "profiling/bench_worker.py",
     }

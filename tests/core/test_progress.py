@@ -1,0 +1,105 @@
+"""Progress: a bar where there is a terminal, lines where there is none, nothing in the way."""
+
+import io
+
+import pytest
+
+from flm_jax.core.progress import Progress, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    return Clock()
+
+
+def last(stream):
+    """What a terminal shows on the line of the bar."""
+    return stream.getvalue().rsplit("\r\x1b[K", 1)[-1]
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(clock):
+    stream = Terminal()
+    with Progress("samples", 20, stream=stream, clock=clock) as bar:
+        assert "samples" in last(stream) and "0/20" in last(stream)
+        clock.now = 100.0  # compilation is no part of the pace
+        bar.done(4)
+        assert "left" not in last(stream)
+        clock.now = 104.0
+        bar.done(8)
+        assert last(stream) == f"samples [{'#' * 12}{'-' * 18}] 8/20 left 0:00:12"
+    assert last(stream) == ""  # what is printed next starts on an empty line
+
+
+def test_a_bar_is_drawn_a_few_times_a_second_and_fits_its_line(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    stream = Terminal()
+    with Progress("a long name of work to be done", 10_000, stream=stream, clock=clock) as bar:
+        for count in range(1000):
+            clock.now += 0.001
+            bar.done(count)
+    lines = stream.getvalue().split("\r\x1b[K")
+    assert len(lines) < 15 and max(map(len, lines)) < 24
+
+
+def test_lines_are_printed_with_the_bar_out_of_their_way(clock, capsys):
+    stream = Terminal()
+    with Progress("parts", stream=stream, clock=clock) as bar:
+        assert last(stream) == "parts ..."
+        bar.done(1, 4)
+        bar.say("part 1/4")
+        assert stream.getvalue().count("\r\x1b[K") >= 3 and "1/4" in last(stream)
+    assert capsys.readouterr().out == "part 1/4\n"
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(clock):
+    stream = io.StringIO()
+    with Progress("samples", 20, stream=stream, clock=clock) as bar:
+        for count in range(1, 13):
+            clock.now += 10.0
+            bar.done(count)
+    assert stream.getvalue() == "samples 6/20 left 0:02:20\nsamples 12/20 left 0:01:20\n"
+
+
+def test_short_and_quiet_work_is_silent(clock):
+    for stream, quiet in ((io.StringIO(), False), (Terminal(), True)):
+        with Progress("samples", 2, quiet=quiet, stream=stream, clock=clock) as bar:
+            bar.done(1)
+            clock.now += 1.0 if not quiet else 1000.0
+            bar.done(2)
+        assert stream.getvalue() == ""
+
+
+def test_a_dumb_terminal_has_no_bar(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress("samples", 2, stream=stream, clock=clock) as bar:
+        bar.done(1)
+    assert stream.getvalue() == ""
+
+
+def test_the_time_left_ends_at_a_deadline(clock):
+    stream = io.StringIO()
+    with Progress("steps", 100, deadline=90.0, stream=stream, clock=clock) as bar:
+        for count in (1, 2, 3):
+            bar.done(count)
+            clock.now += 30.0
+    assert stream.getvalue() == "steps 3/100 left 0:00:30\n"
+
+
+def test_durations():
+    assert [duration(s) for s in (0.0, 59.2, 3600.0)] == ["0:00:00", "0:01:00", "1:00:00"]
