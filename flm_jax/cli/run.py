@@ -18,6 +18,7 @@ from flm_jax.core.errors import (
     Stopped,
     UserError,
     device_memory_error,
+    is_panic,
     no_device_error,
     require,
 )
@@ -132,6 +133,11 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
                     "lengths and batches, or mend the file that asks for them."
                 )
             )
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            text = " ".join(str(error).split())[:300]
+            return _fail(UserError(f"a library failed ({text}); restore the files that it reads."))
 
     print_anything()
     logging.get_absl_logger().addFilter(_showable)

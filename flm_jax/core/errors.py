@@ -83,6 +83,11 @@ _NO_MEMORY = re.compile(
 )
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up, which Python's `Exception` does not cover."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 def no_device_error(error: BaseException) -> UserError | None:
     """Returns the error to show if JAX found no device; None for any other error."""
     line = (str(error).splitlines() or [""])[0]

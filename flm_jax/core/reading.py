@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flm_jax.core.errors import UserError, require
+from flm_jax.core.errors import UserError, is_panic, require
 from flm_jax.core.paths import is_remote
 
 MOST_BYTES = 256 << 20  # of a file that is read whole
@@ -174,6 +174,8 @@ def named_damage(what: object, mend: str = "restore it") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"{what} is damaged ({reason}); {mend}.") from error

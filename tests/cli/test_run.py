@@ -70,6 +70,13 @@ def test_a_machine_without_memory_is_told_in_one_line():
         assert result.stderr.startswith("error: this machine has too little memory (")
 
 
+def test_a_library_that_panics_is_told_in_one_line():
+    kind = "type('PanicException', (BaseException,), {'__module__': 'pyo3_runtime'})"
+    result = _command_text(FAILING.format(error=f"{kind}('index out of bounds')"))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "a library failed (index out of bounds); restore the files" in result.stderr
+
+
 @pytest.mark.parametrize("error", ["RuntimeError('another')", "ValueError('out of memory')"])
 def test_other_errors_keep_their_traceback(error):
     result = _command_text(FAILING.format(error=error))

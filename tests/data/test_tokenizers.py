@@ -1,5 +1,6 @@
 """Round trips, determinism, special tokens and persistence of every tokenizer."""
 
+import base64
 import json
 import os
 import pickle
@@ -313,6 +314,25 @@ def test_damaged_files_of_hugging_face_are_named(hf_folder, tmp_path):
         with pytest.raises(UserError, match=f"{name} is no JSON"):
             make_tokenizer(f"hf:{tmp_path}", lambda: [])
         (tmp_path / name).unlink()
+
+
+def test_what_the_library_of_hugging_face_gives_up_on_is_named(hf_folder, tmp_path):
+    """It panics, which is no `Exception`, as it reads a file, or only when it uses it."""
+    definition = json.loads((hf_folder / "tokenizer.json").read_bytes())
+    for content in (b"", b"\x04\0\0\0" + b"\xff" * 60):
+        charsmap = base64.b64encode(content).decode()
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        text = json.dumps(definition | {"normalizer": normalizer})
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged .*restore"):
+            make_tokenizer(f"hf:{tmp_path}", lambda: []).encode("words")
+    model = {"type": "Unigram", "unk_id": None, "vocab": [["</s>", 0.0], ["a", -1.0]]}
+    unigram = definition | {"model": model, "added_tokens": [], "pre_tokenizer": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(unigram))
+    tokenizer = make_tokenizer(f"hf:{tmp_path}", lambda: [])
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match="tokenizer of this model or data is damaged"):
+            encode("words")
 
 
 def test_a_revision_is_asked_for(hf_folder, monkeypatch):

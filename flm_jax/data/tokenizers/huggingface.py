@@ -1,5 +1,6 @@
 """Hugging Face tokenizers, from a folder or the hub (extra `hf`)."""
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
@@ -11,7 +12,7 @@ from etils import epath
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import hub_name
-from flm_jax.core.reading import read_bounded
+from flm_jax.core.reading import named_damage, read_bounded
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.chat_template import (
     CHAT_FILES,
@@ -116,18 +117,17 @@ class HuggingFaceTokenizer(Tokenizer):
         return super().encode_parts(parts) if found is None else found
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+        with _named_damage():
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return _encoded(self._backend, texts)
 
     def decode_whole(self, ids: Iterable[int]) -> str:
         return self._decode(list(map(int, ids)))
 
     def encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return _encoded(self._plain, texts)
 
     @functools.cached_property
     def _plain(self) -> Any:
@@ -137,7 +137,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return backend
 
     def _decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+        with _named_damage():
+            return self._backend.decode(ids, skip_special_tokens=False)
 
     def _has_piece(self, token: int) -> bool:
         return token in self._pieces
@@ -175,6 +176,17 @@ class HuggingFaceTokenizer(Tokenizer):
 def _settings(saved: Mapping[str, Any]) -> ChatSettings:
     """Inverse of ChatSettings._asdict, through JSON."""
     return ChatSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+
+
+def _named_damage() -> contextlib.AbstractContextManager[None]:
+    """Of files that were read, what the package finds only as it uses them."""
+    return named_damage("the tokenizer of this model or data", "restore its tokenizer.json")
+
+
+def _encoded(backend: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    with _named_damage():
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
 def _backend_of(definition: bytes) -> Any:
