@@ -141,12 +141,12 @@ def open_answers(path: str, settings: Record) -> Iterator[AnswerFile]:
             part.unlink()
 
 
-def _opened(part: Path, settings: Record) -> Sequence[Record]:
+def _opened(part: Path, settings: Record) -> list[Record]:
     """Records of a part, which is begun if there is none."""
-    before, *found = read_json_lines(part, mend=True) or [None]
-    if before is None:
+    lines = read_json_lines(part, mend=True)
+    if not lines:
         write_whole(part, json_lines([{"settings": settings}]))
         return []
     mend = "give those to go on, or another --out, or remove it"
-    check_settings(part, before.get("settings", {}), settings, mend)
-    return found
+    check_settings(part, lines[0].get("settings", {}), settings, mend)
+    return lines[1:]
