@@ -1,6 +1,6 @@
 """Runs one program under limits; `sandbox` starts it as a separate process.
 
-It uses the standard library and its two neighbours alone, since its interpreter may have no
+It uses the standard library and its neighbours alone, since its interpreter may have no
 packages. Its standard input is a file with a task of two parts, see `sandbox`. Its processes are:
 
 - the keeper watches the time, and in "guard" the folder and the threads;
@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import signal
-import stat
 import sys
 import time
 
@@ -30,7 +29,8 @@ def _neighbour(name):
     return module
 
 
-limits, exchange = _neighbour("sandbox_limits"), _neighbour("sandbox_exchange")
+_PARTS = ("sandbox_limits", "sandbox_exchange", "sandbox_looks")
+limits, exchange, looks = map(_neighbour, _PARTS)
 checked = limits.checked
 
 _NEW_MOUNTS, _NEW_NAMES, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
@@ -39,10 +39,6 @@ _NO_SUID, _NO_DEVICES, _BIND, _DEEP, _PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _MOUNT_SETATTR, _RECURSIVE = 442, 0x8000
 _UNIX, _STREAM, _BOTH_WAYS = 1, 1, 2
 _NOBODY = 65534
-_FILES = 4096  # files and folders of a program at a time
-_LONGEST_PATH = 1024  # of a guarded program's folders; the system refuses to look at 4096
-_LOOK_SECONDS = 0.05  # between two looks at a guarded program
-_STOPPED = os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG  # or at its end
 _OTHER_TASKS = 1024  # that a user may start while a guarded program of that user runs
 
 
@@ -126,14 +122,14 @@ def _new_root(task, uid):
     """
     root = task["folder"]
     _mount(None, "/", None, _PRIVATE | _DEEP)
-    _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEVICES, f"nr_inodes={_FILES},mode=755")
+    _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEVICES, f"nr_inodes={looks.FILES},mode=755")
     for path in (*limits.places(), *limits.DEVICES):
         if os.path.exists(path) and not _seen(path, root):
             _show(path, root)
-    names = (f"/work{number or ''}" for number in range(_FILES))
+    names = (f"/work{number or ''}" for number in range(looks.FILES))
     folder = next(name for name in names if not os.path.exists(root + name))
     os.mkdir(root + folder)
-    size = f"size={4 * task['file_bytes']},nr_inodes={_FILES},mode=700"
+    size = f"size={4 * task['file_bytes']},nr_inodes={looks.FILES},mode=700"
     _mount("tmpfs", root + folder, "tmpfs", _NO_SUID | _NO_DEVICES, size)
     if not os.path.exists(f"{root}/tmp"):
         os.symlink(folder, f"{root}/tmp")
@@ -257,88 +253,6 @@ def _first(task, say):
     os._exit(0)
 
 
-def _used(folder, process, most):
-    """Bytes and files of a folder, with those that a process holds though they are removed.
-
-    Of files that are mapped alone the size is not known: each counts as `most` bytes. A folder that
-    cannot be looked at has more files than any may have.
-    """
-    size, count, held, places = 0, 0, set(), [folder]
-    while places and count <= _FILES:
-        place = places.pop()
-        if len(place) > len(folder) + _LONGEST_PATH:
-            return size, _FILES + 1
-        try:
-            found = list(os.scandir(place))
-            count += len(found)
-            for entry in found:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    size += 512 * entry.stat(follow_symlinks=False).st_blocks
-                    if entry.is_dir(follow_symlinks=False):
-                        places.append(entry.path)
-        except PermissionError:  # to list it, or to ask for what it lists
-            return size, _FILES + 1
-        except OSError:
-            continue  # it is gone by now
-    with contextlib.suppress(OSError):
-        for number in os.listdir(f"/proc/{process}/fd"):
-            found = os.stat(f"/proc/{process}/fd/{number}")
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and found.st_ino not in held:
-                held.add(found.st_ino)
-                size += 512 * found.st_blocks
-    return size + most * len(_mapped(folder, process) - held), count
-
-
-def _mapped(folder, process):
-    """Numbers (inodes) of removed files of a folder that a process has in its memory."""
-    with (
-        contextlib.suppress(OSError),
-        open(f"/proc/{process}/maps", errors="replace") as lines,
-    ):
-        return {
-            int(line.split(None, 5)[4])
-            for line in lines
-            if f" {folder}/" in line and line.endswith(" (deleted)\n")
-        }
-    return set()
-
-
-def _threads(process):
-    with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{process}/task"))
-    return 0
-
-
-@contextlib.contextmanager
-def _standing_still(process):
-    """Stops a process while it is looked at: a folder that moves would not be seen."""
-    try:
-        still = os.waitid(os.P_PID, process, _STOPPED)  # by itself
-    except ChildProcessError:
-        still = True  # it was waited for: its number may be another's
-    if still:
-        yield
-        return
-    os.kill(process, signal.SIGSTOP)
-    deadline = time.monotonic() + _LOOK_SECONDS  # a thread that waits for the disk stops later
-    try:
-        while time.monotonic() < deadline and not os.waitid(os.P_PID, process, _STOPPED):
-            time.sleep(1e-4)
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
-
-
-def _excess(task, program):
-    """What a guarded program has too much of; None where it keeps what namespaces would hold."""
-    most = task["file_bytes"]
-    with _standing_still(program):
-        size, count = _used(os.path.join(os.path.realpath(task["folder"]), "work"), program, most)
-    if size > 4 * most or count > _FILES:
-        return "files"
-    return "threads" if _threads(program) > task["processes"] else None
-
-
 def _end(child):
     """Ends a process, unless it was waited for: its number may be another's by then."""
     with contextlib.suppress(ChildProcessError):
@@ -353,7 +267,7 @@ def _keep(task, say):
     if guarded:
         if os.getuid() == 0 and task["uids"][0] is None:
             raise OSError("root has no other user id to give to a program")
-        # An ordinary user's limit counts what else that user runs: `_excess` looks as well.
+        # An ordinary user's limit counts what else that user runs: `looks.excess` counts as well.
         task["others"] = 0 if os.getuid() == 0 else _tasks_of(os.getuid()) + _OTHER_TASKS
     else:
         task["others"] = _unshare(task["uids"][0])
@@ -365,8 +279,8 @@ def _keep(task, say):
     deadline, ended = time.monotonic() + task["seconds"], False
     while not ended:
         left = deadline - time.monotonic()
-        got = signal.sigtimedwait(signals, max(min(left, _LOOK_SECONDS if guarded else left), 0.0))
-        if got is None and guarded and (excess := _excess(task, started[0])):
+        got = signal.sigtimedwait(signals, max(min(left, looks.SECONDS if guarded else left), 0.0))
+        if got is None and guarded and (excess := looks.excess(task, started[0])):
             say(excess)
             break
         if (got is None and left <= 0) or (got and got.si_signo == signal.SIGTERM):

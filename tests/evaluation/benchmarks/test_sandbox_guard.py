@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flm_jax.evaluation.benchmarks import sandbox_limits, sandbox_runner
+from flm_jax.evaluation.benchmarks import sandbox_limits, sandbox_looks, sandbox_runner
 from flm_jax.evaluation.benchmarks.sandbox import Program, run_program
 from helpers.sandbox import LIMITS, NOBODY, elsewhere, ends, opened
 
@@ -76,7 +76,7 @@ def test_a_folder_that_is_moved_about_is_found_at_each_look(tmp_path):
         try:
             end, looks = time.monotonic() + 1.5, set()
             while time.monotonic() < end:
-                looks.add(sandbox_runner._excess(task, process.pid))
+                looks.add(sandbox_looks.excess(task, process.pid))
         finally:
             process.kill()
     assert looks == {"files"}
