@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from flm_jax.core.errors import require
+from flm_jax.core.progress import Progress
 from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
 from flm_jax.interop.tensors import TensorFiles, Tensors, check_shapes, flip, get, put, some
@@ -234,10 +235,12 @@ def filled(files: Tensors, layout: Layout) -> Params:
             rows = rows[::-1] if part.path[-1] == "kernel" else rows
             own = np.dtype(np.float32) if _is_wide(part) else dtype
             put(params, part.path, np.empty((*leads[part.path], *rows), own))
-    for name, value in files.items():
-        for part in layout[name][1]:
-            rows = value if part.rows is None else value[part.rows]
-            get(params, part.path)[(*part.index, ...)] = flip(rows, part.path)
+    with Progress("tensors", len(layout)) as bar:
+        for done, (name, value) in enumerate(files.items(), 1):
+            for part in layout[name][1]:
+                rows = value if part.rows is None else value[part.rows]
+                get(params, part.path)[(*part.index, ...)] = flip(rows, part.path)
+            bar.done(done)
     return params
 
 
