@@ -1,4 +1,4 @@
-"""docs/getting_started.md: its commands, at small sizes, print what stands beside them."""
+"""The commands of README and of getting started, at small sizes, print what stands beside them."""
 
 import json
 import os
@@ -17,10 +17,9 @@ BLOCK = re.compile(r"```bash\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"\d[\d.,:]*")
 
 
-def steps():
-    """(commands, lines of output) of each step that shows both."""
-    page = (ROOT / "docs/getting_started.md").read_text()
-    section = page.split("## First steps\n")[1].split("\n## ")[0]
+def steps(page, section):
+    """(commands, lines of output) of each step of a section that shows both."""
+    section = (ROOT / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
     for commands, output in BLOCK.findall(section):
         lines = re.sub(r"\\\n\s*", " ", commands).strip().splitlines()
         yield lines, [line for line in output.splitlines() if line.strip() not in ("", "...")]
@@ -62,7 +61,8 @@ def folder(tmp_path_factory):
 
 
 def test_the_commands_print_what_the_page_shows(folder):
-    found = sorted(steps(), key=lambda step: "runs/quickstart/" in "".join(step[0]))
+    found = steps("docs/getting_started.md", "First steps")
+    found = sorted(found, key=lambda step: "runs/quickstart/" in "".join(step[0]))
     assert len(found) == 4
     for commands, expected in found:
         printed = "".join(run(line, folder) for line in commands)
@@ -72,3 +72,13 @@ def test_the_commands_print_what_the_page_shows(folder):
     page = (folder / "texts.html").read_text()
     frames = json.loads(page.split("const frames = ")[1].split(";\n")[0])
     assert [len(sample) for sample in frames] == [16, 16, 16]
+
+
+def test_the_model_that_ships_writes_what_readme_shows(tmp_path):
+    """Texts of the same kind: their words differ where a processor rounds otherwise."""
+    ((commands, expected),) = steps("README.md", "Sixty seconds")
+    printed = "".join(run(line, tmp_path) for line in commands).splitlines()
+    for line in expected:
+        wanted = ".*".join(map(re.escape, form(line).split("...")))
+        assert any(re.fullmatch(wanted, form(found)) for found in printed), line
+    assert sum(line.startswith("  'Once upon a time") for line in printed) == 8
