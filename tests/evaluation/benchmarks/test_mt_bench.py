@@ -4,8 +4,11 @@ import contextlib
 import hashlib
 import html
 import json
+import shutil
 import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 import time
 import urllib.parse
@@ -272,6 +275,32 @@ def test_plain_http_takes_no_proxy(hostile, monkeypatch):
         assert proxy.got[0].startswith(b"CONNECT a.example:443")
         assert not any(b"sesame" in got for got in proxy.got)
         proxy.shutdown()
+
+
+def test_the_key_goes_to_no_server_without_a_certificate(tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate of its own")
+    own = tmp_path / "own.pem"
+    make = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
+    line = ["openssl", *make, "-keyout", str(own), "-out", str(tmp_path / "public.pem")]
+    subprocess.run(line, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "public.pem", own)
+    got = []
+
+    def serve(server):
+        for _ in range(4):
+            taken, _ = server.accept()
+            with contextlib.suppress(OSError), context.wrap_socket(taken, server_side=True) as talk:
+                got.append(talk.recv(1 << 12))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        url = f"https://localhost:{server.getsockname()[1]}/v1"
+        where = chat_endpoint.Endpoint(url, "sesame-open", "x", 10.0, 0.01)
+        with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED"):
+            chat_endpoint.ask(where, "s", "u")
+    assert not any(got)
 
 
 @pytest.mark.parametrize("field", ["{answer.x}", "{answer:>1000000000000000}", "{0}", "{"])
