@@ -9,12 +9,16 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 
+# Pages that have every word: a search shows the others first.
+_LISTS = ("reference/configuration.md", "reference/errors.md", "reference/commands.md")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)[^)\s]*\)")
 _FORMULA = re.compile(r'<(div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL)
 
 
 def on_page_markdown(markdown, page, config, **_):
     """A link to a file of the repository that is no page leads nowhere here: its text stays."""
+    if page.file.src_uri in _LISTS:
+        page.meta["search"] = {"boost": 0.3}
     docs = Path(config.docs_dir).resolve()
     here = (docs / page.file.src_uri).parent
 
