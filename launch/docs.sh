@@ -9,4 +9,5 @@ read -ra packages <<<"$(sed -n 's/^ *"docs": \[\(.*\)\],$/\1/p' setup.py | tr -d
 make_venv .venv-docs docs "${packages[@]}"
 if [ "${1:-}" = install ]; then exit; fi
 export NO_MKDOCS_2_WARNING=1
-exec python -m mkdocs --quiet "${1:-build}" --strict
+# Not --quiet: it silences the warnings that --strict counts.
+exec python -m mkdocs "${1:-build}" --strict
