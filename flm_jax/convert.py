@@ -111,10 +111,10 @@ _EXPORT = DEFINE_path(
 
 
 def _checkpoint() -> str:
-    """The file or folder to import; one named hf:OWNER/NAME is fetched first.
+    """Returns the file or folder to import; one named hf:OWNER/NAME is fetched first.
 
     Raises:
-      UserError: the hub does not give it; of a flow, it holds no file of weights, or several.
+      UserError: the hub does not provide it; a flow's folder has no file of weights, or several.
     """
     name = _CHECKPOINT.value
     if not name.startswith(HUB):
@@ -164,7 +164,7 @@ def _read_flow(source: str) -> tuple[Params, Config]:
 
 
 def _say_clean(config: Config, params: Params) -> None:
-    """Prints whether the network denoises, by which a wrong kind of file is seen."""
+    """Prints whether the network denoises, which reveals a wrong kind of file."""
     share = clean_probability(config, params)
     print(f"its softmax gives {share:.3f} to the tokens of a clean state")
     if share < 0.5:
@@ -181,7 +181,7 @@ def _read_llama(source: str) -> tuple[Any, dict[str, Any], str]:
 
 
 def _tokenizer(vocab_size: int, source: str):
-    """The tokenizer of the weights at `source`, with its chat template, if it has one."""
+    """Returns the tokenizer of the weights at `source`, with its chat template, if it has one."""
     beside = f"hf:{source}" if (epath.Path(source) / "tokenizer.json").exists() else ""
     name = _TOKENIZER.value or beside or _TOKENIZERS.get(vocab_size, "")
     require(

@@ -145,7 +145,7 @@ def _parse(text: str) -> tuple[str, list[int]]:
 
 
 def _models() -> list[tuple[str, list[int]]]:
-    """(workdir, numbers of steps) of every model that the flags name."""
+    """Pairs (workdir, step counts) of every model that the flags name."""
     models = [_parse(text) for text in _MODELS.value]
     if _WORKDIR.value:
         steps = _STEPS.value or [read_config(located(_WORKDIR.value))["eval"]["sample_steps"]]
@@ -154,7 +154,7 @@ def _models() -> list[tuple[str, list[int]]]:
 
 
 def _check(models: list[tuple[str, list[int]]]) -> None:
-    """Refuses flags that do not go together."""
+    """Refuses flags that exclude each other."""
     one_of("protocol", _PROTOCOL.value, PROTOCOLS)
     require(
         bool(models or _SAMPLES.value),
@@ -185,7 +185,7 @@ def _number(default: int) -> int:
 
 
 def _file_rows(judge: Judge) -> list[Row]:
-    """A row for each model and number of calls in the files of samples."""
+    """Rows for each model and number of calls in the files of samples."""
     name = _TOKENIZER.value
     tokenizer = make_tokenizer(name, documents=lambda: ()) if name else None
     sets = [one for path in _SAMPLES.value for one in read_samples(path, tokenizer)]
@@ -197,7 +197,7 @@ def _progress(workdir: str, num: int, steps: list[int]) -> Progress:
 
 
 def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: Kept) -> list[Row]:
-    """Rows of samples that are drawn here, and of held-out data."""
+    """Rows of samples that are drawn, and of held-out data."""
     wanted = {"seed": _SEED.value, "batch_size": _BATCH.value, "judge": judge, "kept": kept}
     wanted["choose"] = sampling_flags.sampler_of
     features = features_of(_FEATURES.value, judge)
@@ -232,7 +232,7 @@ def main(argv) -> int:
 
 
 def _table(first: bool) -> int:
-    """The table of the models and of the files of samples; the `first` process writes."""
+    """Prints the table of the models and of the files of samples; the `first` process writes."""
     models = _models()
     _check(models)
     if _CORPUS.value:
@@ -255,7 +255,7 @@ def _table(first: bool) -> int:
 
 
 def _draw_schedule(workdir: epath.Path) -> None:
-    """Of masked language flows; their workdirs alone hold one."""
+    """Plots the schedule of a model with learnt times, whose workdir alone holds one."""
     if records := read_schedule(workdir):
         try:
             draw_schedule(workdir / "schedule.png", records)
@@ -266,7 +266,7 @@ def _draw_schedule(workdir: epath.Path) -> None:
 
 
 def _report(first: bool, rows: list[Row]) -> int:
-    """Prints a table and some texts, and writes the rows where the flags say."""
+    """Prints a table and some texts, and writes the rows to the files of the flags."""
     print(table(rows))
     for row in rows:
         if "calls" in row or row.get("kind") == FROM_FILE:

@@ -136,10 +136,10 @@ _READING = {
 
 
 def _chosen() -> tuple[SourceConfig, str]:
-    """What is read, and the tokenizer's name.
+    """Returns the settings of the source, and the tokenizer's name.
 
     Raises:
-      UserError: no source; one of the published and settings that these have.
+      UserError: no source, or a published one together with settings that it fixes.
     """
     if not _PUBLISHED.value:
         require(

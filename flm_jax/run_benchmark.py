@@ -150,7 +150,7 @@ def _choices(chat: bool) -> Choices:
 
 
 def _asked(model: Model | None) -> bool:
-    """Whether questions are asked: as the style of prompts says, or --chat, or the model."""
+    """Whether questions are asked: by the prompt style, or --chat, or the model's training."""
     style, chat = _STYLE.value, _CHAT.value
     require(
         not style or chat in (None, style == "chat"),
@@ -199,7 +199,7 @@ def main(argv) -> None:
 
 
 def _run(first: bool) -> None:
-    """Answers and scores; of several processes the `first` one scores and writes."""
+    """Answers and scores; among several processes the `first` one scores and writes."""
     model = None if _REFERENCE.value else load_model(_WORKDIR.value, shared=True)
     choices = _choices(_asked(model))
     sandbox = _sandbox()

@@ -80,7 +80,7 @@ def main(argv) -> None:
 
 
 def _sweep(what: Subject, bar: Progress) -> list[Row]:
-    """A row for each number of steps and value, printed as it comes."""
+    """Measures and prints a row for each step count and value."""
     model = what.model
     sampler = sampling_flags.sampler_of(model.config)
     plans = sweep_plans(sampler, _OPTION.value, _VALUES.value)

@@ -42,7 +42,7 @@ def portable_config(config: Config) -> Config:
 
 
 def _alone(sampler: Config) -> Config:
-    """Settings of a sampler without the other models that guide it, and their weights."""
+    """Settings of a sampler without the helper models that guide it, and their weights."""
     kept = dict(sampler)
     for place, weight, none in (("weak", "guidance", 1.0), ("reward", "reward_scale", 0.0)):
         if kept.get(place):

@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
 
 def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
-    """A configuration with `attention`; by default its own, or "xla" where that cannot run here."""
+    """Returns a configuration with `attention`; by default its own, or "xla" if that cannot run."""
     kind = attention or config["model"]["attention"]
     if not attention and not available(kind, attention_plan(kind, mesh).platform):
         kind = "xla"
@@ -116,7 +116,7 @@ def load_model(
 
 
 def _check_other_models(config: Config, folder: epath.Path) -> None:
-    """Refuses a portable folder, written by anyone, that names other models to be opened."""
+    """Refuses a portable folder of unknown origin that names other models to be opened."""
     sampler = config["sampler"]
     named = {f"config.sampler.{key}": sampler.get(key) for key in ("weak", "reward")}
     if (folder / WEIGHTS).exists() and (found := [key for key in named if named[key]]):
@@ -201,7 +201,7 @@ def starting_params(config: Config, tokenizer: Tokenizer, mesh: Mesh | None) -> 
 def _fine_tuned(
     config: Config, tokenizer: Tokenizer, mesh: Mesh | None, where: str, other: str
 ) -> Params:
-    """Averaged parameters of config.train.start, the model at `where`, checked."""
+    """Returns the averaged parameters of config.train.start, the model at `where`, after checks."""
     name = objective_name(config)
     require(
         not other and not config["objective"].get("teacher") and not config["adapters"]["base"],
@@ -228,7 +228,7 @@ def _same_form(
     what: str = "teacher",
     may_differ: tuple[str, ...] = _STUDENT_MAY_DIFFER,
 ) -> None:
-    """Refuses a teacher of other sizes, or of another tokenizer."""
+    """Refuses a teacher with other sizes or another tokenizer."""
     student, other = config["model"], teacher.config["model"]
     wrong = [
         f"{key}: {what} {other.get(key)!r}, student {student[key]!r}"

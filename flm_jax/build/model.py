@@ -31,13 +31,14 @@ from flm_jax.models.transformer import TransformerConfig, block_operations
 
 
 class _Kind(NamedTuple):
-    """One network; its settings are those of `config.schema.MODELS`.
+    """One network; its settings are in `config.schema.MODELS`.
 
     Attributes:
-      make: (settings, attention, config) -> Network.
-      adapters: whether a trained one can be adapted (config.adapters).
-      operations: settings -> least operations of a token in the blocks of one forward call.
-      tensors: (config, params) -> tensors under the names of its reference.
+      make: function from (settings, attention, config) to a Network.
+      adapters: whether a trained network of this kind can be adapted (config.adapters).
+      operations: function from settings to a lower bound of operations for a token in the blocks of
+        one forward call.
+      tensors: function from (config, params) to tensors under the names of its reference.
     """
 
     make: Callable[[Any, AttentionPlan, Config], Network]
@@ -66,7 +67,7 @@ def _llama(cfg: LlamaConfig, plan: AttentionPlan, config: Config) -> Network:
 def _adapters_told(
     adapters: AdapterConfig, config: Config, vocab_size: int
 ) -> Callable[[Times], Times] | None:
-    """Network times -> what the time embedding of adapters reads; None for the times themselves."""
+    """Function from network times to the input of adapters' time embedding; None for identity."""
     flow = make_flow(config, vocab_size)
     if adapters.time == "gamma" and isinstance(flow.told, GammaTold):
         return flow.told.gamma
@@ -135,7 +136,7 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
 
 
 def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> AttentionPlan:
-    """How attention runs, "auto" resolved for these sizes and devices."""
+    """Plan of attention, with "auto" resolved for these sizes and devices."""
     return resolved(
         attention_plan(cfg.attention, mesh),
         reverse_only=objective_name(config) not in FORWARD_MODE,

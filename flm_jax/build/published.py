@@ -101,7 +101,7 @@ def adapted(
 
 
 def _check_base(found: Published, where: str, base: Config) -> None:
-    """Refuses a base of other sizes than the checkpoint's."""
+    """Refuses a base whose sizes differ from the checkpoint's."""
     n, model = found.sizes, base["model"]
     own = {"vocab_size": n.vocab, "dim": n.dim, "depth": n.depth, "heads": n.heads}
     wrong = [

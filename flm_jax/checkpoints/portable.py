@@ -67,7 +67,7 @@ def upload_folder(folder: str | epath.Path, name: str, private: bool = False) ->
 
 @contextlib.contextmanager
 def _hub(failed: str, advice: str = "") -> Iterator[Any]:
-    """The hub's package; its refusals, first lines alone, are told between the two texts."""
+    """Yields huggingface_hub; its errors become one-line UserErrors `failed: reason advice`."""
     try:
         import huggingface_hub
         import huggingface_hub.errors

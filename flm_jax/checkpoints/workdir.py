@@ -39,7 +39,7 @@ _REFUSALS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_
 
 
 class _Verdict(enum.IntEnum):
-    """Of reading a checkpoint; the worst one of all processes counts."""
+    """Result of reading a checkpoint; the worst one of all processes counts."""
 
     READ = 0
     DAMAGED = 1
@@ -51,10 +51,10 @@ class _DamagedError(Exception):
 
 
 class _Place:
-    """Where the checkpoints of a workdir lie.
+    """Location of the checkpoints of a workdir.
 
     Attributes:
-      folder: absolute; of a mirrored workdir the one here, with what was opened or saved.
+      folder: absolute path; for a workdir in object storage, the local copy.
     """
 
     def __init__(self, workdir: str | epath.Path):
@@ -70,7 +70,7 @@ class _Place:
         return from_first(sorted(found, reverse=True), _MOST_STEPS)
 
     def _here(self) -> list[int]:
-        """As the manager counts: complete ones whose whole name is a number."""
+        """Steps that the manager counts: complete ones whose complete name is a number."""
         return [found.step for found in ocp.path.step.standard_name_format().find_all(self.folder)]
 
     def open(self, step: int) -> epath.Path:
@@ -120,7 +120,7 @@ class _Place:
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
-    """What else there is; fields that few runs have are absent, not empty, in the others."""
+    """Fields besides the average; those that few runs have are absent, not empty, in the others."""
     own = {k: v for k, v in state._asdict().items() if k != "ema_params"}
     return {k: v for k, v in own.items() if v is not None}
 
@@ -212,7 +212,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Failures of writing as one UserError; orbax and tensorstore raise several types."""
+        """Turns failures of writing into a UserError; orbax and tensorstore raise several types."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -224,7 +224,7 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """One short line about what it came from; of a long message its end, which names the cause."""
+    """One short line about the original error; of a long message the end, which has the cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split("[tensorstore_spec")[0].split())
@@ -232,7 +232,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _pass_over(step: int) -> None:
-    """Leaves a damaged checkpoint where it is: who reads a workdir does not change it."""
+    """Leaves a damaged checkpoint unchanged: readers of a workdir do not modify it."""
     _warn(f"the checkpoint of step {step} is left as it is; trying the one before it.")
 
 
@@ -244,10 +244,10 @@ def _warn(line: str) -> None:
 def _read_newest(
     place: _Place, wanted: dict[str, Any], on_damage: Callable[[int], None]
 ) -> tuple[dict[str, Any], int]:
-    """Items of the newest checkpoint that every process can read, and its step.
+    """Reads items of the newest checkpoint that every process can read, and its step.
 
     Raises:
-      UserError: there is none, or one is whole but not of this model.
+      UserError: there is none, or one is complete but belongs to another model.
     """
     tried, folder = place.steps(), place.folder
     for step in tried:
@@ -277,15 +277,16 @@ def _read_newest(
 
 
 def _read(path: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Items of one checkpoint; no process waits for another here.
+    """Reads items of one checkpoint; no process waits for another here.
 
     Args:
-      path: checkpoints/STEP.
-      wanted: item name -> tree of ShapeDtypeStruct with shardings, or None for JSON.
+      path: path checkpoints/STEP.
+      wanted: dict from an item's name to a tree of ShapeDtypeStruct with shardings, or None for
+        JSON.
 
     Raises:
-      _DamagedError: it is not whole.
-      UserError: it is of another model, or the storage refused.
+      _DamagedError: the checkpoint is incomplete.
+      UserError: it belongs to another model, or the storage refused.
     """
     try:
         check_plain(path)
@@ -308,7 +309,7 @@ def _read_item(path: epath.Path, tree: Any) -> Any:
 
 
 def _refused(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came from, is the storage's or the memory's."""
+    """Whether an error, or one that caused it, comes from the storage or the memory."""
     while error is not None:
         if any(word in str(error)[:100] for word in _REFUSALS):
             return True
@@ -317,7 +318,7 @@ def _refused(error: BaseException | None) -> bool:
 
 
 def _check_same_model(path: epath.Path, tree: Any) -> None:
-    """Raises UserError if the item is readable as far as names and shapes, and they differ."""
+    """Raises UserError if names and shapes of the item can be read, and differ."""
     if tree is None:
         return
     try:

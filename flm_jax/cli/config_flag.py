@@ -45,7 +45,7 @@ def given_config(flag: flags.FlagHolder) -> dict[str, Any]:
 
 
 class _Parser(ConfigFileFlagParser):
-    """Reads the file, then gives its groups the names of the command line."""
+    """Parser that reads the file, then applies the names of the command line to its groups."""
 
     def parse(self, path: str) -> Any:
         try:
@@ -66,7 +66,7 @@ class _Parser(ConfigFileFlagParser):
 
 
 def _read(parse: Callable[[str], Any], path: str) -> Any:
-    """What a configuration file gives; its errors are those of the flag."""
+    """Returns the content of a configuration file; errors are raised as errors of the flag."""
     try:
         config = parse(path)
         whole = getattr(config, "to_dict", None)  # of a file that is missing it raises OSError
@@ -102,7 +102,7 @@ def _inside(config: ConfigDict, keys: list[str]) -> ConfigDict:
 
 
 def _check_key(config: ConfigDict, keys: list[str]) -> None:
-    """Refuses a key that a configuration lacks, with the name that has it or the nearest one."""
+    """Refuses a key that a configuration lacks; the message has its owner or the nearest key."""
     *before, last = keys
     group = _inside(config, before)
     if not isinstance(group, ConfigDict) or last in group:

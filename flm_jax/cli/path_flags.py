@@ -10,7 +10,7 @@ flags.disclaim_key_flags()
 
 
 class _Path(flags.ArgumentParser):
-    """A path, or a name beside which a path may stand."""
+    """Parser of a path, or of a name for which a path may be given."""
 
     def parse(self, argument: str) -> str:
         return expanded(argument)
@@ -20,7 +20,7 @@ class _Path(flags.ArgumentParser):
 
 
 class _Output(_Path):
-    """The path of a file to write."""
+    """Parser of the path of a file to write."""
 
     def __init__(self, name: str):
         self._name = name

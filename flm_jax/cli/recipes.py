@@ -73,7 +73,7 @@ def broken(given: str, error: Exception) -> UserError:
 
 
 def _said_of(path: str) -> str:
-    """The docstring of a file's get_config, in one line."""
+    """Docstring of a file's get_config, in one line."""
     for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf8"))):
         if isinstance(node, ast.FunctionDef) and node.name == "get_config":
             return " ".join((ast.get_docstring(node) or "nothing").split())
@@ -81,7 +81,7 @@ def _said_of(path: str) -> str:
 
 
 def _let_configs_be_imported() -> None:
-    """Adds the recipes to the package `configs`, behind those of where one stands."""
+    """Adds the recipes to the package `configs`, after those in the current folder."""
     folder = str(root())
     if not Path(folder, _CONFIGS).is_dir():  # of a copy of the package alone
         return

@@ -47,7 +47,7 @@ def print_anything() -> None:
 
 
 def _at_home(argv: Sequence[str]) -> list[str]:
-    """Words of a command line, `~` expanded in the file of --config, which ml_collections reads."""
+    """Expands `~` in the file of --config, which ml_collections reads, in a command line."""
     before = ["", *argv]
     found = []
     for last, word in zip(before, argv):
@@ -81,13 +81,13 @@ def no_arguments(argv: Sequence[str]) -> None:
 
 
 def _showable(record: std_logging.LogRecord) -> bool:
-    """Puts signs in the place of controls in what is logged, such as names of files of others."""
+    """Replaces control characters in log records, such as names of unknown files."""
     record.msg, record.args = shown(record.getMessage()), ()
     return True
 
 
 def _unraisable(problem) -> None:
-    """Drops what tensorstore says of reads and writes that ended after one of them failed."""
+    """Drops messages of tensorstore about reads and writes that ended after one failed."""
     if "Event loop is closed" not in str(problem.exc_value):
         sys.__unraisablehook__(problem)
 

@@ -27,7 +27,7 @@ _DEFINE = {
 
 
 def _all_settings() -> dict[str, tuple[Setting, list[str]]]:
-    """Name -> a setting and the samplers that have it."""
+    """Dict from names to a setting and the samplers that have it."""
     found: dict[str, tuple[Setting, list[str]]] = {}
     for name, sampler in SAMPLERS.items():
         for key, one in settings_of(sampler.settings).items():
@@ -36,7 +36,7 @@ def _all_settings() -> dict[str, tuple[Setting, list[str]]]:
 
 
 def _define(key: str, one: Setting, names: list[str]) -> tuple[flags.FlagHolder, ...]:
-    """The flag of a setting, by its full and by its short name."""
+    """Defines the flags of a setting, under its full and its short name."""
     said = f"{one.help} Samplers: {', '.join(names)}."
     define = _DEFINE[type(one.default)]
     return define(f"sampler.{key}", None, said), define(key, None, f"Short for --sampler.{key}.")

@@ -36,7 +36,7 @@ def page() -> str:
 
 
 def _named(group: str, names: dict[str, type]) -> Iterator[str]:
-    """The keys of each name; those that a name has from another one's class stand there alone."""
+    """Sections of each name; settings inherited from another class are listed once, there."""
     yield f"\n## config.{group}\n"
     yield f"`config.{group}.name` is one of {', '.join(f'`{name}`' for name in names)}."
     shared: dict[type, None] = {}
@@ -58,7 +58,7 @@ def _list(names: list[str]) -> str:
 
 
 def _own(cls: type) -> dict[str, Setting]:
-    """Settings that a class has and its bases have not, or have otherwise."""
+    """Settings that a class adds to its bases, or changes."""
     above: dict[str, Setting] = {}
     for base in reversed(cls.__mro__[1:]):
         if dataclasses.is_dataclass(base):

@@ -110,9 +110,9 @@ def policy_config() -> ConfigDict:
 
 
 def _as_config(values: Mapping[str, Any]) -> ConfigDict:
-    """Lists of JSON become tuples: ml_collections lets a command line replace those whole.
+    """Converts lists of JSON to tuples, which a command line can replace as one value.
 
-    It keeps a list a list, whatever is assigned to it later.
+    In ml_collections a list stays a list, whatever is assigned to it later.
     """
     tuples = lambda value: tuple(value) if isinstance(value, list) else value
     return ConfigDict(

@@ -121,7 +121,7 @@ def has_older_law(config: Config) -> bool:
 
 
 def _flow_of(objective: Config) -> Config:
-    """The keys of a flow among those of an older objective."""
+    """Returns an older objective's keys that now belong to the flow."""
     found = {key: objective[key] for key in ("clock", "noise", "sigma") if key in objective}
     return found | ({"law": objective["gamma"]} if "gamma" in objective else {})
 
@@ -133,7 +133,7 @@ def _named(group: str, values: Config) -> Config:
 
 
 def _completed(values: Config, default: Config, known: dict[str, Setting]) -> Config:
-    """Values of known keys, and the defaults of those that are missing or were one by name."""
+    """Values of known keys, with defaults for keys that are missing or once were a name."""
     found = {}
     for name, one in known.items():
         value = values.get(name, default[name])

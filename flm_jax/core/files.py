@@ -167,7 +167,7 @@ class StepLines:
         return any(key.startswith(prefix) for r in found if r["step"] == step for key in r)
 
     def _kept(self, step: int) -> str:
-        """The file as it is once lines after `step`, and torn ones, are dropped."""
+        """Content of the file without lines after `step` and without torn ones."""
         lines = self._path.read_text().splitlines()
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
         text = "".join(f"{line}\n" for line in kept)
@@ -204,7 +204,7 @@ def named_errors(folder: epath.Path) -> Iterator[None]:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a record; None for the torn last line of a killed process, or no record."""
+    """Step of a record; None for the torn last line of a killed process, or no record."""
     try:
         step = loads(line)["step"]
     except (ValueError, TypeError, KeyError):

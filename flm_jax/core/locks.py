@@ -106,7 +106,7 @@ def _place(path: str, folder: object) -> Iterator[None]:
 
 
 def _made(folder: str) -> list[str]:
-    """Makes a folder; those that were not there, innermost first."""
+    """Creates a folder; returns the folders that were missing, innermost first."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
@@ -117,7 +117,7 @@ def _made(folder: str) -> list[str]:
 
 
 def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
-    """The open file of a lock that is held now."""
+    """Takes a lock and returns its open file."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
@@ -151,7 +151,7 @@ def _taken(path: str, folder: object, doing: str, shared: bool) -> int:
 
 
 def _said(file: int) -> str:
-    """What the holder of a lock wrote of itself; "" where that is no plain file."""
+    """Content that the holder of a lock wrote about itself; "" if that is no plain file."""
     with contextlib.suppress(OSError):
         return os.pread(file, 300, 0).decode("utf8", "replace").strip()
     return ""

@@ -126,7 +126,7 @@ def parse_object(content: str | bytes, where: object, expected: str) -> dict[str
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts of a JSON value, keys among them, each with something between it and the next."""
+    """Yields all texts of a JSON value, including keys, with separators between them."""
     for item in (*value, *value.values()) if isinstance(value, dict) else value:
         if isinstance(item, str):
             yield f"{item} "

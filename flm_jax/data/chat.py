@@ -142,7 +142,7 @@ def framed_row(prompt: int, row: np.ndarray, pad: int, how: Framing) -> Batch:
 
 
 def _tell_skipped(exchanges: Sequence[Exchange], skipped: int, length: int) -> None:
-    """Says how many exchanges are left out; refuses to leave out all."""
+    """Reports how many exchanges are left out; refuses to leave out all."""
     if not skipped:
         return
     where = exchanges[0].where.rpartition(",")[0] or "the data"
@@ -158,7 +158,7 @@ def _tell_skipped(exchanges: Sequence[Exchange], skipped: int, length: int) -> N
 
 
 def _check_room(exchanges: Sequence[Exchange], takes: Sequence[int], length: int) -> None:
-    """Raises UserError, with its place, for the first question that leaves no room."""
+    """Raises UserError for the first question that leaves no room, with its place."""
     long = [(one.where, count) for one, count in zip(exchanges, takes) if count >= length]
     if long:
         (where, count), more = long[0], len(long) - 1

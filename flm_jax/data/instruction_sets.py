@@ -71,7 +71,7 @@ def read_exchanges(path: str) -> list[Exchange]:
 
 
 def _files(path: str) -> list[str]:
-    """The file, or those of a folder."""
+    """The file, or the files of a folder."""
     folder = epath.Path(expanded(str(path)))
     if not folder.is_dir():
         return [str(path)]

@@ -40,7 +40,7 @@ def read_records(path: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _values(file: epath.Path, path: str) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each item of a text that is one JSON array, else of each line."""
+    """Pairs (place, value) of each item of a text that is one JSON array, else of each line."""
     numbered = enumerate(lines(file), 1)  # as in the file; blank ones count
     for number, first in numbered:
         if first.lstrip().startswith("["):
@@ -52,7 +52,7 @@ def _values(file: epath.Path, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _items(path: str, text: str) -> list[tuple[str, Any]]:
-    """Items of a text that is one JSON array; none of another."""
+    """Items of a text that is one JSON array; no items for other texts."""
     try:
         items = loads(text)
     except ValueError:

@@ -153,7 +153,7 @@ def load_data(cfg: DataConfig, *, length: int, seed: int, tokenizer: str) -> Dat
 
 
 def _generated(cfg: DataConfig, length: int) -> Data:
-    """Texts that a model wrote; a task beside them is the one whose problems it answered."""
+    """Opens texts that a model generated; a task names the one whose problems it answered."""
     given = [f"config.data.{key}" for key in ("path", "mixture", "chat") if getattr(cfg, key)]
     require(
         not given,

@@ -104,7 +104,7 @@ class PackedSource:
         return {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
 
     def _places(self, blocks: np.ndarray) -> np.ndarray:
-        """The first token of each block."""
+        """Index of the first token of each block."""
         group = np.searchsorted(self._blocks, blocks, side="right") - 1
         return self._starts[group] + (blocks - self._blocks[group]) * self._block
 

@@ -70,9 +70,9 @@ class MixedSource:
 
 
 class _LocalBatches(grain.MapDataset):
-    """Item k: this process's rows of the global batch k, whose places are those of the parent.
+    """Item k is this process's rows of the global batch k, whose indices are in the parent.
 
-    A place counts through all sources, one after the other. grain's own sharding, `ds[p::n]`, gives
+    Indices run through all sources, one after the other. grain's own sharding, `ds[p::n]`, gives
     process p other rows for other n, and its own sources take longer for a row of a short sequence
     than reading it does.
     """
@@ -110,7 +110,7 @@ class _LocalBatches(grain.MapDataset):
 
 
 def _read(source: Source, places: list[int]) -> Batch:
-    """Examples of a source as one batch, at once where it can."""
+    """Examples of a source as one batch, in one read if the source supports it."""
     batch = getattr(source, "batch", None)
     return batch(places) if batch else _stack([source[place] for place in places])
 
@@ -155,7 +155,7 @@ class BatchIterator:
         return self._cropped(batch)
 
     def _cropped(self, batch: Batch) -> Batch:
-        """The batch, or by chance a prefix of it: the same on every process and when resumed."""
+        """Crops the batch to a prefix at random: the same on every process and when resumed."""
         rng = np.random.default_rng([self._identity["seed"], self._position])
         if rng.random() >= self._prefix_crop:
             return batch
@@ -253,7 +253,7 @@ def make_iterator(
 def _places(
     places: range, seed: int, stream: int, *, shuffle: bool, repeat: bool
 ) -> grain.MapDataset:
-    """Numbers of one source's examples in the order in which they are read."""
+    """Indices of one source's examples in the order in which they are read."""
     numbers = grain.MapDataset.range(places.start, places.stop)
     if shuffle:
         # grain seeds epoch e with seed + e: without hashing, seed 1 would replay seed 0's epochs.

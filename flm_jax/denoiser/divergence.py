@@ -17,8 +17,8 @@ DIRECTIONS = ("forward", "reverse")
 def _divergence(logits, log_z, target: tiled.Target, plan: tiled.Plan, *, direction: str):
     """A target of `tiled.weighted_cross_entropy`, whose gradient in the logits is softmax - q.
 
-    Of the forward divergence q is the other's distribution. That of the reverse one, sum p log(p /
-    q), is p (log p/q - its mean), of which q here is made.
+    For the forward divergence q is the other's distribution. For the reverse one, sum p log(p / q),
+    the gradient is p (log p/q - its mean), from which q is computed here.
     """
     (head,), (_, features) = target
     other = tiled.planned_logits(features, head, plan)

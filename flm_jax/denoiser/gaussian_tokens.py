@@ -17,7 +17,7 @@ from flm_jax.flows.shapes import positions_of
 
 
 def _noise(key: Key, places: Int[Array, "b t"], number: int) -> Float[Array, "b t v"]:
-    """Noise of a tile; tiles have keys of their own."""
+    """Noise of a tile; each tile has its own key."""
     return jax.random.normal(jax.random.fold_in(key, places[0, 0]), (*places.shape, number))
 
 

@@ -90,7 +90,7 @@ def token_nll(logits_BLV: jax.Array, tokens: Int[Array, "b l"]) -> Float[Array, 
 
 
 def _plan(net: Network) -> tiled.Plan | None:
-    """How `net` wants its vocabulary cut; None to hold all logits at once."""
+    """Plan of tiles that `net` requests; None to hold all logits at once."""
     require(net.loss_tile >= 0, f"loss_tile is {net.loss_tile}, expected 0 (all at once) or more.")
     if net.loss_tile == 0 and net.parallel is None:
         return None

@@ -60,11 +60,11 @@ def planned_logits(features: jax.Array, head: Head, plan: Plan) -> jax.Array:
 
 
 def _aligned(plan: Plan, features: jax.Array, heads: list[Head]) -> tuple[Plan, list[Head]]:
-    """Heads with columns added up to a multiple of _ALIGNED, and a plan that says so.
+    """Pads heads by columns to a multiple of _ALIGNED, with a plan that records it.
 
-    Products of 16-bit numbers are fast where rows begin at multiples of 16 bytes; the compiler
-    would copy the logits' gradients, [B, tile, V], for that in every tile. Not where the vocabulary
-    lies over devices, who choose its size so that it divides.
+    Products of 16-bit numbers are fast if rows begin at multiples of 16 bytes; otherwise the
+    compiler would copy the logits' gradients, [B, tile, V], for that in every tile. It is not done
+    where the vocabulary is split over devices: then its size is chosen to divide.
     """
     size = heads[0][0].shape[1]
     extra = -size % _ALIGNED
@@ -84,7 +84,7 @@ def _vary(x: Any, axes: tuple[str, ...]) -> Any:
 
 
 def _scatter(d_kernel: jax.Array, plan: Plan) -> jax.Array:
-    """Sum of [D, V] over the batch axes, of which each device keeps its shard of the head."""
+    """Sums [D, V] over the batch axes; each device keeps its shard of the head."""
     axis = plan.parallel and plan.parallel.embed_axis
     if not axis:
         return _psum(d_kernel, plan.batch_axes)
@@ -98,7 +98,7 @@ def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _high(logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float) -> jax.Array | float:
-    """What may be taken from all logits before exp: the cap, else the largest, without gradient."""
+    """Value to subtract from all logits before exp: the cap, else the largest, without gradient."""
     if 0.0 < softcap <= _SAFE_CAP:
         return softcap
     high = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -178,7 +178,7 @@ TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array, jax.A
 
 
 def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
-    """sum(weights * ce) and ce [B, L] on local rows and columns."""
+    """Computes sum(weights * ce) and ce [B, L] on local rows and columns."""
 
     def body(_, rows):
         h, rest = rows
@@ -192,7 +192,7 @@ def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
 
 
 def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weights, target):
-    """`_values` and the gradients of the sum in features and head, in one pass over the tiles."""
+    """Computes `_values` and the gradients of the sum in features and head, in one pass."""
     dtype, (kernel, bias) = features.dtype, head
 
     def body(sums, rows):
@@ -244,7 +244,7 @@ def weighted_cross_entropy(
 
 
 def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weights, target):
-    """`local` (`_values` or `_values_and_gradients`) here, or on every device of the mesh."""
+    """Runs `local` (`_values` or `_values_and_gradients`) here, or on every device of the mesh."""
     # Cast here, before any gathering of kernels, and once for all tiles.
     heads = [(k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2])]
     head = (head[0].astype(features.dtype), head[1])
@@ -266,7 +266,7 @@ def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weigh
 
 
 def _narrowed(result: Any, width: int) -> Any:
-    """A result of `_run` whose gradient of the head, if any, lacks what `_aligned` added."""
+    """Removes the columns of `_aligned` from the head's gradient in a result of `_run`, if any."""
     loss, rest = result
     if not isinstance(rest, tuple):
         return result
@@ -294,7 +294,7 @@ weighted_cross_entropy.defvjp(_forward, _backward)
 
 
 def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """The largest logit of the whole vocabulary and its first column, each [B, T]."""
+    """Largest logit of the full vocabulary and its first column, each [B, T]."""
     high = jnp.max(logits, axis=-1)
     index = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if not vocab_axes:

@@ -90,7 +90,7 @@ def _await_coordinator(address: str, timeout: int) -> None:
     """Waits until process 0 listens.
 
     Raises:
-      UserError: it did not within `timeout` seconds.
+      UserError: process 0 did not listen within `timeout` seconds.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout

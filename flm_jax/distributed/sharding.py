@@ -112,7 +112,7 @@ def _sizes(cfg: MeshConfig, count: int) -> tuple[int, ...]:
 
 
 def _over_slices(sizes: tuple[int, ...], slices: int, devices: list, apart: bool) -> np.ndarray:
-    """Devices with the slices along the outermost part of the data axis."""
+    """Arranges devices with the slices along the outermost part of the data axis."""
     require(
         sizes[0] % slices == 0,
         f"config.mesh.data {sizes[0]} does not divide over {slices} slices: gradients alone may "
@@ -131,7 +131,7 @@ def _path_name(path) -> str:
 
 
 def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-    """Logical axes of the parameter whose path ends `name`."""
+    """Logical axes of the parameter whose path ends in `name`."""
     if not shape or name.startswith("tracked/"):  # statistics are small: whole everywhere
         return ()
     found = [(pattern, axes) for pattern, axes in _RULES if re.search(pattern, name)]
@@ -151,7 +151,7 @@ def _rule(name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Spec of the parameter whose path ends `name`; axes past those of its rule stay whole."""
+    """PartitionSpec of a parameter; trailing axes beyond its rule are replicated."""
     axes = _rule(name, shape)
     wanted = [_TO_MESH[a] for a in axes] + [None] * (len(shape) - len(axes))
     # An axis that does not divide stays whole: jit refuses uneven shards.

@@ -119,7 +119,7 @@ def _steps(given: dict[str, Any], where: str) -> list[int]:
 
 
 def _way(entry: Entry, label: str, given: dict[str, Any]) -> Entry:
-    """The model of `entry` sampled otherwise, under the name "NAME LABEL"."""
+    """Returns the model of `entry` with another sampling, under the name "NAME LABEL"."""
     where = f"config.models.{entry.name}.ways.{label}"
     require("steps" in given, f"{where} lacks steps; expected numbers from 1, such as (1, 4).")
     changes = {key: value for key, value in given.items() if key not in ("steps", "sampler")}
@@ -190,7 +190,7 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
 
 
 def _preparation(given: dict[str, Any], out: str) -> PrepareConfig | None:
-    """config.prepare: keys of `SourceConfig` and of the tokenizer of `PrepareConfig`."""
+    """Settings in config.prepare, for `SourceConfig` and the tokenizer of `PrepareConfig`."""
     if not given:
         return None
     source = [field.name for field in dataclasses.fields(SourceConfig)]
@@ -206,7 +206,7 @@ def _preparation(given: dict[str, Any], out: str) -> PrepareConfig | None:
 
 
 def _judge(name: str, models: list[Entry], folder: epath.Path) -> str:
-    """The judge's folder; "" for none."""
+    """Folder of the judge; "" for none."""
     own = {entry.name: entry for entry in models}
     if not name or name not in own:
         require(
@@ -225,7 +225,7 @@ def _judge(name: str, models: list[Entry], folder: epath.Path) -> str:
 
 
 class _Measuring(NamedTuple):
-    """What all rows share: samples, batch_size and seed; the judge's folder, and how to open it."""
+    """Settings that all rows share: samples, batch_size and seed; and the judge."""
 
     folder: epath.Path
     given: dict[str, int]
@@ -250,9 +250,9 @@ class _Measuring(NamedTuple):
 
 
 def _rows(job: _Measuring, entry: Entry) -> list[Row]:
-    """A row for each number of steps, read back where it was measured with the same settings.
+    """Returns a row for each step count, read back if it was measured with the same settings.
 
-    What is missing is measured together: model, data and likelihood are read and computed once.
+    Missing rows are measured together: model, data and likelihood are read and computed once.
     """
     settings = job.settings(entry.config["train"]["steps"])
     if entry.sampler is not None:
@@ -274,7 +274,7 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
 
 
 def _data_row(job: _Measuring, entry: Entry) -> Row:
-    """The figures of held-out data, by which the others are read."""
+    """Figures of held-out data, with which the others are compared."""
     settings = job.settings(0)
     row = job.kept("data", settings)
     if row is None:

@@ -72,6 +72,6 @@ def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_s
 
 
 def _bits(found: Likelihood, packing: str, length: int) -> float:
-    """Bits per token of the corpus: the two that frame an example of "wrap" are not of it."""
+    """Bits per token of the corpus, which the two framing tokens of "wrap" do not belong to."""
     block = length - 2 if packing == "wrap" else length
     return found.nats_per_token * found.tokens / (found.sequences * block) / math.log(2)

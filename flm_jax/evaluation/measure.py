@@ -300,11 +300,11 @@ def completions(
 
 
 def _reference_size(data: loading.Data) -> int:
-    """Half of the held-out sequences are left for `measure_data`, where there are few."""
+    """Size of the reference; if there are few held-out sequences, half are for `measure_data`."""
     return max(1, min(_HELD_OUT, len(data.valid) // 2))
 
 
 def _held_out(data: loading.Data, places: slice) -> np.ndarray:
-    """Held-out sequences in a fixed random order: neighbours are of one document."""
+    """Held-out sequences in a fixed random order, since neighbours belong to one document."""
     order = np.random.default_rng(0).permutation(len(data.valid))[places]
     return np.stack([data.valid[int(i)]["tokens"] for i in order])

@@ -66,7 +66,7 @@ def draw_comparison(
 
 
 def _quality(rows: Sequence[Row], styles: dict[str, dict[str, str]]):
-    """Three panels with one legend: quality by calls, by time, and entropy by calls."""
+    """Plots three panels with one legend: quality by calls and by time, and entropy by calls."""
     from matplotlib import pyplot
 
     quality = quality_name(rows)

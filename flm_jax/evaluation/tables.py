@@ -11,7 +11,7 @@ _APART += ("steps", "of", "swept")
 
 
 def _cell(row: Row, name: str) -> str:
-    """A figure of a row, with its interval where it has one."""
+    """Formats a figure of a row, with its interval if it has one."""
     if name not in row:
         return ""
     if isinstance(row[name], str):

@@ -79,7 +79,7 @@ def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
 
 
 def _seen_later(t: np.ndarray, slope: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times whose r is `factor` times that of t, and dtau/dt there."""
+    """Times at which r is `factor` times its value at t, and dtau/dt there."""
     later = factor * t / (1.0 + (factor - 1.0) * t)
     return later, slope * factor / (factor - (factor - 1.0) * later) ** 2
 
@@ -91,7 +91,7 @@ def identity_clock() -> Clock:
 
 
 def _tail_and_slope(t: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """1 - tau and dtau/dt at the times t, by the trapezoid rule (spectrally accurate here)."""
+    """Values of 1 - tau and dtau/dt at t, by the trapezoid rule (spectrally accurate here)."""
     z = np.linspace(-9.5, 9.5, 1201)
     log_weight = -0.5 * z**2 - 0.5 * np.log(2 * np.pi) + np.log(z[1] - z[0])
     ratio = t / (1.0 - t)

@@ -40,7 +40,7 @@ def logistic_quantile(shape: Float[Array, "3"], u: Times) -> Times:
 
 
 def _logit(log_p: jax.Array, a: jax.Array) -> jax.Array:
-    """y of p = sigmoid(y)^a, which is -log(p^(-1/a) - 1), without overflow."""
+    """Solves p = sigmoid(y)^a for y = -log(p^(-1/a) - 1), without overflow."""
     s = -log_p / a
     return -s - jnp.log(-jnp.expm1(-s))
 

@@ -40,7 +40,7 @@ def observe(
 
 
 def _within(x: Times, edges: Float[Array, "n"]) -> Float[Array, "b k"]:
-    """One-hot places between ascending edges, [B, number of bins]."""
+    """One-hot bins between ascending edges, [B, number of bins]."""
     bins = edges.shape[0] - 1
     index = jnp.clip(jnp.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
     return jax.nn.one_hot(index, bins, dtype=x.dtype)

@@ -31,9 +31,9 @@ def _gram(table: jax.Array) -> jax.Array:
 
 @_gram.defjvp
 def _gram_jvp(primals, tangents):
-    """By one product where the general rule takes two: the derivative is symmetric too.
+    """Derivative by one product instead of the general rule's two, since it is symmetric too.
 
-    Unlike the matrix itself it is not factorised, and bears the rounding of other gradients.
+    Unlike the matrix itself it is not factorised, and tolerates the rounding of other gradients.
     """
     (table,), (rate,) = primals, tangents
     half = jnp.matmul(table.T, rate, precision=jax.lax.Precision.HIGH)

@@ -53,7 +53,7 @@ def to_gif(samples: Sequence[Sequence[Sequence[Any]]]) -> bytes:
 
 
 def _placed(pairs: Sequence[Any]) -> list[_Place]:
-    """Where the letters of a text stand; a piece that does not fit goes to the next line."""
+    """Positions of the letters of a text; a piece that does not fit starts the next line."""
     places: list[_Place] = []
     column = line = 0
     for piece, confidence in pairs:

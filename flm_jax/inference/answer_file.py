@@ -142,7 +142,7 @@ def open_answers(path: str, settings: Record) -> Iterator[AnswerFile]:
 
 
 def _opened(part: Path, settings: Record) -> list[Record]:
-    """Records of a part, which is begun if there is none."""
+    """Records of a part, which is created if there is none."""
     lines = read_json_lines(part, mend=True)
     if not lines:
         write_whole(part, json_lines([{"settings": settings}]))

@@ -100,7 +100,7 @@ def _sampler(model: Model, sampler: SamplerConfig | None) -> SamplerConfig:
 def _program(
     model: Model, steps: Steps, sampler: SamplerConfig | None, given: Given | None = None
 ) -> tuple[Any, dict]:
-    """Jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`.
+    """Returns jitted (key, params, given, extra) -> Samples in `steps` steps, and `extra`.
 
     Rows of `given`, if any, are checked first.
     """
@@ -155,7 +155,7 @@ def prepare(
 
 
 def _joined(parts: list[Samples], num: int, seconds: float) -> Draw:
-    """Batches as one, cut to the first `num` rows."""
+    """Joins batches, cut to the first `num` rows."""
     tokens = np.concatenate([p.tokens for p in parts])[:num]
     path = lambda name: np.concatenate([getattr(p, name) for p in parts], axis=1)[:, :num]
     progress = None if parts[0].steps_progress is None else path("steps_progress")

@@ -20,7 +20,7 @@ from flm_jax.samplers.x_prediction import XPredictionConfig
 
 
 def _weak(model: Model, workdir: str) -> Model:
-    """A weaker model of the same vocabulary, length and kind."""
+    """Opens a weaker model of the same vocabulary, length and kind."""
     weak = load_model(workdir)
     require(
         weak.tokenizer.fingerprint == model.tokenizer.fingerprint
@@ -60,7 +60,7 @@ def _weak(model: Model, workdir: str) -> Model:
 
 
 def _same_flow(weak: Model, model: Model) -> bool:
-    """Whether both have the same path, and are told the same of it."""
+    """Whether both have the same path and the same time variable."""
     told, other = (x.flow.told for x in (weak, model))
     if isinstance(told, ClockTold) and isinstance(other, ClockTold):
         same = np.array_equal(told.clock.t, other.clock.t)

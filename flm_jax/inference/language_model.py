@@ -39,7 +39,7 @@ _MOST_ROWS = 32
 
 @contextlib.contextmanager
 def _pictures() -> Iterator[None]:
-    """A missing package of pictures is told in one line."""
+    """Turns a missing package for pictures into one line."""
     try:
         yield
     except ImportError as error:
@@ -102,7 +102,7 @@ class Generated:
         return trajectories.frames(self.tokenizer, *one)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it: the page in a frame of its own."""
+        """Page in its own frame, which notebooks show."""
         return trajectories.framed(self.to_html())
 
 
@@ -239,7 +239,7 @@ class LanguageModel:
         self._sampler = self._chosen(value, {})
 
     def _chosen(self, value: SamplerConfig | str | None, changes: dict[str, Any]) -> SamplerConfig:
-        """The model's sampler, or another one, with some settings changed."""
+        """Settings of the model's sampler, or of another one, with changes."""
         cfg = self._sampler if value is None else value
         name, own = (cfg, {}) if isinstance(cfg, str) else (name_of(cfg), plain(cfg))
         return choose_sampler(self.config, name, **(own | changes))
@@ -281,7 +281,7 @@ class LanguageModel:
         return Scores(nats, tokens, kind.likelihood, kind.draws)
 
     def _filled(self, ids: np.ndarray) -> dict[str, jax.Array]:
-        """A batch of one row, filled up where the network's attention can leave positions out."""
+        """Batch of one row, padded if the network's attention can leave positions out."""
         hides = self.config["model"]["attention"] != "cudnn"
         width = padded_length(len(ids), self.max_length) if hides else len(ids)
         tokens, own = np.zeros((1, width), np.int32), np.arange(width)[None] < len(ids)
@@ -290,7 +290,7 @@ class LanguageModel:
         return batch | ({"visible": batch["mask"]} if hides else {})
 
     def _framed(self, ids: np.ndarray) -> list[np.ndarray]:
-        """Sequences of at most `max_length` tokens that hold `ids`, as in training."""
+        """Frames `ids` as sequences of at most `max_length` tokens, as in training."""
         frame, tokenizer = framing(self.config), self.tokenizer
         block = self.max_length if frame == "stream" else self.max_length - 2
         parts = [ids[start : start + block] for start in range(0, len(ids), block)]

@@ -175,7 +175,7 @@ def _any_length(model: Model) -> bool:
 def _encoded(
     model: Model, prompt: Prompt, length: int, chat: bool
 ) -> tuple[list[int], list[bool], int]:
-    """Tokens of prompt and template, which of them are held, and where the prompt ends."""
+    """Tokens of prompt and template, the mask of prescribed ones, and the end of the prompt."""
     mender = Mender()
     text = mender.text(prompt.text, prompt.where or "the prompt")
     infill = mender.text(prompt.infill, prompt.where or "the infill")
@@ -194,7 +194,7 @@ def _encoded(
 
 
 def _gap(digits: str, length: int, where: str) -> int:
-    """Tokens of a gap, which are not laid out where a row could never hold them."""
+    """Number of tokens of a gap; refuses gaps that no row could hold."""
     few = digits.lstrip("0")[: len(str(length)) + 1] or "0"
     require(
         int(few) <= length,
@@ -205,19 +205,19 @@ def _gap(digits: str, length: int, where: str) -> int:
 
 
 def _beginning(model: Model, chat: bool) -> list[int]:
-    """BOS where a row begins with it; a chat template says itself how one begins."""
+    """BOS if rows begin with it; a chat template determines its own beginning."""
     bos, own = model.tokenizer.bos_id, chat and model.tokenizer.has_template
     framed = model.config["data"]["packing"] != "stream" and not chatty(model)
     return [bos] if framed and not own and bos is not None else []
 
 
 def _around(tokenizer: Tokenizer, parts: Sequence[str], behind: bool) -> list[np.ndarray]:
-    """Ids of what stands around the gaps of an infill; `behind` where text is before it."""
+    """Ids of the text around the gaps of an infill; `behind` if there is text before it."""
     return tokenizer.encode_parts(["", *parts])[1:] if behind else tokenizer.encode_parts(parts)
 
 
 def _row(model: Model, prompt: Prompt, length: int, chat: bool, cut: bool = False):
-    """Tokens, which of them are held, where the answer begins, and where it ends."""
+    """Tokens, the mask of prescribed ones, and the bounds of the answer."""
     tokens, held, start = _encoded(model, prompt, length, chat)
     if cut:
         least = (1 if all(held) else 0) if prompt.answer_length is None else prompt.answer_length

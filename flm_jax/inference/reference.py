@@ -31,7 +31,7 @@ def page() -> str:
 
 
 def _node(name: str) -> ast.ClassDef | ast.FunctionDef:
-    """The definition of a public name, as its file has it."""
+    """Definition of a public name in its file."""
     module = inspect.getmodule(getattr(importlib.import_module("flm_jax"), name))
     assert module is not None and module.__file__ is not None
     for node in ast.parse(Path(module.__file__).read_text(encoding="utf8")).body:
@@ -62,7 +62,7 @@ def _definition(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
 
 
 def _signature(node: ast.FunctionDef, name: str) -> str:
-    """The call of a function, on one line or with an argument a line."""
+    """Signature of a function, on one line or with one argument a line."""
     node.args.args = [arg for arg in node.args.args if arg.arg != "self"]
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     args = ast.unparse(node.args).replace("=", " = ")

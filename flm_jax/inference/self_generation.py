@@ -76,7 +76,7 @@ def _questions(model: Model, chat: str, length: int, least: int) -> list[np.ndar
 
 
 def _on_canvas(tokens: np.ndarray, given: np.ndarray, answer_length: int) -> Given:
-    """Rows of which no more than `answer_length` tokens are written, and nothing behind is seen."""
+    """Rows with at most `answer_length` tokens to generate, and nothing visible after them."""
     if not answer_length:
         return Given(tokens, given)
     stops = np.argmin(given, axis=1) + answer_length

@@ -126,7 +126,7 @@ def in_terminal(
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines that a text takes in the terminal."""
+    """Lines that a text takes in the terminal."""
     width = shutil.get_terminal_size().columns
     for start in range(0, max(len(text), 1), width):
         yield text[start : start + width]
@@ -311,6 +311,6 @@ def draw_trajectory(path: epath.Path, steps: Sequence[Sequence[Any]]) -> None:
 
 
 def _printable(piece: str) -> str:
-    """A piece in one line, of which no dollar starts a formula."""
+    """Piece on one line, in which no dollar sign starts a formula."""
     text = piece.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace("$", r"\$")
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)

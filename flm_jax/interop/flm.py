@@ -51,7 +51,7 @@ _ROTARY_BASE = 10_000.0
 
 
 def _table(depth: int, two_time: bool) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
-    """(their name, our path, block or None) of every parameter: the map of both directions."""
+    """Map (their name, our path, block or None) of every parameter, for both directions."""
     for theirs, ours in (_TRUNK | (_SECOND_TIME if two_time else {})).items():
         yield theirs, tuple(ours.split("/")), None
     for i in range(depth):
@@ -60,7 +60,7 @@ def _table(depth: int, two_time: bool) -> Iterator[tuple[str, tuple[str, ...], i
 
 
 def _bare(name: str) -> str:
-    """The name without wrappers' prefixes, in whatever order they are nested."""
+    """Name without wrappers' prefixes, in whatever order they are nested."""
     while name.startswith(_PREFIXES):
         name = name.split(".", 1)[1]
     return name
@@ -142,7 +142,7 @@ def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
 
 
 def _expected_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Their name -> their shape for a network of these sizes."""
+    """Dict from their names to their shapes for a network of these sizes."""
     cfg = DiTConfig(**sizes, length=1, scan_blocks=True)
     tree = jax.eval_shape(dit(cfg).init, jax.random.key(0))
     shapes = {}

@@ -72,7 +72,7 @@ def _check(config: dict[str, Any], folder: epath.Path) -> None:
 
 
 def _params(tensors: dict[str, np.ndarray], config: dict[str, Any], folder) -> Params:
-    """{"wte", "wpe", "ln_f.weight", ..., "blocks": {"ln_1.weight": [layers, ...], ...}}."""
+    """Parameters {"wte", "wpe", "ln_f.weight", ..., "blocks": {"ln_1.weight": [layers, ...]}}."""
     tensors = {k.removeprefix("transformer."): v for k, v in tensors.items()}
     trunk, blocks = {}, {}
     for name, value in tensors.items():
@@ -104,7 +104,7 @@ def _norm(x: jax.Array, p: Params, name: str, epsilon: float) -> jax.Array:
 
 
 def _linear(x: jax.Array, p: Params, name: str) -> jax.Array:
-    """GPT-2 keeps kernels as (in, out), unlike other PyTorch models."""
+    """Linear map; GPT-2 stores kernels as (in, out), unlike other PyTorch models."""
     return x @ p[f"{name}.weight"] + p[f"{name}.bias"][None, None]
 
 
@@ -119,10 +119,10 @@ def _block(x: jax.Array, p: Params, heads: int, epsilon: float) -> jax.Array:
 
 
 def _network(config: dict[str, Any]) -> Network:
-    """Features at position l see the tokens before l, as of `models.causal`.
+    """Network whose features at position l see the tokens before l, as in `models.causal`.
 
-    GPT-2 has no vector before the first token: features at position 0 are zero, and what is read
-    from them means nothing.
+    GPT-2 has no vector before the first token: features at position 0 are zero, and outputs there
+    are undefined.
     """
     heads, epsilon = config["n_head"], config.get("layer_norm_epsilon", 1e-5)
 

@@ -159,7 +159,7 @@ def _sizes(says: dict[str, Any], path: Path, heads: int | None) -> _Sizes:
 
 
 def _mask_id(says: dict[str, Any], folder: Path, vocab: int) -> int:
-    """Of config.json, else of the tokenizer beside it, else that of the published models."""
+    """Mask token in config.json, else in the tokenizer beside it, else of the published models."""
     found = says.get("mask_token_id")
     if found is None:
         added = read_json(folder / "tokenizer.json").get("added_tokens", [])

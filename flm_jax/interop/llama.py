@@ -163,7 +163,7 @@ def _llada_layout(n: Sizes) -> Layout:
 def _find_sizes(
     files: TensorFiles, what: str, names: tuple[str, str, str], block: str, heads: int | None
 ) -> Sizes:
-    """Sizes off the embedding, the gate of block 0 and its keys (for SMDM fused with the rest)."""
+    """Sizes from the embedding, the gate of block 0 and its keys (for SMDM fused with the rest)."""
     shapes = files.shapes
     missing = [name for name in names if len(shapes.get(name, ())) != 2]
     require(
@@ -206,7 +206,7 @@ def _count(rows: np.ndarray | slice) -> int:
 
 
 def _is_wide(part: Part) -> bool:
-    """Whether it is float32 whatever the rest: routers and adapters."""
+    """Whether a part is float32 whatever the other types: routers and adapters."""
     return "router" in part.path or any(name in part.path for name in lora.NAMES)
 
 

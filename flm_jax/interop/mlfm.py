@@ -193,7 +193,7 @@ def read(path: str | Path, heads: int | None = None, ema: bool = True) -> Publis
 
 
 class _Held:
-    """Tensors of torch in memory, read as those of files are; bfloat16 is kept."""
+    """Torch tensors in memory with the interface of files; bfloat16 is kept."""
 
     def __init__(self, tensors: dict[str, Any]):
         self._tensors = tensors
@@ -201,7 +201,7 @@ class _Held:
         self.dtypes = {name: "BF16" if _half(x) else "F32" for name, x in tensors.items()}
 
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array) of every tensor."""
+        """Yields (name, array) of every tensor."""
         for name, tensor in self._tensors.items():
             value = tensor.detach().float().cpu().numpy()
             yield name, value.astype(ml_dtypes.bfloat16) if _half(tensor) else value
@@ -212,7 +212,7 @@ def _half(tensor: Any) -> bool:
 
 
 def _opened(path: Path, ema: bool) -> tuple[Tensors, dict[str, Any], int]:
-    """Tensors, their settings, and the step."""
+    """Returns tensors, their settings, and the step."""
     require(
         path.is_file() and path.suffix in SUFFIXES,
         f"no file {path} ending in {', '.join(SUFFIXES)}; expected a checkpoint of MLFM.",
@@ -256,7 +256,7 @@ def payload_tensors(
 
 
 def _sizes(tensors: Tensors, heads: int | None) -> tuple[Sizes, AdapterConfig]:
-    """Sizes off the adapters, which every checkpoint holds."""
+    """Sizes from the adapters, which every checkpoint holds."""
     at = _BLOCK.format(0)
     names = {
         "a": f"{at}block.attn.attn.lora_a.weight",
@@ -316,7 +316,7 @@ def values_of(says: dict[str, Any], cfg: AdapterConfig) -> dict[str, Any]:
 
 
 def _knots(says: dict[str, Any]) -> np.ndarray | None:
-    """The learnt curve at 101 even shares, low gamma first; None before the first fit."""
+    """Learnt curve at 101 quantile levels, low gamma first; None before the first fit."""
     if says.get(CURVE[0]) is None or len(says[CURVE[0]]) == 0:
         return None
     try:

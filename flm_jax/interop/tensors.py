@@ -157,7 +157,7 @@ def save_tensors(
 
 
 def _homes(path: Path) -> dict[Path, set[str]]:
-    """The files, in their order, each with the tensors that an index says it holds."""
+    """Files in their order, each with the tensors that an index lists for it."""
     if path.is_file():
         return {path: set()}
     index = path / _INDEX

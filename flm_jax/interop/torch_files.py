@@ -100,12 +100,12 @@ def load_torch(path: Path) -> dict[str, Any]:
 
 
 def _check_kind(path: Path, torch: Any) -> None:
-    """Refuses files that `torch.load` gives to other readers than the unpickler of this module.
+    """Refuses files that `torch.load` passes to readers other than this module's unpickler.
 
-    It runs the code of TorchScript archives, and unpacks entries of tar archives as files.
+    Those run the code of TorchScript archives, and unpack entries of tar archives as files.
 
     Raises:
-      UserError: it is one of these.
+      UserError: the file is one of these.
     """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP

@@ -98,7 +98,7 @@ def _read(
     visible: jax.Array | None,
     key: Key | None = None,
 ) -> Readout:
-    """The network at states t E[shown] + (1-t) m."""
+    """Calls the network at states t E[shown] + (1-t) m."""
     clean, anchor = net.table(params)[shown], net.anchor(params)
     anchor = jnp.broadcast_to(anchor[None, : shown.shape[1]], clean.shape)
     states = MaskAnchored().at(t, clean, anchor=anchor)

@@ -64,7 +64,7 @@ def denoising_loss_at(
 
 
 def _half_estimated(net: Network, params: Params, y_t: States, tau: Times) -> States:
-    """Estimates of every second row, by a call that sees none; zeros for the others."""
+    """Estimates of every second row, from a call without an estimate; zeros for the others."""
     first = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, 0]
     found = estimated(net, params, first(y_t), (first(tau), first(tau)), None)
     return jnp.stack([found, jnp.zeros_like(found)], axis=1).reshape(y_t.shape)

@@ -141,7 +141,7 @@ def _nelbo(logits, log_z, target: tiled.Target, plan: tiled.Plan, *, number: int
 
 @functools.lru_cache
 def _nelbo_of(number: int):
-    """One function for each vocabulary, so that compiled programs are found again."""
+    """One function object per vocabulary size, so that compiled programs are reused."""
     return functools.partial(_nelbo, number=number)
 
 

@@ -46,10 +46,10 @@ class Signal(NamedTuple):
 
 
 def _by_clock(net: Network, flow: Flow, told: ClockTold) -> Signal:
-    """r = u R: in nats per unit of r the integrand is largest where tokens become readable.
+    """Signal r = u R: in nats per unit of r the integrand is largest where tokens get decodable.
 
-    R is where the clock ends, as the network knows no later times, or where the states can be read,
-    if that is sooner.
+    R is the end of the clock, since the network knows no later times, or the point where states are
+    decodable, if that is earlier.
     """
     readable = Linear().odds(tau_to_t(decoding_clock(net.vocab_size, net.dim), jnp.float32(_END)))
     a, _, c = flow.path.coefficients(told.t(jnp.float32(_END)))
@@ -58,7 +58,7 @@ def _by_clock(net: Network, flow: Flow, told: ClockTold) -> Signal:
 
 
 def _by_gamma(told: GammaTold) -> Signal:
-    """gamma = -2 log r uniform from the highest that the network is told to the lowest."""
+    """Signal with gamma = -2 log r uniform from the highest of the network to the lowest."""
     half = 0.5 * (told.high - told.low)
 
     def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:

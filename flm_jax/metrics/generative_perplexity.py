@@ -122,7 +122,7 @@ def perplexity(judged: np.ndarray, seed: int = 0) -> Interval:
 
 
 def _scored(judge: Judge, row: np.ndarray) -> np.ndarray:
-    """Which tokens of an example in the judge's own framing are scored."""
+    """Mask of the tokens of an example in the judge's own framing that are scored."""
     scored = np.ones(len(row), bool)
     if judge.framing == "stream":
         scored[0] = judge.first_counts
@@ -148,7 +148,7 @@ def _windows(judge: Judge, texts: Sequence[str]):
 
 
 def _nats(judge: Judge, windows: Sequence[Window], batch_size: int):
-    """-ln p of every token of each window, float32 [its width or more], batch by batch."""
+    """Values -ln p of every token of each window, float32 [its width or more], by batch."""
     if not windows:
         return
     program = _program(judge.net)

@@ -107,7 +107,7 @@ def area(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def _divergence(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
-    """KL(p | r) in nats of each mixture r [W, K], which has whatever p has."""
+    """Divergence KL(p | r) in nats of each mixture r [W, K], whose support contains p's."""
     there = p > 0
     return (p[there] * np.log(p[there] / mixtures[:, there])).sum(axis=1)
 

@@ -52,7 +52,7 @@ class Runs:
         self._runs = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
 
     def _hashes(self, words: Sequence[str], new: bool) -> np.ndarray:
-        """A number for each run; words that the corpus lacks are all the same one."""
+        """Hash of each run; all words that the corpus lacks have the same number."""
         numbers, size = self._numbers, len(self._numbers)
         if new:
             ids = [numbers.setdefault(word, len(numbers)) for word in words]
@@ -65,7 +65,7 @@ class Runs:
         return np.array([self._has(self._hashes(words_of(text), False)).any() for text in texts])
 
     def _has(self, runs: np.ndarray) -> np.ndarray:
-        """Which runs are of the corpus, by bisection: np.isin sorts all runs of it each time."""
+        """Whether runs occur in the corpus, by bisection: np.isin sorts all its runs each time."""
         if not len(self._runs):
             return np.zeros(len(runs), bool)
         places = np.searchsorted(self._runs, runs).clip(max=len(self._runs) - 1)

@@ -318,13 +318,13 @@ def _capped(
 
 
 def _blockwise(length: int, block: int) -> np.ndarray:
-    """Which keys each query sees [L, L]: of its own block and of those before."""
+    """Mask [L, L] of the keys of each query: its own block and earlier blocks."""
     number_L = np.arange(length) // block
     return number_L[:, None] >= number_L[None]
 
 
 def _blocks(length: int) -> splash_kernel.BlockSizes:
-    """Tiles of a few MiB of on-chip memory; one backward kernel that computes each score once."""
+    """Tiles of a few MiB of on-chip memory, and one backward kernel that computes scores once."""
     compute = next(n for n in (512, 384, 256, 128) if length % n == 0)
     keys = 2 * compute if length % (2 * compute) == 0 else compute
     return splash_kernel.BlockSizes(
@@ -381,7 +381,7 @@ def _splash(
 def _on_own_rows(
     local: Callable, plan: AttentionPlan, *qkv_BLHK: jax.Array, visible_BM: jax.Array | None
 ) -> jax.Array:
-    """A kernel that the compiler cannot partition, on each device's own rows and heads."""
+    """Runs a kernel that the compiler cannot partition on each device's own rows and heads."""
     if plan.mesh is None or plan.mesh.size == 1:
         return local(*qkv_BLHK, visible_BM=visible_BM)
     ways = functools.reduce(lambda n, axis: n * plan.mesh.shape[axis], plan.batch_axes, 1)

@@ -60,7 +60,7 @@ class _Block(nnx.Module):
         return self._finish(x_BLD, h_BLHK, None), cache
 
     def _heads(self, x_BLD, angles):
-        """Queries and keys, rotated, and values."""
+        """Returns queries and keys, rotated, and values."""
         cfg = self.cfg
         h_BLD = self.norm1(x_BLD).astype(jnp.dtype(cfg.dtype))
         qkv = self.qkv(h_BLD).reshape(*h_BLD.shape[:2], 3, cfg.heads, cfg.dim // cfg.heads)
@@ -75,7 +75,7 @@ class _Block(nnx.Module):
 
 
 class _Trunk(nnx.Module):
-    """Everything but the blocks; `anchor` stands before the first token."""
+    """All modules except the blocks; `anchor` is the input before the first token."""
 
     def __init__(self, cfg: TransformerConfig, rngs: nnx.Rngs):
         dim = cfg.dim

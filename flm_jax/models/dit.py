@@ -78,7 +78,7 @@ class DiTConfig(TransformerConfig):
 
 
 class _LogLoss(nnx.Module):
-    """Two times -> one number in (-_LOG_LIMIT, _LOG_LIMIT), 0 at first; float32."""
+    """Map from two times to a number in (-_LOG_LIMIT, _LOG_LIMIT), 0 at first; float32."""
 
     def __init__(self, cond_dim: int, rngs: nnx.Rngs):
         zeros, small = nnx.initializers.zeros, nnx.initializers.normal(0.02)
@@ -130,7 +130,7 @@ class _Block(nnx.Module):
 
 
 class _Trunk(nnx.Module):
-    """Everything but the blocks."""
+    """All modules except the blocks."""
 
     def __init__(self, cfg: DiTConfig, rngs: nnx.Rngs):
         dim = cfg.dim

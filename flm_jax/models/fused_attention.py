@@ -17,10 +17,9 @@ _PROFILER = "xprof.cli.tools.get_kernel_stats_tool"
 
 
 def _leave_out_profiler() -> None:
-    """Puts an empty module where tokamax imports XProf.
+    """Replaces XProf by an empty module when tokamax imports it.
 
-    It needs XProf to benchmark itself alone; the package is large and no machine that trains
-    has to have it.
+    Tokamax needs XProf only to benchmark itself; the package is large and not needed for training.
     """
     if importlib.util.find_spec("xprof") is not None:
         return
@@ -34,7 +33,7 @@ def _leave_out_profiler() -> None:
 
 
 def _expected(record: logging.LogRecord) -> bool:
-    """False for what tokamax says whenever it takes its usual tile sizes."""
+    """Filter that is False for the message of tokamax about its default tile sizes."""
     return not str(record.msg).startswith("Autotuning cache miss")
 
 

@@ -39,7 +39,7 @@ _NEVER = -1e9
 
 
 class _Trunk(nnx.Module):
-    """Everything but the blocks."""
+    """All modules except the blocks."""
 
     def __init__(self, cfg: LlamaConfig, rngs: nnx.Rngs):
         dim, param_dtype = cfg.dim, jnp.dtype(cfg.param_dtype)
@@ -195,7 +195,7 @@ def llama(
 
 
 class _Stack(NamedTuple):
-    """Equal blocks in a row, of which `start` and `end` say where among all blocks they stand."""
+    """Equal consecutive blocks; `start` and `end` are their bounds among all blocks."""
 
     init: Callable[[Key], Params]
     bind: Callable[[Params], nnx.Module]
@@ -204,7 +204,7 @@ class _Stack(NamedTuple):
 
 
 def _stacks(cfg: LlamaConfig) -> dict[str, _Stack]:
-    """The stacks of blocks by the names of their parameters, in their order."""
+    """Stacks of blocks by the names of their parameters, in order."""
 
     def stack(experts: ExpertsConfig | None, start: int, end: int) -> _Stack:
         return _Stack(*pure(lambda rngs: Block(cfg, experts, rngs)), start, end)
@@ -218,7 +218,7 @@ def _stacks(cfg: LlamaConfig) -> dict[str, _Stack]:
 
 
 def _times(cfg: LlamaConfig, trunk: nnx.Module, told, s: Times):
-    """What the blocks' modulation reads, and the embedding of times; None each without."""
+    """Input of the blocks' modulation, and the embedding of times; None each if unused."""
     if not (cfg.adapters and cfg.adapters.timed):
         return None, None
     times = s if s.ndim == 2 else s[:, None]
@@ -232,7 +232,7 @@ def _angles(cfg: LlamaConfig, length: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _finished(cfg: LlamaConfig, trunk: nnx.Module, x_BLD: jax.Array, embedded) -> jax.Array:
-    """The last hidden states, normalised."""
+    """Returns the last hidden states, normalised."""
     x_BLD = trunk.norm(x_BLD)
     if cfg.adapters and cfg.adapters.trunk_time and cfg.adapters.final_norm:
         x_BLD = modulate(x_BLD, *jnp.split(trunk.modulation(embedded), 2, axis=-1))

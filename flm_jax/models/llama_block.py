@@ -174,7 +174,7 @@ class Block(nnx.Module):
         return x_BLD + dropout(second.gated(h_BLD), cfg.dropout, keys["mlp_drop"]), kept
 
     def _heads(self, qkv, angles):
-        """Queries and keys, normalised and rotated, and values, by heads."""
+        """Returns queries and keys, normalised and rotated, and values, by heads."""
         cfg = self.cfg
         q_BLHK, k_BLGK, v_BLGK = (x.reshape(*x.shape[:2], -1, cfg.head_dim) for x in qkv)
 
@@ -190,7 +190,7 @@ class Block(nnx.Module):
 
 
 def _shared(cfg: LlamaConfig, x_BLGK: jax.Array) -> jax.Array:
-    """Keys or values, once for each head of queries."""
+    """Repeats keys or values, once for each query head."""
     return jnp.repeat(x_BLGK, cfg.heads // cfg.groups, axis=2)
 
 
@@ -255,7 +255,7 @@ def cached(
 
 
 def _seen(cfg: LlamaConfig, places_BW: jax.Array, length: int, visible_BM) -> jax.Array:
-    """What each position sees of its row, [B, W, M]."""
+    """Mask of the positions of its row that each position attends to, [B, W, M]."""
     seen_BWM = jnp.ones((1, 1, length), bool)
     if cfg.block_length:
         block_M = jnp.arange(length) // cfg.block_length

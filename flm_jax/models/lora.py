@@ -254,7 +254,7 @@ def merged(params: Params, cfg: AdapterConfig) -> tuple[Params, Params]:
 
 
 def _apart(low: Params, blocks: Params) -> Params:
-    """The LoRA of queries, keys and values as one for each; all of them as they are without one."""
+    """Splits the LoRA of queries, keys and values into three; returns others unchanged."""
     if _FUSED not in low:
         return low
     q, k = (blocks[name]["kernel"].shape[-1] for name in QKV[:2])

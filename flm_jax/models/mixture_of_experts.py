@@ -151,12 +151,12 @@ def choose_experts(
 
 
 class _Tiles(NamedTuple):
-    """Rows sorted by expert, each expert's filled up to whole tiles.
+    """Rows sorted by expert, with each expert's rows padded to full tiles.
 
     Attributes:
-      place: [N A] int32, where the rows stand among those of all tiles.
-      expert: [tiles] int32, whose rows a tile holds.
-      size: rows of a tile.
+      place: [N A] int32, indices of the rows among the rows of all tiles.
+      expert: [tiles] int32, expert whose rows a tile holds.
+      size: number of rows of a tile.
     """
 
     place: jax.Array
@@ -165,7 +165,7 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
-    """Static shapes: R rows fill at most R // size tiles, and each expert one more in part."""
+    """Builds tiles of static number: R rows fill R // size, and each expert has a partial one."""
     rows = len(expert_R)
     size = min(max(_LEAST_TILE, 1 << (rows // number).bit_length()), _MOST_TILE)
     counts_E = jnp.bincount(expert_R, length=number)
@@ -183,11 +183,11 @@ def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
 
 @jax.custom_vjp
 def _grouped(x_TSK: jax.Array, kernel_EKF: jax.Array, expert_T: jax.Array) -> jax.Array:
-    """Each tile by the matrix of its expert, tile after tile.
+    """Multiplies each tile by the matrix of its expert, tile after tile.
 
-    `jax.lax.ragged_dot` is the same, but off TPUs it copies the rows once for each expert: on a CPU
-    it takes 20 to 40 times as long (32 and 64 experts, 128 to 4096 rows) and 10 times the memory,
-    on an H200 six times as long (4096 tokens of LLaDA2.0-mini).
+    `jax.lax.ragged_dot` computes the same, but off TPUs it copies the rows once for each expert: on
+    a CPU it takes 20 to 40 times as long (32 and 64 experts, 128 to 4096 rows) and 10 times the
+    memory, on an H200 six times as long (4096 tokens of LLaDA2.0-mini).
     """
     # Cast matrix by matrix: all at once would be a copy of all experts.
     one = lambda tile: tile[0] @ kernel_EKF[tile[1]].astype(x_TSK.dtype)
@@ -199,7 +199,7 @@ def _grouped_forward(x_TSK, kernel_EKF, expert_T):
 
 
 def _grouped_backward(kept, out_TSF):
-    """Left to itself, differentiation would add up arrays of all experts' size, once a tile."""
+    """Backward rule; default differentiation would sum arrays of all experts' size per tile."""
     x_TSK, kernel_EKF, expert_T = kept
 
     def one(sums_EKF, tile):
@@ -216,7 +216,7 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 class _Kernels(nnx.Module):
-    """The matrices of all experts by one name, [E, inputs, outputs]."""
+    """Matrices of all experts under one name, [E, inputs, outputs]."""
 
     def __init__(self, shape: tuple[int, int, int], scale: float, param_dtype, rngs: nnx.Rngs):
         draw = jax.random.normal(rngs.params(), shape, param_dtype)
@@ -224,7 +224,7 @@ class _Kernels(nnx.Module):
 
 
 class _Router(nnx.Module):
-    """float32 throughout, whatever type the rest has: near ties decide who computes."""
+    """Router, always float32: rounding could flip near-ties between experts."""
 
     def __init__(self, dim: int, number: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(dim**-0.5 * jax.random.normal(rngs.params(), (dim, number)))
@@ -269,7 +269,7 @@ class Experts(nnx.Module):
         return by("mlp_out", hidden_TSF).reshape(-1, dim)[tiles.place]
 
     def _fused(self, rows_RD: jax.Array, expert_R: jax.Array) -> jax.Array:
-        """On rows sorted by expert, each product of all of them one kernel."""
+        """Computes rows sorted by expert, with one kernel for each product of all of them."""
         order_R = jnp.argsort(expert_R, stable=True)
         sizes_E = jnp.bincount(expert_R, length=self.cfg.number).astype(jnp.int32)
 

@@ -93,7 +93,7 @@ class Policy(NamedTuple):
 
 
 class _Net(nnx.Module):
-    """The encoder; both heads are the two columns of `out`."""
+    """Encoder; the two columns of `out` are the two heads."""
 
     def __init__(self, cfg: PolicyConfig, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(FEATURES, cfg.hidden, rngs=rngs)

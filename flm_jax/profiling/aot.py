@@ -160,7 +160,7 @@ def largest_batch(measure: Callable[[int], Memory], start: int, unit: int, tries
 
 
 def _next_rows(tried: list[tuple[int, Memory]], low: int, high: float, unit: int) -> int:
-    """Where to look between low, which fits, and high, which does not; both are multiples."""
+    """Next number of rows to try between low, which fits, and high, which does not."""
     (rows, memory), *_ = tried[-1:]
     if len(tried) == 1:
         guess = rows * 2 if memory.fits else rows / 2

@@ -80,7 +80,7 @@ _CPU = (
 
 
 def _weak(devices: int) -> Case:
-    """The same rows a device on 1, 2, 4, 8 of them: what each does must not grow."""
+    """Case with the same rows per device on 1, 2, 4 and 8 devices: their work must not grow."""
     size = _sizes(8192, 4 * devices, 128, 128, 2, loss_tile=32)
     meshes = {
         name: {name: -1} | ({"data": 1} if name != "data" else {}) for name in ("data", "fsdp")
@@ -104,7 +104,7 @@ _LM1B = _OWT | dict(vocab_size=30522, length=128)
 
 
 def _tpu(rows: int) -> tuple[Case, ...]:
-    """The papers' sizes in bf16; `rows` of 1024 tokens a step."""
+    """Cases of the papers' sizes in bf16, with `rows` of 1024 tokens in a step."""
     fast = {"attention": "splash"}
     plain = {"onehot_plain": {"noise": "onehot", "loss_tile": 0, "remat": "full"}}
     train = plain | {
@@ -196,9 +196,9 @@ _TINY = dict(vocab_size=512, batch=8, length=64, dim=64, depth=2, heads=4, loss_
 
 
 def _smoke(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """The same cases at sizes that any machine runs: to try the benchmark, not to measure.
+    """Returns the same cases at tiny sizes, to try the benchmark on any machine.
 
-    Of fused the first case alone stays, so that without a GPU one case fails.
+    Only the first case keeps fused attention, so that without a GPU one case fails.
     """
     first, *rest = (case._replace(sizes=case.sizes | _TINY) for case in cases)
     plain = {"attention": "xla"}

@@ -77,7 +77,7 @@ def _measured(case: Case, waiting: concurrent.futures.Future) -> dict[str, Any]:
 
 
 def _batch(suite: str, names: list[str], pool: concurrent.futures.Executor) -> None:
-    """Compiles some variants together, then measures one after another."""
+    """Compiles some variants together, then measures them one by one."""
     pairs = [name.split("/") for name in names]
     cases = [find(suite, case) for case, _ in pairs]
     waiting = [pool.submit(prepare, c, c.variants[v]) for c, (_, v) in zip(cases, pairs)]

@@ -24,7 +24,7 @@ def figures(case: Case, results: list[dict[str, Any]], ready: dict[str, Any]) ->
 
 
 def _cards(ready: dict[str, Any]) -> int:
-    """Devices with arithmetic of their own; fake host devices share the cores."""
+    """Number of devices with their own arithmetic units; fake host devices share the cores."""
     return 1 if ready["device"] == "cpu" else ready["devices"]
 
 

@@ -24,7 +24,7 @@ _END = "end"
 
 
 class _Group:
-    """The process of `bench_group` and the lines that it says."""
+    """The process of `bench_group` and the lines that it prints."""
 
     def __init__(self, suite: str, names: Sequence[str]):
         self._process = subprocess.Popen(
@@ -119,7 +119,7 @@ def run_suite(
 
 
 def _one_process(suite: str, names: list[str], until: float, note: Callable) -> list[str]:
-    """Measures in one process what it manages; the names that are left for another."""
+    """Measures as many as it can in one process; returns the names that are left."""
     group = _Group(suite, names)
     left = list(names)
     while left:

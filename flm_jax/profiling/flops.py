@@ -39,7 +39,7 @@ def total_flops(program: ClosedJaxpr | Jaxpr) -> int:
 
 
 def _live(jaxpr: Jaxpr) -> Iterator:
-    """Equations of which some result is used."""
+    """Equations with a used result."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for eqn in reversed(jaxpr.eqns):
         # Kernels write their results into references: an effect, not an output.
@@ -93,7 +93,7 @@ def _solve(eqn) -> int:
 
 
 def _attention(products: int) -> Callable:
-    """Flash attention's products [L, K] x [K, L] for each head: 2 forward, 5 backward."""
+    """Counts flash attention's products [L, K] x [K, L] for each head: 2 forward, 5 backward."""
 
     def count(eqn) -> int:
         batch, length, heads, head_dim = eqn.invars[0].aval.shape
@@ -107,10 +107,10 @@ _GPU_KERNEL = "mpmd_map"
 
 
 def _fused_attention(eqn) -> int:
-    """Operations of a kernel of tokamax's attention, as `_attention` counts them; else 0.
+    """Operations of a kernel of tokamax's attention, counted as in `_attention`; else 0.
 
-    The forward kernel gives the output, alone or with two numbers a query. Of the backward ones
-    one gives the queries' gradient, and one those of keys and values.
+    The forward kernel gives the output, alone or with two numbers for each query. The backward
+    kernels give the queries' gradient, and the gradients of keys and values.
     """
     shapes = [v.aval.shape for v in eqn.outvars]
     if not shapes or any(len(shape) != 4 for shape in shapes[:1]):

@@ -82,9 +82,9 @@ def collectives(text: str) -> Collectives:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int | None:
-    """Turns of a loop: as the compiler says, else the one constant below which its counter stays.
+    """Number of iterations of a loop: the compiler's, else the one constant above its counter.
 
-    The TPU compiler says nothing, but every loop it makes counts up from 0 by 1.
+    The TPU compiler records none, but all its loops count up from 0 by 1.
     """
     if said := _TRIPS.search(line):
         return int(said.group(1))
@@ -127,7 +127,7 @@ def _collective(line: str) -> tuple[str, int] | None:
 
 
 def _group(line: str) -> int:
-    """Devices that take part in a collective together."""
+    """Number of devices that take part in a collective together."""
     if listed := _LISTED.search(line):
         return len(listed.group(1).split(","))
     if counted := _COUNTED.search(line):
@@ -139,7 +139,7 @@ def _group(line: str) -> int:
 
 
 def _result(shape: str) -> str:
-    """The second part of the tuple (operands, results, ...) that an asynchronous start returns."""
+    """Second part of the tuple (operands, results, ...) that an asynchronous start returns."""
     parts, depth, last = [], 0, 1
     inner = shape[1:-1]
     for i, char in enumerate(inner):
@@ -152,7 +152,7 @@ def _result(shape: str) -> str:
 
 
 def _width(dtype: str) -> int:
-    """Bytes of one element: "f32" 4, "bf16" 2, "f8e4m3" 1."""
+    """Size of one element in bytes: "f32" 4, "bf16" 2, "f8e4m3" 1."""
     if dtype in _BYTES:
         return _BYTES[dtype]
     digits = re.match(r"[a-z]+(\d+)", dtype)

@@ -57,7 +57,7 @@ def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
 
 
 def _abstract_teacher(config: Config, mesh: Mesh):
-    """A teacher of the student's sizes, or the base of adapters: shapes alone, or None."""
+    """Shapes of a teacher with the student's sizes, or of the base of adapters; None for none."""
     if config["adapters"]["base"]:
         objective = defaults("objective", "masked_diffusion")
         plain = {"objective": objective, "adapters": config["adapters"] | {"base": ""}}
@@ -126,7 +126,7 @@ def sample_job(config: Config, mesh: Mesh, steps: int, rollout: bool = False) ->
 
 
 def _rollout(config: Config, net: Network, steps: int) -> Callable:
-    """(key, parameters, given) -> Rollout with a fresh policy of the default sizes."""
+    """Returns (key, parameters, given) -> Rollout with a fresh policy of the default sizes."""
     how = settings(config, "sampler")
     require(
         isinstance(how, XPredictionConfig),

@@ -124,7 +124,7 @@ def _cuda(topology: Topology, slices: int) -> list[jax.Device]:
 
 
 def _card(name: str, chip: Chip) -> str:
-    """A Hopper card in the protocol-buffer text that XLA's GPU compiler reads."""
+    """Describes a Hopper card in the protocol-buffer text that XLA's GPU compiler reads."""
     numbers = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,

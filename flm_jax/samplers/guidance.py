@@ -61,7 +61,7 @@ class Denoiser(NamedTuple):
 
 
 def _picker(key: Key, choice: Choice) -> Pick:
-    """Draws by a key of each position, so that the tiles do not matter."""
+    """Uses one key per position, so that samples do not depend on the tiling."""
 
     def one(position, scores):
         return choose(jax.random.fold_in(key, position), scores, choice)
@@ -70,13 +70,13 @@ def _picker(key: Key, choice: Choice) -> Pick:
 
 
 def _held(net: Network, flow: Flow, given: Given, xi, y_t, t, table, anchor):
-    """States with given positions clean, by an any-order network, else on their path with xi."""
+    """States with prescribed positions clean for an any-order network, else on their path."""
     t = held_times(net, given, t)
     return flow.held(y_t, t, given.tokens, given.mask, xi, table, anchor)
 
 
 def _started(flow: Flow, xi: States, anchor) -> States:
-    """The state at the first time, where nothing is known of the data: pure noise at t = 0."""
+    """State at the first time, without information about the data: pure noise at t = 0."""
     _, b, c = flow.path.coefficients(flow.t(jnp.zeros(())))
     return b * anchor + c * xi if flow.path.anchored else c * xi
 

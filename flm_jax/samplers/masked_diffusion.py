@@ -49,11 +49,12 @@ def sample_by_config(
 def _run(
     key, net, params, given: Given, steps: Steps, choice: Choice, progress, plan, reveal, ask=None
 ):
-    """Reveals positions in `steps` steps; see `reveal_in_steps`.
+    """Unmasks positions in `steps` steps; see `reveal_in_steps`.
 
     Args:
-      progress: (partial, step) -> progress the network is told, [B].
-      ask: (asker, (partial, step) -> block [B] that each row is in); None to ask for whole rows.
+      progress: function from (partial, step) to the network's time input, [B].
+      ask: pair of an asker and (partial, step) -> block [B] in which each row is; None for calls on
+        full rows.
     """
     whole_rows = (asker(net, params, given, None, None, False), lambda partial, k: None)
     asked, block_of = ask or whole_rows

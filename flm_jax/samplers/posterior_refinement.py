@@ -182,7 +182,7 @@ def _predicted(
     cfg: PosteriorRefinementConfig,
     partial: Partial,
 ) -> Seen:
-    """What a round makes of the noise of `key` where nothing is written: (tokens, confidence)."""
+    """Predictions of a round at open positions from the noise of `key`: (tokens, confidence)."""
     denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
     xi = denoiser.noise(key)
     if cfg.flow_steps > 1:

@@ -58,6 +58,6 @@ def promoted(
 
 
 def _written_before(written: Bool[Array, "b l"]) -> Bool[Array, "b l"]:
-    """Positions before which every other one is written: the first gap stops all after it."""
+    """Positions before which all others are context: the first gap stops all after it."""
     before = jnp.pad(written, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     return jnp.cumprod(before.astype(jnp.int32), axis=1) > 0

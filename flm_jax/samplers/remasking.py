@@ -105,13 +105,13 @@ def revealed(cfg: RemaskingConfig, times, sigma: Float[Array, "b l"]) -> Float[A
 
 
 class _Text(NamedTuple):
-    """A text that is written in part.
+    """A text that is partly unmasked.
 
     Attributes:
-      tokens, masked: int32 and bool [B, L].
-      sure: float32 [B, L], the probability of each token when it was written.
-      seen: the last read-out (tokens, confidence).
-      calls: int32 scalar.
+      tokens, masked: tokens and mask, int32 and bool [B, L].
+      sure: float32 [B, L], probability of each token when it was drawn.
+      seen: last predictions (tokens, confidence).
+      calls: int32 scalar, number of network calls.
     """
 
     tokens: Int[Array, "b l"]

@@ -85,7 +85,7 @@ def sample(
 
 
 def _next(key: Key, out: Readout, net: Network, state: jax.Array, times, cfg: DrawnConfig):
-    """The next state and the probabilities of its tokens, tile by tile."""
+    """Draws the next state with the probabilities of its tokens, tile by tile."""
     noise, later, greedy = times
     places = positions_of(state)
     rows = jnp.broadcast_to(jnp.arange(state.shape[0])[:, None], state.shape)
@@ -102,7 +102,7 @@ def _next(key: Key, out: Readout, net: Network, state: jax.Array, times, cfg: Dr
 
 
 def _log_choice(logits: jax.Array, choice: Choice) -> jax.Array:
-    """Logarithms of the probabilities that tokens are drawn with."""
+    """Logarithms of the probabilities from which tokens are drawn."""
     if choice.temperature == 0.0:
         best = jnp.argmax(logits, axis=-1)
         return jnp.where(jax.nn.one_hot(best, logits.shape[-1]) > 0, 0.0, -jnp.inf)

@@ -64,16 +64,16 @@ def _pick(x_BN: jax.Array, index_B: jax.Array) -> jax.Array:
 
 
 def _counts(place: Int[Array, "b l"], blocks: int) -> Int[Array, "b n"]:
-    """Positions in each of N blocks."""
+    """Number of positions in each of N blocks."""
     return jnp.sum(place[..., None] == jnp.arange(blocks)[None, None], axis=1, dtype=jnp.int32)
 
 
 def _numbered(net: Network, mask: Bool[Array, "b l"], size: int, blocks: int):
-    """Block of each position as `Schedule.place`, [B, L], and how many each row has, [B].
+    """Block of each position as in `Schedule.place`, [B, L], and number of blocks [B].
 
-    Blocks begin where a row begins to be written, at the end of its prompt; of a network that sees
-    blocks they are its own, which begin at the row's start: it was trained to see a block written
-    before it writes the next.
+    Blocks start at the end of a row's prompt; for a network with block-causal attention they are
+    its own blocks, which start at the row's start: it was trained to see one block complete before
+    it generates the next.
     """
     free = ~mask
     first = jnp.argmax(free, axis=1)[:, None] * (net.block_length == 0)

@@ -192,15 +192,15 @@ def _whole(net: Network, params: Params, given: Given) -> Asker:
 
 
 def _first(plan: Schedule, block: jax.Array) -> jax.Array:
-    """The first position of the block that each row is in, [B]; 0 where it is done."""
+    """First position of the block in which each row is, [B]; 0 when it is done."""
     found = jnp.argmax(plan.place == block[:, None], axis=1)
     return jnp.where(block < plan.blocks, found, 0).astype(jnp.int32)
 
 
 def _windows(net: Network, params: Params, given: Given) -> Callable[..., tuple[Readout, Params]]:
-    """(cache, states [B, L, D], first position [B], W) -> read-out of W positions, cache.
+    """Returns (cache, states [B, L, D], first position [B], W) -> readout of W positions, cache.
 
-    A width of None for all positions of a row.
+    A width of None stands for all positions of a row.
     """
     rows = given.tokens.shape[0]
     none = jnp.zeros(rows)
@@ -221,10 +221,10 @@ def places_of(first: jax.Array, width: int) -> jax.Array:
 
 
 def _exact(net: Network, params: Params, given: Given, plan: Schedule, size: int) -> Asker:
-    """For networks that see blocks causally.
+    """Calls for networks with block-causal attention.
 
-    A call is of the current block. Before a row goes on to its next block, the one that was written
-    is called once more for its keys, and so are blocks in between that are given.
+    A call covers the current block. Before a row starts its next block, the completed one is called
+    once more for its keys, and so are prescribed blocks in between.
     """
     rows, length = given.tokens.shape
     window = _windows(net, params, given)
@@ -253,11 +253,11 @@ def _exact(net: Network, params: Params, given: Given, plan: Schedule, size: int
 def _refreshed(
     net: Network, params: Params, given: Given, plan: Schedule, cfg: BlocksConfig, kind: str
 ) -> Asker:
-    """For networks that see all positions.
+    """Calls for networks in which all positions attend to each other.
 
-    A row's cache is made anew, by a call of whole rows, as it begins a block, and after
-    cfg.refresh calls. The block's own read-out is of a call of its window always, so that a row
-    does not depend on when others make theirs anew.
+    A row's cache is recomputed, by a call on full rows, when it starts a block, and after
+    cfg.refresh calls. The block's own output always comes from a call on its window, so that a row
+    does not depend on the times at which others recompute theirs.
     """
     rows, length = given.tokens.shape
     window, size = _windows(net, params, given), cfg.block_length

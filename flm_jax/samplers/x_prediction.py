@@ -158,7 +158,7 @@ def features(top: Float[Array, "b l k"], t: Float[Array, "b l"], share: Float[Ar
 
 
 def _top(logits: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], Float[Array, "b l k"]]:
-    """The most probable token and the four largest probabilities, 0 where V is less than 4."""
+    """Most probable token and the four largest probabilities, 0 if V is less than 4."""
     most = min(_TOP, logits.shape[-1])
     values, which = jax.lax.top_k(logits, most)
     top = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
@@ -167,7 +167,7 @@ def _top(logits: Float[Array, "b l v"]) -> tuple[Int[Array, "b l"], Float[Array,
 
 
 def _moved(walk: Walk, look: Look, a: jax.Array, clean, anchor, how: XPredictionConfig) -> Walk:
-    """Moves, edits again, commits; see the head of this file."""
+    """Moves, edits again and commits; see the beginning of this file."""
     confidence, changed = look.confidence, look.moves(walk)
     a = jnp.where(changed, a, 0.0)
     # With a = 1 the embedding itself, bit for bit.

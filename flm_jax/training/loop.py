@@ -100,7 +100,7 @@ def stopped(name: str, step: int) -> str:
 
 
 class _Step(NamedTuple):
-    """A step under way: its local rows are kept in case its loss is not finite."""
+    """A step under way, whose local rows are kept in case its loss is not finite."""
 
     number: int
     batch: dict[str, np.ndarray]
@@ -206,7 +206,7 @@ class Loop:
         return 0 < self._cfg.seconds <= time.monotonic() - self._began
 
     def _progress(self, step: int) -> float:
-        """Share of the run that is over, by steps or by seconds."""
+        """Completed fraction of the run, by steps or by seconds."""
         limit, over = self._cfg.seconds, time.monotonic() - self._began
         return max(step / self._cfg.steps, over / limit if limit else 0.0)
 
@@ -216,9 +216,10 @@ class Loop:
         return self._run.evaluate is not None and due
 
     def _missing_evaluation(self) -> bool:
-        """Whether the step to continue from was saved and then not evaluated, as process 0 knows.
+        """Whether the step to continue from was saved but not evaluated, as process 0 knows.
 
-        All processes evaluate together, and the metrics may lie where process 0 alone reads them.
+        All processes evaluate together, and the metrics may be in a place that only process 0
+        reads.
         """
         end = self._first == self._cfg.steps or self._time_is_over()
         if self._first == 0 or not self._evaluation_due(self._first, end):
@@ -234,17 +235,17 @@ class Loop:
         self._checkpoints.save(state, self._run.meta | more)
 
     def _start(self, step: int, batch, metrics: Metrics) -> None:
-        """Notes a step that was handed to the devices."""
+        """Records a step that was handed to the devices."""
         vote = None
         if self._vote and step % _VOTE_EVERY == 0:
             vote = self._vote.cast(bool(self._signal.name))
         self._under_way.append(_Step(step, batch, metrics, vote))
 
     def _land(self, most: int) -> None:
-        """Waits until at most so many steps are under way.
+        """Waits until at most `most` steps are under way.
 
-        Which step is looked at when depends on step numbers alone, so that all processes stop at
-        the same one.
+        The step that is inspected depends on step numbers alone, so that all processes stop at the
+        same one.
         """
         while len(self._under_way) > most:
             step = self._under_way.popleft()

@@ -84,26 +84,26 @@ def rate_change(saved: Config, config: Config, step: int, updates: int = 1) -> s
 
 
 def _by_path(fn: Callable[[Path], Any]) -> Callable[[Params], Any]:
-    """Parameters -> the same tree with `fn` of their paths."""
+    """Returns a function from parameters to the same tree with `fn` of their paths."""
     names = lambda path: tuple(part.key for part in path)
     return lambda params: jax.tree_util.tree_map_with_path(lambda p, _: fn(names(p)), params)
 
 
 def _rule_of(path: Path) -> str:
-    """Which of Muon's two rules a parameter has."""
+    """Rule of Muon that applies to a parameter: "muon" or "adamw"."""
     inside = path[0] in _BLOCKS and path[-1] == "kernel"
     return "muon" if inside and not {"modulation", "router"} & set(path) else "adamw"
 
 
 def _stacked(params: Params):
-    """All are matrices, or stacks of them."""
+    """Dimension numbers of matrices, or of stacks of them, which all parameters here are."""
     return jax.tree.map(lambda x: MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)
 
 
 def _rule(
     cfg: OptimConfig, steps: int, decays: Callable[[Path], bool]
 ) -> optax.GradientTransformation:
-    """AdamW or Muon with one learning rate."""
+    """Builds AdamW or Muon with one learning rate."""
     rate, decay = learning_rate(cfg, steps), cfg.weight_decay
     mask = _by_path(decays)
     rule = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=decay, mask=mask)

@@ -130,7 +130,7 @@ class PolicyStep:
         self._roll = functools.cache(self._compiled_rollout)
 
     def _compiled_rollout(self, calls: int) -> Callable:
-        """(key, model parameters, policy parameters, given) -> Rollout in `calls` network calls."""
+        """Returns (key, model parameters, policy parameters, given) -> Rollout in `calls` calls."""
         model = self._model
         settings = {
             "steps": calls,
@@ -179,7 +179,7 @@ def _everywhere(x: jax.Array) -> Any:
 
 
 def _answers(config: Config) -> int:
-    """Rows of a step."""
+    """Number of rows of a step."""
     return config["prompt_batch"] * config["group"]
 
 
@@ -218,7 +218,7 @@ def solved_prompts(model: Model, problems: Problems, config: Config, mesh: Mesh)
 
 
 def _answered(model: Model, given: Given, config: Config, mesh: Mesh) -> np.ndarray:
-    """Completions [N, L] by low-confidence decoding, as many rows at a time as a step has."""
+    """Completions [N, L] by low-confidence decoding, in batches of the rows of a step."""
     number, total = len(given.tokens), _answers(config)
     rows = sharding.local_rows(mesh, total)
     how = {"temperature": 0.0, "block_length": config["block_length"]}
@@ -235,7 +235,7 @@ def _answered(model: Model, given: Given, config: Config, mesh: Mesh) -> np.ndar
 
 
 def _rows(given: Given, places: np.ndarray) -> dict[str, np.ndarray]:
-    """Some rows as a batch; without "visible" where all is."""
+    """Some rows as a batch; without "visible" if all positions are."""
     found = {"tokens": given.tokens, "given": given.mask, "visible": given.visible}
     return {name: value[places] for name, value in found.items() if value is not None}
 
@@ -295,7 +295,7 @@ def check_policy_config(config: Config) -> None:
 
 
 def _check_workdir(workdir: str, config: Config) -> Config | None:
-    """The configuration of the run that is to go on, None of a new one."""
+    """Configuration of the run to continue, or None for a new one."""
     if not (epath.Path(workdir) / "config.json").exists():
         return None
     saved = read_config(workdir)

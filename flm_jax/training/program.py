@@ -138,7 +138,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def _companion(
     config: dict[str, Any], optim: OptimConfig, net: Network, flow: Flow, teacher: Network | None
 ) -> Companion | None:
-    """The network that is trained beside the model, with an optimizer like the model's."""
+    """Network that is trained beside the model, with an optimizer like the model's."""
     auxiliary = family(config).auxiliary(config, net, flow, teacher)
     if auxiliary is None:
         return None

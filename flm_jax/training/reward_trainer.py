@@ -133,7 +133,7 @@ def train_text_reward(
 
 
 def _begin(out: str, config: dict[str, Any]) -> None:
-    """Writes config.json, and refuses a folder that was begun with another one."""
+    """Writes config.json, and refuses a folder that was started with another one."""
     if (epath.Path(out) / "config.json").exists():
         saved, now = read_config(out).get("reward", {}), config["reward"]
         changed = [f"{k}: {saved.get(k)!r} -> {now[k]!r}" for k in now if saved.get(k) != now[k]]
@@ -148,7 +148,7 @@ def _begin(out: str, config: dict[str, Any]) -> None:
 
 
 def _mesh(batch: int) -> Mesh:
-    """As many devices as the batch splits over."""
+    """Mesh over as many devices as divide the batch."""
     ways = math.gcd(batch, jax.device_count())
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:ways]
     return sharding.make_mesh(sharding.MeshConfig(), devices)
@@ -163,7 +163,7 @@ def _run(
     checkpoints: Checkpoints,
     settings: dict[str, Any],
 ) -> Run:
-    """What the loop drives, at step 0 or at the last checkpoint."""
+    """Parts for the loop, at step 0 or at the last checkpoint."""
     optimizer, batch = optax.adam(settings["lr"]), settings["batch_size"]
     everywhere, seed = sharding.replicated(mesh), settings["seed"]
     fresh = lambda: new_state(made.init(jax.random.key(seed)), optimizer)

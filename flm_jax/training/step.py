@@ -37,7 +37,7 @@ def interleaved(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]
 
 
 def _gradients(objective: Objective, parts: int) -> Callable:
-    """`jax.value_and_grad` of an objective, or the same over parts of its batch in turn."""
+    """Returns `jax.value_and_grad` of an objective, or the same accumulated over batch parts."""
     gradients = jax.value_and_grad(objective, has_aux=True)
     return gradients if parts == 1 else functools.partial(_accumulated, gradients, parts)
 
@@ -45,10 +45,10 @@ def _gradients(objective: Objective, parts: int) -> Callable:
 def _accumulated(
     gradients: Callable, parts: int, params: Params, frozen: Frozen, batch, key: Key, whole: Rows
 ):
-    """((None, metrics), gradients) of a whole batch, over `parts` interleaved parts of it.
+    """Accumulates ((None, metrics), gradients) of a batch over `parts` interleaved parts of it.
 
-    A part counts by its number of positions ("counted" in its metrics), so that the result is the
-    mean over the positions of the whole batch.
+    A part is weighted by its number of positions ("counted" in its metrics), so that the result is
+    the mean over the positions of the complete batch.
     """
     rows, split = whole.total, interleaved(batch, parts)
 
@@ -71,7 +71,7 @@ def _accumulated(
 
 
 def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
-    """(metrics proper, number of positions that count, sums for a tracker or None)."""
+    """Splits metrics into proper ones, the number of counted positions, and a tracker's sums."""
     proper = dict(metrics)
     number = proper.pop("counted", jnp.ones(()))
     return proper, number, proper.pop("observed", None)
@@ -82,9 +82,9 @@ def _scaled(updates: Params, rate: jax.Array | None) -> Params:
 
 
 def _companion_updates(companion: Companion, microbatches: int) -> Callable:
-    """(state, teacher, batch, key, rate) -> (auxiliary, its metrics, the model's part of batch).
+    """Returns (state, teacher, batch, key, rate) -> (auxiliary, its metrics, the model's part).
 
-    The updates are one compiled body, run as often as there are. Metrics are their means.
+    The updates are one compiled body in a loop. Metrics are their means.
     """
     auxiliary, optimizer = companion
     gradients = _gradients(auxiliary.objective, microbatches)
@@ -182,5 +182,5 @@ def renewed(state: TrainState, renewal: Renewal) -> TrainState:
 
 
 def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:
-    """One tree or the other."""
+    """Selects one of two trees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

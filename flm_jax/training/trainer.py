@@ -75,7 +75,7 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
 
 
 def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Checkpoints]:
-    """The run of a configuration, begun or continued, and its checkpoints; `began`: seconds."""
+    """Run of a configuration, new or continued, and its checkpoints; `began` in seconds."""
     data = open_data(config)
     base = config["adapters"]["base"]
     if base:
@@ -157,13 +157,13 @@ def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Check
 def _started(
     config: dict[str, Any], state: TrainState, teacher: Model | None, place: jax.sharding.Sharding
 ) -> TrainState:
-    """The state of step 0, with what else it starts from than parameters.
+    """State of step 0 with everything except parameters from which it starts.
 
-    That is the teacher's law of times, and the adapters of config.adapters.start where it is set,
-    with their law of times.
+    This is the teacher's learnt times, and the adapters of config.adapters.start if that is set,
+    with their learnt times.
 
     Args:
-      place: sharding of arrays that every device holds as a whole.
+      place: sharding of replicated arrays.
     """
     found = starting_adapters(config, state.params, place)
     adapters, times = found or (None, None)
@@ -180,7 +180,7 @@ def _started(
 
 
 def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> dict[str, Any] | None:
-    """The configuration of the run that is to go on, None of a new one."""
+    """Configuration of the run to continue, or None for a new one."""
     folder = epath.Path(workdir)
     if not (folder / "config.json").exists():
         return None
@@ -197,7 +197,7 @@ def _check_workdir(workdir: str, config: dict[str, Any], tokenizer) -> dict[str,
 
 
 def _write_workdir(workdir: str, config: dict[str, Any], tokenizer) -> None:
-    """Only once everything was accepted: a refused run leaves no workdir behind."""
+    """Writes the workdir, once everything was accepted: a refused run leaves none."""
     folder = epath.Path(workdir)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)

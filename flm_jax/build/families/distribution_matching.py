@@ -21,7 +21,7 @@ from flm_jax.losses.distillation.distribution_matching import (
 
 
 def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
-    """What both losses are bound to; a self-conditioned teacher is asked for its fixed point."""
+    """Arguments that both losses share; a self-conditioned teacher becomes its fixed point."""
     cfg = settings(config, "objective")
     if teacher.self_conditioned:
         teacher = fixed_point(teacher, cfg.iterations)

@@ -46,7 +46,7 @@ def flow_objective(config: Config, net: Network, flow: Flow, teacher: Network | 
 
 
 def _check_prediction(cfg: DenoisingConfig, config: Config, net: Network) -> None:
-    """Refuses predictions that the loss, the noise or the network cannot have."""
+    """Refuses predictions that the loss, the noise or the network does not support."""
     kind = cfg.prediction
     require(
         kind == "probabilities" or cfg.form != "ce",
@@ -75,9 +75,9 @@ def _check_prediction(cfg: DenoisingConfig, config: Config, net: Network) -> Non
 
 
 def _flow_losses(make: Callable[[Network, Flow], Callable]) -> Callable[..., Callable | None]:
-    """(config, net, flow) -> make(net, flow), or None where the output is no distribution.
+    """Returns (config, net, flow) -> make(net, flow), or None for outputs without probabilities.
 
-    Of a self-conditioned network it is the second call at each state, with the first's estimate.
+    For a self-conditioned network it uses the second call at each state, with the first's estimate.
     """
 
     def made(config: Config, net: Network, flow: Flow) -> Callable | None:

@@ -48,7 +48,7 @@ def _merge_route(cfg: MergeConfig) -> Route:
 
 
 def _checked(config: Config, net: Network, teacher: Network | None) -> Network:
-    """The teacher, for both stages."""
+    """Returns the teacher for both stages, after checks."""
     cfg, name = settings(config, "objective"), config["objective"]["name"]
     require(net.two_time, f"objective {name} trains two times; set config.model.two_time = True.")
     needs_flow(config, teacher)
@@ -96,10 +96,10 @@ def merge_objective(config: Config, net: Network, flow: Flow, teacher: Network |
 
 
 def _work(config: Config) -> Work:
-    """Least work besides the student's own calls, all forward on all rows.
+    """Lower bound of the work besides the student's own calls, all forward on all rows.
 
-    First stage: the flow at s and u, the residual from s to u and from u to t, one product
-    probabilities @ E for each table. Second stage: the flow and the residual.
+    The first stage calls the flow at s and u, the residual from s to u and from u to t, with one
+    product probabilities @ E for each table; the second stage calls the flow and the residual.
     """
     rows = config["train"]["batch"]
     first = config["objective"]["name"] == "residual"
@@ -107,7 +107,7 @@ def _work(config: Config) -> Work:
 
 
 def _none(*_: Any) -> None:
-    """A residual alone is no distribution."""
+    """A residual alone has no probabilities."""
 
 
 RESIDUAL_STAGE = dataclasses.replace(

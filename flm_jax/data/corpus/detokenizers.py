@@ -19,7 +19,7 @@ Edit = Callable[[str], str]
 
 
 def _swap(*pairs: tuple[str, str]) -> list[Edit]:
-    """Edits that replace a text, wherever it stands, by another."""
+    """Edits that replace all occurrences of a text by another."""
 
     def edit(old: str, new: str) -> Edit:
         return lambda text: text.replace(old, new)
@@ -28,22 +28,22 @@ def _swap(*pairs: tuple[str, str]) -> list[Edit]:
 
 
 def _match(pattern: str, new: str) -> list[Edit]:
-    """An edit of what a regular expression matches."""
+    """An edit that replaces the matches of a regular expression."""
     return [functools.partial(re.compile(pattern).sub, new)]
 
 
 def _closed_up(marks: str) -> list[Edit]:
-    """Takes away the space before marks that have one on either side."""
+    """Removes the space before marks that have one on either side."""
     return _swap(*((f" {mark} ", f"{mark} ") for mark in marks))
 
 
 def _closed_up_at_the_end(mark: str) -> list[Edit]:
-    """The same for a mark that may also end the text."""
+    """Removes the space before a mark that may also end the text."""
     return [*_closed_up(mark), *_match(rf" \{mark}$", mark)]
 
 
 def _brackets(left: str, right: str, inside: str, *, spaces: str) -> list[Edit]:
-    """Takes away the spaces inside of a pair of brackets or quotes around a text `inside`."""
+    """Removes the spaces inside a pair of brackets or quotes around a text `inside`."""
     return _match(f"{left}{spaces}({inside}){spaces}{right}", left[-1] + r"\1" + right[-1])
 
 

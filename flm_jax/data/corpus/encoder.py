@@ -93,7 +93,7 @@ class Encoder:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of whole texts with some `_BATCH_CHARACTERS` together."""
+    """Lists of complete texts with about `_BATCH_CHARACTERS` together."""
     batch: list[str] = []
     held = 0
     for text in texts:
@@ -114,13 +114,13 @@ def _result(
 
 
 def _start(cls: type[Tokenizer], spec: dict[str, Any], files: dict[str, bytes]) -> None:
-    """Begins a worker process: it makes its tokenizer, and leaves Ctrl-C to the parent."""
+    """Starts a worker process: builds its tokenizer, and leaves Ctrl-C to the parent."""
     global _encodes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _encodes = cls.from_spec(spec, files)
 
 
 def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of all texts in a row, and where each text ends; text by text, so by one thread."""
+    """Ids of all texts concatenated, and the end of each; one by one, so by one thread."""
     found = [_encodes.encode(text) for text in texts]
     return np.concatenate(found), np.cumsum([len(ids) for ids in found])

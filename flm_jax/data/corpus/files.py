@@ -57,7 +57,7 @@ def _below(
 
 
 def _real(path: epath.Path) -> str:
-    """Where a path leads to; object stores have no links."""
+    """Target of a path; object stores have no links."""
     return os.fspath(path) if "://" in os.fspath(path) else os.path.realpath(path)
 
 
@@ -90,7 +90,7 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], 
 
 
 def _content(files: list[epath.Path]) -> str:
-    """A digest of what is in the files, in their order."""
+    """Digest of the content of the files, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ def lines(path: epath.Path) -> Iterator[str]:
 
 
 def _content_lines(path: epath.Path) -> Iterator[bytes]:
-    """Lines of what is in a file, unpacked."""
+    """Lines of the content of a file, decompressed."""
     with path.open("rb") as stream:
         if path.name.endswith(".gz"):
             with gzip.open(stream) as unpacked:
@@ -133,7 +133,7 @@ def _content_lines(path: epath.Path) -> Iterator[bytes]:
 
 
 def _bounded(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a stream; of one that does not end no more is read than it may have."""
+    """Lines of a stream; no more than the limit is read from a stream without end."""
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
             raise DamagedError(f"a line has more than {LONGEST_LINE} bytes")

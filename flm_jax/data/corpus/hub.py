@@ -73,7 +73,7 @@ def _found(folder: epath.Path, config: str, path: str) -> HubData:
 
 
 def _fetched(name: str, config: str, revision: str | None, path: str) -> epath.Path:
-    """The folder of a snapshot that holds the parquet files of a configuration."""
+    """Folder of a snapshot that holds the parquet files of a configuration."""
     hub = import_extra("huggingface_hub", "hf", "source 'hf'")
     wanted = [f"{config}/*.parquet"] if config else ["*.parquet"]
     try:
@@ -95,7 +95,7 @@ def _fetched(name: str, config: str, revision: str | None, path: str) -> epath.P
 
 
 def _splits(root: epath.Path, config: str, path: str) -> dict[str, list[epath.Path]]:
-    """The parquet files below a folder by split."""
+    """Parquet files below a folder by split."""
     places = sorted(_below(root))
     configs = sorted({_configuration(place) for place in places} - {""})
     if config:
@@ -119,7 +119,7 @@ def _splits(root: epath.Path, config: str, path: str) -> dict[str, list[epath.Pa
 
 
 def _below(root: epath.Path, inside: str = "") -> Iterator[str]:
-    """Places of parquet files; several may lead to one file, as snapshots hold equal ones once."""
+    """Paths of parquet files; several may link to one file, as snapshots store equal ones once."""
     for child in root.iterdir() if root.is_dir() else ():
         if child.is_dir() and not child.name.startswith("."):
             yield from _below(child, f"{inside}{child.name}/")
@@ -128,7 +128,7 @@ def _below(root: epath.Path, inside: str = "") -> Iterator[str]:
 
 
 def _split(place: str) -> str:
-    """The split that a name or a folder tells, the inner one first; "" for none."""
+    """Split named by a file or a folder, the innermost first; "" for none."""
     for part in reversed(PurePosixPath(place).parts):
         if match := _SPLIT.search(part.removesuffix(".parquet")):
             return match[1]
@@ -136,7 +136,7 @@ def _split(place: str) -> str:
 
 
 def _configuration(place: str) -> str:
-    """The outermost folder that is no split and none that holds all of them; "" for none."""
+    """Outermost folder that is no split and does not hold all of them; "" for none."""
     folders = PurePosixPath(place).parts[:-1]
     named = [part for part in folders if not (_SPLIT.search(part) or part in _NO_CONFIGURATION)]
     return named[0] if named else ""

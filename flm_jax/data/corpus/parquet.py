@@ -36,7 +36,7 @@ def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(item: Any, where: str, key: str) -> str:
-    """What a scalar of Arrow holds, which may stand in a dictionary."""
+    """Text in an Arrow scalar, which may be an entry of a dictionary."""
     item = getattr(item, "value", item)
     require(item.is_valid, f"{where}: {key!r} holds null; expected a string")
     content = memoryview(item.as_buffer())
@@ -84,7 +84,7 @@ def _packages(what: str) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _named_damage(path: object, arrow: Any) -> Iterator[None]:
-    """Tells what pyarrow makes of a damaged file, or of one for which the memory is too small."""
+    """Turns pyarrow's errors about a damaged file, or too little memory, into one line."""
     try:
         yield
     except (arrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:

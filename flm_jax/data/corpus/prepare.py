@@ -109,10 +109,10 @@ def _prepare(cfg: PrepareConfig, folder: epath.Path, log: Callable[[str], None])
 def _find_prepared(
     folder: epath.Path, shard: store.Shard, args: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The manifest of this shard, or of the whole folder, if it was made with these arguments.
+    """Manifest of this shard, or of the complete folder, if it has these arguments.
 
     Raises:
-      UserError: the folder holds data made with others, or parts that wait to be merged.
+      UserError: the folder holds data prepared with others, or parts that wait to be merged.
     """
     if not folder.exists():
         return None
@@ -153,7 +153,7 @@ def _make_tokenizer(
 
 
 def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> dict[str, Any]:
-    """All that the contents of the folder depend on."""
+    """Everything on which the contents of the folder depend."""
     args = dataclasses.asdict(cfg.source)
     args |= {"identity": corpus.identity, "content": corpus.content}
     if ready is not None:
@@ -175,7 +175,7 @@ def _write_split(
     shard: store.Shard,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Tokenises this worker's documents of a split; their record for the manifest."""
+    """Tokenises this worker's documents of a split; returns their record for the manifest."""
     texts = (text for index, text in read() if index % shard.count == shard.index)
     began = last = time.perf_counter()
     tokenizer = encoder.tokenizer

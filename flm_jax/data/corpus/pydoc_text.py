@@ -38,7 +38,7 @@ def documents() -> Iterator[str]:
 
 @functools.cache
 def _library_docstrings() -> tuple[str, ...]:
-    """2 MB, kept because parsing the library again takes seconds a pass."""
+    """Docstrings of the library, 2 MB, cached since parsing it again takes seconds a pass."""
     library = epath.Path(sysconfig.get_paths()["stdlib"])
     modules = walk(library, (".py",), _STDLIB_SKIP)
     return tuple(itertools.chain.from_iterable(map(_docstrings, modules)))
@@ -59,6 +59,6 @@ def _docstrings(path: epath.Path) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """Dedents and drops the rules of punctuation under and between headings."""
+    """Dedents a text and drops the rules of punctuation under and between headings."""
     lines = (line.rstrip() for line in inspect.cleandoc(text).split("\n"))
     return "\n".join(line for line in lines if not _RULE_LINE.fullmatch(line.strip())).strip()

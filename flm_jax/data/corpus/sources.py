@@ -82,7 +82,7 @@ RawSplits = dict[str, Callable[[], Iterator[str]]]
 
 
 class _Opened(NamedTuple):
-    """A source before its texts are cleaned and numbered; identity and content as of `Corpus`."""
+    """A source before its texts are cleaned and numbered; fields as in `Corpus`."""
 
     splits: RawSplits
     identity: str
@@ -128,7 +128,7 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
 
 
 def _check_held_out(cfg: SourceConfig) -> None:
-    """Refuses ways to hold documents out that a source does not have."""
+    """Refuses ways to hold documents out that a source does not support."""
     require(
         cfg.source == "hf" or not (cfg.valid_split or cfg.valid_only),
         f"source {cfg.source!r} has no splits to choose from, got valid_split "
@@ -142,7 +142,7 @@ def _check_held_out(cfg: SourceConfig) -> None:
 
 
 def _check_seen(separator: Separator, raw: RawSplits, cfg: SourceConfig) -> None:
-    """Raises UserError where a separator was given and no line is it."""
+    """Raises UserError if a separator was given and no line equals it."""
     if not separator.line:
         return
     require(cfg.source != "pydoc", "source 'pydoc' got a separator; it has none, leave it out")
@@ -167,7 +167,7 @@ def _documents(
 def _last_held_out(
     read: Callable[[], Iterator[str]], count: int
 ) -> dict[str, Callable[[], Iterator[str]]]:
-    """The last documents, which are held in memory, and those before them."""
+    """Splits off the last documents, which are held in memory."""
 
     def before() -> Iterator[str]:
         waiting: collections.deque[str] = collections.deque()
@@ -248,7 +248,7 @@ def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
 
 
 def _paragraphs(found: Iterator[str], where: str) -> Iterator[str]:
-    """Runs of non-blank lines."""
+    """Yields runs of non-blank lines."""
     for blank, group in itertools.groupby(found, key=lambda line: not line.strip()):
         if not blank:
             yield joined(group, where, "put blank lines into it").rstrip("\n")
@@ -301,7 +301,7 @@ def _read_parquet(cfg: SourceConfig, separator: Separator) -> _Opened:
 
 
 def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
-    """A dataset in the hub's layout, with its own held-out split if it has one."""
+    """Opens a data set in the hub's layout, with its own held-out split if it has one."""
     found = hub.open_hub(cfg.path)
     names = {"train": "train", "valid": cfg.valid_split}
     if not cfg.valid_split:

@@ -132,7 +132,7 @@ class SplitWriter:
 
 
 def _names(folder: epath.Path) -> list[str]:
-    """Sorted names of what a folder holds; an empty one does not exist in an object store."""
+    """Sorted names in a folder; in an object store an empty folder does not exist."""
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -268,7 +268,7 @@ class TokenStream:
 
 
 def _pieces(tokens: Numbers, places: np.ndarray, length: int) -> np.ndarray:
-    """Tokens of one shard from several places on, [len(places), length]."""
+    """Tokens of one shard from each place, [len(places), length]."""
     if isinstance(tokens, ShardFile):
         return tokens.pieces(places.tolist(), length)
     return tokens[places[:, None] + np.arange(length)]

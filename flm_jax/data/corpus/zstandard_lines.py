@@ -38,7 +38,7 @@ def unpacked_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def _chunks(stream: IO[bytes], name: str) -> Iterable[bytes]:
-    """What is in the frames: files that were packed in parallel are several."""
+    """Content of the frames; files compressed in parallel have several."""
     zstandard = import_extra("zstandard", "data", name)
     frame = None
     while data := stream.read(_PACKED_AT_ONCE):

@@ -127,7 +127,7 @@ class ArithmeticTask(Task):
         return digits if self.reverse else digits[:, ::-1]
 
     def _read(self, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(right format, a, b, c), each [N]; the numbers mean nothing where the format is wrong."""
+        """Parses rows to (right format, a, b, c), each [N], undefined in a wrong format."""
         n = self.digits
         signs = {n: _PLUS, 2 * n + 1: _EQUALS}
         shaped = np.ones(len(tokens), bool)

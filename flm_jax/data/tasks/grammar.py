@@ -194,7 +194,7 @@ class GrammarTask(Task):
         return {"solved": float((kept & valid).mean()), "kept": float(kept.mean())}
 
     def _length_probabilities(self) -> np.ndarray:
-        """Probability that each symbol yields n words, [symbols, L + 1], not conditioned."""
+        """Unconditional probability that each symbol yields n words, [symbols, L + 1]."""
         law = np.zeros((len(self._symbols), self.length + 1))
         law[:, 1] = self.words_p.sum(axis=1)
         for n in range(2, self.length + 1):
@@ -224,7 +224,7 @@ class GrammarTask(Task):
         return chart[n, 0, 0]
 
     def _expand(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Leftmost derivations of `count` sentences at once; keeps those of at most L words.
+        """Draws derivations of `count` sentences at once, leftmost first; keeps up to L words.
 
         Every pending symbol yields at least one word, so a derivation is given up as soon as words
         and pending symbols exceed L together.
@@ -256,7 +256,7 @@ class GrammarTask(Task):
         return words[(pending == 0) & fits]
 
     def _options(self, symbol: int) -> tuple[np.ndarray, ...]:
-        """(cumulative probabilities, is a pair, first symbol or word, second symbol), each [K]."""
+        """Rules: (cumulative probabilities, is pair, first symbol or word, second symbol), [K]."""
         mine = self.binary[:, 0] == symbol
         words = np.flatnonzero(self.words_p[symbol])
         p = np.concatenate([self.binary_p[mine], self.words_p[symbol, words]])

@@ -87,7 +87,7 @@ class SudokuTask(Task):
 
 @functools.cache
 def _pool() -> np.ndarray:
-    """The grids that the symmetries act on, int32 [_POOL, 81] of 0 to 8; takes half a second."""
+    """Grids on which the symmetries act, int32 [_POOL, 81] of 0 to 8; takes half a second."""
     rng = np.random.default_rng(_POOL_SEED)
     return np.array([random_grid(rng) for _ in range(_POOL)], np.int32) - 1
 

@@ -39,7 +39,7 @@ def passes(body: str, tests: Tests) -> bool:
 
 @functools.lru_cache(maxsize=1 << 15)
 def _statements(body: str) -> list[ast.stmt] | None:
-    """The statements of the function; None where Python refuses the text."""
+    """Statements of the function; None if Python refuses the text."""
     if "\n" in body or "\r" in body:
         return None
     try:
@@ -53,7 +53,7 @@ def _statements(body: str) -> list[ast.stmt] | None:
 
 
 def _call(statements: list[ast.stmt], x: int):
-    """f(x); None where it raises, as where it returns nothing."""
+    """Evaluates f(x); None if it raises or returns nothing."""
     value = x
     try:
         for statement in statements:

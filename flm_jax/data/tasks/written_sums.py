@@ -103,7 +103,7 @@ class WrittenSumsTask(Task):
         return "".join(_WORDS[int(i)] for i in row)
 
     def _numbers(self, row: np.ndarray) -> list[int]:
-        """The numbers of a row's question; empty where it has none of the right form."""
+        """Numbers of a row's question; empty if the question has a wrong form."""
         parts = self._text(row).partition("?")[0].split("+")
         good = all(part.isdigit() and part[0] != "0" for part in parts)
         good = good and [len(part) for part in parts] == [2] + [1] * (len(parts) - 1)
@@ -122,6 +122,6 @@ class WrittenSumsTask(Task):
 
 
 def _answer_end(tokens: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Position of the first end of text behind the question, the length where there is none."""
+    """Position of the first end of text after the question, or the length if there is none."""
     ends = (tokens == _END) & ~given.astype(bool)
     return np.where(ends.any(axis=1), np.argmax(ends, axis=1), tokens.shape[1])

@@ -88,10 +88,10 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """Text of ids that have pieces and are not special."""
+        """Decodes ids that have pieces and are not special."""
 
     def _has_piece(self, token: int) -> bool:
-        """Whether an id stands for text; those of a padded vocabulary do not."""
+        """Whether an id stands for text; ids that pad a vocabulary do not."""
         return 0 <= token < self.vocab_size
 
     @abc.abstractmethod

@@ -279,7 +279,7 @@ def byte_pieces_from(tokenizer: Tokenizer) -> int | None:
 
 
 def _covered(lines: Iterable[str]) -> int:
-    """Number of the characters that the trainer gives pieces; it drops carriage returns at ends."""
+    """Number of characters for which the trainer makes pieces; it drops final carriage returns."""
     counts = collections.Counter(itertools.chain.from_iterable(x.rstrip("\r") for x in lines))
     least, found = _COVERAGE * counts.total(), 0
     for number, (_, count) in enumerate(counts.most_common()):
@@ -290,12 +290,12 @@ def _covered(lines: Iterable[str]) -> int:
 
 
 def _form(name: str) -> str:
-    """A normal form by name, or "" for none."""
+    """Checks a normal form by name, or "" for none."""
     return name and one_of("normal_form", name, NORMAL_FORMS)
 
 
 def _remembered(normal_form: str) -> dict[str, str]:
-    """What a spec says of a normal form; nothing of none, as those from before there was one."""
+    """Entry of a spec for a normal form; none without one, as in specs of older versions."""
     return {"normal_form": normal_form} if normal_form else {}
 
 

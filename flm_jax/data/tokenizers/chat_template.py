@@ -79,13 +79,13 @@ def _items(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """The text of a token, which stands alone or as "content" in an object."""
+    """Text of a token, which is a string or the "content" of an object."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else ""
 
 
 def _template(found: Mapping[str, bytes], declared: Mapping[str, Any]) -> str:
-    """The template of its own file, else that of tokenizer_config.json: one, or one of a list."""
+    """Template in its own file, else in tokenizer_config.json, as one or in a list."""
     if TEMPLATE_FILE in found:
         return found[TEMPLATE_FILE].decode("utf8")
     value = declared.get("chat_template") or ""

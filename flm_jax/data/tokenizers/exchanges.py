@@ -94,5 +94,5 @@ class Framer:
         return self._controls[behind[1]] if len(behind) > 1 and not behind[0].strip() else None
 
     def _broken(self, turn: str) -> str:
-        """A turn in which no word is a control token's; `encode` takes the breaks out again."""
+        """A turn without words of control tokens; `encode` removes the inserted breaks again."""
         return self._starts.sub(rf"\g<0>{_BREAK}", _RESERVED.sub(NO_PIECE, turn))

@@ -131,7 +131,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _plain(self) -> Any:
-        """As the files have it: special tokens in a text are special."""
+        """Backend as defined in the files: special tokens in a text are special."""
         backend = _backend_of(self._definition)
         backend.encode_special_tokens = False
         return backend
@@ -202,7 +202,7 @@ def _backend_of(definition: bytes) -> Any:
 
 
 def _spell(backend: Any, controls: Mapping[str, int]) -> None:
-    """From here on text that looks like one of these tokens is encoded as any other text."""
+    """Makes the backend encode text that looks like one of these tokens as any other text."""
     found = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
     found = [token for token in found if token.content in controls]
     for token in found:
@@ -215,7 +215,7 @@ def _import_hf(package: str) -> ModuleType:
 
 
 def _fetch_hf(name: str) -> dict[str, bytes]:
-    """The tokenizer's files from the Hugging Face hub or its local cache; NAME or NAME@REVISION."""
+    """Fetches the tokenizer's files from the Hugging Face hub or its local cache."""
     hub = _import_hf("huggingface_hub")
     hub.utils.logging.set_verbosity_error()  # it logs each retry; the error below says it once
     found = {}
@@ -235,7 +235,7 @@ def _fetch_hf(name: str) -> dict[str, bytes]:
 
 
 def _hf_specials(found: dict[str, bytes], declared: Mapping[str, str]) -> dict[str, str | None]:
-    """Special tokens that the folder declares, else the first customary name it knows."""
+    """Special tokens that the folder declares, else the first customary name it contains."""
     backend = _import_hf("tokenizers").Tokenizer.from_str(found["tokenizer.json"].decode("utf8"))
     vocabulary = backend.get_vocab(with_added_tokens=True)
     # BERT's files declare the classifier's names for what frames a text.

@@ -36,7 +36,7 @@ def encoded_in_context(backend: Any, parts: Sequence[str]) -> list[np.ndarray] |
 
 
 def _cut(found: Any, spans: Sequence[tuple[int, int]]) -> list[np.ndarray] | None:
-    """Tokens by the span that holds them; None if one is in a span and outside of it."""
+    """Splits tokens by the span that contains them; None if one crosses a span's end."""
     ids: list[list[int]] = [[] for _ in spans]
     for number, (start, stop) in zip(found.ids, found.offsets):
         for own, (first, last) in zip(ids, spans):

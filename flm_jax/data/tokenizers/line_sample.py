@@ -33,7 +33,7 @@ def sample_lines(lines: Iterable[str], characters: int) -> list[str]:
 
 
 def _first(kept: list[tuple[int, int, str]], characters: int) -> list[tuple[int, int, str]]:
-    """As many of the first lines as reach the number of characters."""
+    """First lines, as many as reach the number of characters."""
     left = characters
     for count, (*_, line) in enumerate(kept, start=1):
         left -= len(line)

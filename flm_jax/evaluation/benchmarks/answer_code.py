@@ -46,7 +46,7 @@ def code_blocks(answer: str) -> list[str]:
 
 
 def _unindented(line: str, most: int) -> str:
-    """A line without its first white space, of `most` signs at most."""
+    """Removes up to `most` characters of leading white space from a line."""
     return line[min(most, len(line) - len(line.lstrip(" \t"))) :]
 
 
@@ -119,7 +119,7 @@ def body_among_prose(answer: str) -> str:
 
 
 def _statement(pieces: Sequence[str], place: int) -> int:
-    """How many pieces from `place` on are one statement: 0 where they are none."""
+    """Number of pieces from `place` on that form one statement; 0 if they form none."""
     for size in range(1, min(_MOST_JOINED, len(pieces) - place) + 1):
         if parsed("".join(pieces[place : place + size])) is not None:
             return size

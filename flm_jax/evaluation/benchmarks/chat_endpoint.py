@@ -82,7 +82,7 @@ def from_environment(environment: Mapping[str, str], model: str = "") -> Endpoin
 
 
 def _host(url: str) -> tuple[str, str]:
-    """Host and scheme of a URL; no host where it holds a user, or is none."""
+    """Host and scheme of a URL; no host if it contains a user or is invalid."""
     try:
         parts = urllib.parse.urlsplit(url)
         return "" if "@" in parts.netloc else parts.hostname or "", parts.scheme
@@ -144,7 +144,7 @@ class _Calls:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: it would take the key to another place."""
+    """Treats a redirect like any other answer: following it would send the key elsewhere."""
 
     def redirect_request(self, *args: Any, **named: Any) -> None:
         return None
@@ -190,9 +190,9 @@ def ask(endpoint: Endpoint, system: str, user: str) -> str:
 
 
 def _hiding(key: str) -> Callable[[str], str]:
-    """Puts `_HIDDEN` in the place of a key, also where JSON, a URL or HTML spells it with escapes.
+    """Returns a function that replaces a key by `_HIDDEN`, also if escaped for JSON, URL or HTML.
 
-    Signs of two bytes, as of UTF-16, have a NUL between them.
+    Characters of two bytes, as in UTF-16, have a NUL between them.
     """
     if not key:
         return lambda text: text
@@ -213,12 +213,12 @@ def _start(answer: bytes) -> bytes:
 
 
 def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
-    """Status and body of one call, of which no part is waited for any longer.
+    """Status and body of one call within its time limit.
 
-    A timeout of sockets is one of each read: a server may send a byte before every one of them.
+    A timeout of sockets applies to each read: a server may send a byte before every one of them.
 
     Raises:
-      OSError: no connection, or no whole answer in time.
+      OSError: no connection, or no complete answer in time.
       ValueError: a body of more than `_MOST_BYTES`.
     """
     found: queue.SimpleQueue = queue.SimpleQueue()
@@ -253,7 +253,7 @@ def _called(request: urllib.request.Request, seconds: float) -> tuple[int, bytes
 
 
 def _body(response: Any, deadline: float) -> bytes:
-    """The body of a response, of too long ones a part that is too long, in time."""
+    """Body of a response within its time; for a body that is too long, a part above the limit."""
     parts, length = [], 0
     while length <= _MOST_BYTES and time.monotonic() < deadline:
         part = response.read1(_MOST_BYTES + 1 - length)

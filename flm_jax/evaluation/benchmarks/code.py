@@ -223,7 +223,7 @@ def _tested(sandbox: Sandbox, programs: Sequence[Program]) -> list[Record]:
 
 
 def _pass_figures(records: Sequence[Record], pass_at: Sequence[int]) -> Record:
-    """pass@k, its mean over problems; intervals cover other problems."""
+    """Figures of pass@k, means over problems; intervals cover other problems."""
     found: dict[str, list[bool]] = {}
     for record in records:
         found.setdefault(record["id"], []).append(record["passed"])

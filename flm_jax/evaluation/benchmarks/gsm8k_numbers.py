@@ -56,9 +56,9 @@ def marked_number(answer: str) -> Fraction | None:
 
 
 def _marked(text: str) -> list[re.Match[str]]:
-    """What the lines behind markers begin with, of those that begin with a number.
+    """Numbers with which lines after markers begin.
 
-    Of a sum that is written out it is the result: of 20-5=15 behind the equals sign.
+    For a written-out sum it is the result: in 20-5=15 the number after the equals sign.
     """
     found = []
     for line in _MARKER.findall(text):

@@ -38,7 +38,7 @@ def check_room(model: Model, benchmark: Benchmark, how: Answering) -> None:
 
 
 def _fitting(model: Model, asked: Sequence[Prompt], how: Answering) -> tuple[list[int], list[int]]:
-    """Room left behind each prompt, and the places of those that leave some."""
+    """Room that is left after each prompt, and the indices of prompts that leave some."""
     length = how.length or model.net.max_length
     engine.check_request(model, [how.steps], len(asked), length)
     rooms = [room(model, prompt, length, how.chat) for prompt in asked]
@@ -178,7 +178,7 @@ def collect(
 def _scores(
     benchmark: Benchmark, problems: Sequence[int], answers: Sequence[Answer]
 ) -> list[Record]:
-    """Fields of the records of answers; with all that was written, where that is read and more."""
+    """Fields of the records of answers, with all generated text if it is used and longer."""
     scores = benchmark.score([(i, one.text) for i, one in zip(problems, answers)])
     if benchmark.score_uncut is None:
         return scores

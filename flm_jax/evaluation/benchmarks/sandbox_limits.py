@@ -209,7 +209,7 @@ def _try_limit_of_processes():
 
 
 def _filter_calls(guarded):
-    """Refuses system calls; those of another architecture end the process."""
+    """Refuses system calls; calls of another architecture end the process."""
     machine = os.uname().machine
     if machine not in _COLUMNS:
         raise OSError(f"no filter of system calls for {machine}; expected x86_64 or aarch64")

@@ -185,14 +185,14 @@ def _held(clean: Bool[Array, "b l"] | None, given: States, mean: States) -> Stat
 
 
 def _read(net: Network, params: Params, x: States, t: Times, other: Times, key=None) -> Readout:
-    """A call on what the blocks read, told the times (t, other)."""
+    """Calls a network on inputs of its blocks, with times (t, other)."""
     return Readout(net.features(params, x, t, other, key=key), *net.readout(params))
 
 
 def _input(teacher: Teacher, z: States, tau_t: Times) -> States:
-    """What the blocks of auxiliary and teacher read of z: the posterior, where they read one.
+    """Input of the blocks of auxiliary and teacher for z: the posterior, if they use it.
 
-    It is the teacher's, in whose embeddings z lies, and at the time of z.
+    It is the teacher's posterior, in whose embeddings z is expressed, at the time of z.
     """
     net, params = teacher
     return posterior_embedding(net, params, z, tau_t) if net.posterior_input else z

@@ -72,7 +72,7 @@ def teacher_target(
 
 
 def _drawn(key: Key, out: Readout, net: Network) -> Int[Array, "b l"]:
-    """A token of each position, tile by tile; each tile has a key of its own."""
+    """Draws a token for each position, tile by tile; each tile has its own key."""
 
     def pick(logits: Float[Array, "b t v"], places: Int[Array, "b t"]):
         own = jax.random.fold_in(key, places[0, 0])

@@ -119,7 +119,7 @@ def _varying(tree: Any, axes: tuple[str, ...]) -> Any:
 
 
 def _vector(features: jax.Array, head: tiled.Head, cap: float | None, plan: Plan) -> jax.Array:
-    """A term without its weight, on this device's columns, [B, T, V]."""
+    """Term without its weight, on this device's columns, [B, T, V]."""
     plan = dataclasses.replace(plan, softcap=cap or 0.0)
     logits = tiled.planned_logits(features, head, plan)
     if cap is not None:
@@ -154,7 +154,7 @@ def residual_readout(
 
 
 def _embedded(out: Readout, table: Float[Array, "v d"]) -> States:
-    """logits @ E, [B, L, D], float32: through a product of head and table."""
+    """Computes logits @ E, [B, L, D], float32, through a product of head and table."""
     exact = jax.lax.Precision.HIGH
     kernel = jnp.matmul(out.kernel, table, precision=exact)
     bias = jnp.matmul(out.bias, table, precision=exact)
@@ -256,7 +256,7 @@ def merge_loss_at(
 
 
 def _stopped(terms: list[Term]) -> list[Term]:
-    """Terms without gradient."""
+    """Returns the terms without gradient."""
     rows = jax.lax.stop_gradient([(term.weight, term.out) for term in terms])
     return [Term(*row, term.softcap) for row, term in zip(rows, terms)]
 
