@@ -1,4 +1,4 @@
-"""Public docstrings, settings and flags are full sentences in the terms of the field."""
+"""Docstrings, settings and flags are full sentences in the terms of the field."""
 
 import ast
 import re
@@ -79,14 +79,11 @@ def docstring_faults(text):
 
 
 def documented(tree):
-    """(name, docstring) of a module and of its public classes and functions."""
+    """(name, docstring) of a module and of its classes and functions."""
 
     def below(node, prefix):
         for one in node.body:
             if not isinstance(one, (ast.ClassDef, ast.FunctionDef)):
-                continue
-            special = one.name.startswith("__") and one.name.endswith("__")
-            if one.name.startswith("_") and not special:
                 continue
             if text := ast.get_docstring(one):
                 yield f"{prefix}{one.name}", text
@@ -150,7 +147,7 @@ def test_the_check_bites(source, fault):
     "source",
     [
         'def f(told):\n    """Uses `those of`.\n\n    Args:\n      told: time input.\n    """',
-        'def _f():\n    """so many"""',
+        "def f():\n    so_many = 'told'",
         'flags.DEFINE_string("a", "", f"One of {x}.")',
     ],
 )
