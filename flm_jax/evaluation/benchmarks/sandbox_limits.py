@@ -181,7 +181,7 @@ def _limit(task, others):
         "FSIZE": task["file_bytes"],
         "NOFILE": 64,
         "NPROC": task["processes"] + others,
-        "CORE": 0,
+        "CORE": 1,  # at 0 a program that the system pipes dumps to would still be started
         "MSGQUEUE": 0,
         "MEMLOCK": 0,
         "SIGPENDING": 256,  # timers too

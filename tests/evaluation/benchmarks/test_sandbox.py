@@ -81,6 +81,13 @@ def test_memory(each_sandbox):
     ends(each_sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))", "failed")
 
 
+def test_no_dump_is_made_of_a_crash(each_sandbox):
+    """Nor is one handed to the system's program for them, which no limit of a program binds."""
+    code = "import os, resource\nprint(resource.getrlimit(resource.RLIMIT_CORE), flush=True)\n"
+    outcome = ends(each_sandbox, code + "os.abort()", "failed")
+    assert outcome.output.startswith("(1, 1)") and "status -6" in outcome.detail, outcome
+
+
 def test_files_outside_stay(each_sandbox):
     outside = Path(tempfile.mkdtemp(dir="/tmp"))
     victim, empty = outside / "victim", outside / "empty"
