@@ -223,19 +223,27 @@ def files_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.frombuffer(text, np.uint8) for name, text in zip(names, texts)}
 
 
-def _records(command: Callable[[Path], list[str]], name: str, key: Callable, end: str) -> Case:
-    """Records in the file `name` of a workdir, which the file `end` takes the place of, or ends."""
+def _records(command: Callable[[Path], list[str]], name: str, key: Callable, total: int) -> Case:
+    """Records in the file `name` of a workdir; `key` tells one line from another of `total`."""
+    again = lambda workdir: workdir.parent / f"{workdir.name}.{name}"
 
-    def check(output: str, before: object, workdir: Path) -> None:
-        del output
-        now = whole_lines(workdir / name)
-        if (workdir / end).exists() and end != name and not now:
-            return  # the records have gone to their place
+    def kept(workdir: Path) -> list[bytes]:
+        """What is there; a second name of the file shows what is added, even if it is removed."""
+        again(workdir).unlink(missing_ok=True)
+        if (workdir / name).exists():
+            again(workdir).hardlink_to(workdir / name)
+        return whole_lines(workdir / name)
+
+    def check(output: str, before: list[bytes], workdir: Path) -> None:
+        now = whole_lines(again(workdir)) if before else whole_lines(workdir / name)
         if now[: len(before)] != before:
-            raise LostError(f"{len(before)} lines of {workdir / name} are no longer what they were")
-        keys = [key(json.loads(line)) for line in now]
-        if len(set(keys)) != len(keys):
-            raise LostError(f"{workdir / name} has {len(keys) - len(set(keys))} records twice")
+            raise LostError(f"{workdir / name} lost some of {len(before)} lines:\n{output}")
+        twice = len(now) - len({key(json.loads(line)) for line in now})
+        if twice:
+            raise LostError(f"{workdir / name} got {twice} records twice:\n{output}")
+        file = workdir / name
+        if before and not (again(workdir).samefile(file) if file.exists() else len(now) == total):
+            raise LostError(f"{file} was begun anew after {len(before)} lines:\n{output}")
 
     return Case(
         command=command,
@@ -245,7 +253,7 @@ def _records(command: Callable[[Path], list[str]], name: str, key: Callable, end
         first=30,
         within=0.01,
         writing=lambda workdir, so: so,
-        kept=lambda workdir: whole_lines(workdir / name),
+        kept=kept,
         check=check,
         final=files_of,
         shown=lambda workdir: f"{len(whole_lines(workdir / name))} lines",
@@ -264,7 +272,7 @@ def samples(folder: Path, env: dict[str, str], steps: int) -> Case:
     }
     key = lambda one: one.get("place", "settings")
     line = lambda workdir: module("sample", out=workdir / "answers.jsonl", **given)
-    return _records(line, "answers.jsonl.part", key, "answers.jsonl")
+    return _records(line, "answers.jsonl.part", key, 1 + steps)
 
 
 def benchmark(folder: Path, env: dict[str, str], steps: int) -> Case:
@@ -292,7 +300,7 @@ def benchmark(folder: Path, env: dict[str, str], steps: int) -> Case:
     }
     key = lambda one: (one["id"], one["sample"], one["turn"])
     line = lambda workdir: module("run_benchmark", out=workdir, **given)
-    return _records(line, "records.jsonl", key, "records.jsonl")
+    return _records(line, "records.jsonl", key, 2 * len(problems))
 
 
 CASES = {"training": training, "samples": samples, "benchmark": benchmark, "policy": policy}
