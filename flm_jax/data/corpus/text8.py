@@ -43,7 +43,7 @@ def open_text8(path: str) -> tuple[dict[str, Callable[[], Iterator[str]]], str, 
 
 def _text(file: epath.Path) -> str:
     most = LONGEST_TEXT + 1
-    with named_damage(file, "expected text8 or text8.zip, whole"), file.open("rb") as stream:
+    with named_damage(file, f"expected {file.name}, whole"), file.open("rb") as stream:
         if file.name.endswith(".zip"):
             with zipfile.ZipFile(stream).open("text8") as unpacked:
                 content = unpacked.read(most)
