@@ -1,7 +1,7 @@
 """Plans a run: compiles its train step or sampler for devices that need not be present.
 
-python -m flm_jax.compile --config=configs/owt/flm.py --vocab_size=50257 --topology=v5e:4x4 \
-    --config.mesh.fsdp=16 --config.model.attention=splash [--batch=512] [--sample_steps=8] \
+python -m flm_jax.compile --config=configs/owt/flm.py --vocab_size=50257 --topology=v5e:4x4 \\
+    --config.mesh.fsdp=16 --config.model.attention=splash [--batch=512] [--sample_steps=8] \\
     [--find_batch] --json=plan.json
 
 Planning needs the compiler of the platform (pip install "flm-jax[tpu]" or "flm-jax[cuda]"), but no

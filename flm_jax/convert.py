@@ -1,9 +1,9 @@
 """Imports published weights into a workdir, and exports a workdir's averaged weights.
 
-python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \
+python -m flm_jax.convert --checkpoint=lm1b_flm.ckpt --workdir=runs/lm1b_flm --length=128 \\
     --tokenizer=hf:bert-base-uncased
 python -m flm_jax.convert --source=fmlm_plus --checkpoint=owt.ckpt --workdir=runs/owt_any
-python -m flm_jax.convert --source=flm_residual --checkpoint=first.ckpt --base=runs/lm1b_flm \
+python -m flm_jax.convert --source=flm_residual --checkpoint=first.ckpt --base=runs/lm1b_flm \\
     --workdir=runs/lm1b_residual
 python -m flm_jax.convert --source=smdm --checkpoint=mdm-1028M.safetensors --workdir=runs/smdm
 python -m flm_jax.convert --source=llada --checkpoint=LLaDA-8B-Base --workdir=runs/llada

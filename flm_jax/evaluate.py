@@ -5,7 +5,7 @@ python -m flm_jax.evaluate --workdir=runs/fmlm --steps=1,4 --judge=runs/ar
 python -m flm_jax.evaluate --model=published/flm:64 --data=data/text
 python -m flm_jax.evaluate --workdir=runs/fmlm --corpus=data/other
 python -m flm_jax.evaluate --protocol=reference --model=runs/fmlm:1,4 --judge=gpt2-large
-python -m flm_jax.evaluate --protocol=reference --samples=samples.json --length=1024 \
+python -m flm_jax.evaluate --protocol=reference --samples=samples.json --length=1024 \\
     --judge=gpt2-large
 python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --workdir=runs/compare
 

@@ -1,6 +1,6 @@
 """Draws the frontier of models: quality against entropy, a line for each number of network calls.
 
-python -m flm_jax.sweep --workdir=runs/mdlm --steps=4,16 --option=temperature \
+python -m flm_jax.sweep --workdir=runs/mdlm --steps=4,16 --option=temperature \\
     --values=0.7,0.8,0.9,1 --judge=runs/ar --json=mdlm.json
 python -m flm_jax.frontier --rows=mdlm.json --rows=fmlm.json --out=frontier.png
 

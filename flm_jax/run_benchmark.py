@@ -1,13 +1,13 @@
 """Runs a benchmark: scores answers one by one, continues interrupted runs, prints a table.
 
-python -m flm_jax.run_benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --steps=128 \
+python -m flm_jax.run_benchmark --task=gsm8k --data=gsm8k/test.jsonl --workdir=W --steps=128 \\
     --out=DIR
-python -m flm_jax.run_benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \
+python -m flm_jax.run_benchmark --task=humaneval --data=HumanEval.jsonl.gz --workdir=W --out=DIR \\
     --samples=20 --pass_at=1,10 --temperature=0.8
 python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --workdir=W --out=DIR
-JUDGE_URL=https://host/v1 JUDGE_KEY=... python -m flm_jax.run_benchmark --task=mt_bench \
+JUDGE_URL=https://host/v1 JUDGE_KEY=... python -m flm_jax.run_benchmark --task=mt_bench \\
     --data=question.jsonl --workdir=W --out=DIR --judge_model=gpt-4o-2024-05-13
-python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \
+python -m flm_jax.run_benchmark --task=mbpp --data=mbpp.jsonl --reference \\
     --out=DIR  # right answers
 """
 

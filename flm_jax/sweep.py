@@ -1,10 +1,10 @@
 """Measures a model over the values of one sampling option: a table, and a plot.
 
-python -m flm_jax.sweep --workdir=runs/flm --steps=32 --weak=runs/weak \
+python -m flm_jax.sweep --workdir=runs/flm --steps=32 --weak=runs/weak \\
     --option=guidance --values=1,1.5,2,3 --num_samples=4096 --plot=guidance.png
-python -m flm_jax.sweep --workdir=runs/flm --steps=32 --reward=runs/reward \
+python -m flm_jax.sweep --workdir=runs/flm --steps=32 --reward=runs/reward \\
     --option=reward_scale --values=0,0.5,1,2 --num_samples=4096 --plot=reward.png
-python -m flm_jax.sweep --workdir=runs/mdlm --steps=4,16 --option=temperature \
+python -m flm_jax.sweep --workdir=runs/mdlm --steps=4,16 --option=temperature \\
     --values=0.7,0.8,0.9,1 --judge=runs/ar --json=mdlm.json
 
 Rows of the last form are what `flm_jax.frontier` draws.

@@ -1,6 +1,6 @@
 """Trains a policy of step sizes for x-prediction, by rewards on problems that the model solves.
 
-python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py \
+python -m flm_jax.train_policy --config=configs/x_prediction/sums_policy.py \\
     --workdir=runs/xflow/policy
 python -m flm_jax.sample --workdir=W --steps=2 --sampler=x_prediction --policy=runs/xflow/policy
 
