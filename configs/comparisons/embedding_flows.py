@@ -3,10 +3,10 @@
 python -m flm_jax.evaluate --config=configs/comparisons/embedding_flows.py:phrases4 \
     --workdir=runs/embedding
 
-Sizes, optimizer, rows and steps are those of the FLM and the FMLM there: states with N(0, I)
-noise in a space of normalised embeddings, times by a law of gamma that is learnt, on the linear
-and on the variance-preserving path. Each map is distilled by the semigroup route with its
-flow's table frozen.
+Sizes, optimizer, rows and steps are the same as for the FLM and the FMLM there. States are
+normalised embeddings with N(0, I) noise, times follow a learned distribution of gamma, and the path
+is linear or variance-preserving. Each map is distilled by the semigroup route with its flow's table
+frozen.
 
 Hardware: one CPU core. Expected: see docs/results/tasks.md, "Embedding flows".
 """

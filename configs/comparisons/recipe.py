@@ -1,4 +1,4 @@
-"""What the comparisons share: the small models that they train, and the number of samples."""
+"""Small models that the comparisons train, and the number of samples that they draw."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ def model(sizes: dict, steps: int, lr: float):
     """A small FLM, of which the comparisons set the data and whatever differs.
 
     Args:
-      sizes: numbers under the names length, dim, depth and batch; other names are ignored.
+      sizes: dict with length, dim, depth and batch; other keys are ignored.
       steps: optimizer steps.
       lr: peak learning rate.
     """
@@ -41,7 +41,7 @@ def distilled(config: ConfigDict, objective: str):
     """Turns a small model into its distillation by five rounds, from 1/32 of the time to 1/2.
 
     Args:
-      config: changed in place; its steps are those of all rounds.
+      config: config of the small model, changed in place; its steps are divided among the rounds.
       objective: discrete_consistency or through_time.
     """
     choose(config, objective=objective)

@@ -4,7 +4,8 @@ python -m flm_jax.evaluate --config=configs/comparisons/tasks.py:phrases4 --work
 
 MDLM, Duo and AR take as many steps of as many rows as FLM and FMLM together. So do their distilled
 forms MDLM_sdtt and Duo_dcd with the bases that they start from. ReMDM is the MDLM sampled
-otherwise. Duo has a table of positions, which pure noise does not tell (configs/phrases/duo.py).
+otherwise. Duo has a table of positions, since pure noise carries no position
+(configs/phrases/duo.py).
 
 Hardware: one CPU core. Duration: 44 minutes for `phrases4`, 37 for `arithmetic1`. Expected: on
 `phrases4` 99.1% of FMLM's samples in one network call are valid, and 91.7% of MDLM's in 8; on

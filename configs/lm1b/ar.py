@@ -2,7 +2,7 @@
 
 python -m flm_jax.train --config=configs/lm1b/ar.py --workdir=runs/lm1b/ar
 
-Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unmeasured.
+Data and hardware are the same as in configs/lm1b/flm.py. Duration and metrics are unmeasured.
 """
 
 from configs.lm1b.recipe import recipe

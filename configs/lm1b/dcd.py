@@ -3,9 +3,9 @@
 python -m flm_jax.train --config=configs/lm1b/dcd.py --workdir=runs/lm1b/dcd \
     --config.objective.teacher=runs/lm1b/duo
 
-Rounds, spans, learning rate and average are those of the authors' script for LM1B. Data and
-hardware are those of configs/lm1b/flm.py. Duration and metrics are unmeasured here. Reported by
-arXiv 2609.15903 is a generative perplexity under GPT-2 large of 1225 in one step.
+Rounds, spans, learning rate and average are the values of the authors' script for LM1B. Data and
+hardware are the same as in configs/lm1b/flm.py. Duration and metrics are unmeasured here. arXiv
+2609.15903 reports a generative perplexity under GPT-2 large of 1225 in one step.
 """
 
 from configs.lm1b.recipe import recipe

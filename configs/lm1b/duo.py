@@ -3,10 +3,10 @@
 python -m flm_jax.train --config=configs/lm1b/duo.py --workdir=runs/lm1b/duo
 
 The curriculum takes the first half of the steps, at temperature 0.001 and gamma from -3.5 to -1.75,
-as the authors' script has it; signals are those of V = 30,522.
+as in the authors' script; signals are computed for V = 30,522.
 
-Data and hardware are those of configs/lm1b/flm.py; the curriculum draws noise in R^V. Duration and
-metrics are unmeasured.
+Data and hardware are the same as in configs/lm1b/flm.py; the curriculum draws noise in R^V.
+Duration and metrics are unmeasured.
 """
 
 from configs.lm1b.recipe import recipe

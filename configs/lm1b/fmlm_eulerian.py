@@ -3,9 +3,9 @@
 python -m flm_jax.train --config=configs/lm1b/fmlm_eulerian.py --workdir=runs/lm1b/fmlm_eulerian \
     --config.objective.teacher=runs/lm1b/flm
 
-The route alone is that paper's; all other figures are those of configs/lm1b/fmlm.py, as their own
-are not at hand. Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are
-unmeasured here.
+Only the route is that paper's: its other values are not at hand, so all others are the same as in
+configs/lm1b/fmlm.py. Data and hardware are the same as in configs/lm1b/flm.py. Duration and metrics
+are unmeasured here.
 """
 
 from configs.lm1b.fmlm import get_config as semigroup

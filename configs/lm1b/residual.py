@@ -3,9 +3,9 @@
 python -m flm_jax.train --config=configs/lm1b/residual.py --workdir=runs/lm1b/residual \
     --config.objective.teacher=runs/lm1b/flm
 
-As released in February 2026: one row of 64 is the whole interval, times are weighted by a learned
-function. Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unmeasured;
-configs/lm1b/merge.py makes a flow map of it.
+As released in February 2026: one row of 64 spans the interval from 0 to 1, and a learned function
+weights the times. Data and hardware are the same as in configs/lm1b/flm.py. Duration and metrics
+are unmeasured; configs/lm1b/merge.py distils FLM and residual into one map.
 """
 
 from configs.lm1b.recipe import recipe, two_stage

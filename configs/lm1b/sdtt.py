@@ -3,10 +3,9 @@
 python -m flm_jax.train --config=configs/lm1b/sdtt.py --workdir=runs/lm1b/sdtt \
     --config.objective.teacher=runs/lm1b/mdlm
 
-Seven rounds of 10,000 steps, from steps of 1/1024 of the time to steps of 1/16, as published.
-Data and hardware are those of configs/lm1b/flm.py. Duration and metrics are unmeasured here.
-Reported by arXiv 2609.15903 is a generative perplexity under GPT-2 large of 1429
-in one step.
+Seven rounds of 10,000 steps, from steps of 1/1024 of the time to steps of 1/16, as published. Data
+and hardware are the same as in configs/lm1b/flm.py. Duration and metrics are unmeasured here. arXiv
+2609.15903 reports a generative perplexity under GPT-2 large of 1429 in one step.
 """
 
 from configs.lm1b.recipe import recipe

@@ -5,7 +5,7 @@ python -m flm_jax.train --config=configs/masked_flow/adapt.py --workdir=runs/mlf
 The base model is what `python -m flm_jax.convert --source=smdm` wrote to runs/smdm
 (docs/methods/masked_flow.md); its sizes are read from there. The data in data/pretraining must be
 prepared with its tokenizer. All values are the paper's; where its released configuration differs
-(docs/methods/masked_flow.md has a table), those of the loss and of the law of gamma are that one's.
+(docs/methods/masked_flow.md has a table), loss and distribution of gamma follow that configuration.
 
 Hardware: accelerators. Duration and metrics are unmeasured.
 """

@@ -2,12 +2,12 @@
 
 python -m flm_jax.train --config=configs/masked_flow/sft.py --workdir=runs/mlfm_sft
 
-Adapters and the curve of gamma start from those of runs/mlfm_adapt, with a fresh optimizer. In half
-of the rows everything but the prompt is hidden. Steps and warm-up are the paper's; the released
+Adapters and the curve of gamma start from runs/mlfm_adapt, with a fresh optimizer. In half of the
+rows everything but the prompt is hidden. Steps and warm-up are the paper's; the released
 configuration takes 30,000 steps with a warm-up of 200. The base is trained as in that one; in the
 paper it stays frozen (--config.adapters.base_lr=0).
 
-The files are those of the data sets' own repositories, see docs/methods/masked_flow.md.
+The files come from the data sets' own repositories, see docs/methods/masked_flow.md.
 
 Hardware: accelerators. Duration and metrics are unmeasured.
 """

@@ -2,8 +2,8 @@
 
 python -m flm_jax.train --config=configs/masked_flow/small_base.py --workdir=runs/small/base
 
-Questions stay visible. Answers vary in length, and the end of text that fills a row behind them is
-learnt with them.
+Questions stay visible. Answers vary in length; the end-of-text tokens that fill a row after them
+are learned too.
 
 Hardware: two CPU cores.
 """

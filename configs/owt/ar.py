@@ -2,7 +2,7 @@
 
 python -m flm_jax.train --config=configs/owt/ar.py --workdir=runs/owt/ar
 
-Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured.
+Data and hardware are the same as in configs/owt/flm.py. Duration and metrics are unmeasured.
 """
 
 from configs.owt.recipe import recipe

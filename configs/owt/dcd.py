@@ -3,10 +3,10 @@
 python -m flm_jax.train --config=configs/owt/dcd.py --workdir=runs/owt/dcd \
     --config.objective.teacher=runs/owt/duo
 
-Rounds, spans, batch, learning rate and average are those of the authors' script for OpenWebText.
-Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured here.
-Reported by arXiv 2609.15903 are generative perplexities under GPT-2 large of 5743, 891 and 251 in
-1, 2 and 4 steps.
+Rounds, spans, batch, learning rate and average are the values of the authors' script for
+OpenWebText. Data and hardware are the same as in configs/owt/flm.py. Duration and metrics are
+unmeasured here. arXiv 2609.15903 reports generative perplexities under GPT-2 large of 5743, 891 and
+251 in 1, 2 and 4 steps.
 """
 
 from configs.owt.recipe import recipe

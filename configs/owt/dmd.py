@@ -4,10 +4,10 @@ python -m flm_jax.train --config=configs/owt/dmd.py --workdir=runs/owt/dmd \
     --config.objective.teacher=runs/owt/flm
 
 As the paper reports it: 2,000 updates of the student, four of the auxiliary before each, AdamW at
-3e-4, starts uniform and later times uniform behind them. Its teacher is a LangFlow; here it is the
+3e-4, starts uniform and later times uniform after them. Its teacher is a LangFlow; here it is the
 FLM, as no map is matched to a network whose own evidence is added to its output
 (config.model.posterior_skip). Rows of an update, warm-up and average are our choice. Data and
-hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured here.
+hardware are the same as in configs/owt/flm.py. Duration and metrics are unmeasured here.
 """
 
 from configs.owt.recipe import distilled, recipe

@@ -3,10 +3,10 @@
 python -m flm_jax.train --config=configs/owt/duo.py --workdir=runs/owt/duo
 
 The curriculum takes the first half of the steps, at temperature 0.001 and gamma from -3.55 to
--1.85, as the authors' script has it; signals are those of V = 50,257.
+-1.85, as in the authors' script; signals are computed for V = 50,257.
 
-Data and hardware are those of configs/owt/flm.py; the curriculum draws noise in R^V. Duration and
-metrics are unmeasured.
+Data and hardware are the same as in configs/owt/flm.py; the curriculum draws noise in R^V. Duration
+and metrics are unmeasured.
 """
 
 from configs.owt.recipe import recipe

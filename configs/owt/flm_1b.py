@@ -4,8 +4,8 @@ python -m flm_jax.compile --config=configs/owt/flm_1b.py --vocab_size=50257 \
     --topology=v5p:4x4x4 --config.mesh.data=1 --config.mesh.fsdp=64 --config.model.attention=splash
 python -m flm_jax.train --config=configs/owt/flm_1b.py --workdir=runs/owt/flm_1b
 
-The data are those of configs/owt/flm.py. Hardware: 64 TPU v5p chips or 8 H200, for which it was
-compiled, never run (docs/guides/planning.md). Duration and metrics are unmeasured.
+The data are the same as in configs/owt/flm.py. Hardware: 64 TPU v5p chips or 8 H200, for which it
+was compiled, never run (docs/guides/planning.md). Duration and metrics are unmeasured.
 """
 
 from configs.owt.recipe import recipe

@@ -3,9 +3,9 @@
 python -m flm_jax.train --config=configs/owt/fmlm_eulerian.py --workdir=runs/owt/fmlm_eulerian \
     --config.objective.teacher=runs/owt/flm
 
-The route alone is that paper's; all other figures are those of configs/owt/fmlm.py, as their own
-are not at hand. Data and hardware are those of configs/owt/flm.py. Duration and metrics are
-unmeasured here.
+Only the route is that paper's: its other values are not at hand, so all others are the same as in
+configs/owt/fmlm.py. Data and hardware are the same as in configs/owt/flm.py. Duration and metrics
+are unmeasured here.
 """
 
 from configs.owt.fmlm import get_config as semigroup

@@ -2,12 +2,13 @@
 
 python -m flm_jax.train --config=configs/owt/langflow.py --workdir=runs/owt/langflow
 
-The data are those of configs/owt/flm.py. As in the weights that its authors published:
-normalised embeddings of length sqrt(768), the variance-preserving path, a Gumbel law of gamma,
-the network told gamma, the posterior of each state added to the logits, self-conditioning, no
-soft caps. Their training code is not published: batch, learning rate and steps are those of
-configs/owt/flm.py; they add a linear map of state and estimate together, here it is one of the
-estimate alone; a tenth of the times is uniform here, so that the law can be fitted.
+The data are the same as in configs/owt/flm.py. The model follows the weights that its authors
+published: normalised embeddings of length sqrt(768), the variance-preserving path, a Gumbel
+distribution of gamma, gamma as an input of the network, the posterior of each state added to the
+logits, self-conditioning, no soft caps. Their training code is not published: batch, learning rate
+and steps are the same as in configs/owt/flm.py. Their network adds a linear map of state and
+estimate together, here the map takes the estimate alone. A tenth of the times is uniform here, so
+that the distribution can be fitted.
 
 Hardware: accelerators. Duration and metrics are unmeasured here. The paper reports a perplexity
 of 24.6.

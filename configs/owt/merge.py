@@ -3,8 +3,9 @@
 python -m flm_jax.train --config=configs/owt/merge.py --workdir=runs/owt/merge \
     --config.objective.teacher=runs/owt/flm --config.objective.residual=runs/owt/residual
 
-As released in February 2026: one row of 128 is the whole interval, squared distances of the states.
-Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured.
+As released in February 2026: one row of 128 spans the interval from 0 to 1, and the loss is the
+squared distance of the states. Data and hardware are the same as in configs/owt/flm.py. Duration
+and metrics are unmeasured.
 """
 
 from configs.owt.recipe import recipe, two_stage

@@ -3,10 +3,10 @@
 python -m flm_jax.train --config=configs/owt/sdtt.py --workdir=runs/owt/sdtt \
     --config.objective.teacher=runs/owt/mdlm
 
-Seven rounds of 10,000 steps, from steps of 1/1024 of the time to steps of 1/16, as published.
-Data and hardware are those of configs/owt/flm.py. Duration and metrics are unmeasured here.
-Reported by arXiv 2609.15903 are generative perplexities under GPT-2 large of 1261, 877 and 340 in
-1, 2 and 4 steps.
+Seven rounds of 10,000 steps, from steps of 1/1024 of the time to steps of 1/16, as published. Data
+and hardware are the same as in configs/owt/flm.py. Duration and metrics are unmeasured here. arXiv
+2609.15903 reports generative perplexities under GPT-2 large of 1261, 877 and 340 in 1, 2 and 4
+steps.
 """
 
 from configs.owt.recipe import recipe

@@ -2,9 +2,9 @@
 
 python -m flm_jax.train --config=configs/phrases/duo.py --workdir=runs/phrases/duo
 
-Pure noise looks alike from all positions by rotary positions alone, so that one call could not tell
-first words from second ones: config.model.position_table tells them, as the anchors of positions do
-in configs/phrases/mdlm.py.
+With rotary positions alone, pure noise looks the same from all positions, so that one network
+evaluation could not distinguish first words from second ones. config.model.position_table
+distinguishes them, as the anchors of positions do in configs/phrases/mdlm.py.
 
 Hardware: CPU. The duration and the figures are unmeasured.
 """

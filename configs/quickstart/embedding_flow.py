@@ -3,8 +3,8 @@
 python -m flm_jax.train --config=configs/quickstart/embedding_flow.py \
     --workdir=runs/quickstart/embedding
 
-The data are those of configs/quickstart/flm.py. States are normalised embeddings with N(0, I)
-noise on the variance-preserving path, and the law of times is learnt
+The data are the same as in configs/quickstart/flm.py. States are normalised embeddings with N(0, I)
+noise on the variance-preserving path, and the distribution of times is learned
 (docs/methods/embedding_flow.md).
 
 Hardware: two CPU cores. Duration and texts are unmeasured.

@@ -1,15 +1,15 @@
-"""The recipe that the models of the tales share: data, sizes, optimizer, steps.
+"""Recipe common to the models of the tales: data, sizes, optimizer and steps.
 
 launch/tales.sh prepares the data and trains all of them. A model has at most 7.4 million
-parameters, so that its weights in bfloat16 take less than 15 MB. The batches are those of a GPU;
-the launcher sets smaller ones, and float32, where there is none.
+parameters, so that its weights in bfloat16 take less than 15 MB. The batches are sized for a GPU;
+without one the launcher sets smaller batches and float32.
 """
 
 from flm_jax.config import base_config
 
 
 def recipe(folder: str = ""):
-    """`folder` is that of the runs, runs/tales by default; the prepared data lie in its `data`."""
+    """`folder` holds the runs, runs/tales by default; the prepared data lie in `data` there."""
     config = base_config()
     config.data.path = f"{folder or 'runs/tales'}/data"
     config.data.packing = "stream"
@@ -38,7 +38,7 @@ def recipe(folder: str = ""):
 
 
 def flow(folder: str = ""):
-    """What the flow and its maps share: posterior input, and clean context in half of the rows."""
+    """Settings of the flow and its maps: posterior input, and clean context in half of the rows."""
     config = recipe(folder)
     config.model.posterior_input = True
     config.objective.context = 0.5
