@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "flm_jax"
-FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parents[2]
+FILES = [path for part in ("flm_jax", "configs") for path in sorted((ROOT / part).rglob("*.py"))]
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
 ENTRY = re.compile(r"([*\w.]+(?:, [*\w.]+)*): (.*)")
 # Fragments that leave out the noun or the verb, and coinages for terms of the field.
@@ -119,7 +119,7 @@ def faults(source):
         yield from (f"{name}: {fault}" for fault in sentences(text))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_and_helps_are_sentences(path):
     assert not list(faults(path.read_text()))
 
