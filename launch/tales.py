@@ -94,7 +94,7 @@ def words(prepared: str, file: str) -> None:
 
 
 def join(out: str, *files: str) -> None:
-    """Joins rows of `evaluate --json`; those of data once, and last."""
+    """Joins rows of `evaluate --json`; the row of the data comes once, at the end."""
     rows = [row for file in files for row in json.loads(Path(file).read_text(encoding="utf8"))]
     data = [row for row in rows if row["model"] == "data"]
     rows = [row for row in rows if row["model"] != "data"] + data[:1]

@@ -78,13 +78,13 @@ def _stages(report: Path) -> tuple[str, float]:
 
 
 def card(config: dict, prepared: str, books: Path, rows: list[dict], report: Path) -> str:
-    """The card in Markdown.
+    """Writes the model card in Markdown.
 
     Args:
-      config: of the model.
+      config: config of the model.
       prepared: folder of the data.
       books: table of the books.
-      rows: figures of `evaluate --json`; those of data last.
+      rows: rows of `evaluate --json`, with the row of the data last.
       report: opened report of launch/tales.sh.
     """
     model, counts = config["model"], _counts(Path(prepared))
