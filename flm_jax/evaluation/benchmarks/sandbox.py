@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flm_jax.core.errors import UserError, one_of, require
 
@@ -142,7 +142,7 @@ def open_sandbox(
         most = dataclasses.replace(limits, seconds=20.0, processes=max(limits.processes, 3))
         try:
             status, reason, *_ = run_program(Sandbox(most, isolation, python), _TRIAL)
-        except (OSError, AttributeError) as error:  # a kernel or a Python without some call
+        except OSError as error:  # of a kernel or a Python without some call, for example
             status, reason = "error", str(error)
         if status == "passed":
             _warn_of_less(isolation)
@@ -181,7 +181,7 @@ def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="flm_jax_", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         result, write = os.pipe()
-        line, task = [sandbox.python, "-s", "-c", _RUNNER, _HOME], os.memfd_create("task")
+        line, task = [sandbox.python, "-s", "-c", _RUNNER, _HOME], _call("memfd_create", "task")
         os.write(task, _task(sandbox, program, folder, write))
         os.lseek(task, 0, os.SEEK_SET)
         try:
@@ -211,6 +211,14 @@ def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
     return _outcome(output, said, sandbox.limits, time.monotonic() - began)
 
 
+def _call(name: str, argument: Any) -> int:
+    """What a system call gives; an OSError that names it where kernel or Python lack it."""
+    try:
+        return getattr(os, name)(argument)
+    except (OSError, AttributeError) as error:
+        raise OSError(f"{name}: {getattr(error, 'strerror', '') or error}") from error
+
+
 def _task(sandbox: Sandbox, program: Program, folder: str, result: int) -> bytes:
     """What the runner reads: the length of a first part, that part, and one for the tests alone."""
     first = dataclasses.asdict(sandbox.limits) | {
@@ -237,7 +245,7 @@ def _watch(process: subprocess.Popen, result: int, limits: Limits) -> tuple[byte
     """What the program printed and what was said of it, until it ends or has had its time."""
     most = {process.stdout.fileno(): limits.output_bytes, result: _RESULT_BYTES}
     found = {number: b"" for number in most}
-    ended = os.pidfd_open(process.pid)
+    ended = _call("pidfd_open", process.pid)
     deadline = time.monotonic() + limits.seconds + _START_SECONDS
     try:
         with selectors.DefaultSelector() as ready:

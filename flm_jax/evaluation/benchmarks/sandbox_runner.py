@@ -136,7 +136,7 @@ def _new_root(task, uid):
     if uid is not None:
         os.chown(root + folder, uid, uid)
     _make_read_only(root, flags=0)
-    os.chroot(root)
+    checked("chroot", os.fsencode(root))
     return folder
 
 

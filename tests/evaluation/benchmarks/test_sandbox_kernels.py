@@ -30,6 +30,7 @@ CALLS = {  # number on x86-64, error, first argument: isolation, what is said
     (442, MISSING, 0): ("namespaces", "mount_setattr (Linux 5.12): Function not implemented"),
     (272, MISSING, 0): ("namespaces", "unshare: Function not implemented"),
     (165, NOT_PERMITTED, 0): ("namespaces", "mount: Operation not permitted"),
+    (161, NOT_PERMITTED, 0): ("namespaces", "chroot: Operation not permitted"),
     (157, INVALID, 22): ("guard", "prctl: Invalid argument"),  # seccomp
     (446, NOT_PERMITTED, 0): ("guard", "Landlock does not bind this process"),
 }
@@ -63,7 +64,7 @@ def test_calls_that_python_or_the_kernel_lacks_are_told_in_one_line(monkeypatch)
         ):
             with monkeypatch.context() as patched:
                 change(patched)
-                with pytest.raises(UserError, match="no sandbox .*expected Linux 5.3 or later"):
+                with pytest.raises(UserError, match=f"no sandbox .*{name}.*expected Linux 5.3"):
                     open_sandbox(LIMITS, "guard", PYTHONS["guard"][-1])
 
 
