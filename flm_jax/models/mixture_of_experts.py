@@ -110,7 +110,7 @@ def check_kernel(cfg: ExpertsConfig, plan: AttentionPlan) -> None:
     """
     if cfg.kernel != "fused":
         return
-    where, tiles = "config.model.llama.experts.kernel", "set it to 'tiles'"
+    where, tiles = "config.model.experts.kernel", "set it to 'tiles'"
     missing = fused_attention.why_missing()
     require(not missing, f"{where} is 'fused': {missing}; or {tiles}.")
     require(
