@@ -68,6 +68,13 @@ _FEATURES = DEFINE_path(
         "adds the column mauve."
     ),
 )
+_PROMPTED = flags.DEFINE_integer(
+    "prompted",
+    0,
+    "Number of first tokens of held-out texts that each model continues; --judge then says how "
+    "much more likely a continuation is behind its own prompt than behind another one. 0 is none.",
+    lower_bound=0,
+)
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
 _WORKDIR = DEFINE_path(
     "workdir", "", "Workdir of a model; with --config, the folder of the comparison."
@@ -171,8 +178,14 @@ def _check(models: list[tuple[str, list[int]]]) -> None:
         _FEATURES.value != OWN or bool(_JUDGE.value),
         f"got --features={OWN} and no judge; give --judge, or the folder of a model.",
     )
+    require(
+        not _PROMPTED.value or bool(_JUDGE.value),
+        f"got --prompted={_PROMPTED.value} and no judge; give --judge.",
+    )
     reference = _PROTOCOL.value == "reference"
-    other = [f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED, _FEATURES) if flag.value]
+    other = [
+        f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED, _FEATURES, _PROMPTED) if flag.value
+    ]
     require(
         not (reference and other),
         f"got {' and '.join(other)} with --protocol=reference, which measures perplexity and "
@@ -211,11 +224,12 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
     num, wording = _number(_FEW), Wording(_WORDS.value, _COPIED.value, _DATA.value)
     for workdir, steps in models:
         more = {"samples": num, "data": _DATA.value, "wording": wording, "features": features}
+        more["prompted"] = _PROMPTED.value
         with _progress(workdir, num, steps) as bar:
             rows += measure(workdir, steps, show=bar.done, **more, **wanted)
     what = subject(models[0][0], judge, _DATA.value, features)
     if what.data:
-        rows.append(measure_data(what, num, _BATCH.value, wording))
+        rows.append(measure_data(what, num, _BATCH.value, wording, _PROMPTED.value))
     else:
         print(f"{models[0][0]} names no data: give --data=PREPARED for losses and distances")
     return rows

@@ -24,6 +24,7 @@ from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexi
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.metrics.likelihood import Likelihood, likelihood
 from flm_jax.metrics.mauve import mauve
+from flm_jax.metrics.prompt_following import prompt_gain
 from flm_jax.metrics.text import diversity_report, unigram_entropy
 from flm_jax.samplers.base import Given, SamplerConfig, nothing_given
 
@@ -146,6 +147,7 @@ def measure(
     kept: Kept | None = None,
     features: Featurizer | None = None,
     show: Callable[[int], None] = lambda done: None,
+    prompted: int = 0,
 ) -> Iterator[Row]:
     """Yields one table row per step count.
 
@@ -163,6 +165,7 @@ def measure(
       kept: collection to which the samples are added.
       features: function from texts to features for MAUVE; None for no MAUVE.
       show: callback that takes the number of samples of all rows, after each batch.
+      prompted: number of first tokens of held-out texts to continue, for `prompt_gain`; 0 for none.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -185,6 +188,7 @@ def measure(
             **figures(what, drawn.tokens, batch_size),
             **(wording.figures(texts) if wording else {}),
             **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, sampler),
+            **(continued(what, count, prompted, samples, batch_size, seed, sampler)),
             **nats,
             "samples": texts,
         }
@@ -224,7 +228,11 @@ def drawn_rows(
 
 
 def measure_data(
-    what: Subject, samples: int, batch_size: int, wording: Wording | None = None
+    what: Subject,
+    samples: int,
+    batch_size: int,
+    wording: Wording | None = None,
+    prompted: int = 0,
 ) -> Row:
     """Measures held-out data instead of samples, for the figures of a perfect model.
 
@@ -238,6 +246,7 @@ def measure_data(
         "kind": f"{len(tokens)} held-out sequences",
         **figures(what, tokens, batch_size),
         **(wording.figures(texts) if wording else {}),
+        **_gain(what, tokens, prompted, batch_size),
         "data_entropy_nats": unigram_entropy(what.reference[:256]),
         "samples": texts[:64],
     }
@@ -297,6 +306,50 @@ def completions(
         "problem_solved_high": high,
         "problem_calls": done.calls,
     }
+
+
+def continued(
+    what: Subject,
+    steps: int,
+    prompted: int,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    sampler: SamplerConfig | None,
+) -> Row:
+    """How well the model's continuations of held-out beginnings follow them; {} without a judge.
+
+    Args:
+      what: the model, its data and the judge.
+      steps: number of steps of a batch.
+      prompted: tokens of each beginning; 0 for no such figure.
+      samples: number of held-out texts at most.
+      batch_size, seed, sampler: of the draws.
+
+    Raises:
+      UserError: beginnings that leave nothing to write.
+    """
+    if not (prompted and what.judge and what.data):
+        return {}
+    tokens = what.reference[:samples]
+    require(
+        0 < prompted < tokens.shape[1],
+        f"got --prompted={prompted}; expected at least 1 and less than {tokens.shape[1]}, the "
+        "model's length.",
+    )
+    given = np.zeros(tokens.shape, bool)
+    given[:, :prompted] = True
+    settings = dict(steps=steps, batch_size=batch_size, seed=seed, sampler=sampler)
+    done = engine.complete(what.model, Given(tokens, given), **settings)
+    return _gain(what, done.tokens[np.argsort(done.places)], prompted, batch_size)
+
+
+def _gain(what: Subject, tokens: np.ndarray, prompted: int, batch_size: int) -> Row:
+    if not (prompted and what.judge):
+        return {}
+    halves = tokens[:, :prompted], tokens[:, prompted:]
+    texts = [[what.model.tokenizer.decode(row) for row in half] for half in halves]
+    return with_interval("prompt_gain_nats", prompt_gain(what.judge, *texts, batch_size))
 
 
 def _reference_size(data: loading.Data) -> int:

@@ -11,6 +11,7 @@ from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.evaluation import judges
 from flm_jax.evaluation.features import judge_features
 from flm_jax.metrics.generative_perplexity import judge_samples, judge_texts
+from flm_jax.metrics.prompt_following import prompt_gain
 
 GPT2 = Path(__file__).parents[1] / "goldens/gpt2"
 
@@ -41,6 +42,22 @@ def test_its_features_are_the_state_behind_a_text():
     ((place,),) = judge.tokenizer.encode_batch([following])
     gained = nats([text + following for text in texts[:2]]) - nats(texts[:2])
     np.testing.assert_allclose(-laws[:2, place], gained, atol=2e-4)
+
+
+def test_a_prompt_gains_what_the_likelihoods_of_whole_texts_say():
+    judge = judges.load_judge(str(GPT2))
+    prompts, written = ["a cat sat", "where is", "the l"], [" on a mat", " the house", "ake"]
+    nats = lambda some: judge_texts(judge, some)[:, 0]
+    behind = lambda given: nats([a + b for a, b in zip(given, written)]) - nats(given)
+    count = sum(map(len, judge.tokenizer.encode_batch(written)))
+    other = [*prompts[1:], prompts[0]]
+    found = prompt_gain(judge, prompts, written, 2)
+    assert found.value == pytest.approx((behind(other) - behind(prompts)).sum() / count, abs=1e-4)
+    assert found.low <= found.value <= found.high
+    same = prompt_gain(judge, ["the"] * 2, ["a b", "c d"])
+    assert same.value == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(UserError, match="two or more"):
+        prompt_gain(judge, ["a"], ["b"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""How well continuations follow their prompts, by an autoregressive judge.
+
+A continuation that ignores its prompt is as likely behind any other prompt. The gain is
+
+    (ln p(continuation | own prompt) - ln p(continuation | another prompt)) / tokens,
+
+in nats a token, summed over all continuations before it is divided. It is 0 where prompts are
+ignored, and compares under one judge, beside the gain of true continuations.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flm_jax.core.errors import require
+from flm_jax.metrics.generative_perplexity import Judge, Window, scores
+from flm_jax.metrics.intervals import Interval, interval
+
+
+def prompt_gain(
+    judge: Judge, prompts: Sequence[str], continuations: Sequence[str], batch_size: int = 32
+) -> Interval:
+    """The gain with its 95% bootstrap interval over texts.
+
+    Args:
+      judge: an autoregressive model.
+      prompts: texts, one each.
+      continuations: what was written behind them; where both are longer than the judge's rows, the
+        end is cut. Each is scored once more behind the prompt of the next text.
+      batch_size: texts at a time.
+
+    Raises:
+      UserError: fewer than two texts, or nothing to score.
+    """
+    require(
+        len(prompts) == len(continuations) and len(prompts) > 1,
+        f"got {len(prompts)} prompts and {len(continuations)} continuations; expected as many of "
+        "each, two or more.",
+    )
+    own, other = prompts, [*prompts[1:], prompts[0]]
+    given = [judge.tokenizer.encode_batch(list(some)) for some in (own, other)]
+    written = judge.tokenizer.encode_batch(list(continuations))
+    # Both prompts leave the same tokens of the continuation to score.
+    room = [
+        min(_size(judge) - max(map(len, pair)), len(ids)) for *pair, ids in zip(*given, written)
+    ]
+    nats = [
+        scores(judge, _windows(judge, some, written, room), len(own), batch_size) for some in given
+    ]
+    counted = nats[0][:, 1]
+    require(bool(counted.sum() > 0), "no token of the continuations can be judged.")
+    rows = np.stack([nats[1][:, 0] - nats[0][:, 0], counted], axis=1)
+    statistic = lambda some: float(some[:, 0].sum() / max(some[:, 1].sum(), 1.0))
+    return interval(statistic, rows)
+
+
+def _head(judge: Judge) -> list[int]:
+    return [] if judge.framing == "stream" else [judge.tokenizer.bos_id]
+
+
+def _size(judge: Judge) -> int:
+    return judge.net.max_length - len(_head(judge))
+
+
+def _windows(judge: Judge, prompts, written, room) -> list[Window]:
+    """A row for each text that has room, in which the continuation alone is scored."""
+    found = []
+    for row, (prompt, ids, most) in enumerate(zip(prompts, written, room)):
+        if most > 0 and len(prompt):
+            tokens = np.array([*_head(judge), *prompt, *ids[:most]], np.int32)
+            scored = np.arange(len(tokens)) >= len(tokens) - most
+            found.append(Window(row, tokens, scored))
+    return found
