@@ -4,8 +4,8 @@ python -m flm_jax.train_policy --config=configs/x_prediction/functions_policy.py
     --workdir=runs/functions/policy
 
 Hardware: one CPU core. Duration: 2 minutes beside other work. Expected: programs of the flow with
-this policy pass their unit tests for 98.9% of the problems in 4 network calls
-(docs/methods/x_prediction.md, "Small Python functions, on one CPU core").
+this policy pass their unit tests for 97.5% of the problems in 4 network calls
+(docs/methods/x_prediction.md, "The paper's policy").
 """
 
 from configs.x_prediction import recipe

@@ -27,9 +27,6 @@ def policy(runs: str):
     config = policy_config()
     config.model = f"{runs}/align"
     config.calls = (2, 4)
-    # As it was measured; the paper's policy is that of `published_policy`.
-    config.policy.layers = 1
-    config.epochs = 1
     return config
 
 
