@@ -7,9 +7,11 @@ JAX_COMPILATION_CACHE_DIR says; it only saves time.
 import os
 from pathlib import Path
 
-# Before JAX starts its backend, which reads the flag once.
+from helpers.compiling import FAST
+
+# Before JAX starts its backend, which reads the flags once.
 _DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST} {_DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time here goes into compiling. Environment, so that it holds for processes that the
 # tests start as well; a training to the end sets the first one back.

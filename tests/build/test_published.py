@@ -21,6 +21,7 @@ from flm_jax.data.tokenizers.registry import load_tokenizer
 from flm_jax.denoiser.forward import denoise
 from flm_jax.interop import mlfm
 from flm_jax.models.lora import AdapterConfig
+from helpers.compiling import FAST
 from helpers.goldens_mlfm import GOLDENS, assert_close, record
 
 HEADS = 2
@@ -31,7 +32,7 @@ ALONE = NAMES["tiny_adapter_checkpoint_train (adapter_state_dict)"]
 
 
 def command(*flags):
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", "flm_jax.convert", *flags]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.distributed.processes import expected_processes, initialize
 from flm_jax.training.trainer import train_run
+from helpers.compiling import FAST
 
 STEPS = 10
 _FLAGS = {
@@ -61,7 +62,7 @@ def _command(workdir, mesh):
 
 def _environment(devices: int) -> dict[str, str]:
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FAST} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": os.path.abspath(".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

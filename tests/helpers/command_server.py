@@ -34,7 +34,9 @@ class Outcome(NamedTuple):
 
 def run_commands(commands: list[dict], folder: Path) -> list[Outcome]:
     """Outcomes of commands {"words": [module, flags...], "env": {...}} in a working folder."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "PYTHONWARNINGS": "ignore"}
+    from helpers.compiling import FAST  # not where this file is a program
+
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(commands),

@@ -10,6 +10,7 @@ import pytest
 from flm_jax.data.tokenizers.registry import load_tokenizer
 from helpers import chat_tokenizers
 from helpers.benchmarks import mbpp_problem
+from helpers.compiling import FAST
 from helpers.files import json_lines
 from helpers.llada2 import llada2_folder, llada2_weights
 from helpers.llama import llada, llada_folder
@@ -45,7 +46,7 @@ FOLDERS = {"llada": published_llada, "llada2": published_llada2}
 
 
 def command(name, **flags):
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", f"flm_jax.{name}", *(f"--{k}={v}" for k, v in flags.items())]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from flm_jax.inference import engine
 from flm_jax.interop.llama import read_llada, read_smdm, state_dict_from_params
 from flm_jax.interop.tensors import TensorFiles
 from helpers.chat_tokenizers import save
+from helpers.compiling import FAST
 from helpers.llama import DIM, HEADS, LENGTH, LLADA_MASK, llada, llada_folder, smdm
 
 
@@ -68,7 +69,7 @@ def test_other_architectures_are_refused(tmp_path):
 
 
 def command(*flags):
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", *flags]
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
 

@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from helpers.compiling import FAST
+
 SIZES = {
     "model.length": 16,
     "model.dim": 32,
@@ -24,7 +26,7 @@ SIZES = {
 
 
 def command(module, *flags):
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     line = [sys.executable, "-m", f"flm_jax.{module}", *flags]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

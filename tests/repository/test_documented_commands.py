@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from helpers import llama
 from helpers.benchmarks import HUMANEVAL, Judge, gsm8k_problems, mbpp_problem, mt_bench_questions
+from helpers.compiling import FAST
 from helpers.files import json_lines
 from helpers.llada2 import llada2_folder, llada2_weights
 from helpers.pages import commands
@@ -108,7 +109,7 @@ def bash(text, folder, judge=""):
     env = os.environ | {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": FAST,
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.compiling import FAST
 from helpers.small_python import smaller
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def run(line, folder):
     program, dash_m, module, *flags = shlex.split(line)
     assert (program, dash_m) == ("python", "-m"), line
     flags += smaller(module.removeprefix("flm_jax."), flags)
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", module, *flags],
         cwd=folder,

@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from helpers.compiling import FAST
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What each prints, among other things.
 EXPECTED = {
@@ -31,7 +33,7 @@ def test_every_notebook_is_run():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FLM_NOTEBOOK_STEPS", "20")
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", FAST)
     pages = sorted((NOTEBOOKS.parent / "docs").glob("*.md"))
     (tmp_path / "own.txt").write_text("".join(page.read_text() for page in pages))
     monkeypatch.setenv("FLM_NOTEBOOK_TEXT", str(tmp_path / "own.txt"))

@@ -23,6 +23,7 @@ from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.inference.step_policy import load_step_policy
 from helpers import chat_tokenizers, llada2, llama
 from helpers.benchmarks import HUMANEVAL, mbpp_problem
+from helpers.compiling import FAST
 from helpers.files import json_lines, write_shards
 
 pytest.importorskip("tokenizers")
@@ -99,7 +100,7 @@ def followed(commands, folder, small):
     python = folder / "bin/python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {stand_in} {line} "$@"\n')
     python.chmod(0o755)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     serving = [sys.executable, str(stand_in), str(line), str(folder / "flags.json")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(serving, env=env, cwd=folder, **pipes) as server:

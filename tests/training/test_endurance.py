@@ -14,13 +14,14 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
+from helpers.compiling import FAST
 from helpers.launching import load
 from helpers.loop import DAMAGES, Batches, restored, small_run
 from helpers.runs import run, tiny_config
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {  # of the processes started here
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": FAST,
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

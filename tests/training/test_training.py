@@ -12,6 +12,7 @@ import pytest
 
 import flm_jax
 from flm_jax.core.errors import UserError
+from helpers.compiling import FAST
 from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
 
 
@@ -128,7 +129,7 @@ def _start(workdir, steps=400):
         "optim.schedule": "constant",
     }
     command += [f"--config.{k}={v}" for k, v in flags.items()] + [f"--workdir={workdir}"]
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -28,6 +28,7 @@ from flm_jax.evaluation.benchmarks.sandbox import Limits
 from flm_jax.inference.answers import Answer, Answering
 from flm_jax.inference.prompts import Prompt
 from helpers.benchmarks import HUMANEVAL, gsm8k_problems, mbpp_problem, mt_bench_questions
+from helpers.compiling import FAST
 from helpers.files import json_lines
 from helpers.goldens_mlfm import record
 from helpers.prompts import BYTES, ROW_LENGTH, byte_model
@@ -261,7 +262,7 @@ def save(model, workdir):
 
 
 def command(*flags, **environment):
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | environment
+    env = os.environ | {"XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu"} | environment
     line = [sys.executable, "-m", "flm_jax.run_benchmark", *flags]
     return subprocess.run(line, env=env, capture_output=True, text=True, timeout=300)
 
