@@ -30,7 +30,7 @@ EXTRAS = {
     "test": [
         "setuptools>=77",
         "pytest>=8",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.7",
         "hypothesis>=6.100",
         "beartype>=0.19",
         "scipy>=1.12",

@@ -8,5 +8,6 @@ make_venv .venv-test dev
 ruff check .
 ruff format --check .
 mypy
-# Two processes, a file of tests in one of them: most of the time goes into compiling on one core.
-exec python -m pytest -q -n 2 --dist loadfile --durations=30 "$@"
+# Two processes, a file of tests in one of them: most of the time goes into compiling on one core. Files
+# come in the order of tests/conftest.py, the longest first.
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=30 "$@"

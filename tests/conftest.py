@@ -25,6 +25,12 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 _LONGEST = (
+    "build/test_adapters.py",
+    "build/test_uniform_diffusion.py",
+    "cli/test_errors.py",
+    "cli/test_outputs.py",
+    "evaluation/test_compare.py",
+    "training/test_distribution_matching.py",
     "training/test_training.py",
     "training/test_recipes.py",
     "distributed/test_processes.py",
