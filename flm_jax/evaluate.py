@@ -71,8 +71,9 @@ _FEATURES = DEFINE_path(
 _PROMPTED = flags.DEFINE_integer(
     "prompted",
     0,
-    "Number of first tokens of held-out texts that each model continues; --judge then says how "
-    "much more likely a continuation is behind its own prompt than behind another one. 0 is none.",
+    "Number of first tokens of held-out texts that each model continues; adds the column of the "
+    "gain under --judge: how much more likely continuations are after their own prompts than after "
+    "others, nats/token. 0 for none.",
     lower_bound=0,
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")

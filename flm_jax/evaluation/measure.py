@@ -317,17 +317,22 @@ def continued(
     seed: int,
     sampler: SamplerConfig | None,
 ) -> Row:
-    """How well the model's continuations of held-out beginnings follow them; {} without a judge.
+    """Measures the gain of the model's continuations of held-out texts by their beginnings.
 
     Args:
-      what: the model, its data and the judge.
+      what: model, its data and the judge.
       steps: number of steps of a batch.
-      prompted: tokens of each beginning; 0 for no such figure.
-      samples: number of held-out texts at most.
-      batch_size, seed, sampler: of the draws.
+      prompted: number of tokens of each beginning; 0 for no such figure.
+      samples: maximum number of held-out texts.
+      batch_size: number of texts at a time.
+      seed: seed of the random draws.
+      sampler: sampler and its settings; None for the model's own.
+
+    Returns:
+      prompt_gain_nats with its interval; {} without a judge or data, or if `prompted` is 0.
 
     Raises:
-      UserError: beginnings that leave nothing to write.
+      UserError: `prompted` leaves no token to write.
     """
     if not (prompted and what.judge and what.data):
         return {}

@@ -1,11 +1,11 @@
-"""How well continuations follow their prompts, by an autoregressive judge.
+"""Gain of continuations by their own prompts, under an autoregressive judge.
 
-A continuation that ignores its prompt is as likely behind any other prompt. The gain is
+A continuation that ignores its prompt is as likely after any other prompt. The gain is
 
     (ln p(continuation | own prompt) - ln p(continuation | another prompt)) / tokens,
 
-in nats a token, summed over all continuations before it is divided. It is 0 where prompts are
-ignored, and compares under one judge, beside the gain of true continuations.
+in nats/token, summed over all continuations before the division. It is 0 if the prompts are
+ignored. Gains are comparable under one judge only, beside the gain of true continuations.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,17 @@ from flm_jax.metrics.intervals import Interval, interval
 def prompt_gain(
     judge: Judge, prompts: Sequence[str], continuations: Sequence[str], batch_size: int = 32
 ) -> Interval:
-    """The gain with its 95% bootstrap interval over texts.
+    """Computes the gain of continuations by their prompts, nats/token, with its 95% interval.
+
+    The interval is a bootstrap over the texts.
 
     Args:
-      judge: an autoregressive model.
-      prompts: texts, one each.
-      continuations: what was written behind them; where both are longer than the judge's rows, the
-        end is cut. Each is scored once more behind the prompt of the next text.
-      batch_size: texts at a time.
+      judge: autoregressive model.
+      prompts: texts, one for each continuation.
+      continuations: texts that follow the prompts. The end of a continuation is cut if prompt and
+        continuation are longer than the judge's rows. Each is scored a second time after the prompt
+        of the next text.
+      batch_size: number of texts at a time.
 
     Raises:
       UserError: fewer than two texts, or nothing to score.
@@ -63,7 +66,7 @@ def _size(judge: Judge) -> int:
 
 
 def _windows(judge: Judge, prompts, written, room) -> list[Window]:
-    """A row for each text that has room, in which the continuation alone is scored."""
+    """Builds one row for each text that has room; only the continuation is scored."""
     found = []
     for row, (prompt, ids, most) in enumerate(zip(prompts, written, room)):
         if most > 0 and len(prompt):
