@@ -42,7 +42,7 @@ _BEYOND_LIMITS = {  # memory that no limit counts, and what the kernel keeps for
     "mq_unlink": (241, 181),
     "sendmsg": (46, 211),  # open files go over by it, which then count for nobody
     "sendmmsg": (307, 269),
-    "sendfile": (40, 71),  # this and the next: a pipe counts a byte, and holds a page of 2 MiB
+    "sendfile": (40, 71),  # this and the next: a pipe counts 4 kB, and may hold 2 MiB
     "splice": (275, 76),
     "tee": (276, 77),
     "vmsplice": (278, 75),
