@@ -7,7 +7,10 @@ JAX_COMPILATION_CACHE_DIR says; it only saves time.
 import os
 from pathlib import Path
 
-from helpers.compiling import FAST
+import pytest
+
+pytest.register_assert_rewrite("helpers")
+from helpers.compiling import FAST  # noqa: E402
 
 # Before JAX starts its backend, which reads the flags once.
 _DEVICES = "--xla_force_host_platform_device_count=8"
@@ -21,7 +24,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
-import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 _LONGEST = (
@@ -38,7 +40,6 @@ _LONGEST = (
     "repository/test_notebooks.py",
 )
 _CHECKED = [f"flm_jax.{name}" for name in ("flows", "denoiser", "losses", "samplers", "models")]
-pytest.register_assert_rewrite("helpers")
 install_import_hook(_CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

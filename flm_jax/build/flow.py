@@ -59,7 +59,20 @@ def any_order(config: Config) -> bool:
 
 
 def check_prompt(config: Config) -> None:
-    """Refuses a config.objective.prompt that leaves nothing to learn."""
+    """Refuses prompts that leave nothing to learn, or that the model could not be given.
+
+    Args:
+      config: complete configuration.
+    """
+    given = [key for key in ("chat", "task_prompts") if config["data"].get(key)]
+    require(
+        not given
+        or not isinstance(settings(config, "objective"), ContextSettings)
+        or any_order(config),
+        f"config.data.{given[0] if given else ''} gives each row a prompt, which a flow reads only "
+        "if it is trained with clean context; expected config.objective.context above 0, such as "
+        "0.5.",
+    )
     prompt = getattr(settings(config, "objective"), "prompt", 0)
     length = config["model"]["length"]
     require(

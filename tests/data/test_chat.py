@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import flm_jax
 from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.checkpoints.config_file import write_config
@@ -143,6 +144,24 @@ def test_adapters_are_fine_tuned_on_answers(tmp_path):
     assert train_run(check(config), str(tmp_path / "sft")) == 0
     model = load_model(tmp_path / "sft")
     assert model.config["objective"]["eos_id"] == BYTES.eos_id
+
+
+def test_flows_learn_answers_beside_clean_questions(tmp_path):
+    pairs = [{"prompt": f"{i}+1?", "response": str(i + 1)} for i in range(60)]
+    config = base_config()
+    config.data.chat = ((lines(tmp_path / "a.jsonl", *pairs), 1.0),)
+    config.data.tokenizer, config.model.length, config.mesh.data = "bytes", 40, 8
+    config.model.update({"dim": 16, "depth": 1, "heads": 2, "cond_dim": 16})
+    config.train.update({"steps": 2, "batch": 8})
+    config.eval.update({"samples": 0, "batches": 0})
+    with pytest.raises(UserError, match="config.data.chat gives each row a prompt.*context above"):
+        train_run(check(config), str(tmp_path / "flow"))
+    config.objective.context = 0.5
+    assert train_run(check(config), str(tmp_path / "flow")) == 0
+    model = flm_jax.load(tmp_path / "flow")
+    assert model._model.net.any_order
+    made = model.sample(2, steps=1, prompt=framed("7+1?"))
+    assert all(text.startswith(framed("7+1?")) for text in made.texts)
 
 
 def test_questions_are_read_as_an_editor_reads_them(tmp_path):
