@@ -8,7 +8,7 @@ from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import nulls_as_nan, save_figure
 from flm_jax.core.paths import expanded
 from flm_jax.core.reading import loads, read_bounded
-from flm_jax.evaluation.plots import MARKERS, errors, label
+from flm_jax.evaluation.plots import MARKERS, errors, label, logarithmic
 from flm_jax.evaluation.tables import Row
 
 # Figure -> whether its axis is logarithmic.
@@ -80,22 +80,24 @@ def draw_frontier(path: epath.Path, rows: Sequence[Row], quality: str) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(8, 5.5))
-    for place, (title, some) in enumerate(lines(rows).items()):
+    for number, (title, some) in enumerate(lines(rows).items()):
         x, y = ([row[key] for row in some] for key in ("entropy_nats", quality))
         spread = list(zip(*(errors(row, quality) for row in some)))
-        style = {"marker": MARKERS[place % len(MARKERS)], "color": f"C{place % 10}"}
+        style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
         axis.errorbar(x, y, spread, capsize=3, linewidth=1.8, label=title, **style)
         for row in some:
             if "swept" in row and len(some) > 1:
                 at = (row["entropy_nats"], row[quality])
-                axis.annotate(f"{row['swept']:g}", at, (4, 4), textcoords="offset points")
+                axis.annotate(
+                    f"{row['swept']:g}", at, (4, 4), textcoords="offset points", fontsize=8
+                )
     for row in rows:
         if row["model"] == "data":
             point = (row["entropy_nats"], row[quality])
             axis.plot(*point, "*", color="black", markersize=14, label="held-out data")
             axis.axvline(row["entropy_nats"], color="black", linestyle="--", linewidth=0.8)
     if QUALITIES[quality]:
-        axis.set_yscale("log")
+        logarithmic(axis)
     axis.set(xlabel=label("entropy_nats"), ylabel=label(quality))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -99,10 +99,7 @@ def _scales(axis, x: str, log_y: bool, rows: Sequence[Row]) -> None:
 
     axis.set_xscale("log", base=2 if x == "calls" else 10)
     if log_y:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("")
+        logarithmic(axis)
     if x == "calls":
         calls = sorted({row["calls"] for row in rows})
         # Calls that were saved put points beside the powers of two: those alone get a number.
@@ -110,6 +107,16 @@ def _scales(axis, x: str, log_y: bool, rows: Sequence[Row]) -> None:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.grid(alpha=0.3)
+
+
+def logarithmic(axis) -> None:
+    """Gives an axis's y a logarithmic scale with plain numbers."""
+    from matplotlib import ticker
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
 
 
 def errors(row: Row, name: str) -> tuple[float, float]:
