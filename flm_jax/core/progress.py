@@ -5,13 +5,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
 
 _LINE_SECONDS = 60.0  # between two lines where there is no terminal
 _DRAW_SECONDS = 0.1  # between two drawings of a bar
 _CLEAR = "\r\x1b[K"
 _WIDEST_BAR = 30
+Item = TypeVar("Item")
 
 
 def duration(seconds: float) -> str:
@@ -117,3 +118,24 @@ class Progress:
         now = self._clock()
         pace = (now - since) / (self._count - begun)
         return max(min(pace * (self._total - self._count), self._deadline - now), 0.0)
+
+
+def tracked(
+    items: Iterable[Item], label: str, total: int, *, quiet: bool = False
+) -> Iterator[Item]:
+    """Yields items and shows their progress; an item is completed when the next one is requested.
+
+    Inside the `with` block of another `Progress` it takes the line of that bar, which comes back
+    with the next call of its `done`.
+
+    Args:
+      items: items of work.
+      label: name of the work.
+      total: number of items.
+      quiet: whether nothing is shown, as in all processes but the first.
+    """
+    with Progress(label, total, quiet=quiet) as bar:
+        for number, item in enumerate(items):
+            if number:
+                bar.done(number)
+            yield item

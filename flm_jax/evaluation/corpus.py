@@ -9,8 +9,7 @@ from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.data.corpus.store import load_prepared
 from flm_jax.data.packing import PackedSource
-from flm_jax.data.pipeline import eval_batches
-from flm_jax.evaluation.measure import corpus_likelihood, nll_figures
+from flm_jax.evaluation.measure import corpus_likelihood, held_out_batches, nll_figures
 from flm_jax.evaluation.tables import Row
 from flm_jax.metrics.likelihood import Likelihood
 
@@ -55,7 +54,7 @@ def corpus_row(workdir: str, corpus: str, *, split: str, sequences: int, batch_s
     group = settings(model.config, "data").group
     source = PackedSource(stream, model.tokenizer, model.net.max_length, packing, group)
     most = -(-sequences // batch_size) if sequences else None
-    found = corpus_likelihood(model, eval_batches(source, batch_size, max_batches=most))
+    found = corpus_likelihood(model, held_out_batches(source, batch_size, most))
     row = {
         "model": workdir,
         "kind": kind.kind(model.net),

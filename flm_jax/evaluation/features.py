@@ -12,6 +12,7 @@ from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.paths import expanded
+from flm_jax.core.progress import tracked
 from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -82,7 +83,8 @@ def _featurizer(
     def features(texts: Sequence[str], rows: int) -> np.ndarray:
         found = []
         ids = [[*head, *one[:room]] for one in tokenizer.encode_batch(texts)]
-        for start in range(0, len(ids), rows):
+        starts, quiet = range(0, len(ids), rows), jax.process_index() > 0
+        for start in tracked(starts, "features: batches", len(starts), quiet=quiet):
             some = ids[start : start + rows]
             tokens = np.zeros((rows, net.max_length), np.int32)
             counts = np.ones(rows, np.int32)

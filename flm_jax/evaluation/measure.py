@@ -11,9 +11,10 @@ from flm_jax.build.families.registry import family
 from flm_jax.build.load import Model, load_model
 from flm_jax.build.sampler import model_sampler
 from flm_jax.core.errors import require
+from flm_jax.core.progress import tracked
 from flm_jax.core.types import Config
 from flm_jax.data import loading
-from flm_jax.data.pipeline import eval_batches
+from flm_jax.data.pipeline import Batch, Source, eval_batches
 from flm_jax.evaluation.features import Featurizer
 from flm_jax.evaluation.sample_files import Kept
 from flm_jax.evaluation.tables import Row, with_interval
@@ -46,7 +47,7 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
     """
     kind, parts = family(model.config), (model.config, model.net, model.flow)
     most = max(1, _LIKELIHOOD_ROWS // batch_size)
-    batches = lambda: eval_batches(data.valid, batch_size, max_batches=most)
+    batches = lambda: held_out_batches(data.valid, batch_size, most)
     row = {}
     if kind.row_likelihood(*parts) is not None:
         row |= nll_figures(model, corpus_likelihood(model, batches()))
@@ -55,6 +56,14 @@ def losses(model: Model, data: loading.Data, batch_size: int) -> Row:
         profile = tau_profile(jax.jit(row_nll), model.params, batches(), 0, jax.random.key(1))
         row["denoising_nats_per_token"] = profile["nll_nats_per_token"]
     return row
+
+
+def held_out_batches(source: Source, batch_size: int, most: int | None = None) -> Iterator[Batch]:
+    """Returns the batches of `eval_batches`, `most` of them at most, with their progress shown."""
+    batches = eval_batches(source, batch_size, max_batches=most)
+    total = -(-len(source) // batch_size)
+    total = total if most is None else min(total, most)
+    return tracked(batches, "held-out batches", total, quiet=jax.process_index() > 0)
 
 
 def corpus_likelihood(model: Model, batches: Iterable[dict]) -> Likelihood:

@@ -14,6 +14,7 @@ import numpy as np
 
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.progress import tracked
 from flm_jax.core.types import Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.losses.autoregressive import next_token_loss
@@ -154,7 +155,8 @@ def _nats(judge: Judge, windows: Sequence[Window], batch_size: int):
     program = _program(judge.net)
     # One width, so that one program is compiled; a causal network does not see what follows.
     width = max(len(window.tokens) for window in windows)
-    for start in range(0, len(windows), batch_size):
+    starts = range(0, len(windows), batch_size)
+    for start in tracked(starts, "judge: batches", len(starts), quiet=jax.process_index() > 0):
         some = windows[start : start + batch_size]
         tokens = np.zeros((batch_size, width), np.int32)
         for place, window in enumerate(some):

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from flm_jax.core.progress import Progress, duration
+from flm_jax.core.progress import Progress, duration, tracked
 
 
 class Terminal(io.StringIO):
@@ -103,3 +103,26 @@ def test_the_time_left_ends_at_a_deadline(clock):
 
 def test_durations():
     assert [duration(s) for s in (0.0, 59.2, 3600.0)] == ["0:00:00", "0:01:00", "1:00:00"]
+
+
+def test_items_of_inner_work_take_the_line_of_the_bar_around_them(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("flm_jax.core.progress._DRAW_SECONDS", 0.0)
+    with Progress("samples", 8) as bar:
+        bar.done(4)
+        seen = []
+        for item in tracked("abc", "judge", 3):
+            assert last(stream).startswith("judge") and f" {len(seen)}/3" in last(stream)
+            seen.append(item)
+        assert last(stream) == "" and seen == list("abc")
+        bar.done(8)
+        assert last(stream).startswith("samples")
+
+
+def test_inner_work_that_ends_early_leaves_its_line_empty(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    for _ in zip("a", tracked("abc", "judge", 3)):
+        pass
+    assert last(stream) == ""
