@@ -130,7 +130,14 @@ def test_losses_do_not_depend_on_the_mesh(name, alone, tmp_path):
     _assert_same_run(tmp_path / "run", alone)
 
 
-@pytest.mark.parametrize(("processes", "mesh"), [(2, (1, 2, 1)), (4, (2, 2, 1)), (4, (1, 2, 2))])
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [
+        (2, (1, 2, 1)),
+        pytest.param(4, (2, 2, 1), marks=pytest.mark.slow),
+        (4, (1, 2, 2)),
+    ],
+)
 def test_losses_do_not_depend_on_the_processes(processes, mesh, alone, tmp_path):
     """(1, 2, 2) over 4 processes: two of them hold the same rows, each half of the vocabulary."""
     outputs = _train(tmp_path / "run", mesh, processes)

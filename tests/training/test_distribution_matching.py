@@ -154,7 +154,14 @@ def test_the_auxiliary_starts_as_the_teacher(posterior):
     assert float(metrics["student_deviations_per_token"]) > 0.1
 
 
-@pytest.mark.parametrize("mesh, tile", [((8, 1, 1), 0), ((1, 8, 1), 2), ((2, 2, 2), 2)])
+@pytest.mark.parametrize(
+    "mesh, tile",
+    [
+        pytest.param((8, 1, 1), 0, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), 2, marks=pytest.mark.slow),
+        ((2, 2, 2), 2),
+    ],
+)
 def test_one_device_equals_several(mesh, tile):
     """Both networks after 3 steps of 2 microbatches each, with clean contexts: within 2e-5."""
     values = {
