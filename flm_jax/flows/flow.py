@@ -173,6 +173,7 @@ class Flow:
     def between(self, tau_s: Times, tau_t: Times, where: Times | float) -> Times:
         """Computes tau at a fraction `where` of the quantile levels between two others."""
         low, high = self.times.share(tau_s), self.times.share(tau_t)
+        # Rounding in share and quantile must not open an empty interval.
         return jnp.where(tau_s < tau_t, self.times.quantile(low + where * (high - low)), tau_t)
 
     def grid(self, steps: int) -> Float[Array, "k"]:

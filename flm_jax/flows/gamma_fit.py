@@ -41,6 +41,8 @@ def logistic_quantile(shape: Float[Array, "3"], u: Times) -> Times:
 
 def _logit(log_p: jax.Array, a: jax.Array) -> jax.Array:
     """Solves p = sigmoid(y)^a for y = -log(p^(-1/a) - 1), without overflow."""
+    # p = sigmoid(y)^a says s = -log p / a = -log sigmoid(y), so that sigmoid(y) = e^-s and
+    # y = log(e^-s / (1 - e^-s)); p^(-1/a) = e^s itself would overflow for small a.
     s = -log_p / a
     return -s - jnp.log(-jnp.expm1(-s))
 
@@ -122,6 +124,8 @@ def gumbel_fit(gamma: Points, values: Points, weights: Points, cfg: GammaConfig)
 
     def solved(theta):
         f = gumbel_cdf(shape_of(theta), gamma)
+        # At fixed (mu, b) the best c and d are those of a linear regression on F; d drops out
+        # with the means.
         f = f - jnp.sum(share * f)
         scale = jnp.sum(share * f * (values - middle)) / jnp.maximum(jnp.sum(share * f**2), 1e-12)
         return jnp.sqrt(share) * (scale * f + middle - values), scale
@@ -162,6 +166,7 @@ def isotonic(values: Points, weights: Points) -> Points:
     size = values.shape[0]
     first, last = jnp.arange(size)[:, None], jnp.arange(size)[None]
     within = last >= first
+    # Row j, column k: weight and sum of j..k; infinite means for k < j, which no minimum takes.
     mass = jnp.cumsum(jnp.where(within, weights, 0.0), axis=1)
     sums = jnp.cumsum(jnp.where(within, weights * values, 0.0), axis=1)
     mean = jnp.where(mass > 0.0, sums / jnp.where(mass > 0.0, mass, 1.0), jnp.inf)
@@ -207,5 +212,6 @@ def increasing(knots: Float[Array, "n"], cfg: GammaConfig) -> Float[Array, "n"]:
     """Clips knots to [cfg.low, cfg.high] and makes each at least 1e-6 larger than the last."""
     steps = _GAP * jnp.arange(KNOTS)
     knots = jnp.clip(knots, cfg.low, cfg.high).at[0].set(cfg.low).at[-1].set(cfg.high)
+    # A running maximum of knots minus a ramp rises by at least the ramp once that is added again.
     knots = jax.lax.cummax(knots - steps) + steps
     return jnp.minimum(knots, cfg.high - steps[::-1])

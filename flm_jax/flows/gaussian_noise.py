@@ -59,6 +59,8 @@ def whitened(vectors: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[
 
 def whitening(table: Float[Array, "v d"]) -> tuple[Float[Array, "d k"], Float[Array, "k v"]]:
     """Returns A, B with A B = (E^T E)^-1 E^T such that E^T eps A is white; k = min(V, D)."""
+    # V > D: C C^T = E^T E, A = C^-T and B = C^-1 E^T. Else C C^T = E E^T, which can be inverted
+    # where E^T E cannot: A = E^T (E E^T)^-1, the pseudoinverse, and B = I.
     small = table.shape[0] <= table.shape[1]
     factor = cholesky_factor(gram(table.T if small else table))
     eye = jnp.eye(factor.shape[0])
@@ -116,6 +118,8 @@ def joint_embedded_noise(
     factor = cholesky_factor(gram(table))
     z = jax.random.normal(key, (*shape, dim))
     fixed_table, fixed_factor = jax.lax.stop_gradient((table, factor))
+    # The factor of the joint Gram matrix is [[C, 0], [cross, R]] with cross = E'^T E C^-T and
+    # R R^T = E'^T E' - cross cross^T; z drives both views, z_rest the second alone.
     cross = jax.scipy.linalg.solve_triangular(
         fixed_factor, _matmul(fixed_table.T, other), lower=True
     ).T

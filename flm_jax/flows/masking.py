@@ -72,6 +72,7 @@ def at_least_one(
 
 def random_subset(key: Key, count: Int[Array, "b"], length: int) -> Bool[Array, "b l"]:
     """Draws sets of `count` positions of each row uniformly."""
+    # The argsort of an argsort gives each position its rank; here among uniform numbers.
     order = jnp.argsort(jax.random.uniform(key, (count.shape[0], length)), axis=1)
     return jnp.argsort(order, axis=1) < count[:, None]
 

@@ -38,6 +38,7 @@ def posterior_features(
     """
     t = jnp.minimum(over_positions(t, y_t.shape[:2]), _LATEST)[..., None]
     a, _, c = flow.path.coefficients(t)
+    # Times the kernel (B; E.M) this gives a/c^2 y.M[v] - a^2/(2 c^2) E[v].M[v], with A B = M^T.
     near = a / jnp.square(c)
     # Of white numbers a product may be taken at the low precision of accelerators.
     whiten, _ = flow.noise.whitening(table.astype(jnp.float32))

@@ -30,6 +30,8 @@ def stratified_uniform(key: Key, num: int, rows: Rows) -> Times:
     Returns:
       float32 [B] in [0, 1). Each row is U(0, 1); the global batch is low-discrepancy.
     """
+    # The shift makes each row U(0, 1); without it row i would always lie in stratum i. It has the
+    # key of the whole batch, the jitter one of these rows, so that microbatches fit together.
     shift = jax.random.uniform(jax.random.fold_in(key, 0))
     jitter = jax.random.uniform(rows.fold(jax.random.fold_in(key, 1)), (num,))
     return jnp.mod((rows.start + jnp.arange(num) + jitter) / rows.total + shift, 1.0)
@@ -87,4 +89,5 @@ def time_pairs(key: Key, num: int, rows: Rows, boundary: float) -> tuple[Times, 
     d = stratified_uniform(d_key, num, rows)
     tau_s = kronecker_uniform(r_key, num, rows) * (1.0 - d)
     whole = evenly_chosen(b_key, num, rows, boundary)
+    # r (1 - d) + d may round to more than 1.
     return jnp.where(whole, 0.0, tau_s), jnp.where(whole, 1.0, jnp.minimum(tau_s + d, 1.0))

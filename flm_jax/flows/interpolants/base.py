@@ -38,6 +38,7 @@ class Weights(NamedTuple):
 
 def divided(numerator: Times, denominator: Times) -> Times:
     """Returns numerator / denominator, and 0 where the denominator vanishes."""
+    # Twice, since the gradient of a division by 0 is NaN even where it is not chosen.
     safe = jnp.where(denominator > 0.0, denominator, 1.0)
     return jnp.where(denominator > 0.0, numerator / safe, 0.0)
 
@@ -227,5 +228,6 @@ class Straight(Interpolant):
         if stochasticity:
             return found
         moved = divided(t - s, 1.0 - s)
+        # w_y = (1-t)/(1-s) = 1 - moved, and w_x = t - s w_y = moved.
         # b = 1-t keeps the same part of m as of the state, or is 0.
         return found._replace(state=1.0 - moved, clean=moved, anchor=jnp.zeros_like(moved))

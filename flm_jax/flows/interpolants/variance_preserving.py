@@ -38,6 +38,7 @@ class VariancePreserving(Interpolant):
         if stochasticity:
             return found
         # Without the cancellation of a_t - a_s w_y.
+        # sin B - sin A cos B / cos A = sin(B - A) / cos A.
         return found._replace(clean=divided(jnp.sin(_QUARTER * (t - s)), self.retained(s)))
 
     def overshoot(self, t: Times, stochasticity: float) -> Times:
