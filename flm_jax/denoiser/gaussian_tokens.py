@@ -18,6 +18,8 @@ from flm_jax.flows.shapes import positions_of
 
 def _noise(key: Key, places: Int[Array, "b t"], number: int) -> Float[Array, "b t v"]:
     """Noise of a tile; each tile has its own key."""
+    # places[0, 0] is the tile's first position: the draws depend on the tiling, their law does
+    # not.
     return jax.random.normal(jax.random.fold_in(key, places[0, 0]), (*places.shape, number))
 
 
@@ -63,6 +65,8 @@ def softened(
         tokens, places = rows
         r = ratio[:, None, None]
         w = r * jax.nn.one_hot(tokens, number) + _noise(key, places, number)
+        # The division by sqrt(1 + r^2), which the largest entry does not notice, is made here
+        # alone.
         probs = jax.nn.softmax(w / (temperature * jnp.sqrt(1.0 + r * r)), axis=-1)
         states = jnp.matmul(probs, table[:number], precision=jax.lax.Precision.HIGH)
         return None, (states, jnp.argmax(w, axis=-1).astype(jnp.int32))

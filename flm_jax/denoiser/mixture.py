@@ -55,9 +55,11 @@ def mixture(
         ]
         probs = sum(part.weight * jax.nn.softmax(x, axis=-1) for part, x in zip(parts, logits))
         tiny = jnp.finfo(jnp.float32).tiny
+        # A single part keeps its logits, whose tail the floor of the logarithm would cut off.
         scores = logits[0]
         if len(parts) > 1:
             scores = jnp.log(jnp.maximum(probs, tiny))
+        # The floor would give columns that stand for no token a chance.
         if len(parts) > 1 and (tokens := parts[0].net.tokens):
             scores = jnp.where(standing(scores.shape[-1], tokens), scores, -jnp.inf)
         return None, (embed_probs(probs, table), pick(where[0], scores))

@@ -203,6 +203,7 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
         # exp(logits) anew instead of the exponentials of log_z: no second [B, T, V] array is kept.
         dlogits = w[..., None] * (jnp.exp(logits - log_z) - q)
         if plan.softcap:
+            # d/dl of c tanh(l / c) is 1 - tanh^2, read off the capped logits.
             dlogits = dlogits * (1.0 - jnp.square(logits / plan.softcap))
         dlogits = dlogits.astype(dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -246,6 +247,7 @@ def weighted_cross_entropy(
 def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weights, target):
     """Runs `local` (`_values` or `_values_and_gradients`) here, or on every device of the mesh."""
     # Cast here, before any gathering of kernels, and once for all tiles.
+    # Rows of targets with heads alternate, (weight, features, ...): odd entries are features.
     heads = [(k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2])]
     head = (head[0].astype(features.dtype), head[1])
     width = head[0].shape[1]
