@@ -154,6 +154,7 @@ def draw_inputs(
         shown, confidence = predicted(params, tokens, hidden, **more)
         moved = hidden & (jnp.arange(tokens.shape[0]) % 2 == 1)[:, None]
         return shown, jnp.where(moved, jnp.minimum(u, confidence), masked)
+    # Else a half of the positions has progress 0, the others U(0, 1).
     u = u if cfg.inputs == "progress" else jnp.maximum(2.0 * u - 1.0, 0.0)
     return tokens, jnp.where(hidden, u, 1.0)
 

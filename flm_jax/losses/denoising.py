@@ -65,6 +65,9 @@ def denoising_loss_at(
 
 def _half_estimated(net: Network, params: Params, y_t: States, tau: Times) -> States:
     """Estimates of every second row, from a call without an estimate; zeros for the others."""
+    # Every second row rather than the first half: stratified times rise along the rows (up to
+    # their cyclic shift), so a half of neighbours would hold half of the range; every second row
+    # is itself a stratified draw, of strata twice as wide.
     first = lambda x: x.reshape(-1, 2, *x.shape[1:])[:, 0]
     found = estimated(net, params, first(y_t), (first(tau), first(tau)), None)
     return jnp.stack([found, jnp.zeros_like(found)], axis=1).reshape(y_t.shape)
@@ -103,6 +106,8 @@ def denoising_loss(
     tokens = batch["tokens"]
     tau = flow.draw_times(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
+    # `key` was split above; clean_context folds a constant into it first, which makes a fourth
+    # key.
     clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
     weights = token_weights(mask)

@@ -50,6 +50,7 @@ def group_advantages(rewards: Float[Array, "b l"], group: int) -> Float[Array, "
     """
     grouped = rewards.reshape(-1, group, rewards.shape[1])
     gap = grouped - jnp.mean(grouped, axis=1, keepdims=True)
+    # Floored, so that equal rewards give 0 and not 0/0.
     deviation = jnp.sqrt(jnp.mean(gap**2, axis=1, keepdims=True))
     return (gap / jnp.maximum(deviation, _LEAST_DEVIATION)).reshape(rewards.shape)
 
@@ -76,8 +77,11 @@ def clipped_loss(
     """
     weights = counted.astype(jnp.float32)
     weights = weights / jnp.maximum(jnp.sum(weights), 1.0)
+    # Masked before exp: an infinite ratio of an action without effect would make 0 * inf in
+    # gradients.
     ratio = jnp.exp(jnp.where(counted, log_probs - before, 0.0))
     bounded = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    # The minimum bounds what is gained by leaving the range, and never what is lost.
     gain = jnp.minimum(ratio * advantages[None], bounded * advantages[None])
     metrics = {
         "ratio": jnp.sum(weights * ratio),

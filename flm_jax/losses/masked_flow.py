@@ -169,6 +169,7 @@ def draw_hidden(
     """
     mask_key, one_key, whole_key = jax.random.split(rows.fold(key), 3)
     num = free.shape[0]
+    # Not stratified like gamma, with which it would rise along the rows.
     share = hidden_share(kronecker_uniform(share_key, num, rows), cfg)
     hidden = hide_below(jax.random.uniform(mask_key, free.shape), share, free)
     hidden = at_least_one(one_key, hidden, free)

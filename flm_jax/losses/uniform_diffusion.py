@@ -119,6 +119,7 @@ def _nelbo(logits, log_z, target: tiled.Target, plan: tiled.Plan, *, number: int
     index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
     if plan.vocab_axes:
         index = index + jax.lax.axis_index(plan.vocab_axes) * width
+    # p_bar_j = t + V a p_j, which is `bar` below.
     probs, gain = jnp.exp(logits - log_z), number * signal
     bar = noise + gain * probs
     here, clean = index == state[..., None], index == tokens[..., None]
@@ -130,6 +131,8 @@ def _nelbo(logits, log_z, target: tiled.Target, plan: tiled.Plan, *, number: int
     value = number / bar_z - number / jnp.where(same, gain + noise, noise)
     value = value + many * (number * jnp.log(bar_z) - logs) + few * jnp.log(bar_z / bar_x)
     value = value + jnp.log(c) * jnp.where(same, (number - 1) * c, -1.0 / c)
+    # The derivative of the value by p_bar_j, times V a for that by p_j. Columns that are no
+    # tokens have p = 0, and so no rise.
     slope = jnp.where(here, (many * number + few) / bar_z - number / jnp.square(bar_z), 0.0)
     slope = gain * (slope - jnp.where(clean, few / bar_x, 0.0) - many / bar)
     rise = probs * slope

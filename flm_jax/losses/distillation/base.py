@@ -182,6 +182,8 @@ def distillation_loss(
     loss, metrics = 0.0, {}
 
     if n_diag:
+        # The diagonal rows are numbered among themselves, and the others below, so that the times
+        # of each part are stratified on their own.
         part = Rows(rows.start * n_diag // group, rows.total * n_diag // group)
         tau = flow.draw_times(d_key, tokens_d.shape[0], part)
         weights, penalty = time_weights(net, params, mask_d / total, tau, tau)

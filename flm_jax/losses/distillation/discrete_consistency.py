@@ -84,6 +84,7 @@ def consistency_loss(
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     tokens, span = batch["tokens"], cfg.span(frozen.step)
     late = jnp.minimum(stratified_uniform(time_key, tokens.shape[0], rows) + span, 1.0)
+    # Fractions rise with the noise: the student reads the first, the teacher the second state.
     shares = (late, jnp.maximum(late - span, 0.0))
     free = written_positions(batch, cfg.prompt)
     pair = largest_entries(

@@ -130,6 +130,8 @@ def start_and_end(
     """
     s_key, t_key = jax.random.split(key)
     u = stratified_uniform(s_key, num, rows)
+    # One number decides both: below from_noise it is u_s = 0, above it is stretched to U(0, 1)
+    # again.
     later = jnp.maximum(u - from_noise, 0.0) / max(1.0 - from_noise, 1e-6)
     u_s = _LATEST * jnp.minimum(later, 1.0)
     u_t = u_s + (_LATEST - u_s) * kronecker_uniform(t_key, num, rows)
@@ -232,6 +234,8 @@ def matching_loss_at(
     whiten, _ = flow.noise.whitening(table)
     across = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     fixed = jax.lax.stop_gradient(found.mean)
+    # With A the whitening, A A^T is Sigma^-1: one A here, for lengths in standard deviations of
+    # the noise, and its transpose in g.
     gap = across(m_auxiliary - m_teacher, whiten)
     distance = jnp.linalg.norm(across(fixed - m_teacher, whiten), axis=-1)
     weights = token_weights(found.mask)
@@ -244,6 +248,7 @@ def matching_loss_at(
         in_row = jnp.sum(weights * distance, axis=1, keepdims=True)
         in_row = in_row / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), _TINY)
         factor = 1.0 / (in_row + _LEAST_DISTANCE)
+    # A constant for the student: the gradient of <g, mean> in its parameters is that of the KL.
     g = jax.lax.stop_gradient((weights * factor)[..., None] * across(gap, whiten.T))
     return jnp.sum(g * found.mean), jax.lax.stop_gradient((jnp.linalg.norm(gap, axis=-1), distance))
 

@@ -66,6 +66,7 @@ def endpoint_loss_at(
     out, tangent = derivative_in_t(params, pairs, net=net, flow=flow, key=key)
     target = [(jnp.ones_like(pairs.t), now)]
     ce_sum, ce = mixture_cross_entropy(out, target, pairs.weights, net)
+    # w_x(s, t) is the factor (t-s)/(1-s) of the linear path.
     factor = over_positions(flow.path.weights(pairs.s, pairs.t).clean, pairs.weights.shape)
     head = (out.kernel, out.bias)
     plan = plan_of(net)

@@ -107,6 +107,7 @@ def entmax(z: Float[Array, "... v"], alpha: float, axes: tuple[str, ...] = ()) -
 
     def step(carry):
         count, lift, _ = carry
+        # `mass` gives minus the derivative by lambda, hence the plus in Newton's step below.
         value, slope = (total(x) for x in mass(lift))
         move = (value - 1.0) / slope
         return count + 1, lift + move, jnp.max(move)
@@ -114,9 +115,11 @@ def entmax(z: Float[Array, "... v"], alpha: float, axes: tuple[str, ...] = ()) -
     def moving(carry):
         return (carry[0] < _NEWTON_LIMIT) & (carry[2] > 1e-7)
 
+    # A multiple of high, for its shape and, under shard_map, its type.
     first = 0.0 * high - 1.0  # the largest entry alone has mass 1 there
     _, lift, _ = jax.lax.while_loop(moving, step, (0, first, jnp.max(first) + 2.0))
     value = mass(lift)[0]
+    # What Newton's steps leave of the error of the sum is divided away.
     return value / total(value)
 
 
@@ -162,6 +165,12 @@ def squared(target_fn: tiled.TargetFn) -> tiled.TargetFn:
     def fn(logits, log_z, target, plan):
         q, _ = target_fn(logits, log_z, target, plan)
         probs = jnp.exp(logits - log_z)
+        # With p = softmax(logits), c the target and g = p - c, the derivative of p_j by logit i is
+        # p_j (1[i = j] - p_i), so that
+        #     d|p - c|^2 / d logits_i = sum_j 2 g_j p_j (1[i = j] - p_i) = 2 p_i (g_i - <p, g>),
+        # and softmax - q is that for q = p - 2 p (g - <p, g>). The constant <p, g> keeps the sum
+        # of q at 1, since a constant added to all logits changes nothing. The value is |g|^2
+        # itself: the cross entropy to this q would be another number.
         gap = probs - q
         mean = tiled.total(probs * gap, plan.vocab_axes)
         return probs - 2.0 * probs * (gap - mean), jnp.sum(jnp.square(gap), axis=-1)

@@ -64,6 +64,7 @@ def teacher_target(
     when_key, draw_key = jax.random.split(key)
     how = {"net": net, "cfg": cfg}
     first = masked_readout(params, tokens, masked, noise, **how)
+    # From t to t - d a masked token is unmasked with probability d/t.
     now = hide_independently(when_key, jnp.minimum(span / noise, 1.0), masked)
     revealed = jnp.where(now, _drawn(draw_key, first, net), tokens)
     left = jnp.maximum(noise - span, 0.0)
