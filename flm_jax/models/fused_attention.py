@@ -27,6 +27,7 @@ def _leave_out_profiler() -> None:
     for end in range(1, len(parts) + 1):
         name = ".".join(parts[:end])
         module = sys.modules.setdefault(name, types.ModuleType(name))
+        # With a __path__ it counts as a package, so that modules below it can be imported.
         module.__path__ = []
         if end > 1:
             setattr(sys.modules[".".join(parts[: end - 1])], parts[end - 1], module)

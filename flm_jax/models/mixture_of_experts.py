@@ -145,6 +145,7 @@ def choose_experts(
     kept_NG = jax.nn.one_hot(kept_NJ, cfg.groups, dtype=bool).any(axis=1)
     biased_NE = jnp.where(kept_NG[..., None], biased_NGM, -jnp.inf).reshape(scores_NE.shape)
     _, experts_NA = jax.lax.top_k(biased_NE, cfg.active)
+    # The scores, not the biased ones that chose: the bias balances loads and scales no output.
     weights_NA = jnp.take_along_axis(scores_NE, experts_NA, axis=-1)
     total_N1 = weights_NA.sum(-1, keepdims=True) + 1e-20
     return Routing(experts_NA, cfg.scale * weights_NA / total_N1)
@@ -167,14 +168,18 @@ class _Tiles(NamedTuple):
 def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
     """Builds tiles of static number: R rows fill R // size, and each expert has a partial one."""
     rows = len(expert_R)
+    # The power of two above the mean number of rows of an expert.
     size = min(max(_LEAST_TILE, 1 << (rows // number).bit_length()), _MOST_TILE)
     counts_E = jnp.bincount(expert_R, length=number)
     order_R = jnp.argsort(expert_R, stable=True)
+    # -(-n // size) is n / size, rounded up. Expert e has the tiles from first_E[e] to ends_E[e].
     ends_E = jnp.cumsum(-(-counts_E // size))
     sorted_R = expert_R[order_R]
     within_R = jnp.arange(rows) - (jnp.cumsum(counts_E) - counts_E)[sorted_R]
     first_E = ends_E - -(-counts_E // size)
     place_R = jnp.zeros(rows, jnp.int32).at[order_R].set(size * first_E[sorted_R] + within_R)
+    # At least sum_e ceil(n_e / size): full tiles are at most R // size, partial ones one per
+    # expert.
     tiles = rows // size + min(number, rows)
     # Tiles past the last hold zeros, whichever expert they have.
     expert_T = jnp.searchsorted(ends_E, jnp.arange(tiles), side="right")
@@ -259,6 +264,7 @@ class Experts(nnx.Module):
 
     def _tiled(self, rows_RD: jax.Array, expert_R: jax.Array) -> jax.Array:
         dim, tiles = rows_RD.shape[1], _tiles(expert_R, self.cfg.number)
+        # Padding rows are 0, come out as 0 (no bias), and are not gathered again.
         tiled_PD = jnp.zeros((len(tiles.expert) * tiles.size, dim), rows_RD.dtype)
         tiled_TSD = tiled_PD.at[tiles.place].set(rows_RD).reshape(-1, tiles.size, dim)
 

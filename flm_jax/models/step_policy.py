@@ -110,6 +110,8 @@ class _Net(nnx.Module):
 def policy(cfg: PolicyConfig) -> Policy:
     """Builds a policy; its initial distribution is the same for all tokens."""
     init, bind = pure(lambda rngs: _Net(cfg, rngs))
+    # Solves a_min e^(s m) = start for the logit of m; the zero kernel of `out` makes it every
+    # token's m.
     share = (math.log(cfg.start / cfg.least_step) / cfg.spread - 0.05) / 0.9
     shift = math.log(share / (1.0 - share))
 
@@ -148,6 +150,7 @@ def expected_step_size(cfg: PolicyConfig, law: Law) -> Float[Array, "..."]:
     total = jnp.ones_like(law.alpha)
     concentration = law.alpha + law.beta
     for n in reversed(range(_TERMS)):
+        # Term n + 1 over term n, with alpha = k m: the sum is 1 + r_0 (1 + r_1 (1 + ...)).
         ratio = (law.alpha + n) / (concentration + n)
         total = 1.0 + total * ratio * (cfg.spread / (n + 1))
     return jnp.clip(cfg.least_step * total, cfg.least_step, cfg.most_step)

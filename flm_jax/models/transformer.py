@@ -123,6 +123,8 @@ def run_blocks(
         return block(layer[0], x_BLD, layer[1]), None
 
     if cfg.remat != "none":
+        # In a scan the compiler cannot merge what is recomputed with the forward pass; unrolled
+        # it could.
         body = jax.checkpoint(body, policy=REMAT[cfg.remat], prevent_cse=not cfg.scan_blocks)
     depth = jax.tree.leaves(blocks)[0].shape[0]
     unroll = 1 if cfg.scan_blocks else depth
