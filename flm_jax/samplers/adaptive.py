@@ -70,6 +70,7 @@ def bogacki_shampine_step(
     third = denoise(step(second, later), later)
     y_t = step((2.0 * first + 3.0 * second + 4.0 * third) / 9.0, t)
     last = denoise(y_t, t)
+    # Weights (2/9, 1/3, 4/9, 0) of third order minus (7/24, 1/4, 1/3, 1/8) of second order.
     gap = -5.0 / 72.0 * first + second / 12.0 + third / 9.0 - last / 8.0
     return y_t, last, over_features(path.weights(s, t).clean) * gap
 
@@ -121,6 +122,7 @@ def advance(
         norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
         error = jnp.max(norms, axis=1) / unit
         good = error <= tolerance
+        # The estimate is the error of the second-order step, of third order in the step size.
         factor = _SAFETY * (tolerance / jnp.maximum(error, 1e-12)) ** (1.0 / 3.0)
         taken = lambda a, b: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, b)
         return Progress(
@@ -128,6 +130,8 @@ def advance(
             taken(tau_t, now.tau),
             (tau_t - now.tau) * jnp.clip(factor, _SHRINK, _GROW),
             taken(last, now.first),
+            # The last evaluation of a step is the first of the next; a rejected one keeps its
+            # own.
             now.calls + 3,
         )
 

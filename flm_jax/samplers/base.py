@@ -91,6 +91,7 @@ def most_calls(steps: Steps, length: int) -> int:
 
 def calls_of(steps: Steps, tokens: Int[Array, "b"], length: int) -> Int[Array, "b"]:
     """Number of network calls of rows with these numbers of tokens to generate, up to `length`."""
+    # A table from Python's exact fractions: float32 would round some shares up by one call.
     calls = [most_calls(steps, count) for count in range(length + 1)]
     return jnp.asarray(calls, jnp.int32)[tokens]
 

@@ -86,6 +86,7 @@ def carry(
     def step(state, now, choice=GREEDY):
         y_s, estimate = state
         more = {} if estimate is None else {"estimate": estimate}
+        # One row of `grid`: the network reads tau_s and tau_end, the path moves from s to t.
         k, tau_s, tau_end, s, t = now
         own = step_key(key, k)
         if nudge is not None:

@@ -62,6 +62,7 @@ def heun(
     Returns:
       Samples with the tokens of every evaluation.
     """
+    # Odd steps: 2 (intervals - 1) + 1 evaluations; even ones: 1 + 2 (intervals - 2) + 1.
     intervals = steps // 2 + 1
     taus = flow.grid(intervals)
     times = flow.t(taus)
@@ -78,6 +79,8 @@ def heun(
 
     def step(y_s, now):
         k, tau_s, tau_t, s, t = now
+        # The two evaluations of interval k have keys 2 k and 2 k + 1, also where the first
+        # interval has one.
         y_s, denoised, first = asked(y_s, s, tau_s, 2 * k)
         seen = [first]
 
@@ -88,6 +91,8 @@ def heun(
 
         ends = (jnp.full(rows, s), jnp.full(rows, t))
         y_t, _ = heun_step(flow.path, denoise, denoised, y_s, *ends, anchor)
+        # In order of evaluation: at s first, then at t. The scan stacks them to [intervals, 2,
+        # ...], and the reshape below interleaves them to [evaluations, ...].
         return y_t, jax.tree.map(lambda a, b: jnp.stack([a, b]), *seen)
 
     grid = (jnp.arange(intervals), taus[:-1], taus[1:], times[:-1], times[1:])
@@ -97,6 +102,7 @@ def heun(
     if begin:
         y, seen = euler(y, at(0))
         history.append(jax.tree.map(lambda x: x[None], seen))
+    # All intervals but the last and, after an Euler step, the first.
     y, pairs = jax.lax.scan(step, y, at(slice(begin, -1)))
     history.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs))
     k, tau, _, s, _ = at(-1)

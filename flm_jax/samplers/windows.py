@@ -140,6 +140,7 @@ class Call(NamedTuple):
         """Scatters values [B, W, ...] to their positions; `rest` [B, L, ...] holds the others."""
         if self.kept is None:
             return values
+        # A window may reach past its row; JAX drops what is set beyond the end.
         return rest.at[jnp.arange(len(values))[:, None], self.places].set(values)
 
 
@@ -193,6 +194,7 @@ def _whole(net: Network, params: Params, given: Given) -> Asker:
 
 def _first(plan: Schedule, block: jax.Array) -> jax.Array:
     """First position of the block in which each row is, [B]; 0 when it is done."""
+    # The argmax of booleans is the first true one.
     found = jnp.argmax(plan.place == block[:, None], axis=1)
     return jnp.where(block < plan.blocks, found, 0).astype(jnp.int32)
 
@@ -242,6 +244,9 @@ def _exact(net: Network, params: Params, given: Given, plan: Schedule, size: int
             _, cache = window(kept.cache, states, kept.first, size)
             return kept._replace(cache=cache, first=jnp.minimum(kept.first + size, aim))
 
+        # Rows that have caught up compute their current block anew in the meantime, which changes
+        # nothing. The first position of a row that is done is 0, so that it never holds up the
+        # others.
         behind = lambda kept: jnp.any(kept.first < aim)
         kept = jax.lax.while_loop(behind, settle, kept._replace(first=jnp.minimum(kept.first, aim)))
         out, cache = window(kept.cache, states, aim, size)
@@ -261,6 +266,8 @@ def _refreshed(
     """
     rows, length = given.tokens.shape
     window, size = _windows(net, params, given), cfg.block_length
+    # Doubled: with few widths lax.switch compiles few branches, and no window is twice what is
+    # needed.
     widths = [size]
     while kind == "prefix" and widths[-1] < length:
         widths.append(min(2 * widths[-1], length))
