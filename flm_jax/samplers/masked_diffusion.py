@@ -158,6 +158,8 @@ def sample_confident(
         left = jnp.sum(partial.masked, axis=1)
         count = plan_of.due(k + 1) - plan_of.due(k)
         if early:
+            # What is due less what is done already, and one at least, since a row may be ahead of
+            # its plan.
             count = jnp.where(left > 0, jnp.maximum(plan_of.due(k + 1) - (free - left), 1), 0)
         inside = plan_of.place == block_of(partial, k)[:, None]
         return jnp.any(count > 0), (inside, count)

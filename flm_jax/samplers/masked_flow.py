@@ -206,6 +206,8 @@ class Walk(NamedTuple):
         t = jnp.full(clean.shape[0], self.mesh.t[state.step])
         blurred = self.flow.path.at(t, self.table[state.tokens], noise, self.start)
         z = jnp.where(context[..., None], blurred, state.z)
+        # At hidden positions both calls see the same state, so that ends combine as velocities
+        # do.
         return clean + w * (clean - self.ends(z, state.step)[0])
 
     def moved(self, clean: States, state: WalkState) -> States:
@@ -236,6 +238,7 @@ class Walk(NamedTuple):
                 state = state._replace(calls=state.calls + again)
         step = state.step + 1
         walked = lambda state: self.moved(self.guided(clean, state), state)
+        # Guidance makes one more call where something is left to move.
         going = jnp.any(state.hidden)
         z = jax.lax.cond(going, walked, lambda state: state.z, state)
         calls = state.calls + (going if how.context_guidance else 0)

@@ -159,6 +159,7 @@ def sample_refined(
 
     def plan(partial: Partial, k):
         count = tokens_of_round(cfg, jnp.sum(partial.masked, axis=1), total, rounds, k)
+        # Apart from the keys of the noise, which are folded with rounds below `rounds`.
         order_key = jax.random.fold_in(jax.random.fold_in(key, rounds), k)
         return jnp.any(partial.masked & (count > 0)[:, None]), (count, order_key)
 

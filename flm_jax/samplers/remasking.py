@@ -67,6 +67,7 @@ class RemaskingConfig(DrawnConfig):
 
 def most_masked(now: jax.Array, later: jax.Array) -> jax.Array:
     """Upper bound min(1, (1 - b) / a) of sigma, from signal a to b."""
+    # The bound keeps the probability of `revealed` at most 1.
     return jnp.minimum(1.0, (1.0 - later) / jnp.maximum(now, 1e-12))
 
 
@@ -100,6 +101,7 @@ def masked_again(
 def revealed(cfg: RemaskingConfig, times, sigma: Float[Array, "b l"]) -> Float[Array, "b l"]:
     """Probability that a masked position is unmasked in a step; arguments as in `masked_again`."""
     now, later = (cfg.signal(time)[:, None] for time in times)
+    # A part (1 - sigma) a stays unmasked; the rest of b comes out of the masked part 1 - a.
     left = later - (1.0 - sigma) * now
     return jnp.where(now < 1.0, left / jnp.maximum(1.0 - now, 1e-12), 1.0)
 
@@ -171,6 +173,7 @@ def sample(
             return text._replace(tokens=tokens, sure=sure, seen=seen, calls=text.calls + 1)
 
         text = jax.lax.cond(jnp.any(shown), call, lambda text: text, text)
+        # A hit turns a masked position into an unmasked one, and the reverse.
         text = text._replace(masked=text.masked ^ hit)
         return text, text.seen
 

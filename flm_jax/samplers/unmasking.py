@@ -40,6 +40,7 @@ class Schedule(NamedTuple):
 
     def span(self, block: Int[Array, "b"]) -> tuple[Int[Array, "b"], Int[Array, "b"]]:
         """First call of a block of each row, and its number of calls; 0 after the last block."""
+        # A 0 before the first block, and the last end again behind the last, whose rows are done.
         ends = jnp.pad(self.ends, ((0, 0), (1, 0)))
         ends = jnp.pad(ends, ((0, 0), (0, 1)), mode="edge")
         first, last = (_pick(ends, block + more) for more in (0, 1))
@@ -54,6 +55,8 @@ class Schedule(NamedTuple):
         block = self.at(calls)
         first, parts = self.span(block)
         whole = jnp.pad(jnp.cumsum(self.total, axis=1), ((0, 0), (1, 0)))
+        # All of the blocks before, and of this one an even part for each of its calls so far, of
+        # which the first todo % parts have one position more.
         todo, done = self.todo(block), calls - first
         parts = jnp.maximum(parts, 1)
         return _pick(whole, block) + done * (todo // parts) + jnp.minimum(done, todo % parts)
@@ -79,6 +82,7 @@ def _numbered(net: Network, mask: Bool[Array, "b l"], size: int, blocks: int):
     first = jnp.argmax(free, axis=1)[:, None] * (net.block_length == 0)
     place = jnp.clip((jnp.arange(mask.shape[1])[None] - first) // size, 0)
     holds = _counts(jnp.where(free, place, blocks), blocks) > 0
+    # Blocks that are prescribed throughout are skipped: the others are numbered by their ranks.
     rank = jnp.cumsum(holds, axis=1, dtype=jnp.int32) - 1
     place = jnp.take_along_axis(rank, place, axis=1)
     return jnp.where(free, place, blocks), jnp.sum(holds, axis=1, dtype=jnp.int32)
@@ -106,6 +110,7 @@ def schedule(net: Network, given: Given, steps: Steps, block_length: int) -> Sch
     place = jnp.where(given.mask, blocks, jnp.minimum(place, calls[:, None] - 1))
     total = _counts(place, blocks)
     extra = jnp.maximum(calls - number, 0)[:, None] * jnp.cumsum(total, axis=1)
+    # Minus the floor of a negative number: one call a block, and the others rounded up.
     ends = jnp.arange(1, blocks + 1)[None] - -extra // jnp.maximum(free, 1)[:, None]
     return Schedule(place, total, jnp.minimum(ends, calls[:, None]))
 

@@ -228,6 +228,7 @@ def decoder(
     def advance(walk: Walk, look: Look, a: jax.Array) -> Walk:
         clean = embedded(net, params, look.tokens)
         walk = _moved(walk, look, a, clean, anchor, how)
+        # The last call of a block, after which all that is left is fixed.
         left = look.active & (walk.count == look.calls - 1)[:, None]
         t = jnp.where(left, 1.0, walk.t)
         y = jnp.where(left[..., None], embedded(net, params, walk.tokens), walk.y)
@@ -245,6 +246,7 @@ def decoder(
 
 def fixed(how: XPredictionConfig, look: Look) -> Float[Array, "b l"]:
     """Returns the constant step size of `how`; by default it follows from the block's calls."""
+    # n steps of size a leave (1 - a)^n of the way, which reaches DONE after the block's calls.
     size = 1.0 - (1.0 - DONE) ** (1.0 / jnp.maximum(look.calls, 1))
     size = jnp.full(size.shape, how.step_size) if how.step_size else size
     return jnp.broadcast_to(size[:, None], look.tokens.shape)
@@ -301,6 +303,7 @@ def rollout(
         return after, k + 1, jax.tree.map(lambda all, x: all.at[k].set(x), kept, now)
 
     most = most_calls(steps, given.mask.shape[1])
+    # Shapes of the records, without a network call.
     forms = jax.eval_shape(step, made.start, jnp.int32(0))[1]
     kept = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), forms)
     unfinished = lambda state: (state[1] < most) & jnp.any(made.going(state[0]))
