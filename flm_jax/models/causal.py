@@ -128,6 +128,7 @@ def causal(cfg: TransformerConfig, plan: AttentionPlan | None = None) -> Network
         del s, t
         trunk = trunk_of(params)
         first = jnp.broadcast_to(trunk.anchor[...], (x_s.shape[0], 1, cfg.dim))
+        # Shifted by one, so that the features at l see the tokens before l alone.
         x_BLD = jnp.concatenate([first, x_s[:, :-1]], axis=1).astype(dtype)
         angles = rotary_angles(x_s.shape[1], head_dim)
 

@@ -207,6 +207,7 @@ def dit(cfg: DiTConfig, plan: AttentionPlan | None = None) -> Network:
     ):
         trunk = trunk_of(params)
         cond = trunk.time(s) + (trunk.target_time(t) if cfg.two_time else 0.0)
+        # Times [B, L] give a row for each position, times [B] one for all.
         cond = jax.nn.silu(cond if cond.ndim == 3 else cond[:, None, :])
         angles = rotary_angles(x_s.shape[1], cfg.head_dim)
 

@@ -57,6 +57,8 @@ def _gelu_jvp(primals, tangents):
     wide = x.astype(jnp.float32)
     scale, cubic = (2.0 / jnp.pi) ** 0.5, 0.044715
     tanh = jnp.tanh(scale * (wide + cubic * wide**3))
+    # d/dx of x/2 (1 + tanh u) with u = scale (x + cubic x^3): the two summands of the product
+    # rule.
     slope = 0.5 * (1.0 + tanh)
     slope = slope + 0.5 * wide * (1.0 - tanh**2) * scale * (1.0 + 3.0 * cubic * wide**2)
     return gelu(x), slope.astype(x.dtype) * dx

@@ -246,6 +246,7 @@ def cached(
 
     def attend(q_BWHK, k_BWGK, v_BWGK, kept, number):
         new = (k_BWGK, v_BWGK)
+        # JAX drops places past the row, those of a window that reaches beyond its end.
         kept = tuple(old.at[number, rows_B1, places_BW].set(own) for old, own in zip(kept, new))
         k_BMHK, v_BMHK = (_shared(cfg, jnp.take(x, number, axis=0)) for x in kept)
         out = cached_attention(q_BWHK, k_BMHK, v_BMHK, seen_BWM, softcap=cfg.attention_softcap)

@@ -259,5 +259,6 @@ def _apart(low: Params, blocks: Params) -> Params:
         return low
     q, k = (blocks[name]["kernel"].shape[-1] for name in QKV[:2])
     parts = jnp.split(low[_FUSED]["b"]["kernel"], (q, q + k), axis=-1)
+    # All three share A; the columns of B are theirs in the order q, k, v.
     own = {name: {"a": low[_FUSED]["a"], "b": {"kernel": b}} for name, b in zip(QKV, parts)}
     return {name: value for name, value in low.items() if name != _FUSED} | own
