@@ -95,6 +95,8 @@ def alone(
 @contextlib.contextmanager
 def _place(path: str, folder: object) -> Iterator[None]:
     """Keeps other threads of this process from a lock."""
+    # A lock of lockf belongs to the process: its threads do not exclude each other by it, and it
+    # is gone as soon as one of them closes the file.
     with _places:
         if path in _held:
             raise _in_use(folder, "this process")
