@@ -49,6 +49,8 @@ def is_kernel(path: Path) -> bool:
 def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
     """Schedule with linear warm-up, then constant or a cosine to 10% of the peak at `steps`."""
     warmup = min(cfg.warmup_steps, steps)
+    # A rising warm-up is one step ahead: it begins at lr / warmup, not at 0, and reaches lr a
+    # step before the join, where the other schedule takes over.
     ahead = cfg.lr / max(warmup, 1) if cfg.first_step == "rising" else 0.0
     rise = optax.linear_schedule(ahead if warmup else cfg.lr, cfg.lr + ahead, warmup)
     if cfg.schedule == "constant":

@@ -82,6 +82,7 @@ def assemble(
         optimizer = without_table(optimizer)
 
     def fresh(teacher_params, start_params=None):
+        # A number that no step has, so that weights and batches never share a key.
         params = net.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1))
         taken = {} if config["adapters"]["base"] else teacher_params  # a base is no student's
         own = student_params(trained_params(config, params), start_params or taken)
@@ -166,5 +167,6 @@ def student_params(fresh: Params, teacher: Params) -> Params:
     round to zero.
     """
     taken = {k: v for k, v in teacher.items() if k != "weighting"}
+    # A copy, since the state is donated and the teacher outlives it.
     own = lambda x, like: jnp.copy(x).astype(like.dtype)
     return {k: jax.tree.map(own, taken.get(k, v), v) for k, v in fresh.items()}

@@ -53,11 +53,14 @@ def _accumulated(
     rows, split = whole.total, interleaved(batch, parts)
 
     def one(start, part):
+        # One key for all parts: times are low-discrepancy over the batch, and what must differ
+        # between the parts is folded with their rows.
         (_, metrics), grads = gradients(params, frozen, part, key, Rows(start, rows))
         metrics, number, observed = _read(metrics)
         return jax.tree.map(lambda x: x * number, (grads, metrics)), number, observed
 
     starts = jnp.arange(parts) * (rows // parts)
+    # Shapes alone, so that the sums start from zeros and every part is one run of the same body.
     shapes = jax.eval_shape(one, starts[0], jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
