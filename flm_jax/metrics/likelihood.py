@@ -89,6 +89,7 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
         if "prompt" in batch:
             masked = highest(jax.random.uniform(key, free.shape), free, count)
         elif "visible" in batch:
+            # The smallest numbers, which `random_subset` takes as well.
             masked = highest(-jax.random.uniform(key, free.shape), free, count)
         else:
             masked = jnp.pad(random_subset(key, count, length), ((0, 0), (cfg.prompt, 0)))
@@ -131,8 +132,10 @@ def sequence_nats(
 
     def drawn():
         for index, batch in enumerate(batches):
+            # Counted here, where all processes see all batches, of which each computes a part.
             counts.append(np.asarray(batch["mask"]).sum(axis=1).astype(np.float64))
             rows = batch["tokens"].shape[0]
+            # Stratified over the draws of a sequence.
             taus = [(draw + rng.random(rows)) / draws for draw in range(draws)]
             yield index, batch, np.asarray(taus, np.float32)
 
@@ -168,5 +171,6 @@ def likelihood(
     how = {"draws": draws, "seed": seed, "share": share}
     total, count = sequence_nats(row_nll, params, batches, **how)
     value = total.sum() / count.sum()
+    # The ratio's linearisation: its error is the sum of total_i - value count_i over the count.
     spread = np.sqrt(np.sum((total - value * count) ** 2)) / count.sum()
     return Likelihood(float(value), float(spread), int(count.sum()), len(count), draws)
