@@ -181,6 +181,7 @@ def run_program(sandbox: Sandbox, program: Program | str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="flm_jax_", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         result, write = os.pipe()
+        # The task is a file in memory, which has no name for a program to open.
         line, task = [sandbox.python, "-s", "-c", _RUNNER, _HOME], _call("memfd_create", "task")
         os.write(task, _task(sandbox, program, folder, write))
         os.lseek(task, 0, os.SEEK_SET)
@@ -312,6 +313,7 @@ def _flatten(folder: str) -> None:
 def _outcome(output: bytes, said: bytes, limits: Limits, seconds: float) -> Outcome:
     text = output[: limits.output_bytes].decode("utf8", "replace")
     lines = _shown(said.decode("utf8", "replace")).splitlines()
+    # In reverse, so that the first line of each kind counts.
     said_of = {line.partition(" ")[0]: line.partition(" ")[2] for line in reversed(lines)}
     if len(output) > limits.output_bytes or len(said) > _RESULT_BYTES:
         return Outcome("output", f"more than {limits.output_bytes} bytes printed", text, seconds)

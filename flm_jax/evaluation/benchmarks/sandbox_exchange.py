@@ -85,6 +85,7 @@ class Remote:
     """
 
     def __init__(self, ask, key):
+        # Past __setattr__, which asks the program.
         self.__dict__.update(_ask=ask, _key=key)
 
     def __call__(self, *args, **named):
@@ -130,6 +131,7 @@ def encoded(value, other):
     if value is None or isinstance(value, (bool, str)):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
     if isinstance(value, int):
+        # Larger ones in hexadecimal, for which Python has no limit of digits.
         number = int(value)
         return number if -_SMALL < number < _SMALL else ["int", hex(number)]
     if isinstance(value, float):

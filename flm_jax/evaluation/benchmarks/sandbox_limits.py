@@ -165,11 +165,15 @@ def counts_each_namespace():
 
 def _drop(uid):
     if uid is not None:
+        # Groups first: who has given up root's user id cannot change them any more.
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+    # Version 3 of the structure; effective, permitted and inheritable sets of two words, all
+    # empty.
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     checked("capset", header, none)
+    # The signal at the parent's death is set again below: a fork and a change of ids clear it.
     checked("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     die_with_parent()
 
@@ -215,6 +219,8 @@ def _filter_calls(guarded):
         raise OSError(f"no filter of system calls for {machine}; expected x86_64 or aarch64")
     column, architecture = _COLUMNS[machine]
     refused = _BEYOND_LIMITS | _OTHERS | (_STARTS if guarded else {})
+    # Instructions of BPF: (operation, jump if true, jump if false, constant). Of what it reads,
+    # the number of the call is at 0, the architecture at 4 and the n-th argument at 16 + 8 n.
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL_PROCESS)]
     code += [(_LOAD, 0, 0, 0)]
     if machine == "x86_64":  # the numbers of x32 would be another way to the same calls
@@ -241,6 +247,7 @@ def _filter_calls(guarded):
     if guarded:
         code += [(_EQUAL, 0, 1, _FALLOCATE[column]), (_RETURN, 0, 0, _UNSUPPORTED)]
     code += [(_RETURN, 0, 0, _ALLOW)]
+    # Kept by a name, since the program holds its address alone.
     packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
     program = struct.pack("H6xQ", len(code), ctypes.addressof(packed))
     checked("prctl", _SECCOMP, 2, ctypes.create_string_buffer(program), 0, 0)
@@ -248,6 +255,8 @@ def _filter_calls(guarded):
 
 def _of_argument(number, place, rules):
     """Rules on an argument of one call, which is allowed where none of them refuses."""
+    # The lower half of the argument (little-endian). It replaces the number of the call, for
+    # which the rules that follow would look: hence nothing gets past the last of these.
     rules = [(_LOAD, 0, 0, 16 + 8 * place), *rules, (_RETURN, 0, 0, _ALLOW)]
     return [(_EQUAL, 0, len(rules), number), *rules]
 
@@ -284,6 +293,7 @@ def _landlock(folder):
         return False
     rights = max(bits for least, bits in _RIGHTS.items() if version >= least)
     network, scopes = 0b11 * (version >= 4), 0b11 * (version >= 6)
+    # Older versions take the longer structure, if what they do not know is 0.
     rules = LIBC.syscall(_RULESET, struct.pack("QQQ", rights, network, scopes), 24, 0)
     if rules < 0:
         raise OSError(ctypes.get_errno(), "Landlock gives no rules")
@@ -294,6 +304,7 @@ def _landlock(folder):
             continue
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         allowed &= rights if os.path.isdir(path) else _OF_FILES
+        # Without padding, as the kernel declares it.
         rule = struct.pack("=Qi", allowed & rights, place)
         if LIBC.syscall(_ADD_RULE, rules, 1, rule, 0) != 0:
             raise OSError(ctypes.get_errno(), f"Landlock refuses a rule of {path}")
@@ -331,6 +342,7 @@ def _audit(folder, locked):
     own = (folder,) if folder else ()
     readable = (*places(), *DEVICES, *own)
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    # Bound before the program begins, which may replace what modules and builtins hold.
     real, decoded, followed = os.path.realpath, os.fsdecode, os.readlink
     changes = _UNSEEN if locked else _UNSEEN | _CHANGES
     whole, is_a, refusal = int, isinstance, PermissionError

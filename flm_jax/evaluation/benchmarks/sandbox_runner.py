@@ -58,8 +58,10 @@ def _unshare(uid):
     if uid is not None:
         checked("unshare", flags)
         return 0
+    # Three: this process, the first one of the namespaces and that of the tests.
     others = 3 if limits.counts_each_namespace() else _tasks_of(own)
     checked("unshare", flags | _NEW_USERS)
+    # In this order: users may map groups only after they have given up setgroups.
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{_NOBODY} {own} 1"),
@@ -101,6 +103,8 @@ def _show(source, root):
 
 def _make_read_only(target, device=False, flags=_RECURSIVE):
     """Without the powers of files and devices too; of the mounts below as well, by `flags`."""
+    # The structure mount_attr: attributes to set (read-only, nosuid, nodev) and three numbers,
+    # all 0.
     bits = 1 | 2 | (0 if device else 4)
     wanted = bits.to_bytes(8, sys.byteorder) + bytes(24)
     call = "mount_setattr (Linux 5.12)"
@@ -150,6 +154,7 @@ def _own_uids():
     if count < 1000:
         return None, None
     span = min(1 << 22, count // 4)  # of numbers that processes have
+    # The number of this process sets them apart from those of sandboxes beside it.
     first = count - 2 - os.getpid() % span
     return first, first - span
 
@@ -183,6 +188,8 @@ def _program(task, folder, uid, link):
 
 def _tests(task, uid, link, say):
     """The tests' process; never returns."""
+    # Read here alone: the program's process copies its parent, where the tests must not be in
+    # memory.
     start = task["length"]
     more = json.loads(os.pread(0, os.fstat(0).st_size - start, start))
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -272,6 +279,7 @@ def _keep(task, say):
     else:
         task["others"] = _unshare(task["uids"][0])
     limits.hide(True)
+    # Blocked before anything is started, so that none arrives unseen between two waits.
     signals = (signal.SIGCHLD, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     # In "guard" neither of the two may start a process, so that ending them ends all.
