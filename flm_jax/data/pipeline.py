@@ -105,6 +105,7 @@ class _LocalBatches(grain.MapDataset):
         parts = [
             _read(self._sources[n], (places[numbers == n] - self._starts[n]).tolist()) for n in used
         ]
+        # The parts are joined source by source: the order undoes that.
         order = np.argsort(np.concatenate([np.flatnonzero(numbers == n) for n in used]))
         return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 

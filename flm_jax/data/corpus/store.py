@@ -242,6 +242,7 @@ class TokenStream:
             rows = np.flatnonzero((first == shard) & (last == shard))
             places = starts[rows] - self._token_starts[shard]
             out[rows] = _pieces(self._tokens[shard], places, length)
+        # Blocks over the end of a shard are few, and are read one by one.
         for row in np.flatnonzero(first != last):
             out[row] = self.read(int(starts[row]), int(starts[row]) + length)
         return out

@@ -39,6 +39,8 @@ class SudokuTask(Task):
         self.tokenizer = WordTokenizer([*"123456789"])
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        # Lines are permuted within bands, and bands too; grids are transposed or not, and digits
+        # renamed: each of these takes a valid grid to a valid one.
         base = _pool()[rng.integers(0, _POOL, count)]
         rows, columns = _line_order(rng, count), _line_order(rng, count)
         flip = rng.random(count) < 0.5
