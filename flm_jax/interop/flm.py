@@ -122,6 +122,7 @@ def infer_sizes(state: State, heads: int | None = None) -> dict[str, Any]:
     vocab_size, dim = state[telling[0]].shape
     blocks = {m[1] for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m}
     if ROTARY in state:
+        # One frequency for each pair of a head's features.
         found = dim // (2 * state[ROTARY].size)
         require(heads in (None, found), f"heads={heads} given, but the file has {found} heads.")
         heads = found

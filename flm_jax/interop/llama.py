@@ -93,6 +93,7 @@ class Sizes(NamedTuple):
     @property
     def fused_rows(self) -> dict[str, np.ndarray]:
         """Rows of queries, keys and values in SMDM's joint matrix."""
+        # Group by group: the queries of a group, then its key and its value.
         rows = np.arange((self.heads + 2 * self.groups) * self.head_dim)
         grouped = rows.reshape(self.groups, self.heads // self.groups + 2, self.head_dim)
         found = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}
@@ -174,6 +175,7 @@ def _find_sizes(
     (vocab, dim), (hidden, _), (keys, _) = (shapes[name] for name in names)
     found = {m[1] for m in (re.match(block, name) for name in shapes) if m}
     if what == "SMDM":
+        # A row of the embedding is the mask's; of dim + 2 k fused rows k are keys.
         return checked_sizes(what, vocab - 1, dim, len(found), heads, (keys - dim) // 2, hidden)
     return checked_sizes(what, vocab, dim, len(found), heads, keys, hidden)
 
@@ -229,6 +231,7 @@ def filled(files: Tensors, layout: Layout) -> Params:
         leads[part.path] = tuple(map(max, sizes, leads.get(part.path, sizes)))
     for shape, parts in layout.values():
         for part in parts:
+            # A stack is allocated once, for its first member, with the sizes of all.
             if any(part.index):
                 continue
             rows = shape if part.rows is None else (_count(part.rows), *shape[1:])

@@ -65,6 +65,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _BUILDERS:
             return super().find_class(module, name)
+        # Never the class that the file names: loading calls it with arguments from the file.
         return type(name, (Named,), {"__module__": module})
 
 
