@@ -49,6 +49,7 @@ def _live(jaxpr: Jaxpr) -> Iterator:
 
 
 def _times(counts: Counts, n: int) -> Counts:
+    # Loops are counted as they stand in the program, operations as they run.
     return Counts({k: v if k == "unknown_loops" else v * n for k, v in counts.items()})
 
 

@@ -121,6 +121,7 @@ def _collective(line: str) -> tuple[str, int] | None:
         math.prod(int(n) for n in dims.split(",") if n) * _width(dtype)
         for dtype, dims in _ARRAY.findall(shape)
     )
+    # Its result is a part of the array: one for each device of the group.
     if kind == "reduce-scatter":
         size *= _group(line)
     return kind, size
