@@ -122,6 +122,8 @@ def masked_loss(
     free = written_positions(batch, cfg.prompt)
     masked = hide_independently(rows.fold(mask_key), t, free)
     mask = batch["mask"] * free
+    # With masking probability t the NELBO is the integral over t of 1/t times the masked tokens'
+    # loss.
     weights = token_weights(mask) * masked / t[:, None]
     loss, _ = masked_loss_at(
         params, tokens, masked, t, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)

@@ -27,5 +27,7 @@ def time_weights(
     """
     if net.log_loss is None:
         return weights, 0.0
+    # L e^-u + u is least at u = log L: times end up with the inverse of their mean loss as
+    # weight.
     u = net.log_loss(params, tau_s, tau_t)[:, None]
     return weights * jnp.exp(-u), jnp.sum(weights * u)

@@ -200,7 +200,8 @@ def residual_loss_at(
     gamma = flow.path.semigroup_weight(s, u, t)
     over = functools.partial(over_positions, shape=pairs.weights.shape)
     cap = teacher[0].logit_softcap
-    # The flow at s is in the target and in what learns it.
+    # gamma (D_s + c_su g_su) + (1 - gamma) (D_u + c_ut g_ut) - (D_s + c_st g_st): the flow at s is
+    # in the target and in what learns it.
     target = [
         Term(over(gamma - 1.0), at_s, cap),
         Term(over(gamma * second_order(s, u)), g_su, None),
