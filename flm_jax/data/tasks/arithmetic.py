@@ -115,6 +115,7 @@ class ArithmeticTask(Task):
 
         def below(x: int) -> int:
             """Number of pairs (a, b) in [0, top)^2 with a + b < x."""
+            # The triangle of all a, b >= 0, less two equal ones in which a or b is not below top.
             over = max(0, x - top)
             return x * (x + 1) // 2 - over * (over + 1) if x <= top * 2 - 1 else top * top
 

@@ -199,6 +199,7 @@ class GrammarTask(Task):
         law[:, 1] = self.words_p.sum(axis=1)
         for n in range(2, self.length + 1):
             for (a, b, c), p in zip(self.binary, self.binary_p):
+                # A convolution over the lengths of the two parts.
                 law[a, n] += p * (law[b, 1:n] @ law[c, n - 1 : 0 : -1])
         return law
 
@@ -245,6 +246,8 @@ class GrammarTask(Task):
                 pick = np.minimum(pick, len(kinds) - 1)  # the last sum may be below 1 by rounding
                 pair, pick_word = rows[kinds[pick]], rows[~kinds[pick]]
                 chosen = pick[kinds[pick]]
+                # The leftmost symbol is on top: the second one takes the place of A, the first
+                # comes above it.
                 stack[pair, pending[pair] - 1] = second[chosen]
                 stack[pair, pending[pair]] = first[chosen]
                 pending[pair] += 1

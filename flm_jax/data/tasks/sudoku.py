@@ -103,6 +103,7 @@ def _line_order(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def _good_units(tokens: np.ndarray) -> np.ndarray:
     """Whether each of the 27 units holds all nine digits, bool [N, 27]."""
+    # One bit for each digit: a unit is right where nine cells set all nine of them.
     inside = ((tokens >= 0) & (tokens < 9)).astype(np.int16)
     bits = inside << np.where(inside, tokens, 0).astype(np.int16)
     return np.bitwise_or.reduce(bits[:, UNITS], axis=2) == 0b111_111_111
