@@ -75,6 +75,7 @@ class Mirror:
             saved()
             _copy(self.local / str(step), self._remote / str(step))
             self._mark(step, _DAMAGED).unlink(missing_ok=True)
+            # Last, so that a copy counts when all of it is there.
             self._mark(step).write_text("")
             for old in self.steps()[: -keep if keep else 0]:
                 self._mark(old).unlink()  # first: half a copy must not count
