@@ -148,6 +148,7 @@ def prepare(
         for batch, part in enumerate(in_turn(range(-(-num // rows)), one, model.shared)):
             parts.append(part)
             show(min(num, (batch + 1) * rows))
+        # Rows that only fill up the last batch are not counted.
         seconds = (time.perf_counter() - began) * num / (len(parts) * rows)
         return _joined(parts, num, seconds)
 

@@ -185,6 +185,7 @@ def _encoded(
     elif text:
         tokens += model.tokenizer.encode(text).tolist()
     held, start = [True] * len(tokens), len(tokens)
+    # The digits of gaps are the odd parts, the texts around them the even ones.
     parts = _GAP.split(infill)
     gaps = [*(_gap(digits, length, prompt.where) for digits in parts[1::2]), 0]
     for ids, gap in zip(_around(model.tokenizer, parts[::2], chat or bool(text)), gaps):
@@ -195,6 +196,8 @@ def _encoded(
 
 def _gap(digits: str, length: int, where: str) -> int:
     """Number of tokens of a gap; refuses gaps that no row could hold."""
+    # Cut to one digit more than a valid number has, since Python refuses to read thousands of
+    # them.
     few = digits.lstrip("0")[: len(str(length)) + 1] or "0"
     require(
         int(few) <= length,

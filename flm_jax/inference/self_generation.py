@@ -104,6 +104,7 @@ def counts_tail(config: Config) -> bool:
 
 def ended(tokens: np.ndarray, given: np.ndarray, end_ids: Collection[int]) -> np.ndarray:
     """Mask of valid positions, bool [N, L]: those up to the first end of the answer, inclusive."""
+    # Positions before which there is no end; the end itself is one of them.
     stops = np.isin(tokens, sorted(end_ids)) & ~given
     return np.cumsum(stops, axis=1) - stops == 0
 
