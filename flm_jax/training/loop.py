@@ -189,6 +189,8 @@ class Loop:
             last = stop or end
             look = self._evaluation_due(step, end)
             save = last or step % cfg.checkpoint_every == 0
+            # A few steps stay under way, so that the devices do not wait for the host between two
+            # of them.
             self._land(0 if look or save else _AHEAD)
             # First: whatever becomes of the evaluation, the step is not lost.
             if save:

@@ -266,6 +266,7 @@ class PromptBatches:
         config, prompts = self._config, self._prompts
         rng = np.random.default_rng([config["seed"], self._step])
         picked = rng.choice(len(prompts.places), config["prompt_batch"], replace=False)
+        # Answers to one prompt are adjacent, as `grpo.group_advantages` expects them.
         places = prompts.places[np.repeat(picked, config["group"])[self._rows]]
         self._step += 1
         return _rows(prompts.given, places) | {"places": places.astype(np.int32)}
