@@ -100,6 +100,8 @@ class OneHotNoise(Noise):
         return whitened(vectors, table)
 
     def spread(self, gradient, table, joint):
+        # Sigma = E^T E; with the other table beside E it is E^T [E, E'], one change of x_t in
+        # both views.
         across = jnp.matmul(table.T, joint, precision=jax.lax.Precision.HIGHEST)
         return jnp.matmul(gradient, across, precision=jax.lax.Precision.HIGH)
 

@@ -55,6 +55,7 @@ class MaskedBridgeOde(Interpolant):
         return self.coefficients(t)[2]
 
     def slowness(self, t: Times) -> Times:
+        # c'/c = (1/t - 1/(1-t)) / 2, so that beta = 1 - t c'/c = 1 / (2 (1-t)).
         return 2.0 * (1.0 - t)
 
     def odds(self, t: Times) -> Times:

@@ -22,6 +22,7 @@ class VariancePreserving(Interpolant):
         return jnp.maximum(jnp.cos(_QUARTER * t), 0.0)  # float32 has cos(pi/2) = -4e-8
 
     def slowness(self, t: Times) -> Times:
+        # beta = (pi/2) (cos + sin^2/cos) = (pi/2) / cos.
         return self.retained(t) / _QUARTER
 
     def odds(self, t: Times) -> Times:
