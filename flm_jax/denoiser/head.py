@@ -142,6 +142,7 @@ def mixture_cross_entropy(
         heads, rows = [], []
         for w, q in jax.lax.stop_gradient(list(targets)):
             heads.append((q.kernel, q.bias))
+            # In this order: `tiled` takes every second array for features.
             rows += [over_positions(w, weights.shape), q.features]
         target = (tuple(heads), tuple(rows))
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
