@@ -88,6 +88,7 @@ def semigroup_loss_at(
         return mixture_cross_entropy(out, targets, weights, net)
     heads = tuple((q.kernel, q.bias) for _, q in targets)
     wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
+    # (gamma, features, 1 - gamma, features), the order of `tiled.mixture_target`.
     rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
     plan = plan_of(net)
     fn, head = squared(tiled.mixture_target), (out.kernel, out.bias)
