@@ -162,6 +162,8 @@ def llama(
         angles = _angles(cfg, cache["k"].shape[2])
         if places is not None:
             angles = tuple(table[places] for table in angles)
+        # The cache is carried, where a scan updates it in place; as its input and output it would
+        # be copied.
         carry = (x.astype(dtype), (cache["k"], cache["v"]))
         for name, one in stacks.items():
 
