@@ -66,6 +66,7 @@ def make_nudge(
             out = forward(net, params, held, *taus)
             ahead = expected_embedding(out, wishes, net)
             ahead = jnp.where(given.mask[..., None], wishes[given.tokens], ahead)
+            # Rows are independent: the gradient of their sum is that of each row's own reward.
             return jnp.sum(reward.score(reward_params, ahead))
 
         gradient = jax.grad(value)(y_s[..., :width])
