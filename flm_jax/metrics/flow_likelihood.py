@@ -54,6 +54,7 @@ def _by_clock(net: Network, flow: Flow, told: ClockTold) -> Signal:
     readable = Linear().odds(tau_to_t(decoding_clock(net.vocab_size, net.dim), jnp.float32(_END)))
     a, _, c = flow.path.coefficients(told.t(jnp.float32(_END)))
     r_end = jnp.minimum(a / c, readable)
+    # dr/du = R.
     return Signal(lambda u: (u * r_end, r_end * (u * r_end)), 0.0, r_end)
 
 
@@ -63,6 +64,7 @@ def _by_gamma(told: GammaTold) -> Signal:
 
     def at(u: jax.Array) -> tuple[jax.Array, jax.Array]:
         r = jnp.exp(-0.5 * told.gamma(u))
+        # r = e^(-gamma/2) with gamma linear in u: dr/du = half r.
         return r, half * jnp.square(r)
 
     first, last = (jnp.exp(-0.5 * gamma) for gamma in (told.high, told.low))
