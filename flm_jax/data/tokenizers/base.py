@@ -78,6 +78,7 @@ class Tokenizer(abc.ABC):
         ids = {name: i for i, name in self.special_names.items()}
         if not ids:
             return self.encode_batch(texts)
+        # Longest first, since a name may begin with another.
         pattern = re.compile(f"({'|'.join(map(re.escape, sorted(ids, key=len, reverse=True)))})")
         found = []
         for text in texts:

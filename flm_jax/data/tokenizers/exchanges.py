@@ -69,6 +69,8 @@ class Framer:
             left, right = self._strips.get(word, (False, False))
             texts[i] = texts[i].rstrip() if left else texts[i]
             texts[i + 1] = texts[i + 1].lstrip() if right else texts[i + 1]
+        # Encoded as one text with a stand-in for each control token, so that the parts between
+        # them keep their surroundings; the ids of the stand-ins are then replaced in order.
         found = self._backend.encode(CONTROL.join(texts), add_special_tokens=False)
         ids = iter(controls)
         return np.array(
