@@ -22,6 +22,8 @@ _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)table$", ("vocab", "embed")),
     (r"(^|/)head/kernel$", ("embed", "vocab")),
     (r"(^|/)head/bias$", ("vocab",)),
+    # What enters a branch is split by columns, what leaves it by rows: between them activations
+    # stay split, and a branch takes one sum over the tensor axis.
     (r"blocks/(qkv|mlp_in|q|k|v|gate|up)/kernel$", ("layer", "embed", "hidden")),
     (r"blocks/(attn_out|mlp_out)/kernel$", ("layer", "hidden", "embed")),
     (r"blocks/modulation/kernel$", ("layer", None, "embed")),
@@ -217,6 +219,7 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     Two processes that split a tensor axis between them hold, and read, the same rows.
     """
     index = batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    # A set, since devices along the tensor axis hold the same rows.
     parts = {(rows.indices(batch)[:2]) for (rows,) in index.values()}
     return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
@@ -233,6 +236,7 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: np.ndarray, tot
     def place(local: np.ndarray) -> jax.Array:
         def shard(index):
             first, last, _ = index[0].indices(total)
+            # `rows` ascend, and a device's own are consecutive among them.
             start = int(np.searchsorted(rows, first))
             return local[start : start + last - first]
 
