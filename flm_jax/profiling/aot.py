@@ -166,6 +166,7 @@ def _next_rows(tried: list[tuple[int, Memory]], low: int, high: float, unit: int
         guess = rows * 2 if memory.fits else rows / 2
     else:
         (other, before) = tried[-2]
+        # A step of the secant method; a slope that is not positive says nothing.
         slope = (memory.peak - before.peak) / (rows - other)
         guess = rows + (memory.limit - memory.peak) / slope if slope > 0 else rows * 2
     guess = int(guess) // unit * unit
