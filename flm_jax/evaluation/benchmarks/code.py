@@ -206,6 +206,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
         1 <= k <= samples and 0 <= right <= samples,
         f"got pass@{k} of {samples} answers, {right} right; expected 1 <= k <= answers.",
     )
+    # In exact fractions, since binomials of many answers are too large for floats.
     return float(1 - Fraction(math.comb(samples - right, k), math.comb(samples, k)))
 
 
