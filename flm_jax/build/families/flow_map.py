@@ -139,6 +139,7 @@ def kept_times(config: Config) -> Tracker | None:
 
 def flow_map_rows(config: Config) -> int:
     """Number of rows of a microbatch that the fraction of diagonal rows needs as a unit."""
+    # 840 is a multiple of all denominators up to 8, so that none is refused here.
     return row_groups(settings(config, "objective").diagonal, 840)[0]
 
 
