@@ -65,8 +65,7 @@ def softened(
         tokens, places = rows
         r = ratio[:, None, None]
         w = r * jax.nn.one_hot(tokens, number) + _noise(key, places, number)
-        # The division by sqrt(1 + r^2), which the largest entry does not notice, is made here
-        # alone.
+        # Only here is w scaled by 1/sqrt(1 + r^2): its argmax does not depend on that.
         probs = jax.nn.softmax(w / (temperature * jnp.sqrt(1.0 + r * r)), axis=-1)
         states = jnp.matmul(probs, table[:number], precision=jax.lax.Precision.HIGH)
         return None, (states, jnp.argmax(w, axis=-1).astype(jnp.int32))

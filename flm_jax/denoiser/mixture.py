@@ -59,7 +59,7 @@ def mixture(
         scores = logits[0]
         if len(parts) > 1:
             scores = jnp.log(jnp.maximum(probs, tiny))
-        # The floor would give columns that stand for no token a chance.
+        # Without this the floor would give padding columns a small probability.
         if len(parts) > 1 and (tokens := parts[0].net.tokens):
             scores = jnp.where(standing(scores.shape[-1], tokens), scores, -jnp.inf)
         return None, (embed_probs(probs, table), pick(where[0], scores))

@@ -80,8 +80,8 @@ def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
 
 def _seen_later(t: np.ndarray, slope: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
     """Times at which r is `factor` times its value at t, and dtau/dt there."""
-    # From t'/(1 - t') = f t/(1 - t); the slope is dtau/dt times dt/dt', with t = t'/(f - (f - 1)
-    # t').
+    # From t'/(1 - t') = f t/(1 - t). The slope is dtau/dt dt/dt', where
+    # t = t'/(f - (f - 1) t').
     later = factor * t / (1.0 + (factor - 1.0) * t)
     return later, slope * factor / (factor - (factor - 1.0) * later) ** 2
 
@@ -103,8 +103,8 @@ def _tail_and_slope(t: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndar
         # 1 - Phi^(V-1) by expm1, exact to rounding also where it is tiny, near t = 1.
         tail[i] = np.sum(np.exp(log_weight) * -np.expm1((vocab_size - 1) * log_phi))
         log_density = -0.5 * (z + r) ** 2 - 0.5 * np.log(2 * np.pi)
-        # d/dr of E[Phi^(V-1)] is (V - 1) E[Phi^(V-2) phi]; V/(V - 1) and dr/dt = 1/(1 - t)^2 come
-        # below.
+        # d/dr of E[Phi^(V-1)] is (V - 1) E[Phi^(V-2) phi]; the factors V/(V - 1) and
+        # dr/dt = 1/(1 - t)^2 come below.
         slope[i] = np.sum(np.exp(log_weight + log_density + (vocab_size - 2) * log_phi))
     tail *= vocab_size / (vocab_size - 1)
     tail[0] = 1.0
@@ -114,8 +114,7 @@ def _tail_and_slope(t: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndar
 def _cubic(clock: Clock, piece: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Normalised Hermite cubic of a piece at x in [0, 1], from 0 to 1, and its slope in x."""
     a, b = clock.left[piece], clock.right[piece]
-    # The cubic with values 0 and 1 and slopes a and b at the ends; a = b = 1 is the straight
-    # line.
+    # The cubic with values 0, 1 and slopes a, b at the ends; the line where a = b = 1.
     c2, c3 = 3.0 - 2.0 * a - b, a + b - 2.0
     return x * (a + x * (c2 + x * c3)), a + x * (2.0 * c2 + 3.0 * x * c3)
 

@@ -30,7 +30,7 @@ def observe(
       float32 [19, bins, 3], by hidden fraction and gamma; values at the ends and beyond are in the
       first or last bin.
     """
-    # First, since 0 times a NaN would still be one.
+    # Replaced here, since a weight of 0 times NaN is NaN.
     values = jnp.where(weights > 0.0, values, 0.0)
     edges = jnp.linspace(cfg.low, cfg.high, cfg.bins + 1)
     share = jnp.ones_like(gamma) if share is None else share

@@ -100,8 +100,8 @@ class OneHotNoise(Noise):
         return whitened(vectors, table)
 
     def spread(self, gradient, table, joint):
-        # Sigma = E^T E; with the other table beside E it is E^T [E, E'], one change of x_t in
-        # both views.
+        # Sigma = E^T E; beside the other table it becomes E^T [E, E'], the same change of x_t
+        # seen in both embeddings.
         across = jnp.matmul(table.T, joint, precision=jax.lax.Precision.HIGHEST)
         return jnp.matmul(gradient, across, precision=jax.lax.Precision.HIGH)
 

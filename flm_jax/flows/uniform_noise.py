@@ -53,7 +53,7 @@ def posterior_logits(
     kept = (1.0 - noise) / (1.0 - later)
     forward = jnp.where(index == state[..., None], kept, 0.0) + (1.0 - kept) / number
     spread = jnp.where(index < number, jnp.log(later / number), -jnp.inf)
-    # log(b x + (1 - b) / V), also where x underflows; at b = 1 the noise is -inf and x remains.
+    # log(b x + (1 - b) / V), also where x underflows; at b = 1 the second term is -inf.
     seen = jnp.logaddexp(jnp.log1p(-later) + log_probs, spread)
     return jnp.log(forward) + seen
 

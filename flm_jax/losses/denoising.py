@@ -106,8 +106,7 @@ def denoising_loss(
     tokens = batch["tokens"]
     tau = flow.draw_times(time_key, tokens.shape[0], rows)
     noise_key, dropout_key = rows.fold(noise_key), rows.fold(dropout_key)
-    # `key` was split above; clean_context folds a constant into it first, which makes a fourth
-    # key.
+    # `key` was split above; clean_context folds a constant into it, which makes a fourth key.
     clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
     weights = token_weights(mask)

@@ -77,8 +77,7 @@ def clipped_loss(
     """
     weights = counted.astype(jnp.float32)
     weights = weights / jnp.maximum(jnp.sum(weights), 1.0)
-    # Masked before exp: an infinite ratio of an action without effect would make 0 * inf in
-    # gradients.
+    # Masked before exp: an infinite ratio without effect would give gradients 0 * inf = NaN.
     ratio = jnp.exp(jnp.where(counted, log_probs - before, 0.0))
     bounded = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     # The minimum bounds what is gained by leaving the range, and never what is lost.

@@ -27,7 +27,6 @@ def time_weights(
     """
     if net.log_loss is None:
         return weights, 0.0
-    # L e^-u + u is least at u = log L: times end up with the inverse of their mean loss as
-    # weight.
+    # L e^-u + u is least at u = log L: each time is weighted by the inverse of its mean loss.
     u = net.log_loss(params, tau_s, tau_t)[:, None]
     return weights * jnp.exp(-u), jnp.sum(weights * u)

@@ -178,8 +178,8 @@ def _tiles(expert_R: Int[Array, " r"], number: int) -> _Tiles:
     within_R = jnp.arange(rows) - (jnp.cumsum(counts_E) - counts_E)[sorted_R]
     first_E = ends_E - -(-counts_E // size)
     place_R = jnp.zeros(rows, jnp.int32).at[order_R].set(size * first_E[sorted_R] + within_R)
-    # At least sum_e ceil(n_e / size): full tiles are at most R // size, partial ones one per
-    # expert.
+    # At least sum_e ceil(n_e / size): there are at most R // size full tiles, and at most one
+    # partial tile for each expert.
     tiles = rows // size + min(number, rows)
     # Tiles past the last hold zeros, whichever expert they have.
     expert_T = jnp.searchsorted(ends_E, jnp.arange(tiles), side="right")

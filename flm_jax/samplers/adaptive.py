@@ -122,7 +122,7 @@ def advance(
         norms = jnp.where(given.mask, 0.0, jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1)))
         error = jnp.max(norms, axis=1) / unit
         good = error <= tolerance
-        # The estimate is the error of the second-order step, of third order in the step size.
+        # The local error of a second-order step is of third order in the step size.
         factor = _SAFETY * (tolerance / jnp.maximum(error, 1e-12)) ** (1.0 / 3.0)
         taken = lambda a, b: jnp.where(good.reshape(-1, *[1] * (a.ndim - 1)), a, b)
         return Progress(

@@ -91,8 +91,8 @@ def heun(
 
         ends = (jnp.full(rows, s), jnp.full(rows, t))
         y_t, _ = heun_step(flow.path, denoise, denoised, y_s, *ends, anchor)
-        # In order of evaluation: at s first, then at t. The scan stacks them to [intervals, 2,
-        # ...], and the reshape below interleaves them to [evaluations, ...].
+        # In order of evaluation, at s and then at t. The scan stacks pairs to [intervals, 2, ...];
+        # the reshape below makes them [evaluations, ...].
         return y_t, jax.tree.map(lambda a, b: jnp.stack([a, b]), *seen)
 
     grid = (jnp.arange(intervals), taus[:-1], taus[1:], times[:-1], times[1:])

@@ -110,7 +110,7 @@ def schedule(net: Network, given: Given, steps: Steps, block_length: int) -> Sch
     place = jnp.where(given.mask, blocks, jnp.minimum(place, calls[:, None] - 1))
     total = _counts(place, blocks)
     extra = jnp.maximum(calls - number, 0)[:, None] * jnp.cumsum(total, axis=1)
-    # Minus the floor of a negative number: one call a block, and the others rounded up.
+    # One call for each block plus its part of the others, rounded up (- -x // y).
     ends = jnp.arange(1, blocks + 1)[None] - -extra // jnp.maximum(free, 1)[:, None]
     return Schedule(place, total, jnp.minimum(ends, calls[:, None]))
 

@@ -32,7 +32,7 @@ def solve(
       rng: generator that puts candidates in random order; None for ascending order.
     """
     grid = [int(d) for d in grid]
-    # Of each row, column and box a number whose bit d - 1 says whether digit d stands there.
+    # One number for each row, column and box: its bit d - 1 is set if digit d stands there.
     used = [0] * 27
     for cell, digit in enumerate(grid):
         if digit:

@@ -26,7 +26,7 @@ def sample_lines(lines: Iterable[str], characters: int) -> list[str]:
             held += len(line)
         if held > 2 * characters:
             kept = _first(sorted(kept), characters)
-            # From here on a line of a higher rank is in no sample.
+            # From here on a line of higher rank cannot be in the sample.
             held, limit = sum(len(line) for *_, line in kept), kept[-1][0]
     if held > characters:
         kept = _first(sorted(kept), characters)

@@ -165,12 +165,11 @@ def counts_each_namespace():
 
 def _drop(uid):
     if uid is not None:
-        # Groups first: who has given up root's user id cannot change them any more.
+        # Groups first: without root's user id they can no longer be changed.
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    # Version 3 of the structure; effective, permitted and inheritable sets of two words, all
-    # empty.
+    # Version 3 of the structure; three sets of two words, all empty.
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     checked("capset", header, none)
     # The signal at the parent's death is set again below: a fork and a change of ids clear it.
@@ -255,8 +254,8 @@ def _filter_calls(guarded):
 
 def _of_argument(number, place, rules):
     """Rules on an argument of one call, which is allowed where none of them refuses."""
-    # The lower half of the argument (little-endian). It replaces the number of the call, for
-    # which the rules that follow would look: hence nothing gets past the last of these.
+    # The lower half of the argument (little-endian). Loading it overwrites the number of the call,
+    # which later rules compare: the last rule here therefore always returns.
     rules = [(_LOAD, 0, 0, 16 + 8 * place), *rules, (_RETURN, 0, 0, _ALLOW)]
     return [(_EQUAL, 0, len(rules), number), *rules]
 

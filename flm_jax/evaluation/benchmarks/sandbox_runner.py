@@ -188,8 +188,8 @@ def _program(task, folder, uid, link):
 
 def _tests(task, uid, link, say):
     """The tests' process; never returns."""
-    # Read here alone: the program's process copies its parent, where the tests must not be in
-    # memory.
+    # Read only here: the program's process is a copy of its parent, whose memory must not hold
+    # the tests.
     start = task["length"]
     more = json.loads(os.pread(0, os.fstat(0).st_size - start, start))
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)

@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 
 def divided(numerator: Times, denominator: Times) -> Times:
     """Returns numerator / denominator, and 0 where the denominator vanishes."""
-    # Twice, since the gradient of a division by 0 is NaN even where it is not chosen.
+    # A second `where`: the gradient of the division would be NaN even where it is not chosen.
     safe = jnp.where(denominator > 0.0, denominator, 1.0)
     return jnp.where(denominator > 0.0, numerator / safe, 0.0)
 

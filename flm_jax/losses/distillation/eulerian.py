@@ -63,7 +63,7 @@ def derivative_along_flow(
     out, tangent = jax.jvp(
         lambda y, tau_s: forward(net, params, y, tau_s, pairs.tau_t).features,
         (y_s, pairs.tau_s),
-        # The time runs at 1 where the state runs at b_s: over beta that is 1/beta, by the clock.
+        # Along the flow states move at b_s and time at 1: both over beta, and time by the clock.
         (direction, flow.path.slowness(s) * flow.slope(s)),
     )
     return Readout(out, *vocabulary_head(net, params)), tangent

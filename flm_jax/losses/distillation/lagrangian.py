@@ -74,7 +74,7 @@ def lagrangian_loss_at(
     fixed, still = jax.lax.stop_gradient((target_params, pairs))
     delta, tangent = derivative_in_t(fixed, still, net=net, flow=flow)
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
-    # X_st in the table of what gives D_t, since a teacher reads it in its own embedding.
+    # X_st in the table of whichever network gives D_t: a teacher reads its own embedding.
     landed = expected_embedding(delta, now_net.table(now_params), net)
     x_t = flow.path.step(y_s, landed, pairs.s, pairs.t)
     now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
