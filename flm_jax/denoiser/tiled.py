@@ -137,6 +137,7 @@ def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, A
     count = -(-length // tile)
 
     def split(x):
+        # Filled rows have weight 0 too, so that they add nothing to the sums of losses.
         fill = [(0, 0), (0, count * tile - length)] + [(0, 0)] * (x.ndim - 2)
         x = jnp.pad(x, fill).reshape(x.shape[0], count, tile, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
@@ -160,6 +161,7 @@ def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan
     column = tokens[..., None] - jax.lax.axis_index(plan.vocab_axes) * width
     picked = jnp.take_along_axis(logits, jnp.clip(column, 0, width - 1), axis=-1)
     inside = (column >= 0) & (column < width)
+    # Where another device has the token no column matches: q and the value are 0 here.
     return index == column, jnp.where(inside, log_z - picked, 0.0)[..., 0]
 
 
@@ -303,6 +305,7 @@ def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, ja
         return high, index
     whole = jax.lax.pmax(high, vocab_axes)
     index = index + jax.lax.axis_index(vocab_axes) * logits.shape[-1]
+    # Of devices that share the largest logit, the one with the first column counts.
     none = jnp.iinfo(jnp.int32).max
     return whole, jax.lax.pmin(jnp.where(high == whole, index, none), vocab_axes)
 
@@ -363,6 +366,7 @@ def probability_rate(
     if plan.softcap:
         rate = rate * (1.0 - jnp.square(logits / plan.softcap))
     probs = jnp.exp(logits - log_partition(logits, plan.vocab_axes, plan.softcap))
+    # d softmax_i = p_i (d l_i - <p, d l>).
     return probs, probs * (rate - total(probs * rate, plan.vocab_axes))
 
 
