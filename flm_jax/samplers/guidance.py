@@ -66,6 +66,7 @@ def _picker(key: Key, choice: Choice) -> Pick:
     def one(position, scores):
         return choose(jax.random.fold_in(key, position), scores, choice)
 
+    # Over the positions, which are the second axis of scores [B, T, V]: their rows share a key.
     return jax.vmap(one, in_axes=(0, 1), out_axes=1)
 
 
@@ -133,6 +134,7 @@ def autoguided(
         now = [held_times(net, given, tau) for tau in taus]
         out = forward(net, params, y_t[..., :width], *now)
         if other is None:
+            # The same parameters and table, hence the same state: only dropout differs.
             second = forward(weak.net, params, y_t, *now, key=dropout_key)
         else:
             second = forward(weak.net, weak.params, y_t[..., width:], *now)
