@@ -12,6 +12,9 @@ from latex2mathml.converter import convert
 # Pages that have every word: a search shows the others first.
 _LISTS = ("reference/configuration.md", "reference/errors.md", "reference/commands.md")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)[^)\s]*\)")
+# The converter writes names of functions as identifiers, without space to either side.
+_BEFORE = re.compile(r"(?<=[\w)}])\s*(?=\\(?:log|exp|max|min|sin|cos|tanh)\b)")
+_AFTER = re.compile(r"(?<=\\)(log|exp|max|min|sin|cos|tanh)\s+(?=[A-Za-z\\])")
 _FORMULA = re.compile(r'<(div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL)
 
 
@@ -36,4 +39,5 @@ def on_page_content(content, **_):
 
 def _mathml(found):
     display = "block" if found[2] == "[" else "inline"
-    return convert(html.unescape(found[3]).strip(), display=display)
+    formula = _BEFORE.sub(r"\\,", html.unescape(found[3]).strip())
+    return convert(_AFTER.sub(r"\1\\,", formula), display=display)

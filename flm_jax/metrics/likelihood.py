@@ -67,11 +67,6 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
     like the others and do not count, as in training. With cfg.prompt, or prompts in the batch, all
     this applies to the positions after the prompt. With "visible" in the batch, [B, L], the other
     positions do not belong to the row, and the estimate of a row is the same as without them.
-    the same bound, without t near 0 where 1/t is unbounded. n = ceil((1 - tau) L), so that tau = 0
-    hides everything, as in a flow. Positions that are not valid are hidden like the others and do
-    not count, as in training. With cfg.prompt, or prompts in the batch, all this applies to the
-    positions after the prompt. With "visible" in the batch, [B, L], the other positions do not
-    belong to the row, and the estimate of a row is the same as without them.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):

@@ -3,7 +3,6 @@
 The state of `samplers.euler` lives in R^D and its output is a softmax. A network that was trained
 to predict the denoiser or the velocity as a plain vector (`losses.regression`) is sampled in R^V:
 its token is the largest entry of the last denoiser. The state takes [B, L, V] in float32.
-its token is the largest entry of the last denoiser. It holds [B, L, V] in float32.
 """
 
 import jax

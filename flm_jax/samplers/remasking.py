@@ -139,7 +139,6 @@ def sample(
 
     Arguments are as in `registry.Sampler`. The positions that change are drawn before the network
     is called, since they do not depend on it: steps that unmask nothing in any row make no call.
-    it: steps that unmask nothing in any row make no call.
 
     Returns:
       Samples; calls is the number of network calls.

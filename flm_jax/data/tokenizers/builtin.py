@@ -170,7 +170,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     It has byte pieces if they leave room for the characters of the texts and 64 learnt pieces.
     Limit: U+2581, SentencePiece's own sign for a space, decodes to a space.
-    Limit: U+2581, SentencePiece's own sign for a space, decodes to a space.
     """
 
     kind = "sentencepiece"
