@@ -215,7 +215,9 @@ def test_a_law_of_gamma_of_older_versions_is_not_learnt_on(tmp_path):
 
 def policy_command(workdir, steps):
     config = f"--config={ROOT}/configs/x_prediction/sums_policy.py"
-    return [config, f"--workdir={workdir}", *POLICY.split(), f"--config.train.steps={steps}"]
+    older = ["--config.policy.layers=1", "--config.epochs=1"]  # what the recipe said then
+    told = [*POLICY.split(), f"--config.train.steps={steps}"]
+    return [config, f"--workdir={workdir}", *older, *told]
 
 
 def policy_params(workdir):
