@@ -14,23 +14,42 @@ from nbclient import NotebookClient
 from helpers.compiling import FAST
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-# What each prints, among other things.
+# What each prints, among other things, and the workdirs that it leaves.
 EXPECTED = {
-    "one_step_text": [
-        "4 network calls: ['Once upon a time",
-        "fmlm    1 network calls",
-        "LanguageModel(flow map, 2 tokens, step 20)",
-    ],
-    "train_your_own": ["flow (Euler) 32 network calls", "flow map 4 network calls"],
-    "distillation_explained": ["same phrase from the same noise: 0.", "flow map, 1 call  valid"],
+    "sampling_demo": (
+        [
+            "LanguageModel(flow map, 64 tokens",
+            "calls  seconds  confidence  real words",
+            "said the fox",
+        ],
+        [],
+    ),
+    "train_your_own": (
+        ["flow (Euler) 32 network calls", "flow map 4 network calls"],
+        ["flm", "fmlm"],
+    ),
+    "distillation_explained": (
+        ["same phrase from the same noise: 0.", "flow map, 1 call  valid"],
+        ["flm", "fmlm"],
+    ),
 }
+# Those that train take most of a minute even at twenty steps: they compile much.
+RUNS = [
+    pytest.param(name, marks=[pytest.mark.slow] * bool(workdirs))
+    for name, (_, workdirs) in EXPECTED.items()
+]
 
 
-def test_every_notebook_is_run():
+def test_every_notebook_is_run_and_explains_each_of_its_cells():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(EXPECTED)
+    for name in EXPECTED:
+        cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+        for before, cell in zip(cells, cells[1:]):
+            explained = before.cell_type == "markdown" and before.source.endswith((".", ")"))
+            assert cell.cell_type == "markdown" or explained, (name, cell.source)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", RUNS)
 def test_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FLM_NOTEBOOK_STEPS", "20")
     monkeypatch.setenv("XLA_FLAGS", FAST)
@@ -42,11 +61,11 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
     notebook = nbformat.reads(text, as_version=4)
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     assert cells and all(not c.outputs and c.execution_count is None for c in cells)
-    printed = _printed(notebook, tmp_path)
-    for line in EXPECTED[name]:
+    printed, (lines, workdirs) = _printed(notebook, tmp_path), EXPECTED[name]
+    for line in lines:
         assert line in printed
-    workdirs = sorted(path.parent.name for path in tmp_path.rglob("runs/**/checkpoints"))
-    assert workdirs == ["flm", "fmlm"]
+    found = sorted(path.parent.name for path in tmp_path.rglob("runs/**/checkpoints"))
+    assert found == workdirs
     if name == "train_your_own":  # after a restart
         again = _printed(nbformat.reads(text, as_version=4), tmp_path)
         assert again.count("from step") == 2 and "step 20/20" not in again
