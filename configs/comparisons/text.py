@@ -11,9 +11,10 @@ rows as FLM and FMLM together; so do their distilled forms MDLM_sdtt and Duo_dcd
 they start from. ReMDM is the MDLM sampled otherwise. The judge is a larger AR model, so that AR is
 not judged by itself.
 
-Hardware: one CPU core. Duration: two hours on a busy core. Expected: in one network call the
-perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls on MDLM leads
-(docs/results/text.md, "Text"). `tinyshakespeare` and `wikitext2` are unmeasured.
+Hardware: one CPU core. Duration: two hours on a busy core for FLM, FMLM, MDLM and AR; Duo, the
+distilled forms, ReMDM and the frontiers add to that and are unmeasured. Expected: in one network
+call the perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls on MDLM
+leads (docs/results/text.md, "Text"). `tinyshakespeare` and `wikitext2` are unmeasured.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +29,10 @@ CORPORA = {
     "wikitext2": dict(source="text", path="", split_documents="line"),
 }
 SIZES = dict(length=32, dim=128, depth=4, batch=64)
+# The temperature that changes each model's samples, and its values beside 1: quality and entropy at
+# all of them are drawn as frontier.png.
+FRONTIERS = {"FLM": "denoiser_temperature", "MDLM": "temperature", "Duo": "temperature"}
+TEMPERATURES = (0.8, 0.9)
 FLOW_STEPS, DISTIL_STEPS, JUDGE_STEPS = 1200, 800, 1500
 
 
@@ -95,4 +100,6 @@ def get_config(arg: str = ""):
         config.models[name] = ConfigDict(
             {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
         )
+        if name in FRONTIERS:
+            config.models[name].frontier = ConfigDict({FRONTIERS[name]: TEMPERATURES})
     return config
