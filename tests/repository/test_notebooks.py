@@ -32,6 +32,7 @@ EXPECTED = {
         ["same phrase from the same noise: 0.", "flow map, 1 call  valid"],
         ["flm", "fmlm"],
     ),
+    "masked_flow": (["8 network calls: ", "promotion ", "both "], ["base", "sft"]),
 }
 # Those that train take most of a minute even at twenty steps: they compile much.
 RUNS = [
