@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 
 from flm_jax.checkpoints.portable import located
-from flm_jax.cli import process_flags, sampling_flags
+from flm_jax.cli import judging_flags, process_flags, sampling_flags
 from flm_jax.cli.config_flag import DEFINE_config, given_config
 from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
 from flm_jax.cli.run import no_arguments, run_cli
@@ -31,7 +31,7 @@ from flm_jax.core.progress import Progress
 from flm_jax.data.tokenizers.registry import make_tokenizer
 from flm_jax.evaluation.compare import compare_run
 from flm_jax.evaluation.corpus import corpus_row
-from flm_jax.evaluation.features import OWN, features_of
+from flm_jax.evaluation.features import features_of
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_schedule
@@ -46,6 +46,7 @@ from flm_jax.training.schedule_log import read_schedule
 
 flags.adopt_module_key_flags(sampling_flags)
 flags.adopt_module_key_flags(process_flags)
+flags.adopt_module_key_flags(judging_flags)
 _MODELS = flags.DEFINE_multi_string(
     "model", [], "Model and step counts, WORKDIR:STEPS, such as runs/fmlm:1,2,4; may be repeated."
 )
@@ -53,20 +54,6 @@ _STEPS = flags.DEFINE_list(
     "steps",
     [],
     "Step counts of --workdir, separated by commas; by default eval.sample_steps of its config.",
-)
-_JUDGE = DEFINE_path(
-    "judge",
-    "",
-    "Judge of generative perplexity: the workdir of an autoregressive model, or a local "
-    "GPT-2 folder.",
-)
-_FEATURES = DEFINE_path(
-    "features",
-    "",
-    (
-        f"Folder of the model whose features MAUVE uses, or {OWN} for the judge's features; "
-        "adds the column mauve."
-    ),
 )
 _PROMPTED = flags.DEFINE_integer(
     "prompted",
@@ -170,22 +157,20 @@ def _check(models: list[tuple[str, list[int]]]) -> None:
         "--samples=FILE, or --config=FILE with --workdir.",
     )
     require(
-        bool(_JUDGE.value) or not (_SAMPLES.value or _PROTOCOL.value == "reference"),
+        bool(judging_flags.JUDGE.value) or not (_SAMPLES.value or _PROTOCOL.value == "reference"),
         "--samples and --protocol=reference need a judge; give --judge, for the published figures "
         "the folder of gpt2-large.",
     )
     require(bool(models) or not _SAVE.value, "got --save_samples and no model to draw them from.")
     require(
-        _FEATURES.value != OWN or bool(_JUDGE.value),
-        f"got --features={OWN} and no judge; give --judge, or the folder of a model.",
-    )
-    require(
-        not _PROMPTED.value or bool(_JUDGE.value),
+        not _PROMPTED.value or bool(judging_flags.JUDGE.value),
         f"got --prompted={_PROMPTED.value} and no judge; give --judge.",
     )
     reference = _PROTOCOL.value == "reference"
     other = [
-        f"--{flag.name}" for flag in (_DATA, _WORDS, _COPIED, _FEATURES, _PROMPTED) if flag.value
+        f"--{flag.name}"
+        for flag in (_DATA, _WORDS, _COPIED, judging_flags.FEATURES, _PROMPTED)
+        if flag.value
     ]
     require(
         not (reference and other),
@@ -214,7 +199,7 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
     """Rows of samples that are drawn, and of held-out data."""
     wanted = {"seed": _SEED.value, "batch_size": _BATCH.value, "judge": judge, "kept": kept}
     wanted["choose"] = sampling_flags.sampler_of
-    features = features_of(_FEATURES.value, judge)
+    features = features_of(judging_flags.FEATURES.value, judge)
     rows: list[Row] = []
     if _PROTOCOL.value == "reference":
         num = _number(SAMPLES)
@@ -255,15 +240,14 @@ def _table(first: bool) -> int:
         return _report(
             first, [corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models]
         )
-    judge = load_judge(_JUDGE.value) if _JUDGE.value else None
+    judge = load_judge(judging_flags.JUDGE.value) if judging_flags.JUDGE.value else None
     kept = Kept()
     rows = _file_rows(judge) if judge else []
     rows += _model_rows(models, judge, kept) if models else []
     if _SAVE.value and first:
         kept.write(_SAVE.value)
-    status = _report(
-        first, rows
-    )  # before: a workdir may be of another user, where no picture can be put
+    # First of all: a workdir may be of another user, where no picture can be put.
+    status = _report(first, rows)
     for workdir, _ in models if first else ():
         _draw_schedule(epath.Path(workdir))
     return status

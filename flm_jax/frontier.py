@@ -8,12 +8,10 @@ A temperature trades entropy for quality in every model, so that two models comp
 lines have one entropy, that of the data before all.
 """
 
-from importlib.util import find_spec
-
 from absl import flags
 from etils import epath
 
-from flm_jax.cli.path_flags import DEFINE_output
+from flm_jax.cli.path_flags import DEFINE_output, check_plots
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import require
 from flm_jax.evaluation.frontiers import QUALITIES, draw_frontier, read_rows
@@ -31,10 +29,7 @@ def main(argv) -> None:
     no_arguments(argv)
     require(bool(_ROWS.value), "no --rows; expected a JSON file of sweep or evaluate.")
     require(bool(_OUT.value), "no --out; expected a PNG file to write.")
-    require(
-        find_spec("matplotlib") is not None,
-        f"got --out={_OUT.value}, and there is no matplotlib: pip install 'flm-jax[plots]'.",
-    )
+    check_plots(_OUT)
     rows = read_rows(_ROWS.value, _QUALITY.value)
     draw_frontier(epath.Path(_OUT.value), rows, _QUALITY.value)
     print(f"wrote {_OUT.value}")

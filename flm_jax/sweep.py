@@ -11,27 +11,29 @@ Rows of the last form are what `flm_jax.frontier` draws.
 """
 
 import itertools
-from importlib.util import find_spec
 
 from absl import flags
 from etils import epath
 
-from flm_jax.cli import sampling_flags
-from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed
+from flm_jax.checkpoints.portable import located
+from flm_jax.cli import judging_flags, sampling_flags
+from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path, DEFINE_seed, check_plots
 from flm_jax.cli.run import no_arguments, run_cli
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import require
 from flm_jax.core.files import to_json, write_output
 from flm_jax.core.progress import Progress
-from flm_jax.evaluation.features import OWN, features_of
+from flm_jax.evaluation.features import features_of
 from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import Subject, measure_data, subject
 from flm_jax.evaluation.plots import draw_sweep
 from flm_jax.evaluation.sweep import step_list, sweep_plans, sweep_row
 from flm_jax.evaluation.tables import Row
 from flm_jax.inference import engine, text_reward
-from flm_jax.samplers.base import nothing_given
+from flm_jax.samplers.base import SamplerConfig, nothing_given
 
 flags.adopt_module_key_flags(sampling_flags)
+flags.adopt_module_key_flags(judging_flags)
 _WORKDIR = DEFINE_path("workdir", "", "Workdir of the model, written by train or convert.")
 _OPTION = flags.DEFINE_string("option", "", "Numeric setting of the sampler to sweep.")
 _VALUES = flags.DEFINE_list("values", [], "Values of --option, separated by commas.")
@@ -39,17 +41,6 @@ _STEPS = flags.DEFINE_list("steps", ["16"], "Numbers of steps of the sampler, se
 _NUM = flags.DEFINE_integer("num_samples", 1024, "Number of samples for each value.")
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "Number of samples drawn at a time.")
 _SEED = DEFINE_seed("seed", 0, "Seed of the random draws, the same for every value.")
-_JUDGE = DEFINE_path(
-    "judge",
-    "",
-    "Judge of generative perplexity: the workdir of an autoregressive model, or a local "
-    "GPT-2 folder.",
-)
-_FEATURES = DEFINE_path(
-    "features",
-    "",
-    f"Folder of the model whose features MAUVE uses, or {OWN} for the judge's features.",
-)
 _DATA = DEFINE_path(
     "data", "", "Prepared folder to compare samples with, instead of the model's own data."
 )
@@ -62,14 +53,16 @@ _APART = ("model", "steps", "swept")
 def main(argv) -> None:
     no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run.")
-    require(
-        not _PLOT.value or find_spec("matplotlib") is not None,
-        f"got --plot={_PLOT.value}, and there is no matplotlib: pip install 'flm-jax[plots]'.",
-    )
-    judge = load_judge(_JUDGE.value) if _JUDGE.value else None
-    what = subject(_WORKDIR.value, judge, _DATA.value, features_of(_FEATURES.value, judge))
+    check_plots(_PLOT)
+    sampler = sampling_flags.sampler_of(read_config(located(_WORKDIR.value)))
+    plans = sweep_plans(sampler, _OPTION.value, _VALUES.value)
+    steps = step_list(_STEPS.value)
+    require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
+    judge = load_judge(judging_flags.JUDGE.value) if judging_flags.JUDGE.value else None
+    features = features_of(judging_flags.FEATURES.value, judge)
+    what = subject(_WORKDIR.value, judge, _DATA.value, features)
     with Progress("rows") as bar:
-        rows = _sweep(what, bar)
+        rows = _sweep(what, steps, plans, bar)
     if what.data:
         rows.append(measure_data(what, _NUM.value, _SCORED))
     if _JSON.value:
@@ -79,15 +72,13 @@ def main(argv) -> None:
         print(f"wrote {_PLOT.value}")
 
 
-def _sweep(what: Subject, bar: Progress) -> list[Row]:
+def _sweep(
+    what: Subject, steps: list[int], plans: list[tuple[float, SamplerConfig]], bar: Progress
+) -> list[Row]:
     """Measures and prints a row for each step count and value."""
-    model = what.model
-    sampler = sampling_flags.sampler_of(model.config)
-    plans = sweep_plans(sampler, _OPTION.value, _VALUES.value)
-    steps, length = step_list(_STEPS.value), model.net.max_length
+    model, length = what.model, what.model.net.max_length
     engine.check_request(model, steps, _NUM.value, length)
-    require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
-    folder = getattr(sampler, "reward", "")
+    folder = getattr(plans[0][1], "reward", "")
     pattern = text_reward.pattern(folder) if folder else ""
     given = nothing_given(min(_BATCH.value, _NUM.value), length)
     rows: list[Row] = []
@@ -97,9 +88,9 @@ def _sweep(what: Subject, bar: Progress) -> list[Row]:
         row = sweep_row(what, chosen, given, pattern, **how)
         told = {"model": _WORKDIR.value, "steps": count, "swept": value, _OPTION.value: value}
         rows.append(told | row)
-        names = [k for k in rows[0] if not k.endswith(("_low", "_high")) and k not in _APART]
         bar.done(len(rows), len(each))
         if len(rows) == 1:
+            names = [k for k in rows[0] if not k.endswith(("_low", "_high")) and k not in _APART]
             bar.say("| " + " | ".join(n.replace("_", " ") for n in names) + " |")
             bar.say("|" + "---|" * len(names))
         bar.say("| " + " | ".join(f"{rows[-1][n]:.4g}" for n in names) + " |")

@@ -1,8 +1,10 @@
 """Flags whose values are checked when they are parsed: paths, output files and seeds."""
 
+from importlib.util import find_spec
+
 from absl import flags
 
-from flm_jax.core.errors import LAST_SEED
+from flm_jax.core.errors import LAST_SEED, require
 from flm_jax.core.paths import check_file, expanded
 
 # `--help` shows the flags of the command itself: those defined here count as its own.
@@ -44,3 +46,12 @@ def DEFINE_output(name: str, default: str, help_text: str) -> flags.FlagHolder[s
 def DEFINE_seed(name: str, default: int, help_text: str) -> flags.FlagHolder[int]:
     """Defines a flag for the seed of random draws."""
     return flags.DEFINE_integer(name, default, help_text, lower_bound=0, upper_bound=LAST_SEED)
+
+
+def check_plots(output: flags.FlagHolder[str]) -> None:
+    """Refuses a flag for a picture if matplotlib is missing."""
+    require(
+        not output.value or find_spec("matplotlib") is not None,
+        f"got --{output.name}={output.value}, and there is no matplotlib: pip install "
+        "'flm-jax[plots]'.",
+    )

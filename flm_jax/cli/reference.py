@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from flm_jax.cli import process_flags, sampling_flags
+from flm_jax.cli import judging_flags, process_flags, sampling_flags
 from flm_jax.cli.main import commands
 from flm_jax.core.settings import settings_of
 from flm_jax.samplers.registry import SAMPLERS
@@ -25,6 +25,7 @@ prints what stands here. A flag is given as `--FLAG=VALUE`, a true or false one 
 """
 _REPEATED = "; repeat this option to specify a list of values"
 _SHARED = {
+    judging_flags: "[the flags of judges](#flags-of-judges)",
     sampling_flags: "[Flags that choose a sampler](#flags-that-choose-a-sampler)",
     process_flags: "[flags of several processes](#flags-of-several-processes)",
 }
@@ -36,8 +37,9 @@ def page() -> str:
     for name, about in commands().items():
         parts += _command(name, about)
     parts += _sampling()
-    parts.append("\n## Flags of several processes\n")
-    parts += _table(_defined(process_flags.__name__))
+    for title, module in (("judges", judging_flags), ("several processes", process_flags)):
+        parts.append(f"\n## Flags of {title}\n")
+        parts += _table(_defined(module.__name__))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
 
 

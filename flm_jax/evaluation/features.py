@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from flm_jax.build.families.registry import family
 from flm_jax.build.load import load_model
+from flm_jax.checkpoints.portable import located
+from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
-from flm_jax.core.paths import expanded
 from flm_jax.core.progress import tracked
 from flm_jax.core.reading import read_object
 from flm_jax.core.types import Params
@@ -40,15 +40,12 @@ def load_features(path: str) -> Featurizer:
     Raises:
       UserError: there is no model, or it is of another kind.
     """
-    folder = epath.Path(expanded(path))
-    if (folder / "config.json").exists() and "model_type" in read_object(
-        folder / "config.json", "that of a model"
-    ):
+    file = located(path) / "config.json"
+    gpt2 = file.exists() and "model_type" in read_object(file, "that of a model")
+    if gpt2 or family(read_config(file.parent)).likelihood == "exact":
         return judge_features(load_judge(path))
     model = load_model(path, attention="xla")  # which can leave out what stands behind a text
-    if family(model.config).likelihood == "exact":
-        return judge_features(load_judge(path))
-    return _featurizer(model.net, model.params, model.tokenizer, causal=False, begins=False)
+    return _featurizer(model.net, model.params, model.tokenizer, [], causal=False)
 
 
 def features_of(name: str, judge: Judge | None) -> Featurizer | None:
@@ -68,15 +65,13 @@ def features_of(name: str, judge: Judge | None) -> Featurizer | None:
 
 def judge_features(judge: Judge) -> Featurizer:
     """Features of a judge, see `load_features`."""
-    begins = judge.framing != "stream"
-    return _featurizer(judge.net, judge.params, judge.tokenizer, causal=True, begins=begins)
+    return _featurizer(judge.net, judge.params, judge.tokenizer, judge.head, causal=True)
 
 
 def _featurizer(
-    net: Network, params: Params, tokenizer: Tokenizer, causal: bool, begins: bool
+    net: Network, params: Params, tokenizer: Tokenizer, head: list[int], *, causal: bool
 ) -> Featurizer:
     program = jax.jit(_program(net, causal))
-    head = [tokenizer.bos_id] if begins else []
     # Behind a text there is room for the position that has seen all of it.
     room = net.max_length - len(head) - causal
 

@@ -103,4 +103,3 @@ def draw_frontier(path: epath.Path, rows: Sequence[Row], quality: str) -> None:
     axis.legend(fontsize=8)
     figure.tight_layout()
     save_figure(figure, path)
-    pyplot.close(figure)

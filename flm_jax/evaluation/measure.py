@@ -1,5 +1,6 @@
 """Samples a trained model and measures the quality of its samples, as rows of tables."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -138,8 +139,14 @@ def subject(
     what = Subject(model, found, _held_out(found, slice(_reference_size(found))), judge)
     if features is None:
         return what
-    held = features(_texts(what, what.reference), _FEATURE_ROWS)
+    held = _reference_features(features, tuple(_texts(what, what.reference)))
     return what._replace(features=features, reference_features=held)
+
+
+# Models of one table share their held-out texts.
+@functools.lru_cache(maxsize=1)
+def _reference_features(features: Featurizer, texts: tuple[str, ...]) -> np.ndarray:
+    return features(texts, _FEATURE_ROWS)
 
 
 def measure(
@@ -186,6 +193,11 @@ def measure(
     model, length = what.model, what.model.net.max_length
     sampler = choose(model.config)
     engine.check_request(model, steps, samples, length)
+    require(
+        prompted < length,
+        f"got --prompted={prompted}; expected at least 1 and less than {length}, the model's "
+        "length.",
+    )
     nats = losses(model, what.data, batch_size) if what.data else {}
     if what.data:
         nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
@@ -197,7 +209,7 @@ def measure(
             **figures(what, drawn.tokens, batch_size),
             **(wording.figures(texts) if wording else {}),
             **completions(what, count, min(samples, _PROBLEMS), batch_size, seed, sampler),
-            **(continued(what, count, prompted, samples, batch_size, seed, sampler)),
+            **continued(what, count, prompted, samples, batch_size, seed, sampler),
             **nats,
             "samples": texts,
         }
@@ -339,18 +351,10 @@ def continued(
 
     Returns:
       prompt_gain_nats with its interval; {} without a judge or data, or if `prompted` is 0.
-
-    Raises:
-      UserError: `prompted` leaves no token to write.
     """
     if not (prompted and what.judge and what.data):
         return {}
     tokens = what.reference[:samples]
-    require(
-        0 < prompted < tokens.shape[1],
-        f"got --prompted={prompted}; expected at least 1 and less than {tokens.shape[1]}, the "
-        "model's length.",
-    )
     given = np.zeros(tokens.shape, bool)
     given[:, :prompted] = True
     settings = dict(steps=steps, batch_size=batch_size, seed=seed, sampler=sampler)

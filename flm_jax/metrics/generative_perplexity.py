@@ -42,6 +42,11 @@ class Judge(NamedTuple):
     framing: str
     first_counts: bool
 
+    @property
+    def head(self) -> list[int]:
+        """Token ids before a text."""
+        return [] if self.framing == "stream" else [self.tokenizer.bos_id]
+
 
 class Window(NamedTuple):
     """Tokens that the judge sees at once, with the mask of scored ones and the sample's row."""
@@ -138,7 +143,7 @@ def _scored(judge: Judge, row: np.ndarray) -> np.ndarray:
 
 
 def _windows(judge: Judge, texts: Sequence[str]):
-    before = [] if judge.framing == "stream" else [judge.tokenizer.bos_id]
+    before = judge.head
     size = judge.net.max_length - len(before)
     for i, ids in enumerate(judge.tokenizer.encode_batch(texts)):
         for start in range(0, len(ids), size):

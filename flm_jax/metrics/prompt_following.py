@@ -44,9 +44,8 @@ def prompt_gain(
     given = [judge.tokenizer.encode_batch(list(some)) for some in (own, other)]
     written = judge.tokenizer.encode_batch(list(continuations))
     # Both prompts leave the same tokens of the continuation to score.
-    room = [
-        min(_size(judge) - max(map(len, pair)), len(ids)) for *pair, ids in zip(*given, written)
-    ]
+    size = judge.net.max_length - len(judge.head)
+    room = [min(size - max(map(len, pair)), len(ids)) for *pair, ids in zip(*given, written)]
     nats = [
         scores(judge, _windows(judge, some, written, room), len(own), batch_size) for some in given
     ]
@@ -57,20 +56,12 @@ def prompt_gain(
     return interval(statistic, rows)
 
 
-def _head(judge: Judge) -> list[int]:
-    return [] if judge.framing == "stream" else [judge.tokenizer.bos_id]
-
-
-def _size(judge: Judge) -> int:
-    return judge.net.max_length - len(_head(judge))
-
-
 def _windows(judge: Judge, prompts, written, room) -> list[Window]:
     """Builds one row for each text that has room; only the continuation is scored."""
     found = []
     for row, (prompt, ids, most) in enumerate(zip(prompts, written, room)):
         if most > 0 and len(prompt):
-            tokens = np.array([*_head(judge), *prompt, *ids[:most]], np.int32)
+            tokens = np.array([*judge.head, *prompt, *ids[:most]], np.int32)
             scored = np.arange(len(tokens)) >= len(tokens) - most
             found.append(Window(row, tokens, scored))
     return found

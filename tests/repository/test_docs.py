@@ -34,6 +34,8 @@ def flags_of(name):
         found |= {"sampler"} | {f"sampler.{key}" for key in SAMPLING} | SAMPLING
     if "process_flags" in text:
         found.add("distributed")
+    if "judging_flags" in text:
+        found |= {"judge", "features"}
     return found | ({"config"} if "given_config" in text or "DEFINE_config" in text else set())
 
 
