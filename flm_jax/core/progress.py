@@ -4,14 +4,18 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 _LINE_SECONDS = 60.0  # between two lines where there is no terminal
 _DRAW_SECONDS = 0.1  # between two drawings of a bar
+_TICK_SECONDS = 1.0  # between two drawings while nothing is recorded
 _CLEAR = "\r\x1b[K"
 _WIDEST_BAR = 30
+_WRITING = threading.RLock()  # ticks come from threads of their own
+_open: list["Progress"] = []  # the last one shows itself, and those around it wait
 Item = TypeVar("Item")
 
 
@@ -24,12 +28,14 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress of one piece of work, shown while its `with` block lasts.
 
-    The time left follows from the pace since the first call of `done`, so that compilation before
-    it, and work of an earlier run, do not count.
+    Each second it is drawn anew, with the time that the work has taken until there is a time left,
+    so that a compilation or a file that is read is seen to go on. The time left follows from the
+    pace since the first call of `done`, so that compilation before it, and work of an earlier run,
+    do not count. Of several such blocks inside each other the innermost is shown.
 
     Args:
       label: name of the work, for example "samples".
-      total: number of its parts; 0 if it is not known yet.
+      total: number of its parts; 0 if it is not known yet, or never.
       quiet: whether nothing is shown, as in all processes but the first.
       deadline: time of `clock` at which the work ends at the latest.
       stream: text stream to write to; None for stderr.
@@ -47,14 +53,20 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._stream = sys.stderr if stream is None else stream
-        self._bar = not quiet and self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._bar = not quiet and on_terminal(self._stream)
         self._quiet, self._deadline, self._clock = quiet, deadline, clock
         self._label, self._total, self._count = label, total, 0
         self._first: tuple[int, float] | None = None
-        self._shown = clock() - (_DRAW_SECONDS if self._bar else 0.0)
+        self._began = self._latest = clock()
+        self._shown = self._began - (_DRAW_SECONDS if self._bar else 0.0)
+        self._ended = threading.Event()
 
     def __enter__(self) -> "Progress":
-        self._show()
+        if not self._quiet:
+            with _WRITING:
+                _open.append(self)
+            threading.Thread(target=self._tick, daemon=True).start()
+            self._show()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -62,33 +74,47 @@ class Progress:
 
     def close(self) -> None:
         """Removes the bar; nothing is shown afterwards."""
-        self._clear()
-        self._quiet = True
+        self._ended.set()
+        with _WRITING:
+            self._clear()
+            self._quiet = True
+            if self in _open:
+                _open.remove(self)
 
     def done(self, count: int, total: int = 0) -> None:
         """Records the number of completed parts, and the total if it is given."""
-        self._count, self._total = count, total or self._total
-        if self._first is None:
-            self._first = count, self._clock()
-        self._show()
+        with _WRITING:
+            self._count, self._total = count, total or self._total
+            self._latest = self._clock()
+            if self._first is None:
+                self._first = count, self._latest
+            self._show()
 
     def say(self, line: str) -> None:
         """Prints a line to stdout, with the bar out of its way."""
-        self._clear()
-        print(line, flush=True)
-        if self._bar and not self._quiet:
-            self._draw()
+        with _WRITING:
+            self._clear()
+            print(line, flush=True)
+            if self._bar and self._is_shown():
+                self._draw()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_TICK_SECONDS):
+            self._show()
 
     def _show(self) -> None:
-        if self._quiet or self._clock() - self._shown < (
-            _DRAW_SECONDS if self._bar else _LINE_SECONDS
-        ):
-            return
-        self._shown = self._clock()
-        if self._bar:
-            self._draw()
-        else:
-            print(self._text(""), file=self._stream, flush=True)
+        with _WRITING:
+            wait = _DRAW_SECONDS if self._bar else _LINE_SECONDS
+            if not self._is_shown() or self._clock() - self._shown < wait:
+                return
+            self._shown = self._clock()
+            if self._bar:
+                self._draw()
+            else:
+                print(self._text(""), file=self._stream, flush=True)
+
+    def _is_shown(self) -> bool:
+        return not self._quiet and _open[-1:] == [self]
 
     def _draw(self) -> None:
         columns = shutil.get_terminal_size().columns - 1
@@ -104,20 +130,26 @@ class Progress:
             self._stream.flush()
 
     def _text(self, bar: str) -> str:
+        taken, left = math.floor(self._clock() - self._began), self._left()
+        shown = f" after {duration(taken)}" if taken else ""
         if not self._total:
-            return f"{self._label} ..."
-        left = self._left()
-        time_left = "" if left is None else f" left {duration(left)}"
-        return f"{self._label}{bar} {self._count}/{self._total}{time_left}"
+            return f"{self._label} ...{shown}"
+        shown = shown if left is None else f" left {duration(left)}"
+        return f"{self._label}{bar} {self._count}/{self._total}{shown}"
 
     def _left(self) -> float | None:
         """Seconds left at the pace so far; None before there is one."""
         if self._first is None or self._count <= self._first[0]:
             return None
         begun, since = self._first
-        now = self._clock()
-        pace = (now - since) / (self._count - begun)
-        return max(min(pace * (self._total - self._count), self._deadline - now), 0.0)
+        pace, now = (self._latest - since) / (self._count - begun), self._clock()
+        left = pace * (self._total - self._count) - (now - self._latest)
+        return max(min(left, self._deadline - now), 0.0)
+
+
+def on_terminal(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can draw a line anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def tracked(
@@ -125,8 +157,7 @@ def tracked(
 ) -> Iterator[Item]:
     """Yields items and shows their progress; an item is completed when the next one is requested.
 
-    Inside the `with` block of another `Progress` it takes the line of that bar, which comes back
-    with the next call of its `done`.
+    Inside the `with` block of another `Progress` it takes the line of that bar until it ends.
 
     Args:
       items: items of work.

@@ -1,6 +1,7 @@
 """Progress: a bar where there is a terminal, lines where there is none, nothing in the way."""
 
 import io
+import time
 
 import pytest
 
@@ -25,6 +26,13 @@ def clock(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     return Clock()
+
+
+def until(condition):
+    """Waits for what a thread does."""
+    ends = time.monotonic() + 10.0
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.002)
 
 
 def last(stream):
@@ -54,6 +62,34 @@ def test_a_bar_is_drawn_a_few_times_a_second_and_fits_its_line(clock, monkeypatc
             bar.done(count)
     lines = stream.getvalue().split("\r\x1b[K")
     assert len(lines) < 15 and max(map(len, lines)) < 24
+
+
+def test_work_that_records_nothing_shows_how_long_it_has_taken(clock, monkeypatch):
+    monkeypatch.setattr("flm_jax.core.progress._TICK_SECONDS", 0.001)
+    terminal, pipe = Terminal(), io.StringIO()
+    with Progress("compiling", stream=terminal, clock=clock) as bar:
+        clock.now = 12.0
+        until(lambda: last(terminal) == "compiling ... after 0:00:12")
+        assert last(terminal) == "compiling ... after 0:00:12"
+        clock.now = 13.0
+        bar.done(1, 3)
+        assert last(terminal).endswith("1/3 after 0:00:13")
+        clock.now = 16.0
+        bar.done(2)
+        clock.now = 18.0  # a part that takes longer than those before does not add to the time left
+        until(lambda: last(terminal).endswith("left 0:00:01"))
+        assert last(terminal).endswith("2/3 left 0:00:01")
+    with Progress("compiling", stream=pipe, clock=clock):
+        clock.now += 59.0
+        time.sleep(0.02)
+        assert pipe.getvalue() == ""
+        clock.now += 2.0
+        until(pipe.getvalue)
+        time.sleep(0.02)
+    assert pipe.getvalue() == "compiling ... after 0:01:01\n"
+    clock.now += 100.0
+    time.sleep(0.02)
+    assert pipe.getvalue().count("\n") == 1 and last(terminal) == ""
 
 
 def test_lines_are_printed_with_the_bar_out_of_their_way(clock, capsys):
@@ -115,6 +151,8 @@ def test_items_of_inner_work_take_the_line_of_the_bar_around_them(clock, monkeyp
         for item in tracked("abc", "judge", 3):
             assert last(stream).startswith("judge") and f" {len(seen)}/3" in last(stream)
             seen.append(item)
+            bar.done(4 + len(seen))
+            assert last(stream).startswith("judge")
         assert last(stream) == "" and seen == list("abc")
         bar.done(8)
         assert last(stream).startswith("samples")
