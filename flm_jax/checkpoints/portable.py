@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from flm_jax.checkpoints.config_file import write_config
 from flm_jax.checkpoints.times import fitting
+from flm_jax.core.downloads import downloading
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.files import write_whole
 from flm_jax.core.locks import alone
@@ -52,9 +53,11 @@ def located(workdir: str | epath.Path, files: Sequence[str] = _FETCHED) -> epath
         shipped = PRETRAINED / folder.name
         own = str(workdir) == folder.name and not folder.exists()
         return shipped if own and (shipped / "config.json").exists() else folder
+    workdir = str(workdir)
     with _hub(f"{workdir} could not be fetched") as hub:
-        name, revision = hub_name(str(workdir).removeprefix(HUB))
-        found = hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
+        name, revision = hub_name(workdir.removeprefix(HUB))
+        with downloading(workdir):
+            found = hub.snapshot_download(name, revision=revision, allow_patterns=list(files))
         return epath.Path(found)
 
 

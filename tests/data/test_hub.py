@@ -107,25 +107,39 @@ def _fake_hub(monkeypatch, snapshots, calls):
     """A hub that has snapshots: {revision: folder}."""
 
     def snapshot_download(name, *, repo_type, revision, allow_patterns):
-        calls.append((name, repo_type, revision, allow_patterns))
+        calls.append((name, repo_type, revision, allow_patterns, shown[-1]))
         if revision not in snapshots:
             raise OSError(f"no revision {revision}\nsecond line")
         return str(snapshots[revision])
 
     fake = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    shown = [True]
+    bars = types.SimpleNamespace(
+        are_progress_bars_disabled=lambda: not shown[-1],
+        disable_progress_bars=lambda: shown.append(False),
+        enable_progress_bars=lambda: shown.append(True),
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", bars)
+    return shown
 
 
 def test_fetched_at_a_pinned_commit(tmp_path, monkeypatch):
     commit, calls = "0123456789abcdef", []
     _write(tmp_path / commit, plain_text__train="ab", plain_text__test="t")
-    _fake_hub(monkeypatch, {commit: tmp_path / commit}, calls)
+    shown = _fake_hub(monkeypatch, {commit: tmp_path / commit}, calls)
     corpus = open_corpus(SourceConfig("hf", f"own/name:plain_text@{commit}"))
-    assert calls == [("own/name", "dataset", commit, ["plain_text/*.parquet"])]
+    # Without a terminal the hub's bars would fill a log.
+    assert calls == [("own/name", "dataset", commit, ["plain_text/*.parquet"], False)]
+    assert shown[-1]
     assert corpus.identity == f"own/name:plain_text@{commit}: train 2, test 1"
     assert corpus.content == ""
     with pytest.raises(UserError, match=r"was not loaded \(no revision other\); expected"):
         open_hub("own/name@other")
+    assert shown[-1]
+    monkeypatch.setattr("flm_jax.core.downloads.on_terminal", lambda stream: True)
+    open_hub(f"own/name:plain_text@{commit}")
+    assert calls[-1][-1]
 
 
 def test_a_dataset_that_is_a_program_is_read_from_its_conversion(tmp_path, monkeypatch):
@@ -134,7 +148,7 @@ def test_a_dataset_that_is_a_program_is_read_from_its_conversion(tmp_path, monke
     _write(tmp_path / "two", default__test__0000="t", default__train__0000="a")
     _fake_hub(monkeypatch, {None: tmp_path / "one", CONVERTED: tmp_path / "two"}, calls)
     assert open_hub("own/name").identity == "own/name:@two: train 1, test 1"
-    assert [revision for _, _, revision, _ in calls] == [None, CONVERTED]
+    assert [revision for _, _, revision, *_ in calls] == [None, CONVERTED]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'flm-jax\[hf\]'"):
         open_hub("own/name")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from absl import logging
 from etils import epath
 
+from flm_jax.core.downloads import downloading
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import expanded, hub_name
@@ -79,7 +80,8 @@ def _fetched(name: str, config: str, revision: str | None, path: str) -> epath.P
     try:
         for found in (revision,) if revision else (None, CONVERTED):
             fetch = functools.partial(hub.snapshot_download, name, repo_type="dataset")
-            root = epath.Path(fetch(revision=found, allow_patterns=wanted))
+            with downloading(path):
+                root = epath.Path(fetch(revision=found, allow_patterns=wanted))
             if any(_below(root)):
                 return root
     except Exception as error:  # noqa: BLE001 - the hub raises many kinds; all mean "not loaded"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from flm_jax.core.downloads import downloading
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import hub_name
@@ -222,7 +223,8 @@ def _fetch_hf(name: str) -> dict[str, bytes]:
     source, revision = hub_name(name)
     for filename in _HF_FILES:
         try:
-            path = hub.hf_hub_download(source, filename, revision=revision)
+            with downloading(f"{filename} of {name}"):
+                path = hub.hf_hub_download(source, filename, revision=revision)
             found[filename] = read_bounded(path, "a tokenizer's file")
         except Exception as error:  # the hub raises many kinds; only the first file is needed
             if filename == "tokenizer.json":
