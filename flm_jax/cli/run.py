@@ -24,6 +24,7 @@ from flm_jax.core.errors import (
 )
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import shown
+from flm_jax.core.progress import close_all
 
 USER_ERROR_EXIT = 2
 _LONGEST_LINE = 4000
@@ -92,6 +93,14 @@ def _unraisable(problem) -> None:
         sys.__unraisablehook__(problem)
 
 
+def _without_bars(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    """Calls `main`; the bar of work that an error ended is removed before the error is told."""
+    try:
+        return main(argv)
+    finally:
+        close_all()
+
+
 def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags, runs `main(argv)` and exits; argv holds the positional arguments.
 
@@ -111,7 +120,7 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
             sys.unraisablehook = _unraisable
         try:
-            return main(argv)
+            return _without_bars(main, argv)
         except UserError as error:
             return _fail(error)
         except Stopped:  # it was said when that was saved

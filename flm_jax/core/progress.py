@@ -147,6 +147,12 @@ class Progress:
         return max(min(left, self._deadline - now), 0.0)
 
 
+def close_all() -> None:
+    """Removes all bars, so that an error is told on a line of its own."""
+    for bar in reversed(_open.copy()):
+        bar.close()
+
+
 def on_terminal(stream: TextIO) -> bool:
     """Whether a stream is a terminal that can draw a line anew."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from flm_jax.cli.run import run_cli
+from flm_jax.core.errors import UserError
 from flm_jax.core.progress import Progress, duration, tracked
 
 
@@ -156,6 +158,20 @@ def test_items_of_inner_work_take_the_line_of_the_bar_around_them(clock, monkeyp
         assert last(stream) == "" and seen == list("abc")
         bar.done(8)
         assert last(stream).startswith("samples")
+
+
+def test_the_bars_of_work_that_failed_are_removed_before_the_error_is_told(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    with pytest.raises(SystemExit):  # while what was begun is still held by the traceback
+
+        def main(argv):
+            for _ in tracked("abc", "judge", 3):
+                raise UserError("what was wrong")
+
+        monkeypatch.setattr("absl.app.run", lambda run, flags_parser: run(["command"]))
+        run_cli(main)
+    assert last(stream) == "error: what was wrong\n"
 
 
 def test_inner_work_that_ends_early_leaves_its_line_empty(clock, monkeypatch):

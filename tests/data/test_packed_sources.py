@@ -8,6 +8,7 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.extras import import_extra
+from flm_jax.core.progress import Progress
 from flm_jax.data.corpus.prepare import PrepareConfig, prepare
 from flm_jax.data.corpus.sources import SourceConfig, open_corpus
 from flm_jax.data.corpus.store import load_prepared
@@ -102,6 +103,30 @@ def test_damaged_parquet_is_named(write):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="a.parquet cannot be read .*whole parquet file"):
             _texts(path, "parquet")
+
+
+@pytest.mark.parametrize("source", ["text", "jsonl", "parquet", "hf"])
+def test_a_pass_shows_how_far_it_has_come(write, tmp_path, monkeypatch, source):
+    texts = [f"text {i} " + "of some length " * 400 for i in range(60)]
+    if source == "text":
+        (tmp_path / "a.txt").write_text("\n".join(texts[:30]))
+        (tmp_path / "b.txt.gz").write_bytes(gzip.compress("\n".join(texts[30:]).encode()))
+    elif source == "jsonl":
+        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": x}) for x in texts))
+    else:
+        write("train-0.parquet", text=texts[:20])
+        write("train-1.parquet", text=texts[20:])
+    monkeypatch.setattr("flm_jax.data.corpus.files._MEGABYTE", 1)
+    shown = []
+    monkeypatch.setattr(Progress, "done", lambda bar, count: shown.append((count, bar._total)))
+    corpus = open_corpus(SourceConfig(source, str(tmp_path), split_documents="line"))
+    for split in ("train", "valid", "train"):
+        shown.clear()
+        assert list(corpus.texts(split, "reading")) == list(corpus.splits[split]())
+        places, (total,) = [x for x, _ in shown], {x for _, x in shown}
+        assert total == sum(x.stat().st_size for x in tmp_path.iterdir())
+        assert places == sorted(places) and places[-1] <= total
+        assert split == "valid" or places[0] < total / 2 < 0.9 * total < places[-1]
 
 
 def test_parquet_is_prepared(write, tmp_path):

@@ -1,16 +1,19 @@
 """Finds the files of a corpus below a folder, and reads them line by line."""
 
+import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import zlib
-from collections.abc import Collection, Iterator
-from typing import IO
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import IO, TypeVar
 
 from etils import epath
 
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.paths import expanded
+from flm_jax.core.progress import Progress, tracked
 from flm_jax.core.reading import require_plain
 from flm_jax.data.corpus.zstandard_lines import DamagedError, unpacked_lines
 from flm_jax.data.text import LONGEST_LINE, line_feeds, split_lines, tidy
@@ -18,6 +21,40 @@ from flm_jax.data.text import LONGEST_LINE, line_feeds, split_lines, tidy
 _PACKED = (".gz", ".zst")
 _ARCHIVE_COPIES = "__MACOSX"
 _CHUNK = 1 << 22  # bytes
+_MEGABYTE = 10**6
+Text = TypeVar("Text")
+
+
+class Reading:
+    """How far the latest pass over some files has come, in bytes as they are stored.
+
+    Args:
+      files: files in the order of a pass.
+    """
+
+    def __init__(self, files: Iterable[epath.Path]):
+        sizes = {str(path): path.stat().length for path in files}
+        ends = itertools.accumulate(sizes.values(), initial=0)
+        self._starts = dict(zip(sizes, ends))
+        self._total, self._done = sum(sizes.values()), 0
+        self._start, self._tell = 0, lambda: 0
+
+    def opened(self, path: epath.Path, tell: Callable[[], int]) -> None:
+        """Records that a pass has come to a file; `tell` returns the place in it, in bytes."""
+        self._start, self._tell = self._starts[str(path)], tell
+
+    def watched(self, texts: Iterable[Text], label: str) -> Iterator[Text]:
+        """Yields the texts of one pass, and shows its progress in megabytes."""
+        total = self._total // _MEGABYTE
+        with Progress(f"{label}, MB" if total else label, total) as bar:
+            for text in texts:
+                yield text
+                bar.done(self._place() // _MEGABYTE)
+
+    def _place(self) -> int:
+        with contextlib.suppress(ValueError):  # that the file was closed since
+            self._done = self._start + self._tell()
+        return self._done
 
 
 def packed(*suffixes: str) -> tuple[str, ...]:
@@ -92,24 +129,34 @@ def find_files(root: str, suffixes: tuple[str, ...]) -> tuple[list[epath.Path], 
 def _content(files: list[epath.Path]) -> str:
     """Digest of the content of the files, in their order."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+    chunks = sum(-(-path.stat().length // _CHUNK) for path in files)
+    for chunk in tracked(_chunks(files), "comparing the files: parts of 4 MiB", chunks):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
-def lines(path: epath.Path) -> Iterator[str]:
+def _chunks(files: list[epath.Path]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+
+def lines(path: epath.Path, reading: Reading | None = None) -> Iterator[str]:
     """Yields lines of a UTF-8 file with their LF, decompressing gzip or Zstandard by its suffix.
 
     A byte order mark is dropped; CRLF and CR also end a line, and become LF.
+
+    Args:
+      path: path of the file.
+      reading: pass over files of which this is one, whose progress is shown; None for no such pass.
 
     Raises:
       UserError: a file that is damaged or not text, or a line of more than `LONGEST_LINE` bytes.
     """
     first = True
     try:
-        for content in _content_lines(path):
+        for content in _content_lines(path, reading):
             line = content.decode("utf8")
             yield from split_lines(tidy(line) if first else line_feeds(line))
             first = False
@@ -120,9 +167,11 @@ def lines(path: epath.Path) -> Iterator[str]:
         ) from error
 
 
-def _content_lines(path: epath.Path) -> Iterator[bytes]:
+def _content_lines(path: epath.Path, reading: Reading | None) -> Iterator[bytes]:
     """Lines of the content of a file, decompressed."""
     with path.open("rb") as stream:
+        if reading:
+            reading.opened(path, stream.tell)
         if path.name.endswith(".gz"):
             with gzip.open(stream) as unpacked:
                 yield from _bounded(unpacked)

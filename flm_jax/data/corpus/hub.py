@@ -19,7 +19,7 @@ from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import expanded, hub_name
 from flm_jax.data.corpus import parquet
-from flm_jax.data.corpus.files import find_files
+from flm_jax.data.corpus.files import Reading, find_files
 
 CONVERTED = "refs/convert/parquet"
 HELD_OUT = ("validation", "valid", "dev", "test")  # the first of them that a data set has
@@ -151,7 +151,7 @@ def _tell_partial(place: str, path: str) -> None:
             logging.log_first_n(logging.WARNING, told, 1, path, part)
 
 
-def texts(files: Iterable[epath.Path], key: str) -> Iterator[tuple[str, str]]:
-    """Yields (place, text) of every row of the files of a split."""
+def texts(files: Iterable[epath.Path], key: str, reading: Reading) -> Iterator[tuple[str, str]]:
+    """Yields (place, text) of every row of the files of a split, a pass whose progress is shown."""
     for file in files:
-        yield from parquet.texts(file, key)
+        yield from parquet.texts(file, key, reading)

@@ -9,17 +9,19 @@ from etils import epath
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.extras import import_extra
 from flm_jax.core.paths import expanded
+from flm_jax.data.corpus.files import Reading
 from flm_jax.data.text import LONGEST_TEXT
 
 _ROWS_AT_ONCE = 1024
 
 
-def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
+def texts(path: epath.Path, key: str, reading: Reading | None = None) -> Iterator[tuple[str, str]]:
     """Yields (place, text) of every row of a file.
 
     Args:
       path: path of the file.
       key: name of the column with the texts.
+      reading: pass over files of which this is one, whose progress is shown; None for no such pass.
 
     Raises:
       UserError: no parquet file, no such column, or one that holds values other than text.
@@ -29,6 +31,9 @@ def texts(path: epath.Path, key: str) -> Iterator[tuple[str, str]]:
     with _named_damage(path, arrow), path.open("rb") as stream:
         file = parquet.ParquetFile(stream)
         _check_column(path, key, file.schema_arrow, arrow.types)
+        if reading:
+            size, count = path.stat().length, max(file.metadata.num_rows, 1)
+            reading.opened(path, lambda: size * number // count)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[key]):
             for item in batch.column(0):  # one by one: all may be the same long one
                 number += 1

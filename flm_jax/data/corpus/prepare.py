@@ -11,6 +11,7 @@ from etils import epath
 from flm_jax.core.errors import require
 from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.progress import Progress
 from flm_jax.data.corpus import manifest as manifests
 from flm_jax.data.corpus import store
 from flm_jax.data.corpus.encoder import Encoder
@@ -22,8 +23,6 @@ from flm_jax.data.tokenizers.builtin import (
     byte_pieces_from,
 )
 from flm_jax.data.tokenizers.registry import make_tokenizer, needs_training
-
-_PROGRESS_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +94,14 @@ def _prepare(cfg: PrepareConfig, folder: epath.Path, log: Callable[[str], None])
         tokenizer.save(folder / TOKENIZER_FOLDER)
     with Encoder(tokenizer, cfg.workers) as encoder:
         shards = {
-            split: [_write_split(folder, split, read, encoder, cfg.shard, log)]
-            for split, read in corpus.splits.items()
+            split: [_write_split(folder, split, corpus, encoder, cfg.shard, log)]
+            for split in corpus.splits
         }
     manifest = manifests.build_manifest(tokenizer, args, shards)
     if cfg.shard.count == 1:
         manifests.check_not_empty(manifest)
-    store.verify(folder, manifest)
+    with Progress("reading again what was written"):
+        store.verify(folder, manifest)
     manifests.write_manifest(folder, cfg.shard.manifest_name, manifest)
     return manifest
 
@@ -139,17 +139,21 @@ def _make_tokenizer(
     cfg: PrepareConfig, corpus: Corpus, log: Callable[[str], None] = print
 ) -> Tokenizer:
     def training_text() -> Iterator[str]:
-        log(f"training the {cfg.tokenizer} tokenizer")
-        return (text for _, text in corpus.splits["train"]())
+        return (text for _, text in corpus.texts("train", "reading for the tokenizer"))
 
-    return make_tokenizer(
-        cfg.tokenizer,
-        training_text,
-        vocab_size=cfg.vocab_size,
-        model=cfg.sentencepiece_model,
-        sample_characters=cfg.sample_characters,
-        normal_form=cfg.normal_form,
-    )
+    trained = needs_training(cfg.tokenizer)
+    what = f"{'training' if trained else 'loading'} the {cfg.tokenizer} tokenizer"
+    if trained:
+        log(what)
+    with Progress(what):
+        return make_tokenizer(
+            cfg.tokenizer,
+            training_text,
+            vocab_size=cfg.vocab_size,
+            model=cfg.sentencepiece_model,
+            sample_characters=cfg.sample_characters,
+            normal_form=cfg.normal_form,
+        )
 
 
 def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> dict[str, Any]:
@@ -170,22 +174,20 @@ def _arguments(cfg: PrepareConfig, corpus: Corpus, ready: Tokenizer | None) -> d
 def _write_split(
     folder: epath.Path,
     split: str,
-    read: Callable[[], Iterator[tuple[int, str]]],
+    corpus: Corpus,
     encoder: Encoder,
     shard: store.Shard,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Tokenises this worker's documents of a split; returns their record for the manifest."""
-    texts = (text for index, text in read() if index % shard.count == shard.index)
-    began = last = time.perf_counter()
+    read = corpus.texts(split, f"{split}: tokenising")
+    texts = (text for index, text in read if index % shard.count == shard.index)
+    began = time.perf_counter()
     tokenizer = encoder.tokenizer
     writer = store.SplitWriter(folder, split, shard, tokenizer)
     try:
         for text, ids in encoder.encoded(texts):
             writer.add(ids, text)
-            if time.perf_counter() - last > _PROGRESS_SECONDS:
-                log(_progress(split, writer.counts, began))
-                last = time.perf_counter()
     except BaseException:
         writer.close()
         raise

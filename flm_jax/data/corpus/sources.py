@@ -9,13 +9,13 @@ import dataclasses
 import hashlib
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.reading import loads
 from flm_jax.data.corpus import detokenizers, hub, parquet, pydoc_text, text8
-from flm_jax.data.corpus.files import find_files, lines, packed
+from flm_jax.data.corpus.files import Reading, find_files, lines, packed
 from flm_jax.data.corpus.separators import Separator
 from flm_jax.data.text import Mender, joined, tidy
 
@@ -71,11 +71,19 @@ class Corpus:
         (index, document).
       identity: description of the input: its files and their sizes, or its version.
       content: digest that changes with the content of the input; "" if the identity determines it.
+      readings: dict from a split's name to the pass over its files; without those of sources that
+        read none.
     """
 
     splits: dict[str, Callable[[], Iterator[tuple[int, str]]]]
     identity: str
     content: str = ""
+    readings: dict[str, Reading] = dataclasses.field(default_factory=dict)
+
+    def texts(self, split: str, label: str) -> Iterator[tuple[int, str]]:
+        """Yields (index, document) of one pass over a split, and shows its progress."""
+        reading = self.readings.get(split, Reading(()))
+        return reading.watched(self.splits[split](), label)
 
 
 RawSplits = dict[str, Callable[[], Iterator[str]]]
@@ -87,6 +95,7 @@ class _Opened(NamedTuple):
     splits: RawSplits
     identity: str
     content: str = ""
+    readings: Mapping[str, Reading] = {}
 
 
 def open_corpus(cfg: SourceConfig) -> Corpus:
@@ -124,7 +133,10 @@ def open_corpus(cfg: SourceConfig) -> Corpus:
         numbered = _split_train_valid(read, cfg.valid_fraction)
     else:
         numbered = {name: _enumerated(read) for name, read in splits.items()}
-    return Corpus(numbered, opened.identity, opened.content)
+    readings = dict(opened.readings)
+    if len(readings) == 1:  # each split is chosen from all texts
+        readings = dict.fromkeys(numbered, *readings.values())
+    return Corpus(numbered, opened.identity, opened.content, readings)
 
 
 def _check_held_out(cfg: SourceConfig) -> None:
@@ -233,10 +245,11 @@ def _read_pydoc(cfg: SourceConfig, separator: Separator) -> _Opened:
 
 def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
     files, *names = find_files(cfg.path, packed(".txt"))
+    reading = Reading(files)
 
     def read() -> Iterator[str]:
         for path in files:
-            for document in separator.documents(lines(path), str(path)):
+            for document in separator.documents(lines(path, reading), str(path)):
                 if cfg.split_documents == "file":
                     yield separator.joined(document, str(path))
                 elif cfg.split_documents == "line":
@@ -244,7 +257,7 @@ def _read_text(cfg: SourceConfig, separator: Separator) -> _Opened:
                 else:
                     yield from _paragraphs(document, str(path))
 
-    return _Opened({"all": read}, *names)
+    return _Opened({"all": read}, *names, {"all": reading})
 
 
 def _paragraphs(found: Iterator[str], where: str) -> Iterator[str]:
@@ -256,17 +269,17 @@ def _paragraphs(found: Iterator[str], where: str) -> Iterator[str]:
 
 def _read_jsonl(cfg: SourceConfig, separator: Separator) -> _Opened:
     files, *names = find_files(cfg.path, packed(".jsonl"))
-    mender = Mender()
+    mender, reading = Mender(), Reading(files)
 
     def read() -> Iterator[str]:
         for path in files:
-            for number, line in enumerate(lines(path), start=1):
+            for number, line in enumerate(lines(path, reading), start=1):
                 if line.strip():
                     where = f"{path} line {number}"
                     text = mender.text(cfg.text(_json_text(line, cfg.text_key, where)), where)
                     yield from separator.texts(text, where)
 
-    return _Opened({"all": read}, *names)
+    return _Opened({"all": read}, *names, {"all": reading})
 
 
 def _json_text(line: str, key: str, where: str) -> str:
@@ -290,14 +303,14 @@ def _json_text(line: str, key: str, where: str) -> str:
 
 def _read_parquet(cfg: SourceConfig, separator: Separator) -> _Opened:
     files, *names = find_files(cfg.path, (".parquet",))
-    mender = Mender()
+    mender, reading = Mender(), Reading(files)
 
     def read() -> Iterator[str]:
         for path in files:
-            for where, text in parquet.texts(path, cfg.text_key):
+            for where, text in parquet.texts(path, cfg.text_key, reading):
                 yield from separator.texts(mender.text(cfg.text(text), where), where)
 
-    return _Opened({"all": read}, *names)
+    return _Opened({"all": read}, *names, {"all": reading})
 
 
 def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
@@ -317,16 +330,17 @@ def _read_hf(cfg: SourceConfig, separator: Separator) -> _Opened:
             f"{wanted or ' or '.join(hub.HELD_OUT)}",
         )
     mender = Mender()
+    readings = {name: Reading(found.splits[split]) for name, split in names.items()}
 
-    def reader(split: str) -> Callable[[], Iterator[str]]:
+    def reader(name: str, split: str) -> Callable[[], Iterator[str]]:
         def read() -> Iterator[str]:
-            for where, text in hub.texts(found.splits[split], cfg.text_key):
+            for where, text in hub.texts(found.splits[split], cfg.text_key, readings[name]):
                 yield from separator.texts(mender.text(cfg.text(text), where), where)
 
         return read
 
-    raw = {name: reader(split) for name, split in names.items()}
-    return _Opened(raw, found.identity, found.content)
+    raw = {name: reader(name, split) for name, split in names.items()}
+    return _Opened(raw, found.identity, found.content, readings)
 
 
 def _read_text8(cfg: SourceConfig, separator: Separator) -> _Opened:
