@@ -166,8 +166,9 @@ def test_the_bars_of_work_that_failed_are_removed_before_the_error_is_told(clock
     with pytest.raises(SystemExit):  # while what was begun is still held by the traceback
 
         def main(argv):
-            for _ in tracked("abc", "judge", 3):
-                raise UserError("what was wrong")
+            held = tracked("abc", "judge", 3)
+            next(held)
+            raise UserError("what was wrong")
 
         monkeypatch.setattr("absl.app.run", lambda run, flags_parser: run(["command"]))
         run_cli(main)
