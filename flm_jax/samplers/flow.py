@@ -16,6 +16,7 @@ from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.guidance import Denoiser, Weak, autoguided, plain
 from flm_jax.samplers.guides import NO_GUIDES, Guides
 from flm_jax.samplers.heun import HeunConfig, heun
+from flm_jax.samplers.marginal_bridge import MarginalBridgeConfig, bridge_steps
 from flm_jax.samplers.onehot import check_onehot, sample_onehot
 from flm_jax.samplers.reward_guidance import make_nudge
 from flm_jax.samplers.steering import GuidedConfig
@@ -83,7 +84,8 @@ def sample_flow(
       steps: number of evaluations of the denoiser ("adaptive": the largest number); static. Each
         takes one network call, or `cfg.iterations` calls; guidance adds one to each, and a reward
         as many again with their gradient.
-      cfg: settings: `EulerConfig`, `HeunConfig`, `AdaptiveConfig` or `FlowMapConfig`.
+      cfg: settings: `EulerConfig`, `HeunConfig`, `AdaptiveConfig`, `MarginalBridgeConfig` or
+        `FlowMapConfig`.
       guides: networks that `cfg` names.
       objective: settings of the objective; an output that is not a probability distribution is
         sampled in R^V.
@@ -115,6 +117,9 @@ def sample_flow(
         calls += each
     if isinstance(cfg, HeunConfig):
         found = heun(key, xi, denoiser, **common)
+    elif isinstance(cfg, MarginalBridgeConfig):
+        more = {"end": cfg.end, "bridge_noise": cfg.bridge_noise}
+        found = bridge_steps(key, xi, denoiser, **common, **more)
     else:
         gamma = getattr(cfg, "gamma", 0.0)
         found = euler.carry(key, xi, denoiser, stochasticity=gamma, nudge=nudge, **common)

@@ -19,6 +19,7 @@ from flm_jax.samplers.base import SamplerConfig, Samples, Steps
 from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
+from flm_jax.samplers.marginal_bridge import MarginalBridgeConfig
 from flm_jax.samplers.windows import check_blocks
 
 FLOWS = ("denoising",)
@@ -67,6 +68,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(EulerConfig, sample_flow, FLOWS, check_flow),
     "heun": Sampler(HeunConfig, sample_flow, FLOWS, check_flow),
     "adaptive": Sampler(AdaptiveConfig, sample_flow, FLOWS, check_flow),
+    "marginal_bridge": Sampler(MarginalBridgeConfig, sample_flow, FLOWS, check_flow),
     "flow_map": Sampler(FlowMapConfig, sample_flow, FLOW_MAPS, check_flow),
     "posterior_refinement": Sampler(
         posterior_refinement.PosteriorRefinementConfig,

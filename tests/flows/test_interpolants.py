@@ -202,3 +202,54 @@ def test_velocity_of_straight_anchored_paths_points_to_the_data(float64, path):
 def test_drift_is_finite_up_to_the_end(path):
     t, ones = jnp.asarray([0.5, 1.0]), jnp.ones((2, 1, 3))
     assert jnp.isfinite(path.drift(ones, ones, t, 0.5 * ones)).all()
+
+
+def ornstein_uhlenbeck(s, t):
+    """Weights of the linear path's bridge from arXiv 2605.13681: OU time of equal SNR, rescaled."""
+    scale = lambda t: np.sqrt(t**2 + (1 - t) ** 2)
+    horizon = lambda t: -np.log(t / scale(t))  # X_h = e^-h x + sqrt(1 - e^-2h) xi
+    h_s, h_t = horizon(s), horizon(t)
+    kept = np.sinh(h_t) / np.sinh(h_s)
+    moved = np.sinh(h_s - h_t) / np.sinh(h_s)
+    variance = 2 * np.sinh(h_s - h_t) * kept
+    return kept * scale(t) / scale(s), moved * scale(t), variance * scale(t) ** 2
+
+
+def test_the_linear_bridge_is_the_papers(float64):
+    """The pairs and the tolerance of its authors' check, and its limits."""
+    pairs = np.array(
+        [(1e-4, 1e-3), (0.01, 0.1), (0.05, 0.2), (0.1, 0.5), (0.2, 0.8), (0.55, 0.9), (0.8, 0.95)]
+        + [(0.95, 0.999)]
+    )
+    w = Linear().bridge_weights(*(jnp.asarray(x) for x in pairs.T))
+    for got, want in zip((w.state, w.clean, w.noise**2), ornstein_uhlenbeck(*pairs.T)):
+        assert_close(got, want, 1e-10)
+    ends = np.array([(0.0, 0.25), (0.1, 0.1), (0.4, 1.0), (0.0, 0.0)])
+    w = Linear().bridge_weights(*(jnp.asarray(x) for x in ends.T))
+    assert_close(w.state, [0, 1, 0, 1], 1e-15)
+    assert_close(w.clean, [0.25, 0, 1, 0], 1e-15)
+    assert_close(w.noise, [0.75, 0, 0, 0], 1e-15)
+
+
+@pytest.mark.parametrize("path", NOISY, ids=lambda path: type(path).__name__)
+def test_a_bridge_is_the_law_given_both_ends(float64, path):
+    """Conditioning of a Gaussian: noise is added from t to s, independently of what came before."""
+    s, t = (x[1:-1] for x in pairs_of(path))
+    inside = (s > 0) & (t < 1)
+    s, t = s[inside], t[inside]
+    w = path.bridge_weights(s, t)
+    (a_s, b_s, c_s), (a_t, b_t, c_t) = (map(np.asarray, path.coefficients(x)) for x in (s, t))
+    # Of both times given E[x] and m: covariance (a_s/a_t) c_t^2, if the noise is Markov backwards;
+    # a Brownian bridge, which redraws, has its own covariance sigma^2 s (1-t).
+    cov = 0.04 * np.asarray(s * (1 - t)) if path.redraws else a_s / a_t * c_t**2
+    gain = cov / c_s**2
+    assert_close(w.state, gain, 1e-12)
+    assert_close(w.clean, a_t - gain * a_s, 1e-12)
+    assert_close(w.anchor, b_t - gain * b_s, 1e-12)
+    assert_close(w.noise**2, c_t**2 - gain * cov, 1e-12)
+    if path.redraws:
+        return
+    for k in range(0, len(s), 5):  # the step whose fresh share is 1 - (u_s/u_t)^2
+        share = float(np.sqrt(max(1 - (path.odds(s[k]) / path.odds(t[k])) ** 2, 0.0)))
+        want = path.weights(s[k], t[k], share)
+        assert_close([x[k] for x in w], want, 1e-9)

@@ -11,6 +11,7 @@ from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
 from flm_jax.samplers.flow import sample_flow
 from flm_jax.samplers.guides import Guides
 from flm_jax.samplers.heun import HeunConfig
+from flm_jax.samplers.marginal_bridge import MarginalBridgeConfig
 from flm_jax.samplers.reward_guidance import Reward
 from helpers.networks import FLOW, FREE, KEY, exact_network, tiny_network
 
@@ -19,7 +20,12 @@ ONES = Reward(lambda params: jnp.eye(params["size"].shape[0]), lambda params, x:
 REWARD = {"reward": {"size": jnp.zeros(11)}}
 
 
-SOLVERS = {"euler": EulerConfig, "heun": HeunConfig, "adaptive": AdaptiveConfig}
+SOLVERS = {
+    "euler": EulerConfig,
+    "heun": HeunConfig,
+    "adaptive": AdaptiveConfig,
+    "marginal_bridge": MarginalBridgeConfig,
+}
 
 
 def flow_settings(two_time, solver="euler", **fields):

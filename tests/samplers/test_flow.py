@@ -77,6 +77,7 @@ ALL = [
     (False, flow_settings(False, "heun"), 0.0),
     (False, flow_settings(False, "adaptive"), 2.0),
     (False, flow_settings(False, "adaptive", **GUIDED), 0.0),
+    (False, flow_settings(False, "marginal_bridge", **GUIDED), 2.0),
     (
         True,
         FlowMapConfig(gamma=0.7, guidance=3.0, weak_dropout=0.5, reward="x", reward_scale=5.0),

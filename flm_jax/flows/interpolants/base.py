@@ -144,8 +144,44 @@ class Interpolant:
           noise: fresh noise xi [B, L, D], required where its weight is not 0.
           stochasticity: fraction of fresh noise, see `weights`.
         """
-        w = Weights(*(over_features(x) for x in self.weights(s, t, stochasticity)))
-        y_t = w.state * y_s + w.clean * denoised
+        return self._combined(self.weights(s, t, stochasticity), y_s, denoised, anchor, noise)
+
+    def bridge_weights(self, s: Times, t: Times) -> Weights:
+        """Weights of the step from y_s to y_t given the clean state E[x] at the end of the path.
+
+        If noise is added backwards in time by a Markov process (an Ornstein-Uhlenbeck process up to
+        scale and time), y_t given y_s and E[x] is normal with these weights: that of the state is
+        r c_t/c_s with r = u_s/u_t, the ratio of the odds, and the variance is c_t^2 (1 - r^2). It
+        is the step of `weights` with stochasticity sqrt(1 - r^2). For the linear path w_y = s
+        (1-t)^2 / (t (1-s)^2) (arXiv 2605.13681). A path that redraws its noise has this law already
+        in `weights`.
+        """
+        plain = self.weights(s, t)
+        if self.redraws:
+            return plain
+        (_, b_s, _), (a_t, b_t, c_t) = self.coefficients(s), self.coefficients(t)
+        # With kappa = c the weights at g = 0 have w_y = c_t/c_s and w_x = a_t (1 - r).
+        moved = jnp.minimum(divided(plain.clean, a_t), 1.0)
+        kept = plain.state * (1.0 - moved)
+        fresh = c_t * jnp.sqrt(moved * (2.0 - moved))
+        return Weights(kept, plain.clean * (2.0 - moved), b_t - b_s * kept, fresh)
+
+    def bridge(
+        self,
+        y_s: States,
+        clean: States,
+        s: Times,
+        t: Times,
+        *,
+        anchor: jax.Array | float = 0.0,
+        noise: States | None = None,
+    ) -> States:
+        """Draws y_t given y_s and the clean state at the end; its mean without `noise`."""
+        return self._combined(self.bridge_weights(s, t), y_s, clean, anchor, noise)
+
+    def _combined(self, weights: Weights, y_s, clean, anchor, noise) -> States:
+        w = Weights(*(over_features(x) for x in weights))
+        y_t = w.state * y_s + w.clean * clean
         y_t = y_t + w.anchor * anchor if self.anchored else y_t
         return y_t if noise is None else y_t + w.noise * noise
 
