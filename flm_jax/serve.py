@@ -124,9 +124,9 @@ def _served() -> tuple[Served, list[Steps]]:
 def main(argv) -> None:
     no_arguments(argv)
     require(bool(_WORKDIR.value), "no --workdir; expected that of a training run, or tales.")
+    limits, sizes = _limits(), server.batch_sizes(_BATCH.value)
     for package in ("uvicorn", "starlette"):
         import_extra(package, "serve", "flm serve")
-    limits, sizes = _limits(), server.batch_sizes(_BATCH.value)
     address = server.Address(_HOST.value, _PORT.value)
     with server.quiet_stop():
         listening = server.open_socket(address)

@@ -177,8 +177,8 @@ class Completions:
             prompt = Prompt(text, wanted.infill, wanted.max_tokens, where)
             rows = lay_out(model, [prompt], most)
             (steps,) = engine.step_counts(model, [asked_steps], rows.given.tokens.shape[1])
-            self._check_steps(steps, sampler, rows.given.tokens.shape[1])
             make_sampler(model.config, model.net, model.flow, steps, sampler)  # its checks
+            self._check_steps(steps, sampler, rows.given.tokens.shape[1])
             engine.check_given(model, rows.given, steps, sampler)
             given = jax.tree.map(lambda x: np.asarray(x)[0], rows.given)
             bounds = int(rows.starts[0]), int(rows.stops[0])
@@ -205,7 +205,7 @@ class Completions:
     def _check_steps(self, steps: Steps, sampler: SamplerConfig, length: int) -> None:
         """Refuses more network calls than the server allows, and steps that it does not offer."""
         served = self.served
-        if family(served.model.config).steps_free:
+        if not family(served.model.config).steps_free:
             return
         insist(
             served.fixed is None or steps in served.fixed,

@@ -151,6 +151,7 @@ async def _unless_gone(request: Any, work: Awaitable[Any]) -> Any:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _name(host: str) -> str:

@@ -1,0 +1,69 @@
+"""Rows with a seed each: the texts of `LanguageModel.sample`, whatever rows stand beside them."""
+
+import jax
+import numpy as np
+import pytest
+
+from flm_jax.inference.language_model import LanguageModel
+from flm_jax.inference.prompts import Prompt, lay_out
+from flm_jax.inference.rows import Row, RowSampler, kind_of
+from helpers.serving import LENGTH, served_model
+
+CASES = {
+    "euler": ("denoising", {}),
+    "flow_map": ("semigroup", {"gamma": 0.5}),
+    "confidence": ("masked_diffusion", {"block_length": 8, "temperature": 0.5}),
+    "x_prediction": ("masked_diffusion", {}),
+    "uniform_diffusion": ("uniform_diffusion", {}),
+    "autoregressive": ("autoregressive", {}),
+}
+
+
+def row_of(model, text, seed, index=0):
+    given = lay_out(model, [Prompt(text)], LENGTH).given
+    return Row(jax.tree.map(lambda x: np.asarray(x)[0], given), seed, index)
+
+
+@pytest.mark.parametrize("sampler", CASES)
+def test_a_row_is_a_sample_of_its_seed_alone(sampler):
+    goal, changes = CASES[sampler]
+    model = served_model(goal, "causal" if goal == "autoregressive" else "dit")
+    alone = LanguageModel(model)
+    alone.sampler = alone._chosen(sampler, changes)
+    steps = LENGTH if goal == "autoregressive" else 3
+    asked = [("ab", 5, 1), ("", 2**32 - 1, 0), ("ab", 5, 0), ("wxyz", 7, 0)]
+    rows = [row_of(model, *one) for one in asked]
+    kind, programs = kind_of(rows[0], steps, alone.sampler), RowSampler(model)
+    found = programs.run(kind, rows[:3], 4)
+    for (text, seed, index), written in zip(asked, found):
+        want = alone.sample(index + 1, steps, prompt=text, seed=seed, batch_size=1)
+        np.testing.assert_array_equal(written.tokens, want.tokens[index])
+        np.testing.assert_array_equal(written.steps_tokens, want.steps_tokens[:, index])
+        assert written.calls == want.calls
+    # The same rows in other places beside others, to the last bit.
+    again = programs.run(kind, [rows[3], rows[1], rows[3], rows[0]], 4)
+    np.testing.assert_array_equal(again[1].steps_tokens, found[1].steps_tokens)
+    np.testing.assert_array_equal(again[3].steps_tokens, found[0].steps_tokens)
+    assert not np.array_equal(again[1].tokens, again[3].tokens)
+    assert programs.compiled(kind) == [4]
+
+
+def test_the_batch_sizes_that_agree_hold_the_largest_and_few_programs_are_kept():
+    model = served_model("semigroup")
+    programs = RowSampler(model, most=2)
+    kind = kind_of(row_of(model, "", 0), 1, LanguageModel(model).sampler)
+    shown = []
+    found = programs.agreeing(kind, [1, 2, 4], shown.append)
+    assert found[-1] == 4 and set(found) <= {1, 2, 4} and shown == [1, 2, 3]
+    assert programs.compiled(kind) == [1, 2]
+    made = programs.compile
+
+    def other(kind, size):
+        """Rounds otherwise where a batch has two rows."""
+        program, more = made(kind, size), 1e-7 * (size == 2)
+        return lambda *rows: program(*rows)._replace(
+            steps_confidence=np.asarray(program(*rows).steps_confidence) + np.float32(more)
+        )
+
+    programs.compile = other
+    assert 2 not in programs.agreeing(kind, [2, 4])
