@@ -17,10 +17,12 @@ Utilisation is the rate of operations of the traced program (matrix products), r
 of a large matrix product of random numbers in the same dtype, measured in the same process.
 """
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -29,6 +31,7 @@ from flm_jax.cli.path_flags import DEFINE_output, DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.core.errors import UserError, one_of, require
 from flm_jax.core.files import to_json, write_output
+from flm_jax.core.progress import Progress, make_way
 from flm_jax.profiling import bench_runs
 from flm_jax.profiling.bench_cases import SECONDS, SUITES, Case
 from flm_jax.profiling.bench_results import compare, figures, ratios, read_baseline, show
@@ -80,8 +83,17 @@ class _Worker:
         self._process.wait()
 
 
-def measure(suite: str, case: Case, rounds: int) -> dict[str, Any]:
-    """Runs all variants in turn; returns their figures and the ratios of the last to the others."""
+def measure(
+    suite: str, case: Case, rounds: int, turned: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Runs all variants in turn; returns their figures and the ratios of the last to the others.
+
+    Args:
+      suite: name of the suite.
+      case: one of its cases.
+      rounds: number of turns of each variant.
+      turned: callback after each turn.
+    """
     # On an accelerator variants follow each other: together they would not fit into its memory.
     together = suite in ("cpu", "scaling")
     turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in case.variants}
@@ -91,6 +103,7 @@ def measure(suite: str, case: Case, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for variant, worker in workers.items():
                 turns[variant].append(worker.turn())
+                turned()
         for variant, worker in workers.items():
             ready[variant] = worker.ready
             worker.close()
@@ -111,12 +124,15 @@ def main(argv) -> None:
         _grouped(cases, baseline)
         return
     require(_SECONDS.value == 0, f"--seconds bounds the suites {', '.join(SECONDS)} alone.")
-    results = []
-    for case in cases:
-        results.append(measure(_SUITE.value, case, _ROUNDS.value))
-        compare(results[-1:], baseline)
-        show(results[-1])
-        _save(results)
+    results, turns = [], itertools.count(1)
+    with Progress("turns", sum(len(case.variants) for case in cases) * _ROUNDS.value) as bar:
+        for case in cases:
+            result = measure(_SUITE.value, case, _ROUNDS.value, lambda: bar.done(next(turns)))
+            results.append(result)
+            compare([result], baseline)
+            make_way()
+            show(result)
+            _save(results)
 
 
 def _grouped(cases: list[Case], baseline: list[dict[str, Any]]) -> None:

@@ -38,6 +38,7 @@ from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import one_of, require
 from flm_jax.core.locks import alone
 from flm_jax.core.paths import check_file, check_folder
+from flm_jax.core.progress import Progress
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer, needs_training
@@ -141,7 +142,8 @@ def _checkpoint() -> str:
 
 
 def _read_flow(source: str) -> tuple[Params, Config]:
-    found = flm_checkpoints.read_checkpoint(source, _EMA.value)
+    with Progress(f"reading {source}"):
+        found = flm_checkpoints.read_checkpoint(source, _EMA.value)
     release = flm_checkpoints.release_of(_SOURCE.value, found.settings)
     said = flm_checkpoints.sizes_said(found.settings)
     params, model = flm.params_from_state_dict(found.tensors, _HEADS.value or said.get("heads"))
@@ -165,7 +167,8 @@ def _read_flow(source: str) -> tuple[Params, Config]:
 
 def _say_clean(config: Config, params: Params) -> None:
     """Prints whether the network denoises, which reveals a wrong kind of file."""
-    share = clean_probability(config, params)
+    with Progress("trying the network"):
+        share = clean_probability(config, params)
     print(f"its softmax gives {share:.3f} to the tokens of a clean state")
     if share < 0.5:
         print(
@@ -245,7 +248,8 @@ def _import_mlfm(folder: epath.Path, source: str) -> None:
     where = _BASE.value
     base = read_config(located(where)) if where else None
     heads = base["model"]["heads"] if base else _HEADS.value
-    found = mlfm.read(source, heads, _EMA.value)
+    with Progress(f"reading {source}"):
+        found = mlfm.read(source, heads, _EMA.value)
     require(
         bool(where or found.base),
         f"{source} holds adapters alone; give the workdir of their base: --base=runs/smdm.",
@@ -278,7 +282,8 @@ def _write(
 ) -> None:
     tokenizer.save(folder / "tokenizer")
     meta = {"source": _SOURCE.value, "checkpoint": _CHECKPOINT.value}
-    save_ema(folder, params, step, meta, times)
+    with Progress(f"writing {folder}"):
+        save_ema(folder, params, step, meta, times)
     # Last, because it is what makes the folder a workdir.
     write_config(folder, config)
     model = config["model"]
@@ -294,7 +299,9 @@ def _export(folder: epath.Path, path: str) -> None:
     if tensors:
         _export_tensors(folder, path)
         return
-    language_model.load(folder).save_pretrained(path)
+    model = language_model.load(folder)
+    with Progress(f"writing {path}"):
+        model.save_pretrained(path)
     print(f"wrote {path}: weights, configuration, tokenizer, model card")
 
 
@@ -302,7 +309,8 @@ def _export_tensors(folder: epath.Path, path: str) -> None:
     model = load_model(folder)
     state = network_kind(model.config).tensors(model.config, model.params)
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, state)
+    with Progress(f"writing {path}"):
+        save_tensors(path, state)
     print(f"wrote {path}: {len(state)} tensors of step {model.step}")
 
 

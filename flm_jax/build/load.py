@@ -18,6 +18,7 @@ from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
+from flm_jax.core.progress import Progress
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
 from flm_jax.data.tokenizers.registry import load_tokenizer
@@ -96,20 +97,23 @@ def load_model(
     forms = saved_forms(config, place)
     abstract = abstract_params(net, mesh)
     trained = trained_params(config, abstract)
-    if (folder / WEIGHTS).exists():
-        whole = whole_params(config, trained, abstract)
-        params, step, times = read_folder(folder, whole, forms)
-    else:
-        params, step, times = load_averages(folder, trained, forms)
-        if adapter_config(config):
-            where = config["adapters"]["base"]
-            require(
-                not adapter_config(read_config(located(where))),
-                f"{workdir}: its config.adapters.base {where} is itself a model with adapters; "
-                "expected a model that was trained as a whole, or imported.",
-            )
-            base = load_model(where, mesh, attention)
-            params = whole_params(config, params, base.params)
+    portable = (folder / WEIGHTS).exists()
+    with Progress(f"reading {workdir}", quiet=jax.process_index() > 0):
+        if portable:
+            whole = whole_params(config, trained, abstract)
+            params, step, times = read_folder(folder, whole, forms)
+        else:
+            params, step, times = load_averages(folder, trained, forms)
+    if adapter_config(config) and not portable:
+        where = config["adapters"]["base"]
+        other = read_config(located(where))
+        require(
+            not adapter_config(other) or family(other).name in family(config).teachers,
+            f"{workdir}: its config.adapters.base {where} is itself a model with adapters; "
+            "expected a model that was trained as a whole, or imported.",
+        )
+        base = load_model(where, mesh, attention)
+        params = whole_params(config, params, base.params)
     times = jax.device_get(current(config, jax.device_get(times)))
     flow = make_flow(config, net.vocab_size).settled(times)
     return Model(config, net, params, flow, tokenizer, step, times, shared)
@@ -250,22 +254,38 @@ def _same_form(
 
 # How a base is computed; all else of config.model is the base's own.
 _COMPUTE = ("length", "dropout", "attention", "dtype", "remat", "scan_blocks", "loss_tile")
+# What a flow map adds to the adapters of its masked flow, and how it trains them.
+_MAP_ADAPTERS = (
+    "base",
+    "start",
+    "two_time",
+    "dropout",
+    "base_lr",
+    "base_weight_decay",
+    "time_decays",
+)
 
 
 def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Config:
     """Fills in the sizes of the base and the tokenizer's EOS in a configuration of adaptation.
 
     Raises:
-      UserError: the base is not a llama of masked diffusion, or is shorter than
-        config.model.length.
+      UserError: the base is not a llama of masked diffusion, or for a flow map no masked flow; or
+        it is shorter than config.model.length.
     """
     where, model, given = config["adapters"]["base"], base["model"], config["model"]
-    kind = family(base)
+    kind, own = family(base), family(config)
+    maps = own.two_time
+    fits = kind.anchored and kind.adapts == "never"
     require(
-        network_kind(base).adapters and kind.anchored and kind.adapts == "never",
+        network_kind(base).adapters and (kind.name in own.teachers if maps else fits),
         f"config.adapters.base {where} is a {model['name']} of objective {objective_name(base)}; "
-        "expected a llama of objective masked_diffusion.",
+        f"expected a llama of objective {'masked_flow' if maps else 'masked_diffusion'}.",
     )
+    if maps:
+        adapters = {key: config["adapters"][key] for key in _MAP_ADAPTERS}
+        flow = base["flow"] | {"redraw": config["flow"].get("redraw", True)}
+        config = config | {"adapters": base["adapters"] | adapters, "flow": flow}
     require(
         given["length"] <= model["length"],
         f"config.model.length is {given['length']}, config.adapters.base {where} was trained for "

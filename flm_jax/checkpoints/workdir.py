@@ -27,6 +27,7 @@ from flm_jax.checkpoints.state import TrainState
 from flm_jax.checkpoints.times import read_times
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.printing import shown
+from flm_jax.core.progress import say
 from flm_jax.core.reading import NotPlainError, check_plain
 from flm_jax.core.types import Params
 from flm_jax.distributed.agreement import from_first, wait_for_all, worst
@@ -238,7 +239,7 @@ def _pass_over(step: int) -> None:
 
 def _warn(line: str) -> None:
     if jax.process_index() == 0:
-        print(f"WARNING: {shown(line)}", file=sys.stderr, flush=True)
+        say(f"WARNING: {shown(line)}", sys.stderr)
 
 
 def _read_newest(
@@ -267,8 +268,7 @@ def _read_newest(
             )
         _warn(f"checkpoint {path} is DAMAGED ({problem or 'found by another process'})")
         on_damage(step)
-    names = [str(step) for step in tried if (folder / str(step)).exists()]
-    names += place.damaged()
+    names = [str(step) for step in tried if (folder / str(step)).exists()] + place.damaged()
     raise UserError(
         f"none of the checkpoints in {folder} can be read, expected at least one (damaged: "
         f"{', '.join(names)}): restore one from a copy under its number, or start anew with "

@@ -24,7 +24,7 @@ from flm_jax.core.errors import (
 )
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import shown
-from flm_jax.core.progress import close_all
+from flm_jax.core.progress import close_all, make_way
 
 USER_ERROR_EXIT = 2
 _LONGEST_LINE = 4000
@@ -82,7 +82,11 @@ def no_arguments(argv: Sequence[str]) -> None:
 
 
 def _showable(record: std_logging.LogRecord) -> bool:
-    """Replaces control characters in log records, such as names of unknown files."""
+    """Replaces control characters in log records, such as names of unknown files.
+
+    The line of a bar is emptied for the record.
+    """
+    make_way()
     record.msg, record.args = shown(record.getMessage()), ()
     return True
 

@@ -91,12 +91,8 @@ class Progress:
             self._show()
 
     def say(self, line: str) -> None:
-        """Prints a line to stdout, with the bar out of its way."""
-        with _WRITING:
-            self._clear()
-            print(line, flush=True)
-            if self._bar and self._is_shown():
-                self._draw()
+        """Prints a line to stdout, with the bar out of its way; see `say`."""
+        say(line)
 
     def _tick(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
@@ -145,6 +141,23 @@ class Progress:
         pace, now = (self._latest - since) / (self._count - begun), self._clock()
         left = pace * (self._total - self._count) - (now - self._latest)
         return max(min(left, self._deadline - now), 0.0)
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line to a stream, stdout by default, with the bar that is shown out of its way."""
+    with _WRITING:
+        make_way()
+        print(line, file=stream, flush=True)
+        for bar in _open[-1:]:
+            if bar._bar:
+                bar._draw()
+
+
+def make_way() -> None:
+    """Empties the line of the bar that is shown, which comes back with the next second."""
+    with _WRITING:
+        for bar in _open[-1:]:
+            bar._clear()
 
 
 def close_all() -> None:

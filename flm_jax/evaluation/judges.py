@@ -1,5 +1,6 @@
 """Opens the judge that a command names: a workdir of this library, or a GPT-2 folder."""
 
+import jax
 from etils import epath
 
 from flm_jax.build.data import framing
@@ -7,6 +8,7 @@ from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import load_model
 from flm_jax.core.errors import require
 from flm_jax.core.paths import expanded
+from flm_jax.core.progress import Progress
 from flm_jax.core.reading import read_object
 from flm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from flm_jax.interop.gpt2 import load_gpt2
@@ -31,7 +33,8 @@ def load_judge(path: str) -> Judge:
         "Hugging Face GPT-2.",
     )
     if "model_type" in read_object(folder / "config.json", "that of a judge"):
-        net, params = load_gpt2(folder)
+        with Progress(f"reading {folder}", quiet=jax.process_index() > 0):
+            net, params = load_gpt2(folder)
         tokenizer = HuggingFaceTokenizer.load(str(folder))
         require(
             tokenizer.vocab_size <= net.vocab_size,

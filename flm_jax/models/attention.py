@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from flm_jax.core.errors import UserError, one_of, require
+from flm_jax.core.progress import say
 from flm_jax.models import fused_attention
 
 _GPU = ("gpu", "cuda")
@@ -98,7 +99,7 @@ def resolved(plan: AttentionPlan, reverse_only: bool = False, **sizes) -> Attent
 
 @functools.cache
 def _say_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 def check_attention(

@@ -4,6 +4,7 @@ A case that fails, runs out of memory, kills its process or takes too long costs
 others continue, in a new process if the old one ended.
 """
 
+import itertools
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flm_jax.core.progress import Progress
 from flm_jax.profiling.bench_cases import Case
 from flm_jax.profiling.bench_results import line, ratios
 
@@ -95,26 +97,30 @@ def run_suite(
     for case in cases:
         groups.setdefault(case.group, []).append(case)
 
+    total, noted = len(names_of(cases)), itertools.count(1)
+
     def note(name: str, told: dict[str, Any]) -> None:
+        bar.done(next(noted))
         case, variant = name.split("/")
         result = results[case]
         if "figures" in told:
             result["variants"][variant] = told["figures"]
-            print(line(name, told["figures"]), flush=True)
+            bar.say(line(name, told["figures"]))
         else:
             result["failed"][variant] = told["failed"]
-            print(f"{name}: failed: {told['failed']}", flush=True)
+            bar.say(f"{name}: failed: {told['failed']}")
         *others, last = result["variants"] or [""]
         found = result["variants"]
         result["ratios"] = {other: ratios(found[last], found[other]) for other in others}
         save(list(results.values()))
 
-    for members in groups.values():
-        left = names_of(members)
-        while left and time.monotonic() < until:
-            left = _one_process(suite, left, until, note)
-        for name in left:
-            note(name, {"failed": f"not begun within the {seconds:.0f} s of --seconds"})
+    with Progress("variants", total, deadline=until) as bar:
+        for members in groups.values():
+            left = names_of(members)
+            while left and time.monotonic() < until:
+                left = _one_process(suite, left, until, note)
+            for name in left:
+                note(name, {"failed": f"not begun within the {seconds:.0f} s of --seconds"})
     return list(results.values())
 
 

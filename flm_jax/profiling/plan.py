@@ -20,6 +20,7 @@ from flm_jax.config.schema import defaults, settings
 from flm_jax.config.training import PolicyRunConfig
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
+from flm_jax.core.progress import Progress
 from flm_jax.core.types import Config
 from flm_jax.distributed import sharding
 from flm_jax.inference.step_policy import StepPolicy
@@ -59,9 +60,11 @@ def resolve(config: Config, vocab_size: int = 0, batch: int = 0) -> Config:
 def _abstract_teacher(config: Config, mesh: Mesh):
     """Shapes of a teacher with the student's sizes, or of the base of adapters; None for none."""
     if config["adapters"]["base"]:
-        objective = defaults("objective", "masked_diffusion")
-        plain = {"objective": objective, "adapters": config["adapters"] | {"base": ""}}
-        net = make_network(config | plain, mesh)
+        # The base of a flow map is a masked flow, with adapters of one time.
+        maps = family(config).two_time
+        objective = defaults("objective", "masked_flow" if maps else "masked_diffusion")
+        adapters = config["adapters"] | ({"two_time": False} if maps else {"base": ""})
+        net = make_network(config | {"objective": objective, "adapters": adapters}, mesh)
         return net, abstract_params(net, mesh)
     if not config["objective"].get("teacher"):
         return None
@@ -144,14 +147,14 @@ def _rollout(config: Config, net: Network, steps: int) -> Callable:
     return run
 
 
-def forward_minimum(config: Config, rows: int) -> int:
-    """Lower bound of operations of one network call on `rows` sequences, including the head.
+def forward_minimum(config: Config, rows: int, head: bool = True) -> int:
+    """Lower bound of operations of one network call on `rows` sequences, with the head or without.
 
     The operations of the blocks are given by the network (`build.model.MODELS`); the head takes 2
     for each of its weights and each token. Embedding look-ups are not counted.
     """
     cfg = settings(config, "model")
-    token = network_kind(config).operations(cfg) + 2 * cfg.dim * cfg.vocab_size
+    token = network_kind(config).operations(cfg) + (2 * cfg.dim * cfg.vocab_size if head else 0)
     return rows * cfg.length * token
 
 
@@ -163,8 +166,10 @@ def train_minimum(config: Config) -> int:
     rows, more = config["train"]["batch"], family(config).work(config)
     adapters = config["adapters"]
     frozen = adapters["base"] and not adapters["base_lr"]
+    rows = rows if more.trained_rows is None else more.trained_rows
     own = (2 if frozen else 3) * forward_minimum(config, rows)
     forward = forward_minimum(config, more.forward_rows)
+    forward += forward_minimum(config, more.headless_rows, head=False)
     return own + forward + _embedding_minimum(config, more.embedded_rows)
 
 
@@ -225,15 +230,21 @@ def plan(
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = 1 if sample_steps else row_unit(config)
     rows = _rows(config["train"]["batch"], ways, unit)
-    first = job(rows)
-    made = aot.compile_job(first, limit)
+    with Progress(f"compiling for {rows} rows a device"):
+        first = job(rows)
+        made = aot.compile_job(first, limit)
     keep(made.text)
-    result = {"config": config} | _describe(first, rows) | _measured(first, made)
+    with Progress("counting operations"):
+        result = {"config": config} | _describe(first, rows) | _measured(first, made)
     if tries:
         known = {rows: made.memory}
 
         def measure(n: int) -> aot.Memory:
-            return known[n] if n in known else aot.compile_job(job(n), limit).memory
+            if n not in known:
+                told = f"compilation {len(known) + 1} of at most {tries}: {n} rows a device"
+                with Progress(told):
+                    known[n] = aot.compile_job(job(n), limit).memory
+            return known[n]
 
         search = aot.largest_batch(measure, rows, unit, tries)
         result["largest_batch_per_device"] = search.rows

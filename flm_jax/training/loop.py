@@ -293,7 +293,8 @@ class Loop:
     def _evaluate(self, number: int, state: TrainState) -> None:
         self._watchdog.waits_for("evaluation")
         try:
-            values, texts = self._run.evaluate(state.ema_params, state.tracked)
+            with Progress("evaluating", quiet=jax.process_index() > 0):
+                values, texts = self._run.evaluate(state.ema_params, state.tracked)
         except Exception:
             if jax.process_count() == 1:  # of several, the others may not have come this far
                 self._save(state)  # unless it was saved before

@@ -29,6 +29,7 @@ from flm_jax.config.training import LoopConfig
 from flm_jax.core.errors import check_seed, require
 from flm_jax.core.locks import alone_in
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.progress import say, tracked
 from flm_jax.core.settings import read_settings
 from flm_jax.core.types import Config, Key, Params
 from flm_jax.distributed import sharding
@@ -227,7 +228,8 @@ def _answered(model: Model, given: Given, config: Config, mesh: Mesh) -> np.ndar
     written = lambda params, given: sample(jax.random.key(0), params, given).tokens
     program = jax.jit(written, out_shardings=sharding.replicated(mesh))
     parts = []
-    for start in range(0, number, total):
+    starts, quiet = range(0, number, total), jax.process_index() > 0
+    for start in tracked(starts, "solving problems: batches", len(starts), quiet=quiet):
         places = (np.arange(start, start + total) % number)[rows]
         batch = sharding.global_batch(_rows(given, places), mesh, rows, total)
         parts.append(np.asarray(program(model.params, _given(batch))))
@@ -375,7 +377,7 @@ def train_policy_run(
         state = found[0]
         moved = rate_change(saved or config, config, int(state.step), config["epochs"])
         if moved and jax.process_index() == 0:
-            print(moved, file=sys.stderr, flush=True)
+            say(moved, sys.stderr)
     rows = sharding.local_rows(mesh, _answers(config))
     run = Run(
         state=state,

@@ -39,6 +39,7 @@ from flm_jax.core.errors import check_seed, require
 from flm_jax.core.locks import alone
 from flm_jax.core.network import Network
 from flm_jax.core.paths import check_folder, expanded
+from flm_jax.core.progress import Progress, say
 from flm_jax.data import loading
 from flm_jax.data.chat import cropped
 from flm_jax.data.pipeline import make_iterator
@@ -68,7 +69,8 @@ def train_run(config: dict[str, Any], workdir: str) -> int:
     check_folder(workdir, "--workdir")
     first = jax.process_index() == 0
     with alone(workdir, "training") if first else contextlib.nullcontext():
-        run, checkpoints = _run(config, workdir, began)
+        with Progress("preparing the run", quiet=not first):
+            run, checkpoints = _run(config, workdir, began)
         with Loop(run, settings(config, "train"), workdir, checkpoints) as loop:
             loop.train()
     return 0
@@ -119,10 +121,10 @@ def _run(config: dict[str, Any], workdir: str, began: float) -> tuple[Run, Check
         batches.set_state(meta["iterator"])
         spent = meta.get("seconds", 0.0)
         if jax.process_index() == 0:
-            print(f"continuing {workdir} from step {int(state.step)}", flush=True)
+            say(f"continuing {workdir} from step {int(state.step)}")
             moved = rate_change(saved or config, config, int(state.step))
             if moved and not program.rate:
-                print(moved, file=sys.stderr, flush=True)
+                say(moved, sys.stderr)
     if family(config).renewal(config):
         frozen = {}  # the state has its own copy, which is renewed
     del teacher, whole  # of a base that is trained, the memory of what the state has a copy of
@@ -173,8 +175,8 @@ def _started(
         put = lambda x, like: jnp.copy(jax.device_put(x, like.sharding))
         state = state._replace(tracked=jax.tree.map(put, times, state.tracked))
     params = state.params
-    if config["adapters"]["base_lr"]:
-        params = started_params(config, params, teacher.params)
+    if config["adapters"]["base"]:
+        params = started_params(params, teacher.params)
     params = params if adapters is None else join(params, adapters)
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
@@ -212,17 +214,15 @@ def _describe(net: Network, state: TrainState, data: loading.Data, mesh) -> None
         return
     count = sum(x.size for x in jax.tree.leaves(state.params))
     examples = sum(len(source) for source, _ in data.train)
-    print(
+    say(
         f"{count / 1e6:.2f} M parameters, vocabulary {net.vocab_size}, length {net.max_length}, "
         f"{examples:,} training sequences, mesh {dict(mesh.shape)}, "
-        f"{jax.devices()[0].platform}, {jax.process_count()} processes",
-        flush=True,
+        f"{jax.devices()[0].platform}, {jax.process_count()} processes"
     )
     whole = sharding.large_replicated((state.params, state.opt_state))
     if whole:
         names = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in whole[:3])
-        print(
+        say(
             f"{len(whole)} large arrays are held whole by each of {mesh.size} devices, "
-            f"{sum(size for _, size in whole) / 2**20:.1f} MiB in all; the largest: {names}",
-            flush=True,
+            f"{sum(size for _, size in whole) / 2**20:.1f} MiB in all; the largest: {names}"
         )

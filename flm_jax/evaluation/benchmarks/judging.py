@@ -10,6 +10,7 @@ import numpy as np
 
 from flm_jax.core.errors import UserError
 from flm_jax.core.files import append_json_line, read_json_lines
+from flm_jax.core.progress import tracked
 from flm_jax.evaluation.benchmarks.base import Record
 from flm_jax.evaluation.benchmarks.chat_endpoint import Endpoint, ask
 from flm_jax.evaluation.benchmarks.judge_prompts import PROMPTS, JudgePrompt, judge_prompt, rating
@@ -91,7 +92,8 @@ def judge(
     failure = None
     with concurrent.futures.ThreadPoolExecutor(how.workers) as pool:
         waiting = {pool.submit(grade, key): key for key in todo}
-        for future in concurrent.futures.as_completed(waiting):
+        completed = concurrent.futures.as_completed(waiting)
+        for future in tracked(completed, "grades", len(waiting)):
             if future.cancelled():
                 continue
             try:
