@@ -24,6 +24,7 @@ from flm_jax.losses.distillation.distribution_matching import MatchingConfig
 from flm_jax.losses.distillation.endpoint import EndpointConfig
 from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
+from flm_jax.losses.distillation.reinforce_matching import ReinforceConfig
 from flm_jax.losses.distillation.semigroup import SemigroupConfig
 from flm_jax.losses.distillation.through_time import ThroughTimeConfig
 from flm_jax.losses.distillation.two_networks import MergeConfig, ResidualConfig
@@ -47,6 +48,7 @@ OBJECTIVES: dict[str, type] = {
     "residual": ResidualConfig,
     "merge": MergeConfig,
     "distribution_matching": MatchingConfig,
+    "reinforce_matching": ReinforceConfig,
     "masked_diffusion": MaskedConfig,
     "through_time": ThroughTimeConfig,
     "uniform_diffusion": UniformDiffusionConfig,

@@ -25,6 +25,7 @@ GAUSSIAN = (
     "residual",
     "merge",
     "distribution_matching",
+    "reinforce_matching",
 )
 MASKED = ("masked_diffusion", "through_time", "alignment")
 NONE = ("autoregressive", "uniform_diffusion", "discrete_consistency")

@@ -69,12 +69,15 @@ class Auxiliary(NamedTuple):
         own part of the batch.
       lead: number of first steps, in which it alone is trained.
       lr: peak learning rate; 0 for the model's.
+      initial: function from parameters that are initialised like the model's, by the teacher, to
+        its own.
     """
 
     objective: Objective
     updates: int
     lead: int
     lr: float
+    initial: Callable[[Params], Params] = lambda params: params
 
 
 class Renewal(NamedTuple):

@@ -156,6 +156,18 @@ def as_network(
     return Network(init=init, features=features, **(fields | more))
 
 
+def single_output(params: Params) -> Params:
+    """Parameters of the same blocks with one output, 0 at first, in place of the logits.
+
+    The table is not read by the blocks, and one row of it is left.
+
+    Args:
+      params: parameters of a network of `as_network`.
+    """
+    head = {"kernel": jnp.zeros((params["table"].shape[1], 1)), "bias": jnp.zeros(1)}
+    return params | {"head": head, "table": params["table"][:1]}
+
+
 def attention_operations(cfg: TransformerConfig) -> int:
     """Number of operations for a token in attention's two products, over all blocks: 4 L D each."""
     return 4 * cfg.length * cfg.dim * cfg.depth

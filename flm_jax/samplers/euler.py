@@ -41,6 +41,21 @@ class FlowMapConfig(RewardedConfig):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class RenoisingConfig(RewardedConfig):
+    """Forward renoising of a flow map: each call answers for the end, from (s, 1).
+
+    Tokens are drawn, embedded and noised afresh to the next time of a grid uniform in the quantiles
+    of times (arXiv 2609.40235).
+    """
+
+    temperature: float = setting(
+        1.0,
+        "Temperature at which the tokens of every call are drawn; 0 for the most probable ones.",
+        range="[0, inf)",
+    )
+
+
 def step_key(key: Key, step: int | jax.Array) -> Key:
     """Key of one step; the noise at the start takes `key` itself and its first fold."""
     return jax.random.fold_in(jax.random.fold_in(key, 2), step)
@@ -55,6 +70,7 @@ def carry(
     steps: int,
     stochasticity: float = 0.0,
     choice: Choice = GREEDY,
+    drawn: bool = False,
     nudge: Nudge | None = None,
 ) -> Samples:
     """Transports the noise xi to data in `steps` steps on the grid of the flow's times.
@@ -70,6 +86,8 @@ def carry(
         the gamma of arXiv 2602.16813v3: a jump goes beyond t, and fresh noise brings the state back
         to t.
       choice: rule by which the tokens of the last logits are chosen.
+      drawn: whether `choice` draws the tokens of every call, and each step moves towards their
+        embeddings instead of delta.
       nudge: function applied to the state before each step.
 
     Returns:
@@ -83,7 +101,7 @@ def carry(
         tau_ends = flow.tau(flow.path.overshoot(times, stochasticity))
     redraws = flow.path.redraws or stochasticity > 0.0
 
-    def step(state, now, choice=GREEDY):
+    def step(state, now, choice=choice if drawn else GREEDY):
         y_s, estimate = state
         more = {} if estimate is None else {"estimate": estimate}
         # One row of `grid`: the network reads tau_s and tau_end, the path moves from s to t.
@@ -94,6 +112,7 @@ def carry(
         target = target_time(denoiser, tau_s, tau_end)
         y_s, delta, seen = denoiser.ask(xi, y_s, s, (tau_s, target), own, choice, **more)
         fresh = denoiser.noise(jax.random.fold_in(own, 1)) if redraws else None
+        delta = denoiser.table[seen[0]] if drawn else delta
         y_t = flow.path.step(
             y_s,
             delta,

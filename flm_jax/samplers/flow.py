@@ -84,8 +84,8 @@ def sample_flow(
       steps: number of evaluations of the denoiser ("adaptive": the largest number); static. Each
         takes one network call, or `cfg.iterations` calls; guidance adds one to each, and a reward
         as many again with their gradient.
-      cfg: settings: `EulerConfig`, `HeunConfig`, `AdaptiveConfig`, `MarginalBridgeConfig` or
-        `FlowMapConfig`.
+      cfg: settings: `EulerConfig`, `HeunConfig`, `AdaptiveConfig`, `MarginalBridgeConfig`,
+        `FlowMapConfig` or `RenoisingConfig`.
       guides: networks that `cfg` names.
       objective: settings of the objective; an output that is not a probability distribution is
         sampled in R^V.
@@ -121,6 +121,8 @@ def sample_flow(
         more = {"end": cfg.end, "bridge_noise": cfg.bridge_noise}
         found = bridge_steps(key, xi, denoiser, **common, **more)
     else:
-        gamma = getattr(cfg, "gamma", 0.0)
-        found = euler.carry(key, xi, denoiser, stochasticity=gamma, nudge=nudge, **common)
+        drawn = isinstance(cfg, euler.RenoisingConfig)
+        gamma = 1.0 if drawn else getattr(cfg, "gamma", 0.0)
+        more = {"drawn": drawn, "nudge": nudge}
+        found = euler.carry(key, xi, denoiser, stochasticity=gamma, **more, **common)
     return found if calls == 1 else found._replace(calls=jnp.asarray(calls * steps, jnp.int32))

@@ -16,7 +16,7 @@ from flm_jax.samplers import (
 from flm_jax.samplers import x_prediction as x_predictions
 from flm_jax.samplers.adaptive import AdaptiveConfig
 from flm_jax.samplers.base import SamplerConfig, Samples, Steps
-from flm_jax.samplers.euler import EulerConfig, FlowMapConfig
+from flm_jax.samplers.euler import EulerConfig, FlowMapConfig, RenoisingConfig
 from flm_jax.samplers.flow import check_flow, sample_flow
 from flm_jax.samplers.heun import HeunConfig
 from flm_jax.samplers.marginal_bridge import MarginalBridgeConfig
@@ -32,6 +32,7 @@ FLOW_MAPS = (
     "merge",
     "distribution_matching",
 )
+RENOISED = (*FLOW_MAPS, "reinforce_matching")  # what the last is told is always (s, 1)
 MASKED = ("masked_diffusion", "through_time", "alignment")
 UNIFORM = ("uniform_diffusion", "discrete_consistency")
 
@@ -70,10 +71,11 @@ SAMPLERS: dict[str, Sampler] = {
     "adaptive": Sampler(AdaptiveConfig, sample_flow, FLOWS, check_flow),
     "marginal_bridge": Sampler(MarginalBridgeConfig, sample_flow, FLOWS, check_flow),
     "flow_map": Sampler(FlowMapConfig, sample_flow, FLOW_MAPS, check_flow),
+    "renoising": Sampler(RenoisingConfig, sample_flow, RENOISED, check_flow),
     "posterior_refinement": Sampler(
         posterior_refinement.PosteriorRefinementConfig,
         posterior_refinement.sample,
-        FLOW_MAPS,
+        RENOISED,
         posterior_refinement.check_any_order,
     ),
     "ancestral": Sampler(

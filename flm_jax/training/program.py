@@ -89,7 +89,10 @@ def assemble(
         if companion is None and renewal is None:
             return new_state(own, optimizer, tracker)
         other = student_params(params, teacher_params)
-        beside = AuxiliaryState(other, companion.optimizer.init(other) if companion else ())
+        if companion is None:
+            return new_state(own, optimizer, tracker, AuxiliaryState(other, ()))
+        other = companion.auxiliary.initial(other)
+        beside = AuxiliaryState(other, companion.optimizer.init(other))
         return new_state(own, optimizer, tracker, beside)
 
     shapes = jax.eval_shape(fresh, teacher[1] if teacher else {})

@@ -95,7 +95,7 @@ def _companion_updates(companion: Companion, microbatches: int) -> Callable:
     def updated(state: TrainState, teacher, batch, key: Key, rate: jax.Array | None):
         def one(own: AuxiliaryState, item):
             number, part = item
-            frozen = Frozen(teacher, state.ema_params, other=state.params)
+            frozen = Frozen(teacher, state.ema_params, state.tracked, state.params, state.step)
             own_key = jax.random.fold_in(key, number)
             rows = Rows(0, part["tokens"].shape[0])
             (_, metrics), grads = gradients(own.params, frozen, part, own_key, rows)

@@ -42,7 +42,7 @@ def configured(goal, model=None, flow=None, tile=2, **objective):
     config.model.update({"vocab_size": VOCAB, "tokens": TOKENS, "length": LENGTH, "dim": 8})
     config.model.update({"loss_tile": tile, "dropout": 0.0, **(model or {})})
     config.train.batch = ROWS
-    if goal in (*ROUTES, "distribution_matching"):
+    if goal in ROUTES or goal.endswith("_matching"):
         config.model.two_time = True
     config.objective.update(objective)
     config.flow.update(flow or {})
@@ -70,6 +70,8 @@ ORDINARY = [
     ("lagrangian", {"projection": "entmax15"}),
     ("endpoint", {}),
     ("distribution_matching", {"auxiliary_updates": 1, "teacher": "x"}),
+    ("reinforce_matching", {"auxiliary_updates": 1, "teacher": "x"}),
+    ("reinforce_matching", {"auxiliary_updates": 1, "teacher": "x", "tile": 0}),
     ("masked_diffusion", {}),
     ("uniform_diffusion", {}),
     ("autoregressive", {}),
@@ -82,7 +84,7 @@ def test_padding_counts_in_no_loss_and_no_gradient(goal, how):
     net, flow = make_network(config), make_flow(config, VOCAB)
     assert net.tokens == TOKENS
     teacher, other = None, {}
-    if goal == "distribution_matching":
+    if goal.endswith("_matching"):
         teacher = dataclasses.replace(net, two_time=False)
     objective, params = make_objective(config, net, flow, teacher), params_of(net)
     other = params if teacher else {}

@@ -85,6 +85,14 @@ def test_least_operations_of_two_networks_in_turn():
     config = tiny_config(**matching)
     forward, product = profiling_plan.forward_minimum(config, 16), 2 * 16 * 8 * 16 * 20
     assert profiling_plan.train_minimum(config) == 4.25 * forward + 1.5 * product
+    # The student's gradient on 4 rows, its texts on 12, the teacher on 4; without a head the
+    # discriminator's gradient on two texts of 12 rows, and its calls on 4 texts of 4.
+    reinforced = tiny_config(**matching | {"name": "reinforce_matching"})
+    headless = profiling_plan.forward_minimum(config, 16, head=False)
+    least = 1.75 * forward + (2 * 3 * 12 + 4 * 4) * headless // 16
+    assert headless < forward and profiling_plan.train_minimum(reinforced) == least
+    job = profiling_plan.train_job(reinforced, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert sum(count_flops(trace(job.program, *job.args)).values()) > least
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ from flm_jax.build.model import make_network
 from flm_jax.checkpoints.state import AuxiliaryState, new_state
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
+from flm_jax.core.types import Tracker
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Frozen
+from flm_jax.losses.base import Auxiliary, Frozen
 from flm_jax.losses.distillation.two_networks import RESIDUAL
 from flm_jax.models.lora import split
-from flm_jax.training.step import make_train_step, step_key
+from flm_jax.training.step import Companion, make_train_step, step_key
 from helpers.runs import assert_equal, tiny_config
 
 
@@ -74,7 +75,7 @@ def small_objective(name):
         config.objective.context = 0.5
     if kind.adapts == "always":
         config.adapters.base = "base"
-    if name == "distribution_matching":
+    if name in ("distribution_matching", "reinforce_matching"):
         config.objective.auxiliary_updates = 1
     two_networks = name in ("residual", "merge")
     if two_networks:
@@ -83,7 +84,7 @@ def small_objective(name):
     config = check(config)
     net = make_network(config)
     params, teacher = net.init(jax.random.key(0)), {}
-    asked = kind.teachers or two_networks or name == "distribution_matching"
+    asked = kind.teachers or two_networks or name.endswith("_matching")
     if kind.adapts != "never" or asked:
         teacher = split(params)[0] if kind.adapts == "always" else params
     if name == "merge":
@@ -138,3 +139,26 @@ def test_the_gradient_does_not_depend_on_the_number_of_parts(parts):
     np.testing.assert_allclose(one["grad_norm"], several["grad_norm"], rtol=1e-4)
     name = "nll_nats_per_token"
     np.testing.assert_allclose(one[name], several[name], rtol=1e-5)
+
+
+def test_both_networks_of_a_step_see_the_same_statistics():
+    """Learnt times of the teacher, and the number of the step, in the auxiliary's updates too."""
+    tracker = Tracker(lambda: jnp.float32(3.0), lambda state, observed, step: state)
+
+    def objective(params, frozen, batch, key, rows):
+        loss = jnp.sum(params["w"]) * frozen.tracked
+        return loss, {"found": frozen.tracked + 10.0 * frozen.step}
+
+    def beside(params, frozen, batch, key, rows):
+        loss, metrics = objective(params, frozen, batch, key, rows)
+        return loss, {"beside": metrics["found"]}
+
+    optimizer = optax.sgd(1.0)
+    companion = Companion(Auxiliary(beside, 1, 0, 0.0), optimizer)
+    how = {"seed": 0, "microbatches": 1, "ema_decay": 0.9, "tracker": tracker}
+    step = make_train_step(objective, optimizer, companion=companion, **how)
+    params = {"w": jnp.ones(3)}
+    state = new_state(params, optimizer, tracker, AuxiliaryState(params, optimizer.init(params)))
+    for want in (3.0, 13.0):
+        state, metrics = step(state, {}, {"tokens": jnp.ones((4, 2))})
+        assert metrics["found"] == metrics["beside"] == want

@@ -18,10 +18,15 @@ class Work(NamedTuple):
     Attributes:
       forward_rows: number of rows on which a teacher or a target is called, forward alone.
       embedded_rows: number of rows whose probabilities are multiplied by the table.
+      headless_rows: number of rows on which a network without logits is called, forward alone.
+      trained_rows: number of rows on which the trained network is called and differentiated; None
+        for those of the batch.
     """
 
     forward_rows: int = 0
     embedded_rows: int = 0
+    headless_rows: int = 0
+    trained_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from flm_jax.build.families.base import Work, needs_flow
 from flm_jax.build.families.flow import check_flow_teacher
@@ -29,32 +30,21 @@ def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
     return {"net": net, "flow": flow, "cfg": cfg, "teacher": teacher}
 
 
-def matching_objective(
-    config: Config, net: Network, flow: Flow, teacher: Network | None
-) -> Objective:
-    """Returns the objective of the student, after checks."""
-    parts = matching_rows(config)
-    require(
-        net.two_time,
-        "objective distribution_matching trains a flow map; set config.model.two_time = True.",
-    )
+def check_in_turn(config: Config, net: Network, teacher: Network | None) -> None:
+    """Checks that a flow map can be trained in turn with an auxiliary network."""
+    name, parts = config["objective"]["name"], matching_rows(config)
+    require(net.two_time, f"objective {name} trains a flow map; set config.model.two_time = True.")
     needs_flow(config, teacher)
-    require(
-        not net.posterior_skip,
-        "objective distribution_matching has no networks with config.model.posterior_skip; distil "
-        "by objective semigroup, or train a flow without it.",
-    )
     rows, micro = config["train"]["batch"], config["train"]["microbatches"]
     require(
         rows % (parts * micro) == 0,
         f"config.train.batch {rows} does not split into {parts} updates (auxiliary_updates + 1) of "
         f"{micro} microbatches; use a multiple of {parts * micro}.",
     )
-    return functools.partial(matching_loss, **_bound(config, net, flow, teacher))
 
 
-def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Network) -> Auxiliary:
-    """Returns the auxiliary denoiser and its training, checked; call `matching_objective` first."""
+def in_turn(config: Config, objective: Objective, **more: Any) -> Auxiliary:
+    """Returns an auxiliary network with its objective, after checks; see `Auxiliary` for `more`."""
     cfg = settings(config, "objective")
     lead, steps = cfg.auxiliary_lead, config["train"]["steps"]
     require(
@@ -62,8 +52,25 @@ def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Networ
         f"config.objective.auxiliary_lead is {lead}; expected 0 to {steps - 1}, fewer than "
         f"config.train.steps = {steps}.",
     )
-    objective = functools.partial(auxiliary_loss, **_bound(config, net, flow, teacher))
-    return Auxiliary(objective, cfg.auxiliary_updates, lead, cfg.auxiliary_lr)
+    return Auxiliary(objective, cfg.auxiliary_updates, lead, cfg.auxiliary_lr, **more)
+
+
+def matching_objective(
+    config: Config, net: Network, flow: Flow, teacher: Network | None
+) -> Objective:
+    """Returns the objective of the student, after checks."""
+    check_in_turn(config, net, teacher)
+    require(
+        not net.posterior_skip,
+        "objective distribution_matching has no networks with config.model.posterior_skip; distil "
+        "by objective semigroup or reinforce_matching, or train a flow without it.",
+    )
+    return functools.partial(matching_loss, **_bound(config, net, flow, teacher))
+
+
+def matching_auxiliary(config: Config, net: Network, flow: Flow, teacher: Network) -> Auxiliary:
+    """Returns the auxiliary denoiser and its training, checked; call `matching_objective` first."""
+    return in_turn(config, functools.partial(auxiliary_loss, **_bound(config, net, flow, teacher)))
 
 
 def check_matching_teacher(config: Config, teacher: Config, net: Network) -> None:

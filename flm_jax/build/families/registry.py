@@ -7,6 +7,7 @@ from flm_jax.build.families.flow import FLOW
 from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
 from flm_jax.build.families.masked_flow import MASKED_FLOW
+from flm_jax.build.families.reinforce_matching import REINFORCE_MATCHING
 from flm_jax.build.families.through_time import THROUGH_TIME
 from flm_jax.build.families.two_networks import MERGE_STAGE, RESIDUAL_STAGE
 from flm_jax.build.families.uniform_diffusion import DISCRETE_CONSISTENCY, UNIFORM_DIFFUSION
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, Family] = {
     "residual": RESIDUAL_STAGE,
     "merge": MERGE_STAGE,
     "distribution_matching": DISTRIBUTION_MATCHING,
+    "reinforce_matching": REINFORCE_MATCHING,
     "masked_diffusion": MASKED_DIFFUSION,
     "through_time": THROUGH_TIME,
     "uniform_diffusion": UNIFORM_DIFFUSION,

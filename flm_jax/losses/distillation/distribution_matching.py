@@ -23,30 +23,31 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
-from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, expected_embedding, mixture_cross_entropy
-from flm_jax.denoiser.posterior_input import posterior_embedding
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.shapes import over_positions
-from flm_jax.flows.time_sampling import Rows, kronecker_uniform, stratified_uniform
+from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen, number_of, token_weights
-from flm_jax.losses.clean_context import at_clean, clean_context, counted
 from flm_jax.losses.distillation.base import Teacher
-from flm_jax.losses.flow_settings import ContextSettings
+from flm_jax.losses.distillation.renoised import (
+    RenoisedConfig,
+    block_input,
+    call_student,
+    read_blocks,
+)
 
 ROW_WEIGHTINGS = ("kl", "distance")
-_LATEST = 0.995  # of the law of times: nearer to 1 the weight (a/c)^2 grows without bound
 _TINY = 1e-30
 _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gradient either
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchingConfig(ContextSettings):
+class MatchingConfig(RenoisedConfig):
     """Settings of distribution matching.
 
     Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary - m_teacher)
@@ -54,32 +55,6 @@ class MatchingConfig(ContextSettings):
     that late and early rows count equally.
     """
 
-    teacher: str = setting("", "Workdir of the frozen flow, which is required.")
-    start: str = setting(
-        "",
-        "Workdir of the flow, or of the flow map, that initialises the student; empty for the"
-        " teacher. The auxiliary denoiser is initialised by the teacher.",
-    )
-    auxiliary_updates: int = setting(
-        4,
-        "Number of updates of the auxiliary denoiser before each update of the student; every"
-        " update, the student's included, has its own equal part of train.batch.",
-        range="[1, inf)",
-    )
-    auxiliary_lr: float = setting(
-        0.0, "Peak learning rate of the auxiliary denoiser; 0 for optim.lr.", range="[0, inf)"
-    )
-    auxiliary_lead: int = setting(
-        0,
-        "Number of first steps, in which the auxiliary denoiser alone is trained.",
-        range="[0, inf)",
-    )
-    from_noise: float = setting(
-        0.0,
-        "Fraction of rows whose student starts from pure noise, s = 0; for the other rows s "
-        "is uniform in the quantiles of the distribution of times.",
-        range="[0, 1]",
-    )
     teacher_temperature: float = setting(
         1.0,
         "Temperature of the frozen flow's logits; below 1 the map learns from a sharper denoiser.",
@@ -91,12 +66,6 @@ class MatchingConfig(ContextSettings):
         "mean distance between student and teacher, so that all rows count equally).",
         choices=ROW_WEIGHTINGS,
     )
-    iterations: int = setting(
-        2,
-        "Number of calls of a self-conditioned teacher at a state, each with the estimate of "
-        "the one before.",
-        range="[1, inf)",
-    )
 
 
 class Answers(NamedTuple):
@@ -104,7 +73,7 @@ class Answers(NamedTuple):
 
     Attributes:
       out: logits readout of the student, conditioned on (s, 1).
-      mean: P E [B, L, D], float32, with the teacher's table; E[x] where clean.
+      mean: P E [B, L, D], float32, with the teacher's table; E[x] where nothing counts.
       z: states [B, L, D], the mean noised to time t, without gradient.
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
       t: time of the path at tau_t.
@@ -118,24 +87,6 @@ class Answers(NamedTuple):
     tau_t: Times
     t: Times
     mask: Array
-
-
-def start_and_end(
-    key: Key, flow: Flow, num: int, rows: Rows, from_noise: float
-) -> tuple[Times, Times]:
-    """Draws network times tau_s of the student's states and tau_t of its noised outputs, [B].
-
-    In quantiles of the distribution of times, a fraction `from_noise` has u_s = 0, the others U(0,
-    .995), and u_t ~ U(u_s, .995). Both are low-discrepancy over the global batch.
-    """
-    s_key, t_key = jax.random.split(key)
-    u = stratified_uniform(s_key, num, rows)
-    # One number decides both: below from_noise it is u_s = 0, above it is stretched to U(0, 1)
-    # again.
-    later = jnp.maximum(u - from_noise, 0.0) / max(1.0 - from_noise, 1e-6)
-    u_s = _LATEST * jnp.minimum(later, 1.0)
-    u_t = u_s + (_LATEST - u_s) * kronecker_uniform(t_key, num, rows)
-    return flow.times.quantile(u_s), flow.times.quantile(u_t)
 
 
 def noised_again(
@@ -167,37 +118,12 @@ def answers(
       rows: indices of these rows in their part of the batch.
       net, flow: student, and the flow whose map it learns.
     """
-    time_key, state_key, noise_key = jax.random.split(key, 3)
-    tokens, table = batch["tokens"], teacher[0].table(teacher[1])
-    clean = clean_context(key, batch, cfg.clean, rows)
-    taus = start_and_end(time_key, flow, tokens.shape[0], rows, cfg.from_noise)
-    times = at_clean(clean, *taus, *(flow.t(tau) for tau in taus))
-    tau_s, tau_t, s, t = times
-    y_s, _ = flow.states(rows.fold(state_key), s, tokens, net.table(params))
-    # Without dropout: the law to be matched is that of what the student writes.
-    out = forward(net, params, y_s, tau_s, jnp.ones_like(tau_s))
-    mean = expected_embedding(out, jax.lax.stop_gradient(table), net)
-    mean = _held(clean, table[tokens], mean)
-    z = noised_again(rows.fold(noise_key), flow, mean, t, table)
-    return Answers(out, mean, z, tau_s, tau_t, t, counted(batch["mask"], clean))
-
-
-def _held(clean: Bool[Array, "b l"] | None, given: States, mean: States) -> States:
-    return mean if clean is None else jnp.where(clean[..., None], given, mean)
-
-
-def _read(net: Network, params: Params, x: States, t: Times, other: Times, key=None) -> Readout:
-    """Calls a network on inputs of its blocks, with times (t, other)."""
-    return Readout(net.features(params, x, t, other, key=key), *net.readout(params))
-
-
-def _input(teacher: Teacher, z: States, tau_t: Times) -> States:
-    """Input of the blocks of auxiliary and teacher for z: the posterior, if they use it.
-
-    It is the teacher's posterior, in whose embeddings z is expressed, at the time of z.
-    """
-    net, params = teacher
-    return posterior_embedding(net, params, z, tau_t) if net.posterior_input else z
+    how = {"net": net, "flow": flow, "cfg": cfg}
+    call, table = call_student(params, batch, key, rows, **how), teacher[0].table(teacher[1])
+    mean = expected_embedding(call.out, jax.lax.stop_gradient(table), net)
+    mean = jnp.where(call.mask.astype(bool)[..., None], mean, table[batch["tokens"]])
+    z = noised_again(call.key, flow, mean, call.t, table)
+    return Answers(call.out, mean, z, call.tau_s, call.tau_t, call.t, call.mask)
 
 
 def matching_loss_at(
@@ -226,9 +152,9 @@ def matching_loss_at(
     """
     teacher_net, teacher_params = teacher
     table = teacher_net.table(teacher_params)
-    x = _input(teacher, found.z, found.tau_t)
-    beside = _read(net, auxiliary, x, found.tau_t, found.tau_s)
-    right = _read(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
+    x = block_input(teacher, found.z, found.tau_t)
+    beside = read_blocks(net, auxiliary, x, found.tau_t, found.tau_s)
+    right = read_blocks(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
     m_auxiliary = expected_embedding(beside, table, net)
     m_teacher = expected_embedding(right, table, teacher_net)
     whiten, _ = flow.noise.whitening(table)
@@ -326,8 +252,8 @@ def auxiliary_loss(
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     draw_key, drop_key = jax.random.split(key)
     found = answers(frozen.other, guide, batch, draw_key, rows, net=net, flow=flow, cfg=cfg)
-    x = _input(guide, found.z, found.tau_t)
-    out = _read(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))
+    x = block_input(guide, found.z, found.tau_t)
+    out = read_blocks(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))
     targets = [(jnp.ones_like(found.tau_t), found.out)]
     loss, _ = mixture_cross_entropy(out, targets, token_weights(found.mask), net)
     metrics = {"auxiliary_nats_per_token": loss, "counted": number_of(found.mask)}

@@ -14,15 +14,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, Times
 from flm_jax.denoiser.divergence import divergence
-from flm_jax.denoiser.head import Readout, read
+from flm_jax.denoiser.draws import drawn
+from flm_jax.denoiser.head import Readout
 from flm_jax.flows.masking import hide_independently, written_positions
-from flm_jax.flows.shapes import positions_of
 from flm_jax.flows.time_sampling import Rows, stratified_uniform
 from flm_jax.losses.base import Frozen, number_of, token_weights
 from flm_jax.losses.distillation.rounds import RoundsConfig
@@ -66,20 +66,10 @@ def teacher_target(
     first = masked_readout(params, tokens, masked, noise, **how)
     # From t to t - d a masked token is unmasked with probability d/t.
     now = hide_independently(when_key, jnp.minimum(span / noise, 1.0), masked)
-    revealed = jnp.where(now, _drawn(draw_key, first, net), tokens)
+    revealed = jnp.where(now, drawn(draw_key, first, net, 1)[0], tokens)
     left = jnp.maximum(noise - span, 0.0)
     second = masked_readout(params, revealed, masked & ~now, left, **how)
     return first._replace(features=jnp.where(now[..., None], first.features, second.features))
-
-
-def _drawn(key: Key, out: Readout, net: Network) -> Int[Array, "b l"]:
-    """Draws a token for each position, tile by tile; each tile has its own key."""
-
-    def pick(logits: Float[Array, "b t v"], places: Int[Array, "b t"]):
-        own = jax.random.fold_in(key, places[0, 0])
-        return jax.random.categorical(own, logits, mode="high").astype(jnp.int32)
-
-    return read(out, net, pick, positions_of(out.features))
 
 
 def through_time_loss(

@@ -16,7 +16,6 @@ from flm_jax.denoiser.posterior_input import posterior_embedding, with_posterior
 from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.flow import onehot_flow
 from flm_jax.flows.gaussian_noise import embedded_noise
-from flm_jax.flows.posterior import posterior_features, posterior_kernel
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Auxiliary, Frozen
 from flm_jax.losses.distillation.distribution_matching import (
@@ -26,15 +25,22 @@ from flm_jax.losses.distillation.distribution_matching import (
     auxiliary_loss,
     matching_loss,
     matching_loss_at,
-    start_and_end,
 )
+from flm_jax.losses.distillation.renoised import start_and_end
 from flm_jax.training.step import Companion, make_train_step
+from helpers.one_position import FLOW, SHARES, SIZE, TABLE, exact_flow, learner
 from helpers.routes import smooth_network
-
-# One position of two tokens, embedded as 1 and -1: a network's answer is its mean, tanh(logit).
-SIGNS = jnp.asarray([[1.0], [-1.0]])
-LAW, LATER = (0.9, 0.1), 0.6
-POINT = jnp.asarray([-0.2, 0.5, -0.7])
+from helpers.two_tokens import (
+    LATER,
+    LAW,
+    POINT,
+    SIGNS,
+    answer,
+    divergence_of,
+    hermite,
+    normal,
+    slopes,
+)
 
 
 def of_two(logit):
@@ -44,30 +50,11 @@ def of_two(logit):
     return Network(lambda key: {}, features, readout, lambda p: SIGNS, 2, 1, 1, two_time=True)
 
 
-def normal(z, mean):
-    """Density of z = LATER mean + (1 - LATER) xi, xi of variance E^T E = 2."""
-    width = 2.0 * (1.0 - LATER) ** 2
-    return jnp.exp(-((z - LATER * mean) ** 2) / (2 * width)) / jnp.sqrt(2 * jnp.pi * width)
-
-
-def hermite(number):
-    """Points and weights of the mean over xi ~ N(0, 2)."""
-    points, weights = np.polynomial.hermite_e.hermegauss(number)
-    return jnp.asarray(points * 2**0.5), jnp.asarray(weights / weights.sum())
-
-
-def answer(w, y):
-    return w[0] + w[1] * y + w[2] * jnp.tanh(2 * y)
-
-
 def divergence(w):
     """KL(q_t || p_t) of the student with parameters w that reads pure noise, by quadrature."""
     y, share = hermite(16)
     means = jnp.tanh(answer(w, y))
-    z = jnp.linspace(-5, 5, 4001)
-    q = jnp.sum(share[None] * normal(z[:, None], means[None]), axis=1)
-    p = LAW[0] * normal(z, 1.0) + LAW[1] * normal(z, -1.0)
-    return jnp.sum(q * (jnp.log(q) - jnp.log(p))) * (z[1] - z[0])
+    return divergence_of(lambda z: jnp.sum(share[None] * normal(z[:, None], means[None]), axis=1))
 
 
 def exact_two():
@@ -104,8 +91,7 @@ def test_the_gradient_is_that_of_the_divergence():
         return matching_loss_at(found, {}, guide, net=net, flow=FLOW, row_weighting="kl")[0]
 
     got = jax.grad(loss)(POINT)
-    step = 1e-2 * jnp.eye(3)
-    want = [float(divergence(POINT + e) - divergence(POINT - e)) / 2e-2 for e in step]
+    want = slopes(divergence)
     assert min(map(abs, want)) > 5e-3
     np.testing.assert_allclose(got, want, rtol=1e-2)
 
@@ -159,37 +145,6 @@ def test_times():
     assert abs(np.corrcoef(tau_s, (tau_t - tau_s) / (0.995 - tau_s))[0, 1]) < 0.02
     all_noise, _ = start_and_end(jax.random.key(1), FLOW, rows, Rows(0, rows), 1.0)
     np.testing.assert_array_equal(all_noise, 0.0)
-
-
-SIZE, TABLE = 4, jax.random.normal(jax.random.key(2), (4, 3))
-SHARES = jnp.asarray([0.5, 0.3, 0.15, 0.05])
-FLOW = onehot_flow(decoding_clock(SIZE))
-
-
-def exact_flow():
-    """D_t of one position with the law SHARES, in closed form."""
-    features = lambda p, y, s, t, *, key=None: posterior_features(FLOW, y, FLOW.t(s), TABLE)
-    readout = lambda p: (posterior_kernel(FLOW, TABLE), jnp.log(SHARES))
-    return Network(lambda key: {}, features, readout, lambda p: TABLE, SIZE, 3, 1)
-
-
-def learner(width=48):
-    """Two hidden layers over state and both times."""
-
-    def init(key):
-        keys = jax.random.split(key, 3)
-        draw = lambda k, n, m: jax.random.normal(k, (n, m)) / n**0.5
-        hidden = {"one": draw(keys[0], 6, width), "two": draw(keys[1], width, width)}
-        return hidden | {"out": draw(keys[2], width, SIZE), "bias": jnp.zeros(SIZE)}
-
-    def features(p, y, s, t, *, key=None):
-        del key
-        s, t = (jnp.broadcast_to(x[:, None, None], (*y.shape[:2], 1)) for x in (s, t))
-        h = jnp.concatenate([y, s, t, jnp.ones_like(s)], axis=-1)
-        return jnp.tanh(jnp.tanh(h @ p["one"]) @ p["two"])
-
-    readout = lambda p: (p["out"], p["bias"])
-    return Network(init, features, readout, lambda p: TABLE, SIZE, 3, 1, two_time=True)
 
 
 @pytest.mark.parametrize("weighting", ["kl", "distance"])
@@ -316,3 +271,16 @@ def test_the_auxiliary_is_drawn_to_the_mean_answer():
     out = forward(net, own, found.z, found.tau_t, found.tau_s)
     ce = -jnp.sum(probabilities(found.out, net) * jnp.log(probabilities(out, net)), axis=-1)
     np.testing.assert_allclose(value, ce.mean(), rtol=1e-5)
+
+
+def test_where_nothing_counts_the_texts_are_the_datas():
+    """Padding holds the data's tokens, as the teacher saw it in training, not what is untrained."""
+    net, params = smooth_network()
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    tokens = jax.random.randint(jax.random.key(0), (6, 4), 0, 7)
+    valid = jnp.arange(4)[None] < jnp.asarray([[1], [2], [3], [4], [4], [1]])
+    how = {"net": net, "flow": onehot_flow(decoding_clock(7)), "cfg": MatchingConfig()}
+    batch = {"tokens": tokens, "mask": valid}
+    found = answers(params, (net, params), batch, jax.random.key(1), Rows(0, 6), **how)
+    same = np.isclose(found.mean, params["table"][tokens], atol=1e-6).all(axis=-1)
+    np.testing.assert_array_equal(same, ~valid)
