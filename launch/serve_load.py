@@ -1,0 +1,192 @@
+"""Loads a server of its own with many clients, and checks and times every answer.
+
+python launch/serve_load.py [--workdir=tales] [--steps=1,4] [--requests=1000] [--clients=50]
+
+Starts `flm_jax.serve` on a free port. For each step count the clients send the requests, one after
+another each, with prompts of different lengths and a seed for each request. Then each request is
+made in this process by `flm_jax.load(...).sample`, one by one, and its text compared; one that
+differs is asked of the server again, alone, and must be what it was under load (products of
+batches are summed in another order than a single row's). Prints requests a second and latencies
+with 95% intervals: of the rate by a bootstrap of ten parts of the run, of latencies by a bootstrap
+of requests. Exit status 1 if an answer is lost, wrong or mixed up.
+"""
+
+import argparse
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flm_jax.inference.language_model import LanguageModel, load
+from flm_jax.metrics.intervals import interval
+
+PROMPTS = (
+    "Once upon a time",
+    "The king said",
+    "There was a poor woman who lived in a little house at the edge of the wood",
+    "",
+    "In the morning",
+    "The fox and the crow sat in the old tree and looked at the",
+    '"Come in," said',
+    "He",
+)
+_PARTS = 10
+_WAIT = 600.0
+
+
+class Got(NamedTuple):
+    """An answer: HTTP status, text with its prompt, why it ended, and when; seconds."""
+
+    status: int
+    text: str
+    reason: str
+    began: float
+    ended: float
+
+
+def bodies(number: int, steps: int, prompts: Sequence[str] = PROMPTS) -> list[dict[str, Any]]:
+    """Requests with prompts in turn and seeds of their own."""
+    return [
+        {"prompt": prompts[place % len(prompts)], "seed": place, "steps": steps, "echo": True}
+        for place in range(number)
+    ]
+
+
+def ask(connection: http.client.HTTPConnection, body: dict[str, Any]) -> Got:
+    """Sends a request and waits for its answer."""
+    began = time.monotonic()
+    head = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), head)
+    reply = connection.getresponse()
+    found, ended = json.loads(reply.read()), time.monotonic()
+    (choice,) = found.get("choices", [{"text": str(found), "finish_reason": "error"}])
+    return Got(reply.status, choice["text"], choice["finish_reason"], began, ended)
+
+
+def load_server(port: int, asked: Sequence[dict[str, Any]], clients: int) -> list[Got | None]:
+    """Answers to requests that so many clients send; None for one that was lost."""
+    got: list[Got | None] = [None] * len(asked)
+    places, lock = iter(range(len(asked))), threading.Lock()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_WAIT)
+        while True:
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return connection.close()
+            got[place] = ask(connection, asked[place])
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
+def alone(model: LanguageModel, body: dict[str, Any]) -> str:
+    """Text of a request that is made in this process by itself."""
+    how = {key: body[key] for key in ("prompt", "seed")}
+    return model.sample(1, body["steps"], batch_size=1, **how).texts[0]
+
+
+def equal(got: Got, text: str) -> bool:
+    """Whether an answer is a text; one that ended early is its beginning."""
+    return text.startswith(got.text) if got.reason == "stop" else text == got.text
+
+
+def faults(
+    port: int, asked: Sequence[dict], got: Sequence[Got | None], texts: Sequence[str]
+) -> tuple[list[str], int]:
+    """What is wrong with answers, and how many differ from `texts` by rounding alone."""
+    wrong, rounded = [], 0
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_WAIT)
+    for place, (body, one, text) in enumerate(zip(asked, got, texts)):
+        if one is None or one.status != 200:
+            wrong.append(f"request {place}: {one}")
+        elif not equal(one, text):
+            again = ask(connection, body)
+            rounded += 1
+            if again.text != one.text:
+                wrong.append(f"request {place}: {one.text!r}, but alone {again.text!r}")
+    connection.close()
+    return wrong, rounded
+
+
+def _said(statistic, values, unit: str) -> str:
+    found = interval(statistic, np.asarray(values))
+    value, low, high = (f"{x:.0f}" if found.value >= 100 else f"{x:.3g}" for x in found)
+    return f"{value} [{low}, {high}] {unit}"
+
+
+def rates(ends: Sequence[float], began: float) -> str:
+    """Events a second, with the interval of ten parts of the run."""
+    number = max(1, len(ends) // _PARTS)
+    each = np.diff(np.concatenate([[began], np.sort(ends)[number - 1 :: number]]))
+    return _said(lambda seconds: number / seconds.mean(), each, "requests/s")
+
+
+def latencies(seconds: Sequence[float]) -> str:
+    """Median and 95th percentile in milliseconds."""
+    each = 1e3 * np.asarray(seconds)
+    median, late = (_said(lambda x, q=q: np.quantile(x, q), each, "ms") for q in (0.5, 0.95))
+    return f"median {median}, p95 {late}"
+
+
+def measure(port: int, model: LanguageModel, steps: int, number: int, clients: int) -> list[str]:
+    """Loads the server at one step count and prints the figures; returns what is wrong."""
+    asked = bodies(number, steps)
+    began = time.monotonic()
+    got = load_server(port, asked, clients)
+    found = [one for one in got if one is not None]
+    print(f"{steps} calls, {number} requests of {clients} clients, batched:")
+    print(f"  {rates([one.ended for one in found], began)}, "
+          f"{latencies([one.ended - one.began for one in found])}")  # fmt: skip
+    alone(model, asked[0])  # compiles
+    texts, ends, began = [], [], time.monotonic()
+    for body in asked:
+        texts.append(alone(model, body))
+        ends.append(time.monotonic())
+    print(f"  one by one in this process: {rates(ends, began)}, "
+          f"{latencies(np.diff([began, *ends]))}")  # fmt: skip
+    wrong, rounded = faults(port, asked, got, texts)
+    print(f"  {len(found)} answers, {len(wrong)} wrong; {number - rounded} equal one by one, the "
+          f"other {rounded} equal the server's alone", flush=True)  # fmt: skip
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="tales")
+    parser.add_argument("--steps", default="1,4")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=50)
+    args = parser.parse_args()
+    line = [sys.executable, "-m", "flm_jax.serve", f"--workdir={args.workdir}", "--port=0"]
+    line += [f"--warm={args.steps}", f"--max_seconds={_WAIT:.0f}"]
+    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    try:
+        said = server.stdout.readline()
+        print(said.strip(), flush=True)
+        port = int(said.split("/v1/")[0].rpartition(":")[2])
+        model, wrong = load(args.workdir), []
+        for steps in map(int, args.steps.split(",")):
+            wrong += measure(port, model, steps, args.requests, args.clients)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest, _ = server.communicate()
+    print(f"{rest.strip()}; exit status {server.returncode}")
+    print("\n".join(wrong[:5]))
+    return int(bool(wrong) or server.returncode != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
