@@ -50,3 +50,19 @@ def fine_tune(config, start: str):
     config.objective.reduction = "inverse_length"
     config.objective.hide_special = True
     config.objective.whole = 0.5
+
+
+def distil(config, flow: str):
+    """Changes `config`, fine-tuning, into the distillation of the masked flow in workdir `flow`.
+
+    The map trains adapters alone, from those of the flow; its base is the flow's, as it is.
+    """
+    choose(config, objective="masked_flow_map")
+    config.adapters.base = flow
+    config.adapters.start = ""
+    config.adapters.base_lr = 0.0
+    config.adapters.two_time = True
+    config.flow.redraw = False
+    config.objective.context_guidance = 2.0
+    # Answers are asked for as a whole; some context is known where a map fills gaps.
+    config.objective.whole = 0.8

@@ -70,26 +70,33 @@ def whole_params(config: Config, params: Params, frozen: Params) -> Params:
 
 
 def frozen_params(config: Config, base: Params) -> Params:
-    """Returns the part of a base's parameters that stays frozen."""
+    """Returns the part of a base's parameters that stays frozen; of a map's teacher, all."""
     cfg = adapter_config(config)
-    if cfg is None or not cfg.base_lr:
+    if cfg is None or not cfg.base_lr or cfg.two_time:
         return base
     return {name: base[name] for name in base if name in _EMBEDDINGS} | {"blocks": {}}
 
 
-def started_params(config: Config, fresh: Params, base: Params) -> Params:
-    """Returns the initial `trained_params`, with the parameters of a trained base taken from it.
+def started_params(fresh: Params, base: Params) -> Params:
+    """Returns the initial `trained_params`, with what the base has of them taken from it.
+
+    That are the parameters of a trained base, and the adapters of a masked flow for its flow map.
 
     Args:
-      config: configuration of the run.
       fresh: randomly initialised trained parameters.
       base: parameters of the base.
     """
-    own = split(fresh)[0]
-    if not own["blocks"]:
-        return fresh
-    put = lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding)
-    return join(jax.tree.map(put, _without_embeddings(base), own), split(fresh)[1])
+
+    def taken(fresh: Params, known: Params) -> Params:
+        found = {name: fresh[name] for name in fresh.keys() - known.keys()}
+        for name in fresh.keys() & known.keys():
+            x, like = known[name], fresh[name]
+            # A copy, since the state is donated and the base is asked further.
+            put = lambda x, like: jnp.copy(jax.device_put(x.astype(like.dtype), like.sharding))
+            found[name] = taken(like, x) if isinstance(like, dict) else put(x, like)
+        return found
+
+    return taken(fresh, base)
 
 
 def _without_embeddings(base: Params) -> Params:

@@ -28,7 +28,8 @@ def make_flow(config: Config, vocab_size: int) -> Flow:
     path = FLOWS[config["flow"]["name"]].path(cfg)
     if cfg.clock == LEARNT:
         told = GammaTold(path, cfg.law.low, cfg.law.high)
-        return Flow(path, NOISES[cfg.noise], LearntTimes(cfg.law, told), told)
+        times = LearntTimes(cfg.law, told, mixed=path.anchored)
+        return Flow(path, NOISES[cfg.noise], times, told)
     clock = CLOCKS[cfg.clock](vocab_size, config["model"]["dim"])
     return Flow(path, NOISES[cfg.noise], Uniform(), ClockTold(clock))
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flm_jax.build.adapters import adapter_config, exported_tensors
-from flm_jax.build.families.flow_map import FORWARD_MODE
-from flm_jax.build.families.registry import check_network, family, objective_name
+from flm_jax.build.families.flow_map import differentiates_forward
+from flm_jax.build.families.registry import check_network, family
 from flm_jax.build.flow import any_order, make_flow
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import one_of, require
@@ -139,7 +139,7 @@ def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> Att
     """Plan of attention, with "auto" resolved for these sizes and devices."""
     return resolved(
         attention_plan(cfg.attention, mesh),
-        reverse_only=objective_name(config) not in FORWARD_MODE,
+        reverse_only=not differentiates_forward(config),
         length=cfg.length,
         heads=cfg.heads,
         head_dim=cfg.head_dim,

@@ -24,6 +24,7 @@ from flm_jax.losses.distillation.distribution_matching import MatchingConfig
 from flm_jax.losses.distillation.endpoint import EndpointConfig
 from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
+from flm_jax.losses.distillation.masked_flow_map import MaskedMapConfig
 from flm_jax.losses.distillation.reinforce_matching import ReinforceConfig
 from flm_jax.losses.distillation.semigroup import SemigroupConfig
 from flm_jax.losses.distillation.through_time import ThroughTimeConfig
@@ -54,6 +55,7 @@ OBJECTIVES: dict[str, type] = {
     "uniform_diffusion": UniformDiffusionConfig,
     "discrete_consistency": ConsistencyConfig,
     "masked_flow": BridgeConfig,
+    "masked_flow_map": MaskedMapConfig,
     "alignment": AlignmentConfig,
     "autoregressive": AutoregressiveConfig,
 }

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float
 from flm_jax.core.types import Key, Times
 from flm_jax.flows.flow import GammaTold, TimeLaw
 from flm_jax.flows.gamma_fit import empirical_knots, gumbel_fit, logistic_fit, logistic_knots
-from flm_jax.flows.gamma_law import draw_gamma, learnt_quantile, learnt_share, sampling_grid
+from flm_jax.flows.gamma_law import (
+    draw_gamma,
+    learnt_quantile,
+    learnt_share,
+    mixture_cdf,
+    mixture_quantile,
+    sampling_grid,
+)
 from flm_jax.flows.gamma_state import GammaConfig, GammaState, bin_centers, fresh_state
 from flm_jax.flows.gamma_statistics import curve, gathered, observe
 from flm_jax.flows.time_sampling import Rows
@@ -60,17 +67,19 @@ def refitted(state: GammaState, cfg: GammaConfig) -> GammaState:
 class LearntTimes(TimeLaw):
     """Times from the learnt distribution of gamma; training draws from the mixture.
 
-    Flows and flow maps space sampling by the learnt component (`quantile`), masked flows by the
-    mixture (`sampling_gammas`).
+    Flows and flow maps space sampling by the learnt component (`quantile`), masked flows and their
+    maps by the mixture (`sampling_gammas`, and `quantile` if `mixed`).
 
     Attributes:
       cfg: settings of the mixture.
       told: time variable of the network.
+      mixed: whether quantiles are those of the mixture.
       state: learnt state; None before any batch.
     """
 
     cfg: GammaConfig
     told: GammaTold
+    mixed: bool = False
     state: GammaState | None = None
 
     def settled(self, state: GammaState | None) -> "LearntTimes":
@@ -88,11 +97,18 @@ class LearntTimes(TimeLaw):
     def quantile(self, share: Times) -> Times:
         # The network is told the progress, which falls with gamma.
         within = jnp.clip(1.0 - share, _TINY, 1.0 - _TINY)
-        tau = self.told.progress(learnt_quantile(self._now, within, self.cfg))
+        if self.mixed:
+            gamma = mixture_quantile(within, self.cfg, self._now)
+        else:
+            gamma = learnt_quantile(self._now, within, self.cfg)
+        tau = self.told.progress(gamma)
         return jnp.where(share <= 0.0, 0.0, jnp.where(share >= 1.0, 1.0, tau))
 
     def share(self, tau: Times) -> Times:
-        return 1.0 - learnt_share(self._now, self.told.gamma(tau), self.cfg)
+        gamma = self.told.gamma(tau)
+        if self.mixed:
+            return 1.0 - mixture_cdf(gamma, self.cfg, self._now)
+        return 1.0 - learnt_share(self._now, gamma, self.cfg)
 
     def sampling_gammas(self, steps: int, lowest: float, first_quantile: float) -> Times:
         """Values of gamma for sampling, [steps + 1], noise to text; see `gamma_law.sampling_grid`.

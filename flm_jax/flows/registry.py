@@ -55,7 +55,7 @@ FLOWS: dict[str, FlowKind] = {
     "variance_preserving": FlowKind(
         VariancePreservingConfig, lambda cfg: VariancePreserving(), GAUSSIAN
     ),
-    "masked_bridge": FlowKind(MaskedBridgeConfig, _bridge, ("masked_flow",)),
+    "masked_bridge": FlowKind(MaskedBridgeConfig, _bridge, ("masked_flow", "masked_flow_map")),
     "mask_anchored": FlowKind(MaskAnchoredConfig, lambda cfg: MaskAnchored(), MASKED),
     "none": FlowKind(NoFlowConfig, lambda cfg: MaskAnchored(), NONE),
 }

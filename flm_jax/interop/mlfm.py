@@ -144,7 +144,7 @@ def base_layout(n: Sizes) -> Layout:
 
 def writes(cfg: AdapterConfig, params: Params) -> bool:
     """Whether the authors' format can hold a network: SMDM's kind, with adapters of their form."""
-    own = cfg.gates and cfg.fused_qkv and not cfg.trunk_time
+    own = cfg.gates and cfg.fused_qkv and not (cfg.trunk_time or cfg.two_time)
     return own and "anchor" in params
 
 

@@ -29,14 +29,9 @@ _SHARES = ("cosine", "cosine_squared", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class BridgeConfig:
-    """Settings of the masked bridge; the defaults follow the authors' adaptation."""
+class HidingConfig:
+    """Settings of hidden positions and of their weights in the loss."""
 
-    embedding_weight: float = setting(
-        0.0,
-        "Weight of the squared distance between embeddings, averaged over their features.",
-        range="[0, inf)",
-    )
     reduction: str = setting(
         "inverse_count",
         "Weighting of positions in the loss: inverse_count (mean over the hidden positions of"
@@ -79,14 +74,25 @@ class BridgeConfig:
     )
 
 
-def hidden_share(u: Times, cfg: BridgeConfig) -> Times:
+@dataclasses.dataclass(frozen=True)
+class BridgeConfig(HidingConfig):
+    """Settings of the masked bridge; the defaults follow the authors' adaptation."""
+
+    embedding_weight: float = setting(
+        0.0,
+        "Weight of the squared distance between embeddings, averaged over their features.",
+        range="[0, inf)",
+    )
+
+
+def hidden_share(u: Times, cfg: HidingConfig) -> Times:
     """Hidden fraction for u ~ U(0, 1): r + (1 - r) f(u)."""
     cosine = jnp.cos(0.5 * jnp.pi * u)
     shape = {"cosine": cosine, "cosine_squared": cosine**2, "uniform": u}[cfg.share]
     return cfg.least_share + (1.0 - cfg.least_share) * shape
 
 
-def may_be_hidden(batch: dict[str, jax.Array], cfg: BridgeConfig) -> Bool[Array, "b l"]:
+def may_be_hidden(batch: dict[str, jax.Array], cfg: HidingConfig) -> Bool[Array, "b l"]:
     """Mask of valid positions except prompts, and except special tokens if these stay visible."""
     free = free_positions(batch, cfg.prompt)
     if cfg.hide_special or not cfg.special_ids:
@@ -155,7 +161,7 @@ def bridge_loss_at(
 
 
 def draw_hidden(
-    key: Key, share_key: Key, free: Bool[Array, "b l"], rows: Rows, cfg: BridgeConfig
+    key: Key, share_key: Key, free: Bool[Array, "b l"], rows: Rows, cfg: HidingConfig
 ) -> tuple[Bool[Array, "b l"], Times]:
     """Draws hidden positions, each free one with its row's probability; at least one in a row.
 

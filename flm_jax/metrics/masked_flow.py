@@ -7,13 +7,15 @@ import jax.numpy as jnp
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.forward import forward
+from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.noising import hidden_states
-from flm_jax.losses.masked_flow import BridgeConfig, bridge_loss_at, may_be_hidden
+from flm_jax.losses.masked_flow import HidingConfig, may_be_hidden
 
 
 def make_bridge_nll(
-    net: Network, flow: Flow, cfg: BridgeConfig
+    net: Network, flow: Flow, cfg: HidingConfig
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), all tokens hidden.
 
@@ -27,7 +29,8 @@ def make_bridge_nll(
         table, anchor = net.table(params), net.anchor(params)
         z_t = hidden_states(key, flow, flow.t(tau), tokens, hidden, table, anchor)
         weights = hidden.astype(jnp.float32)
-        _, nll, _ = bridge_loss_at(params, z_t, tau, tokens, weights, net=net, cfg=cfg)
+        out = forward(net, params, z_t, tau, tau)
+        _, nll = cross_entropy(out, tokens, weights, net)
         count = jnp.sum(weights, axis=1)
         return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
 

@@ -24,7 +24,7 @@ from flm_jax.core.types import Key, Params, Times
 from flm_jax.models import lora
 from flm_jax.models.attention import AttentionPlan, rotary_angles
 from flm_jax.models.functional import pure
-from flm_jax.models.layers import TimeEmbedding, modulate, modulation, rms_norm
+from flm_jax.models.layers import modulate, modulation, rms_norm
 from flm_jax.models.llama_block import Block, LlamaConfig, cached, whole
 from flm_jax.models.mixture_of_experts import ExpertsConfig, check_experts, check_kernel
 from flm_jax.models.transformer import (
@@ -63,7 +63,7 @@ class _Trunk(nnx.Module):
             if cfg.adapters.head_rank:
                 self.lora = lora.HeadLowRank(dim, cfg.vocab_size, cfg.adapters, rngs)
             if cfg.adapters.trunk_time:
-                self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
+                lora.add_times(self, cfg.adapters, rngs)
             if cfg.adapters.trunk_time and cfg.adapters.final_norm:
                 self.modulation = modulation(cfg.adapters.cond_dim, 2 * dim, jnp.float32, rngs)
 
@@ -125,6 +125,7 @@ def llama(
     """
     plan = plan or AttentionPlan(cfg.attention)
     _check(cfg, plan)
+    two_time = bool(cfg.adapters and cfg.adapters.two_time)
     init_trunk, bind_trunk = pure(lambda rngs: _Trunk(cfg, rngs))
     stacks = _stacks(cfg)
     dtype = jnp.dtype(cfg.dtype)
@@ -137,13 +138,12 @@ def llama(
         }
         return init_trunk(trunk_key) | blocks
 
-    def start(params: Params, s: Times):
+    def start(params: Params, *times: Times):
         trunk = bind_trunk({k: v for k, v in params.items() if k not in stacks})
-        return trunk, *_times(cfg, trunk, told, s)
+        return trunk, *_times(cfg, trunk, told, *times)
 
     def features(params: Params, x_s, s: Times, t: Times, *, key: Key | None = None, visible=None):
-        del t
-        trunk, read, embedded = start(params, s)
+        trunk, read, embedded = start(params, s, t)
         angles, attend = _angles(cfg, x_s.shape[1]), whole(cfg, plan, visible)
         keys = None if key is None else jax.random.split(key, cfg.depth)
         x_BLD = x_s.astype(dtype)
@@ -189,10 +189,12 @@ def llama(
         readout=lambda params: _readout(cfg, params),
         anchor=lambda params: _anchor(cfg, params),
         lookup=lambda params, tokens: params["table"][tokens].astype(jnp.float32),
+        two_time=two_time,
         any_length=True,
         block_length=cfg.block_length,
-        cache=cache,
-        window=window,
+        # Nothing samples a flow map by windows, which would need a second time.
+        cache=None if two_time else cache,
+        window=None if two_time else window,
     )
 
 
@@ -219,13 +221,15 @@ def _stacks(cfg: LlamaConfig) -> dict[str, _Stack]:
     return {"blocks": stack(cfg.experts, 0, cfg.depth)}
 
 
-def _times(cfg: LlamaConfig, trunk: nnx.Module, told, s: Times):
+def _times(cfg: LlamaConfig, trunk: nnx.Module, told, *times: Times):
     """Input of the blocks' modulation, and the embedding of times; None each if unused."""
     if not (cfg.adapters and cfg.adapters.timed):
         return None, None
-    times = s if s.ndim == 2 else s[:, None]
-    times = times if told is None else told(times)
-    embedded = jax.nn.silu(trunk.time(times)) if cfg.adapters.trunk_time else None
+    times = tuple(s if s.ndim == 2 else s[:, None] for s in times)
+    times = times if told is None else tuple(told(s) for s in times)
+    embedded = None
+    if cfg.adapters.trunk_time:
+        embedded = lora.embedded_times(trunk, times, cfg.adapters)
     return embedded if cfg.adapters.shared_time else times, embedded
 
 

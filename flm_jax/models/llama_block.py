@@ -13,7 +13,7 @@ from flm_jax.core.settings import setting
 from flm_jax.core.types import Key
 from flm_jax.models import lora
 from flm_jax.models.attention import AttentionPlan, attention, cached_attention, rotate
-from flm_jax.models.layers import TimeEmbedding, dropout, modulation, rms_norm
+from flm_jax.models.layers import dropout, modulation, rms_norm
 from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig
 from flm_jax.models.transformer import DTYPES, TransformerConfig
@@ -132,7 +132,7 @@ class Block(nnx.Module):
         if cfg.adapters:
             self.lora = lora.LowRanks(matrices, cfg.adapters, dtype, rngs)
             if cfg.adapters.block_time:
-                self.time = TimeEmbedding(cfg.adapters.cond_dim, rngs)
+                lora.add_times(self, cfg.adapters, rngs)
             if cfg.adapters.timed:
                 outputs = cfg.adapters.parts * cfg.dim
                 self.modulation = modulation(cfg.adapters.cond_dim, outputs, dtype, rngs)
@@ -142,7 +142,8 @@ class Block(nnx.Module):
 
         Args:
           x_BLD: residual stream.
-          times: input of the adapters' time embedding; unused without adapters.
+          times: inputs of the adapters' time embedding, one or two; if all blocks share it, what
+            it gives; unused without adapters.
           angles: angles of the rotary positions, see `rotate`.
           attend: attention of rotated queries and keys.
           key: key that switches dropout on.
@@ -160,7 +161,8 @@ class Block(nnx.Module):
 
         first = second = lora.Condition()
         if cfg.adapters and cfg.adapters.timed:
-            embedded = times if cfg.adapters.shared_time else jax.nn.silu(self.time(times))
+            shared = cfg.adapters.shared_time
+            embedded = times if shared else lora.embedded_times(self, times, cfg.adapters)
             first, second = lora.conditions(self.modulation(embedded), cfg.adapters)
         norm1 = first.shifted(self.norm1(x_BLD).astype(dtype))
         h_BLHK, kept = attend(*self._heads(project(norm1, *lora.QKV), angles))

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
-from flm_jax.core.types import Key, Params
-from flm_jax.models.layers import dropout, modulate
+from flm_jax.core.types import Key, Params, Times
+from flm_jax.models.layers import TimeEmbedding, dropout, modulate
 
-NAMES = ("time", "modulation", "lora")
+NAMES = ("time", "target_time", "modulation", "lora")
 STACKS = ("dense_blocks", "blocks")  # of blocks, as far as a network has them
 QKV = ("q", "k", "v")
 _FUSED = "qkv"  # name of the LoRA that these three share
@@ -62,6 +63,10 @@ class AdapterConfig:
         "progress in [0, 1]; none for LoRA without time conditioning.",
         choices=TIMES,
     )
+    two_time: bool = setting(
+        False,
+        "Whether a second time, the end of a jump, is embedded beside the first, for flow maps.",
+    )
     fused_qkv: bool = setting(
         True, "Whether queries, keys and values share one LoRA; else each has its own."
     )
@@ -86,6 +91,13 @@ class AdapterConfig:
         "", "Workdir whose averaged adapters initialise training; empty for fresh adapters."
     )
 
+    def __post_init__(self):
+        require(
+            self.timed or not self.two_time,
+            "config.adapters.two_time is True and config.adapters.time 'none'; expected gamma, t "
+            "or progress: adapters of a flow map are told two times.",
+        )
+
     @property
     def parts(self) -> int:
         """Number of vectors by which time modulates a block: two of shift, scale (and gate)."""
@@ -105,6 +117,20 @@ class AdapterConfig:
     def trunk_time(self) -> bool:
         """Whether there is a time embedding besides the blocks' own."""
         return self.timed and (self.shared_time or self.final_norm)
+
+
+def add_times(module: nnx.Module, cfg: AdapterConfig, rngs: nnx.Rngs) -> None:
+    """Gives a module the time embedding `time`, and for flow maps `target_time`, zero at first."""
+    module.time = TimeEmbedding(cfg.cond_dim, rngs)
+    if cfg.two_time:
+        zeros = nnx.initializers.zeros
+        module.target_time = TimeEmbedding(cfg.cond_dim, rngs, out_init=zeros)
+
+
+def embedded_times(module: nnx.Module, times: tuple[Times, ...], cfg: AdapterConfig) -> jax.Array:
+    """Embedding of the time, or of both times, by the embeddings of `add_times`."""
+    found = module.time(times[0])
+    return jax.nn.silu(found + module.target_time(times[1]) if cfg.two_time else found)
 
 
 class Condition(NamedTuple):

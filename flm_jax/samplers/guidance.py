@@ -71,7 +71,12 @@ def _picker(key: Key, choice: Choice) -> Pick:
 
 
 def _held(net: Network, flow: Flow, given: Given, xi, y_t, t, table, anchor):
-    """States with prescribed positions clean for an any-order network, else on their path."""
+    """States with prescribed positions clean for an any-order network, else on their path.
+
+    On an anchored path they are clean, whatever time the network is told.
+    """
+    if flow.path.anchored:
+        return jnp.where(given.mask[..., None], table[given.tokens], y_t)
     t = held_times(net, given, t)
     return flow.held(y_t, t, given.tokens, given.mask, xi, table, anchor)
 

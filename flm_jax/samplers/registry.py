@@ -9,6 +9,7 @@ from flm_jax.samplers import (
     autoregressive,
     masked_diffusion,
     masked_flow,
+    masked_flow_map,
     posterior_refinement,
     remasking,
     uniform_diffusion,
@@ -93,6 +94,9 @@ SAMPLERS: dict[str, Sampler] = {
         x_predictions.XPredictionConfig, x_predictions.sample, MASKED, check_blocks, shares=True
     ),
     "masked_flow": Sampler(masked_flow.MaskedFlowConfig, masked_flow.sample, ("masked_flow",)),
+    "masked_flow_map": Sampler(
+        masked_flow_map.MaskedFlowMapConfig, masked_flow_map.sample, ("masked_flow_map",)
+    ),
     "uniform_diffusion": Sampler(
         uniform_diffusion.UniformSamplerConfig, uniform_diffusion.sample, UNIFORM
     ),

@@ -17,7 +17,7 @@ def optimizer_groups(config: Config) -> tuple[list[Group], Callable[[Path], bool
     cfg = adapter_config(config)
     if cfg is None:
         return [], is_kernel
-    without = set() if cfg.time_decays else {"time", "modulation"}
+    without = set() if cfg.time_decays else {"time", "target_time", "modulation"}
     decays = lambda path: is_kernel(path) and not without & set(path)
     if not cfg.base_lr:
         return [], decays

@@ -9,9 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from flm_jax.build.adapters import exported_tensors
+from flm_jax.build.adapters import exported_tensors, trained_params
 from flm_jax.build.export import save_model
-from flm_jax.build.load import load_model
+from flm_jax.build.load import load_model, resolve_adapted
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.checkpoints.state import TrainState
 from flm_jax.config.check import check
@@ -58,6 +58,13 @@ def base(tmp_path_factory):
 def adapt(base, **values):
     more = {"adapters.base": str(base), "objective.name": "masked_flow", "train.steps": 24}
     return tiny(**(more | {"train.checkpoint_every": 12} | values))
+
+
+def distil(flow, **values):
+    more = {"adapters.base": str(flow), "adapters.two_time": True, "flow.redraw": False}
+    more |= {"objective.name": "masked_flow_map", "objective.context_guidance": 1.0}
+    more |= {"optim.warmup_steps": 1}
+    return tiny(**(more | {"train.steps": 4, "train.checkpoint_every": 2} | values))
 
 
 def leaves(tree):
@@ -210,9 +217,10 @@ def test_the_law_of_gamma_comes_with_the_adapters(base, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [0, 4])
-def test_plans_count_what_runs(steps):
+@pytest.mark.parametrize("made", [adapt, distil])
+def test_plans_count_what_runs(made, steps):
     """Operations of a llama with adapters: more than the least, which leaves LoRA out."""
-    config = adapt("elsewhere", **{"model.dim": 64, "model.depth": 2})
+    config = made("elsewhere", **{"model.dim": 64, "model.depth": 2})
     config = plan.resolve(check(config), vocab_size=256, batch=8)
     mesh = sharding.make_mesh(settings(config, "mesh"))
     job = plan.sample_job(config, mesh, steps) if steps else plan.train_job(config, mesh)
@@ -299,6 +307,94 @@ def test_plans_count_a_base_that_is_trained():
     base = 256 * 64 + sum(inputs * outputs for inputs, outputs in matrices)
     assert found[1][0] - found[0][0] >= 3 * 4 * base
     assert found[1][1] > found[0][1]
+
+
+@pytest.fixture(scope="module")
+def mapped(adapted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bridge") / "map"
+    return folder, run(distil(adapted[0]), folder)
+
+
+def test_a_flow_map_starts_as_its_masked_flow(adapted):
+    """To the bit, whatever the second time, and with the adapters' form and the law of its flow."""
+    teacher = adapted[1]
+    found = resolve_adapted(check(distil(adapted[0])), teacher.config, teacher.tokenizer)
+    assert found["flow"] == teacher.config["flow"] | {"redraw": False}
+    assert found["adapters"]["rank"] == teacher.config["adapters"]["rank"]
+    net = make_network(found)
+    fresh = trained_params(found, net.init(jax.random.key(1)))
+    state = trainer._started(found, TrainState(0, fresh, fresh, (), 0), teacher, None)
+    params = join(teacher.params, state.params)
+    y = jax.random.normal(jax.random.key(2), (4, 2, 32))
+    s, t = jnp.linspace(0.1, 0.5, 4), jnp.linspace(0.9, 1.0, 4)
+    want = teacher.net.features(teacher.params, y, s, s)
+    np.testing.assert_array_equal(net.features(params, y, s, t), want)
+    # The second time is read: its map alone is zero at first.
+    params["blocks"]["target_time"]["out"]["bias"] += 0.1
+    assert np.abs(net.features(params, y, s, t) - want).max() > 1e-4
+
+
+def test_a_flow_map_trains_resumes_and_is_exported(adapted, mapped, tmp_path):
+    """Adapters alone are saved; a restart changes no bit, an exported folder no sample."""
+    folder, model = mapped
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "checkpoints" / "4" / "ema").tree
+    assert set(saved) == {"blocks", "lora"}
+    assert set(saved["blocks"]) == {"lora", "modulation", "time", "target_time"}
+    for a, b in zip(leaves(split(model.params)[0]), leaves(split(adapted[1].params)[0])):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(model.times.knots, adapted[1].times.knots)
+    half = distil(adapted[0], **{"train.steps": 2})
+    assert train_run(check(half), str(tmp_path / "run")) == 0
+    again = run(distil(adapted[0]), tmp_path / "run")
+    save_model(tmp_path / "exported", model)
+    found = load_model(tmp_path / "exported")
+    for other in (again, found):
+        for a, b in zip(leaves(model.params), leaves(other.params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    given = engine.given_tokens(model, "new", "", 4, 2)
+    texts = [engine.draw(m, given, steps=2, num=8, seed=0) for m in (model, found)]
+    np.testing.assert_array_equal(texts[0].tokens, texts[1].tokens)
+    assert len(texts[0].steps_tokens) == 2 and len({int(x) for x in texts[0].tokens[:, 0]}) == 1
+    state = exported_tensors(model.config, model.params)
+    assert any(name.startswith("adapters.blocks.target_time") for name in state)
+
+
+def test_a_flow_map_with_its_base_keeps_the_teacher(adapted, tmp_path):
+    """A base that is trained: the teacher is asked as it was, and the route endpoint derives."""
+    more = {"adapters.base_lr": 1e-3, "objective.route": "endpoint", "train.steps": 2}
+    model = run(distil(adapted[0], **more), tmp_path / "run")
+    before = adapted[1].params
+    assert (model.params["head"]["kernel"] != before["head"]["kernel"]).any()
+    np.testing.assert_array_equal(model.params["table"], before["table"])
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"adapters.two_time": False}, "set config.adapters.two_time = True"),
+        ({"flow.redraw": True}, "set config.flow.redraw = False"),
+        ({"adapters.time": "none"}, "adapters of a flow map are told two times"),
+        ({"objective.diagonal": 0.4}, "divisible by 5, got 64"),
+        ({"objective.context_guidance": -1.0}, "config.objective.context_guidance is -1"),
+        ({"objective.route": "lagrangian"}, "config.objective.route is 'lagrangian'"),
+        ({"objective.route": "endpoint", "model.attention": "cudnn"}, "differentiates forward"),
+        ({"adapters.base": ""}, "objective masked_flow_map with no adapters"),
+    ],
+)
+def test_bad_flow_maps_are_refused(adapted, tmp_path, values, message):
+    config = distil(adapted[0])
+    config.update_from_flattened_dict(values)
+    with pytest.raises(UserError, match=message):
+        train_run(check(config), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flow_map_needs_a_masked_flow(base, adapted, mapped, tmp_path):
+    for folder in (base[0], mapped[0]):
+        with pytest.raises(UserError, match="expected a llama of objective masked_flow"):
+            train_run(check(distil(folder)), str(tmp_path / "run"))
+    with pytest.raises(UserError, match="expected a llama of objective masked_diffusion"):
+        train_run(check(adapt(adapted[0])), str(tmp_path / "run"))
 
 
 def test_problems_need_a_task(adapted):

@@ -34,8 +34,8 @@ class Family:
     """All family-specific functions and properties of a model, found by its objective's name.
 
     Attributes:
-      name: flow, flow_map, masked_diffusion, uniform_diffusion, masked_flow, x_prediction or
-        autoregressive.
+      name: flow, flow_map, masked_diffusion, uniform_diffusion, masked_flow, masked_flow_map,
+        x_prediction or autoregressive.
       objective: (config, net, flow, teacher network or None) -> Objective; it refuses a teacher
         that it cannot use, and the lack of one that it needs.
       networks: names in config.model.name of the networks that it trains.
@@ -73,7 +73,8 @@ class Family:
         the model; None for none.
       renewal: function from the config to the schedule of the teacher's renewal; None for a fixed
         teacher.
-      teachers: names of the families whose models can be its teacher; () for none.
+      teachers: names of the families whose models can be its teacher, or the base of its adapters
+        where they are not those of masked diffusion; () for none.
     """
 
     name: str

@@ -96,6 +96,12 @@ ROUTES: dict[str, Callable[[Any], Route]] = {
 FORWARD_MODE = frozenset(ROUTES) - {"semigroup"}
 
 
+def differentiates_forward(config: Config) -> bool:
+    """Whether the objective of a configuration takes derivatives forward."""
+    goal = config["objective"]
+    return goal["name"] in FORWARD_MODE or goal.get("route") in FORWARD_MODE
+
+
 def flow_map_objective(
     config: Config, net: Network, flow: Flow, teacher: Network | None
 ) -> Objective:

@@ -64,3 +64,12 @@ class MaskedBridgeOde(Interpolant):
     def time_of(self, odds: Times) -> Times:
         square = (self.sigma * odds) ** 2
         return square / (1.0 + square)
+
+    def overshoot(self, t: Times, stochasticity: float) -> Times:
+        """Time at which a/c is that of t over sqrt(1 - g^2).
+
+        Noise added there until a/c is that of t again, with a scaled back, leaves sqrt(1 - g^2) of
+        the noise that a jump to t would have: the weights of `Interpolant.weights`.
+        """
+        kept = (1.0 - stochasticity**2) * (1.0 - t)
+        return t / (t + kept)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
-from flm_jax.core.types import Key, Metrics, Params, Times
+from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy, mixture_cross_entropy
 from flm_jax.flows.flow import Flow
@@ -31,12 +31,9 @@ Teacher = tuple[Network, Params]
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillationConfig(WeightedSettings):
-    """Settings that all routes share."""
+class PairsConfig:
+    """Settings of the rows and their pairs of times."""
 
-    teacher: str = setting(
-        "", "Workdir of the flow to distil; empty for self-distillation from data."
-    )
     diagonal: float = setting(
         0.5,
         "Fraction of rows with t = s, rounded to the nearest fraction of denominator 8 or less.",
@@ -48,6 +45,15 @@ class DistillationConfig(WeightedSettings):
     ema_target: bool = setting(
         False,
         "Whether targets are computed with the averaged parameters instead of the current ones.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig(WeightedSettings, PairsConfig):
+    """Settings that all routes share."""
+
+    teacher: str = setting(
+        "", "Workdir of the flow to distil; empty for self-distillation from data."
     )
     iterations: int = setting(
         2,
@@ -66,6 +72,9 @@ class Pairs(NamedTuple):
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
       s, t: the same as times of the path.
       weights: weight of each position in the sum, [B, L].
+      hidden: positions that move, where times are those of rows although some positions are clean;
+        None if all move by their own times.
+      anchor: m [L, D] of an anchored path, else 0.
     """
 
     views: Views
@@ -74,6 +83,14 @@ class Pairs(NamedTuple):
     s: Times
     t: Times
     weights: Float[Array, "b l"]
+    hidden: Bool[Array, "b l"] | None = None
+    anchor: jax.Array | float = 0.0
+
+    def jump(self, flow: Flow, y_s: States, delta: States, s: Times, t: Times) -> States:
+        """State at t of the step from y_s with the denoised state delta, clean ones kept."""
+        anchor = self.anchor[None] if flow.path.anchored else 0.0
+        y_t = flow.path.step(y_s, delta, s, t, anchor=anchor)
+        return y_t if self.hidden is None else jnp.where(self.hidden[..., None], y_t, y_s)
 
 
 class Route(NamedTuple):
@@ -102,7 +119,8 @@ def row_groups(diagonal: float, num: int) -> tuple[int, int]:
     return share.denominator, share.numerator
 
 
-def _split(x: jax.Array, group: int, diagonal: int) -> tuple[jax.Array, jax.Array]:
+def split_rows(x: jax.Array, group: int, diagonal: int) -> tuple[jax.Array, jax.Array]:
+    """Splits arrays [B, ...] into diagonal rows and the others, by `row_groups`."""
     x = x.reshape(-1, group, *x.shape[1:])
     first, second = x[:, :diagonal], x[:, diagonal:]
     return first.reshape(-1, *x.shape[2:]), second.reshape(-1, *x.shape[2:])
@@ -171,9 +189,9 @@ def distillation_loss(
     group, n_diag = row_groups(cfg.diagonal, batch["tokens"].shape[0])
     clean = clean_context(key, batch, cfg.clean, rows)
     mask = counted(batch["mask"], clean)
-    tokens_d, tokens_o = _split(batch["tokens"], group, n_diag)
-    mask_d, mask_o = _split(mask, group, n_diag)
-    clean_d, clean_o = (None, None) if clean is None else _split(clean, group, n_diag)
+    tokens_d, tokens_o = split_rows(batch["tokens"], group, n_diag)
+    mask_d, mask_o = split_rows(mask, group, n_diag)
+    clean_d, clean_o = (None, None) if clean is None else split_rows(clean, group, n_diag)
     noise_d, noise_o = jax.random.split(rows.fold(noise_key))
     drop_d, drop_o = jax.random.split(rows.fold(drop_key))
     table, number = net.table(params), number_of(mask)

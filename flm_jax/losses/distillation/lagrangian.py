@@ -76,7 +76,7 @@ def lagrangian_loss_at(
     now_net, now_params, y_s = denoiser_at_hand(net, fixed, still, teacher)
     # X_st in the table of whichever network gives D_t: a teacher reads its own embedding.
     landed = expected_embedding(delta, now_net.table(now_params), net)
-    x_t = flow.path.step(y_s, landed, pairs.s, pairs.t)
+    x_t = pairs.jump(flow, y_s, landed, pairs.s, pairs.t)
     now = forward(now_net, now_params, x_t, pairs.tau_t, pairs.tau_t)
     rate = -flow.path.lagrangian_rate(pairs.s, pairs.t)
     out = forward(net, params, pairs.views[0], pairs.tau_s, pairs.tau_t, key=key)

@@ -147,12 +147,16 @@ def moving_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, project
     delta, d_delta = tiled.probability_rate(features, tangent, head, plan)
     share, rate = share[..., None], rate[..., None]
     q = share * denoised + (1.0 - share) * delta + rate * d_delta
+    q = projected(q, projection, plan)
+    return q, jnp.sum(q * (log_z - logits), axis=-1)
+
+
+def projected(q: jax.Array, projection: Projection, plan: tiled.Plan) -> jax.Array:
+    """Returns `project` of a tile's q, in which rows beyond the tokens get nothing."""
     if plan.columns and projection != "none":
-        # Nothing of it is projected onto what is no token.
         own = tiled.standing(q.shape[-1], plan.columns, plan.vocab_axes)
         q = jnp.where(own, q, tiled.NONE)
-    q = project(q, projection, plan.vocab_axes)
-    return q, jnp.sum(q * (log_z - logits), axis=-1)
+    return project(q, projection, plan.vocab_axes)
 
 
 def squared(target_fn: tiled.TargetFn) -> tiled.TargetFn:

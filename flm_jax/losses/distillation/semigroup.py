@@ -5,6 +5,7 @@ without gradient, is the target. It stays on the simplex.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -66,6 +67,7 @@ def semigroup_loss_at(
 
     Args:
       params: parameters of the student.
+    jump: Callable[..., States] | None = None,
       target_params: parameters for the target (no gradient, no dropout).
       y_s: states [B, L, D] at time s.
       taus: network times (tau_s, tau_u, tau_t), each [B] or [B, L].
@@ -78,9 +80,11 @@ def semigroup_loss_at(
     """
     (tau_s, tau_u, tau_t), (s, u, t) = taus, times
     target_params, y_fixed = jax.lax.stop_gradient((target_params, y_s))
+      jump: function from (y_s, delta_su, s, u) to the state at u; None for the step of the path.
     first = forward(net, target_params, y_fixed, tau_s, tau_u)
     delta_su = expected_embedding(first, net.table(target_params), net)
-    second = forward(net, target_params, flow.path.step(y_fixed, delta_su, s, u), tau_u, tau_t)
+    y_u = (jump or flow.path.step)(y_fixed, delta_su, s, u)
+    second = forward(net, target_params, y_u, tau_u, tau_t)
     gamma = flow.path.semigroup_weight(s, u, t)
     out = forward(net, params, y_s, tau_s, tau_t, key=key)
     targets = [(gamma, first), (1.0 - gamma, second)]
