@@ -44,6 +44,8 @@ def configured(goal, model=None, flow=None, tile=2, **objective):
     config.train.batch = ROWS
     if goal in ROUTES or goal.endswith("_matching"):
         config.model.two_time = True
+    if goal.endswith("_matching"):
+        config.objective.auxiliary_updates = 1
     config.objective.update(objective)
     config.flow.update(flow or {})
     return check(config)
@@ -69,9 +71,9 @@ ORDINARY = [
     ("semigroup", {"form": "mse"}),
     ("lagrangian", {"projection": "entmax15"}),
     ("endpoint", {}),
-    ("distribution_matching", {"auxiliary_updates": 1, "teacher": "x"}),
-    ("reinforce_matching", {"auxiliary_updates": 1, "teacher": "x"}),
-    ("reinforce_matching", {"auxiliary_updates": 1, "teacher": "x", "tile": 0}),
+    ("distribution_matching", {"teacher": "x"}),
+    ("reinforce_matching", {"teacher": "x"}),
+    ("reinforce_matching", {"teacher": "x", "model": {"posterior_skip": True}, "tile": 0}),
     ("masked_diffusion", {}),
     ("uniform_diffusion", {}),
     ("autoregressive", {}),
