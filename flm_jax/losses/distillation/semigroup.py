@@ -61,26 +61,26 @@ def semigroup_loss_at(
     net: Network,
     flow: Flow,
     form: Form,
+    jump: Callable[..., States] | None = None,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """Loss of delta_st to gamma delta_su + (1-gamma) delta_ut(X_su) at given states and times.
 
     Args:
       params: parameters of the student.
-    jump: Callable[..., States] | None = None,
       target_params: parameters for the target (no gradient, no dropout).
       y_s: states [B, L, D] at time s.
       taus: network times (tau_s, tau_u, tau_t), each [B] or [B, L].
       times: the same as times of the path (s, u, t).
       weights: weight of each position in the sum.
       form: "ce", or "mse" for the squared distance.
+      jump: function from (y_s, delta_su, s, u) to the state at u; None for the step of the path.
 
     Returns:
       Weighted sum and values for each token [B, L]: nats, or squared distances.
     """
     (tau_s, tau_u, tau_t), (s, u, t) = taus, times
     target_params, y_fixed = jax.lax.stop_gradient((target_params, y_s))
-      jump: function from (y_s, delta_su, s, u) to the state at u; None for the step of the path.
     first = forward(net, target_params, y_fixed, tau_s, tau_u)
     delta_su = expected_embedding(first, net.table(target_params), net)
     y_u = (jump or flow.path.step)(y_fixed, delta_su, s, u)
