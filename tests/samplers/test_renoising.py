@@ -27,9 +27,9 @@ def test_an_exact_student_keeps_the_law_in_every_call():
     """The posterior of one position, however many calls; renoised means or likeliest do not."""
     net = dataclasses.replace(exact_flow(), two_time=True)
     found = shares_of(net, RenoisingConfig(), 4)
-    assert found.shape == (4, 4) and np.abs(found - np.asarray(SHARES)).max() < 0.02
+    assert found.shape == (4, 4) and np.abs(found - np.asarray(SHARES)).max() < 0.015
     for other in (FlowMapConfig(gamma=1.0, temperature=1.0), RenoisingConfig(temperature=0.0)):
-        assert np.abs(shares_of(net, other, 4)[-1] - np.asarray(SHARES)).max() > 0.05
+        assert np.abs(shares_of(net, other, 4)[-1] - np.asarray(SHARES)).max() > 0.03
 
 
 def test_the_network_is_always_asked_for_the_end():
