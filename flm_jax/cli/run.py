@@ -98,7 +98,7 @@ def _unraisable(problem) -> None:
 
 
 def _without_bars(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
-    """Calls `main`; the bar of work that an error ended is removed before the error is told."""
+    """Calls `main`, and removes the bar of work that an error ended before the error is printed."""
     try:
         return main(argv)
     finally:

@@ -161,7 +161,7 @@ def make_way() -> None:
 
 
 def close_all() -> None:
-    """Removes all bars, so that an error is told on a line of its own."""
+    """Removes all bars, so that an error is printed on a line of its own."""
     for bar in reversed(_open.copy()):
         bar.close()
 

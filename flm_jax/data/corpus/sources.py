@@ -71,8 +71,7 @@ class Corpus:
         (index, document).
       identity: description of the input: its files and their sizes, or its version.
       content: digest that changes with the content of the input; "" if the identity determines it.
-      readings: dict from a split's name to the pass over its files; without those of sources that
-        read none.
+      readings: dict from a split's name to the pass over its files; {} for a source without files.
     """
 
     splits: dict[str, Callable[[], Iterator[tuple[int, str]]]]
