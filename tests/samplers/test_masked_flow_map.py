@@ -9,8 +9,9 @@ import pytest
 
 from flm_jax.core.errors import UserError
 from flm_jax.samplers.base import Given
+from flm_jax.samplers.guidance import plain
 from flm_jax.samplers.masked_flow_map import MaskedFlowMapConfig, sample
-from helpers.bridge_map import FIRST, LENGTH, PATH, RIGHT, bridge_flow, exact_map
+from helpers.bridge_map import FIRST, LENGTH, PATH, RIGHT, TABLE, bridge_flow, exact_map
 
 ROWS = 2048
 # The first position is given, token 1.
@@ -46,6 +47,16 @@ def test_more_calls_of_an_exact_map_change_nothing():
         found = tokens(4, gamma)
         assert (found[:, 1:] != tokens(1)[:, 1:]).any()
         np.testing.assert_allclose((found[:, 1:] == 0).mean(axis=0), FIRST, atol=0.04)
+
+
+def test_given_positions_are_clean_in_every_call():
+    """Whatever the state held there, and whatever time the network is told."""
+    denoiser = plain(exact_map(), RIGHT, bridge_flow(), GIVEN)
+    xi, tau = denoiser.noise(jax.random.key(1)), jnp.asarray(0.5)
+    y_t, _, (found, sure) = denoiser.ask(xi, xi, bridge_flow().t(tau), (tau, tau))
+    np.testing.assert_array_equal(y_t[:, 0], jnp.broadcast_to(TABLE[1], (ROWS, 1)))
+    np.testing.assert_array_equal(y_t[:, 1:], xi[:, 1:])
+    assert (found[:, 0] == 1).all() and (sure[:, 0] == 1.0).all()
 
 
 def test_overshoot_is_the_time_from_which_noise_leads_back():
