@@ -84,16 +84,19 @@ def to_html(
     return re.sub("TITLE|FRAMES", lambda found: parts[found.group()], _PAGE)
 
 
-def framed(page: str, height: int = 420) -> str:
+def framed(page: str, height: int = 420, most: int = 900) -> str:
     """Embeds a page in another one, such as a notebook, with its own styles and scripts.
 
     Args:
       page: page from `to_html`.
-      height: height of the frame in CSS pixels; longer pages scroll.
+      height: height of the frame in CSS pixels until its page is open.
+      most: height up to which the frame then grows or shrinks to that of its page; longer pages
+        scroll.
     """
+    grow = f"this.height = Math.min(this.contentDocument.body.scrollHeight + 32, {most})"
     return (
         f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
-        'style="border: 0" title="text, step by step"></iframe>'
+        f'style="border: 0" title="text, step by step" onload="{grow}"></iframe>'
     )
 
 
