@@ -1,14 +1,14 @@
 """Distribution matching by the score function (Reinforce-DMD, arXiv 2609.40235).
 
-The student maps a noisy state y_s, told (s, 1), to probabilities P_l of each token. Texts x are
+The student maps a noisy state y_s, given (s, 1), to probabilities P_l of each token. Texts x are
 drawn from them, embedded by the table E of a frozen flow and noised to a later time t,
 
     z = a E[x] + c xi,  xi ~ N(0, Sigma).
 
 Let q_t be the distribution of z, for all y_s of that s, and p_t that of the data at t. A
-discriminator with logit d(z), trained beside the student to tell data (1) from the student's texts
-(0) at noised states, is optimal at d = log p_t - log q_t. Its negative is the cost of a text, whose
-mean is KL(q_t || p_t), and the gradient of that mean is the score function's,
+discriminator with logit d(z), trained beside the student to distinguish data (1) from the
+student's texts (0) at noised states, is optimal at d = log p_t - log q_t. Its negative is the
+cost of a text, whose mean is KL(q_t || p_t), and the gradient of that mean is the score function's,
 
     E[ (cost(x) - baseline) sum_l grad log P_l(x_l) ],
 
@@ -94,7 +94,7 @@ def policy_loss(
 def discrimination(
     real: Float[Array, "b"], fake: Float[Array, "b"], weights: Float[Array, "b"]
 ) -> jax.Array:
-    """Cross entropy of a discriminator, nats per pair of texts: 2 log 2 if it cannot tell them.
+    """Cross entropy of a discriminator, nats per pair of texts: 2 log 2 for chance.
 
     Args:
       real: logits of the data.
@@ -212,7 +212,8 @@ def discriminator_loss(
 
     Returns:
       Mean over the rows in which a position counts, nats/pair; metrics {"discriminator_nats", the
-      same, "discriminator_accuracy", the share of texts that it places rightly}, and "counted".
+      same, "discriminator_accuracy", the fraction of texts that it
+      classifies correctly}, and "counted".
     """
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     own_key, drop_key = jax.random.split(key)

@@ -1,8 +1,8 @@
 """What both objectives share that match a student to the data at noised states.
 
-A student maps a noisy state y_s, told (s, 1), to a distribution over the tokens of each position at
-the end of the flow. What it writes is embedded by the table of a frozen flow and noised to a later
-time t, where it is compared with the data: by denoisers in `distribution_matching`, by a
+A student maps a noisy state y_s, given (s, 1), to a distribution over the tokens of each position
+at the end of the flow. What it writes is embedded by the table of a frozen flow and noised to a
+later time t, where it is compared with the data: by denoisers in `distribution_matching`, by a
 discriminator in `reinforce_matching`. A second network is trained beside the student for that.
 """
 
