@@ -8,18 +8,21 @@ made in this process by `flm_jax.load(...).sample`, one by one, and its text com
 differs is asked of the server again, alone, and must be what it was under load (products of
 batches are summed in another order than a single row's). Prints requests a second and latencies
 with 95% intervals: of the rate by a bootstrap of ten parts of the run, of latencies by a bootstrap
-of requests. Exit status 1 if an answer is lost, wrong or mixed up.
+of requests; and the seconds of a processor that a request took, which other programs on the machine
+change less (Linux). Exit status 1 if an answer is lost, wrong or mixed up.
 """
 
 import argparse
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +42,14 @@ PROMPTS = (
 )
 _PARTS = 10
 _WAIT = 600.0
+
+
+class Server(NamedTuple):
+    """A server: its port, the id of its process, and how many clients it has."""
+
+    port: int
+    process: int
+    clients: int
 
 
 class Got(NamedTuple):
@@ -141,25 +152,32 @@ def latencies(seconds: Sequence[float]) -> str:
     return f"median {median}, p95 {late}"
 
 
-def measure(port: int, model: LanguageModel, steps: int, number: int, clients: int) -> list[str]:
+def processor_seconds(process: int) -> float:
+    """Seconds that the threads of a process have computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(server: Server, model: LanguageModel, steps: int, number: int) -> list[str]:
     """Loads the server at one step count and prints the figures; returns what is wrong."""
-    asked = bodies(number, steps)
-    began = time.monotonic()
+    asked, (port, process, clients) = bodies(number, steps), server
+    began, used = time.monotonic(), processor_seconds(process)
     got = load_server(port, asked, clients)
+    used = processor_seconds(process) - used
     found = [one for one in got if one is not None]
     print(f"{steps} calls, {number} requests of {clients} clients, batched:")
-    print(f"  {rates([one.ended for one in found], began)}, "
-          f"{latencies([one.ended - one.began for one in found])}")  # fmt: skip
+    print(f"  {rates([one.ended for one in found], began)}, {used / number:.3f} s of a processor")
+    print(f"  {latencies([one.ended - one.began for one in found])}", flush=True)
     alone(model, asked[0])  # compiles
-    texts, ends, began = [], [], time.monotonic()
+    texts, ends, began, used = [], [], time.monotonic(), time.process_time()
     for body in asked:
         texts.append(alone(model, body))
         ends.append(time.monotonic())
-    print(f"  one by one in this process: {rates(ends, began)}, "
-          f"{latencies(np.diff([began, *ends]))}")  # fmt: skip
+    used = time.process_time() - used
+    print(f"  one by one: {rates(ends, began)}, {used / number:.3f} s of a processor")
+    print(f"  {latencies(np.diff([began, *ends]))}", flush=True)
     wrong, rounded = faults(port, asked, got, texts)
-    print(f"  {len(found)} answers, {len(wrong)} wrong; {number - rounded} equal one by one, the "
-          f"other {rounded} equal the server's alone", flush=True)  # fmt: skip
+    print(f"  {len(found)} answers, {len(wrong)} wrong; {number - rounded} equal one by one")
     return wrong
 
 
@@ -179,7 +197,8 @@ def main() -> int:
         port = int(said.split("/v1/")[0].rpartition(":")[2])
         model, wrong = load(args.workdir), []
         for steps in map(int, args.steps.split(",")):
-            wrong += measure(port, model, steps, args.requests, args.clients)
+            place = Server(port, server.pid, args.clients)
+            wrong += measure(place, model, steps, args.requests)
     finally:
         server.send_signal(signal.SIGTERM)
         rest, _ = server.communicate()

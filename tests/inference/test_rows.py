@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from flm_jax.inference.answers import Answering, answer_batches
 from flm_jax.inference.language_model import LanguageModel
-from flm_jax.inference.prompts import Prompt, lay_out
+from flm_jax.inference.prompts import Prompt, answer_texts, lay_out
 from flm_jax.inference.rows import Row, RowSampler, kind_of
 from helpers.serving import LENGTH, served_model
 
@@ -67,3 +68,18 @@ def test_the_batch_sizes_that_agree_hold_the_largest_and_few_programs_are_kept()
 
     programs.compile = other
     assert 2 not in programs.agreeing(kind, [2, 4])
+
+
+def test_a_row_with_positions_to_hide_is_the_answer_to_its_prompt_alone():
+    model = served_model("masked_diffusion", "llama", length=32)
+    prompt = Prompt("abc", answer_length=5)
+    how = Answering(2, batch_size=1, seed=9, length=20)
+    (want,) = next(answer_batches(model, [prompt], how))
+    rows = lay_out(model, [prompt], 20)
+    row = Row(jax.tree.map(lambda x: np.asarray(x)[0], rows.given), 9)
+    kind = kind_of(row, 2, LanguageModel(model).sampler)
+    assert kind.hides and kind.length == 20
+    other = row._replace(seed=8)
+    found = RowSampler(model).run(kind, [other, row], 2)
+    texts = [answer_texts(model.tokenizer, one.tokens, 3, 8).answer for one in found]
+    assert texts[1] == want.text != texts[0] and found[1].calls == want.calls

@@ -16,6 +16,7 @@ from flm_jax.inference.language_model import LanguageModel
 from flm_jax.serving.http import make_app
 from flm_jax.serving.server import Address, batch_sizes, open_socket, quiet_stop
 from helpers.compiling import FAST
+from helpers.launching import load
 from helpers.serving import served_model
 
 WAIT = 120.0
@@ -58,6 +59,15 @@ def test_a_signal_ends_the_process_when_all_is_answered(tmp_path):
     want = model.sample(1, 2, prompt="ab", seed=3, batch_size=1).tokens[0, 2:]
     assert (status, answer["choices"][0]["text"]) == (200, model.tokenizer.decode(want))
     assert server.ask("GET", "/nowhere")[0] == 404
+    # The load test, small: it finds an answer that is lost, and one that is another's.
+    loads = load("serve_load")
+    asked = loads.bodies(6, 2, ["ab", "", "wxyz"])
+    got = loads.load_server(server.port, asked, clients=3)
+    texts = [loads.alone(model, body) for body in asked]
+    assert loads.faults(server.port, asked, got, texts)[0] == []
+    mixed = [got[1], None, *got[2:]]
+    wrong, _ = loads.faults(server.port, asked, mixed, texts)
+    assert [one.split(":")[0] for one in wrong] == ["request 0", "request 1"]
     # This one waits for a compilation when the signal comes.
     found = []
     late = {"prompt": "ab", "seed": 4, "steps": 3}
@@ -72,7 +82,7 @@ def test_a_signal_ends_the_process_when_all_is_answered(tmp_path):
     asking.join(WAIT)
     assert found[0][0] == 200 and len(found[0][1]["choices"]) == 1
     assert server.running.returncode == 0, err
-    assert out == "stopped: 2 requests answered, 2 texts\n" and not err.strip(), err
+    assert out == "stopped: 9 requests answered, 9 texts\n" and not err.strip(), err
     with pytest.raises(ConnectionRefusedError):
         server.ask("GET", "/health")
 
