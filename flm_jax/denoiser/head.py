@@ -125,6 +125,7 @@ def mixture_cross_entropy(
     targets: Sequence[tuple[Times, Readout]],
     weights: Float[Array, "b l"],
     net: Network,
+    product: bool = False,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """Weighted cross entropy to a mixture sum_k w_k softmax(logits(out_k)) of other readouts.
 
@@ -132,13 +133,16 @@ def mixture_cross_entropy(
       out: features [B, L, D] and head of the student.
       targets: pairs (w_k [B] or [B, L], out_k); w_k sum to 1. No gradient flows into them.
       weights, net: the same as for `cross_entropy`; the soft cap is shared by all readouts.
+      product: whether the target is the normalised product of softmax(logits(out_k))^w_k instead;
+        weights may then be negative.
 
     Returns:
       sum(weights * ce), differentiable in `out` and `weights`; ce [B, L] in nats, without gradient.
       With tiles only reverse mode is supported: `jax.jvp` raises.
     """
     if plan := _plan(net):
-        head, fn = (out.kernel, out.bias), tiled.mixture_target
+        head = (out.kernel, out.bias)
+        fn = tiled.product_target if product else tiled.mixture_target
         heads, rows = [], []
         for w, q in jax.lax.stop_gradient(list(targets)):
             heads.append((q.kernel, q.bias))
@@ -147,7 +151,11 @@ def mixture_cross_entropy(
         target = (tuple(heads), tuple(rows))
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     log_probs = jax.nn.log_softmax(logits(out, net), axis=-1)
-    target = sum(over_features(w) * probabilities(q, net) for w, q in targets)
+    if product:
+        scores = sum(over_features(w) * logits(q, net) for w, q in targets)
+        target = jax.nn.softmax(scores, axis=-1)
+    else:
+        target = sum(over_features(w) * probabilities(q, net) for w, q in targets)
     ce = -jnp.sum(jax.lax.stop_gradient(target) * log_probs, axis=-1)
     return jnp.sum(weights * ce), jax.lax.stop_gradient(ce)
 

@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 def mixture(
-    parts: Sequence[Part], table: Float[Array, "v w"], pick: Pick
+    parts: Sequence[Part], table: Float[Array, "v w"], pick: Pick, product: bool = False
 ) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
     """Expected embedding and tokens of p = sum_k w_k softmax(logits_k), for samplers.
 
@@ -39,6 +39,7 @@ def mixture(
       table: embeddings [V, W] of any width.
       pick: function that chooses tokens from the logits of a single part, or for several parts from
         the logarithms of max(p, 0).
+      product: whether p is the normalised product of softmax(logits_k)^w_k instead of the sum.
 
     Returns:
       p @ table, float32 [B, L, W]; and the choice of `pick`, each [B, L].
@@ -53,6 +54,10 @@ def mixture(
             )
             for part, h in zip(parts, features)
         ]
+        if product:
+            scores = sum(part.weight * x for part, x in zip(parts, logits))
+            probs = jax.nn.softmax(scores, axis=-1)
+            return None, (embed_probs(probs, table), pick(where[0], scores))
         probs = sum(part.weight * jax.nn.softmax(x, axis=-1) for part, x in zip(parts, logits))
         tiny = jnp.finfo(jnp.float32).tiny
         # A single part keeps its logits, whose tail the floor of the logarithm would cut off.
@@ -66,3 +71,12 @@ def mixture(
 
     rows = (tuple(part.out.features for part in parts), positions)
     return over_tiles(body, None, rows, parts[0].net.loss_tile)[1]
+
+
+def product_embedding(parts: Sequence[Part], table: Float[Array, "v w"]) -> States:
+    """Expected embedding p @ table of the normalised product of softmax(logits_k)^w_k."""
+
+    def unread(places, scores):
+        return jnp.zeros(scores.shape[:2], jnp.int32), jnp.zeros(scores.shape[:2])
+
+    return mixture(parts, table, unread, product=True)[0]

@@ -176,6 +176,17 @@ def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Pl
     return q, jnp.sum(q * (log_z - logits), axis=-1)
 
 
+def product_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
+    """Target prod_k softmax(logits_k)^w_k, normalised, from rows as for `mixture_target`."""
+    heads, rows = target
+    scores = jnp.zeros_like(logits)
+    for head, w, features in zip(heads, rows[::2], rows[1::2]):
+        scores = scores + w[..., None] * planned_logits(features, head, plan)
+    # Weights below 0 leave the range of the soft cap.
+    q = jnp.exp(scores - log_partition(scores, plan.vocab_axes))
+    return q, jnp.sum(q * (log_z - logits), axis=-1)
+
+
 TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array, jax.Array]]
 
 

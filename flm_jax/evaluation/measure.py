@@ -23,11 +23,11 @@ from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine
 from flm_jax.metrics.denoising import tau_profile
 from flm_jax.metrics.generative_perplexity import Judge, judge_samples, perplexity, text_of
-from flm_jax.metrics.intervals import share_interval
+from flm_jax.metrics.intervals import interval, share_interval
 from flm_jax.metrics.likelihood import Likelihood, likelihood
 from flm_jax.metrics.mauve import mauve
-from flm_jax.metrics.prompt_following import prompt_gain
-from flm_jax.metrics.text import diversity_report, unigram_entropy
+from flm_jax.metrics.prompt_following import prompt_following
+from flm_jax.metrics.text import diversity_report, row_entropies, unigram_entropy
 from flm_jax.samplers.base import Given, SamplerConfig, nothing_given
 
 _HELD_OUT = 512  # sequences that samples are compared with
@@ -181,7 +181,8 @@ def measure(
       kept: collection to which the samples are added.
       features: function from texts to features for MAUVE; None for no MAUVE.
       show: callback that takes the number of samples of all rows, after each batch.
-      prompted: number of first tokens of held-out texts to continue, for `prompt_gain`; 0 for none.
+      prompted: number of first tokens of held-out texts to continue, for `prompt_following`; 0 for
+        none.
 
     Yields:
       Numbers (NAME_low and NAME_high bound the interval of NAME) and "samples", texts.
@@ -201,7 +202,9 @@ def measure(
     nats = losses(model, what.data, batch_size) if what.data else {}
     if what.data:
         nats = {"data_entropy_nats": unigram_entropy(what.reference[:256])} | nats
-    how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
+    problems = what.data and what.data.task and what.data.task.has_problems
+    alone = engine.unprompted(sampler) if prompted or problems else sampler
+    how = {"samples": samples, "batch_size": batch_size, "seed": seed, "sampler": alone}
     for count, drawn, row in drawn_rows(workdir, model, steps, kept=kept, show=show, **how):
         texts = [model.tokenizer.decode(one) for one in drawn.tokens]
         yield {
@@ -338,7 +341,7 @@ def continued(
     seed: int,
     sampler: SamplerConfig | None,
 ) -> Row:
-    """Measures the gain of the model's continuations of held-out texts by their beginnings.
+    """Measures the model's continuations of the beginnings of held-out texts.
 
     Args:
       what: model, its data and the judge.
@@ -350,7 +353,8 @@ def continued(
       sampler: sampler and its settings; None for the model's own.
 
     Returns:
-      prompt_gain_nats with its interval; {} without a judge or data, or if `prompted` is 0.
+      Figures of `prompt_following` and continuation_entropy_nats, the entropy of the continuations,
+      with their intervals; {} without a judge or data, or if `prompted` is 0.
     """
     if not (prompted and what.judge and what.data):
         return {}
@@ -367,7 +371,9 @@ def _gain(what: Subject, tokens: np.ndarray, prompted: int, batch_size: int) -> 
         return {}
     halves = tokens[:, :prompted], tokens[:, prompted:]
     texts = [[what.model.tokenizer.decode(row) for row in half] for half in halves]
-    return with_interval("prompt_gain_nats", prompt_gain(what.judge, *texts, batch_size))
+    found = prompt_following(what.judge, *texts, batch_size)
+    found["continuation_entropy_nats"] = interval(np.mean, row_entropies(halves[1]))
+    return {k: v for name, one in found.items() for k, v in with_interval(name, one).items()}
 
 
 def _reference_size(data: loading.Data) -> int:

@@ -1,5 +1,6 @@
 """Sampling from a loaded model: prompts, infills and trajectories, one program for each shape."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from flm_jax.samplers.base import (
     Steps,
     nothing_given,
 )
+from flm_jax.samplers.steering import GuidedConfig
 from flm_jax.samplers.unmasking import check_calls
 
 
@@ -88,9 +90,20 @@ def given_tokens(
 def check_given(
     model: Model, given: Given, steps: Steps, sampler: SamplerConfig | None = None
 ) -> None:
-    """Refuses rows with fewer network calls than blocks to generate."""
+    """Refuses rows with fewer network calls than blocks, and guidance by prompts without any."""
     cfg = _sampler(model, sampler)
+    require(
+        unprompted(cfg) is cfg or bool(np.asarray(given.mask).any()),
+        f"got guidance by weak_prompt={getattr(cfg, 'weak_prompt', '')} and no given tokens; "
+        "expected a prompt or an infill, or guidance=1.",
+    )
     check_calls(model.net, given, steps, getattr(cfg, "block_length", 0))
+
+
+def unprompted(sampler: SamplerConfig) -> SamplerConfig:
+    """Returns the settings for rows without given tokens: guidance by them is left out."""
+    guided = isinstance(sampler, GuidedConfig) and sampler.by_prompt
+    return dataclasses.replace(sampler, guidance=1.0) if guided else sampler
 
 
 def _sampler(model: Model, sampler: SamplerConfig | None) -> SamplerConfig:

@@ -85,7 +85,7 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
     if isinstance(cfg, XPredictionConfig) and cfg.policy:
         return Guides(stepper=stepper(load_step_policy(expanded(cfg.policy)))), {}
     weak, reward, extra = None, None, {}
-    if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0:
+    if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0 and not cfg.by_prompt:
         if cfg.weak:
             found = _weak(model, cfg.weak)
             weak, extra["weak"] = dataclasses.replace(found.net, parallel=None), found.params

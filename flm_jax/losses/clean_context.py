@@ -15,6 +15,7 @@ from flm_jax.flows.masking import random_subset
 from flm_jax.flows.time_sampling import Rows
 
 _STREAM = 2**31 - 3  # apart from the keys that an objective splits off
+_DROPOUT = 2**31 - 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,12 @@ class ContextConfig:
       share: fraction of the rows with a random clean context: n positions, n uniform in 0..L-1, and
         all sets of n positions equally likely.
       prompt: number of first positions of each row that are always clean.
+      dropout: fraction of the rows in which nothing is clean, whatever the others say.
     """
 
     share: float
     prompt: int
+    dropout: float = 0.0
 
 
 def clean_context(
@@ -38,7 +41,7 @@ def clean_context(
 
     Args:
       key: key of the objective, from which a separate stream is derived.
-      batch: "tokens" [B, L]; "prompt" bool [B, L], if present, is always clean.
+      batch: "tokens" [B, L]; "prompt" bool [B, L], if present, is clean but for `cfg.dropout`.
     """
     num, length = batch["tokens"].shape
     clean = batch["prompt"].astype(bool) if "prompt" in batch else None
@@ -52,6 +55,9 @@ def clean_context(
         count = jnp.where(u < 1.0, jnp.floor(u * length), 0.0).astype(jnp.int32)
         chosen = random_subset(set_key, count, length)
         clean = chosen if clean is None else clean | chosen
+    if cfg.dropout and clean is not None:
+        own = rows.fold(jax.random.fold_in(key, _DROPOUT))
+        clean = clean & (jax.random.uniform(own, (num, 1)) >= cfg.dropout)
     return clean
 
 

@@ -24,11 +24,17 @@ class ContextSettings:
         unit="tokens",
         range="[0, inf)",
     )
+    context_dropout: float = setting(
+        0.0,
+        "Fraction of rows in which no position is clean, neither prompt nor random context; "
+        "classifier-free guidance needs such rows where every text has a prompt.",
+        range="[0, 1)",
+    )
 
     @property
     def clean(self) -> ContextConfig:
         """Choice of the positions that are kept clean."""
-        return ContextConfig(self.context, self.prompt)
+        return ContextConfig(self.context, self.prompt, self.context_dropout)
 
 
 @dataclasses.dataclass(frozen=True)

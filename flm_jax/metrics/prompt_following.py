@@ -1,4 +1,4 @@
-"""Gain of continuations by their own prompts, under an autoregressive judge.
+"""Continuations of prompts under an autoregressive judge: likelihood, and the gain by the prompt.
 
 A continuation that ignores its prompt is as likely after any other prompt. The gain is
 
@@ -17,12 +17,12 @@ from flm_jax.metrics.generative_perplexity import Judge, Window, scores
 from flm_jax.metrics.intervals import Interval, interval
 
 
-def prompt_gain(
+def prompt_following(
     judge: Judge, prompts: Sequence[str], continuations: Sequence[str], batch_size: int = 32
-) -> Interval:
-    """Computes the gain of continuations by their prompts, nats/token, with its 95% interval.
+) -> dict[str, Interval]:
+    """Computes how likely continuations are, and how much more so after their own prompts.
 
-    The interval is a bootstrap over the texts.
+    Intervals are of 95%, by a bootstrap over the texts.
 
     Args:
       judge: autoregressive model.
@@ -31,6 +31,10 @@ def prompt_gain(
         continuation are longer than the judge's rows. Each is scored a second time after the prompt
         of the next text.
       batch_size: number of texts at a time.
+
+    Returns:
+      prompt_gain_nats: the gain, nats/token. continuation_perplexity: the perplexity of the
+      continuations after their own prompts.
 
     Raises:
       UserError: fewer than two texts, or nothing to score.
@@ -51,9 +55,14 @@ def prompt_gain(
     ]
     counted = nats[0][:, 1]
     require(bool(counted.sum() > 0), "no token of the continuations can be judged.")
-    rows = np.stack([nats[1][:, 0] - nats[0][:, 0], counted], axis=1)
-    statistic = lambda some: float(some[:, 0].sum() / max(some[:, 1].sum(), 1.0))
-    return interval(statistic, rows)
+    own, gain = nats[0][:, 0], nats[1][:, 0] - nats[0][:, 0]
+    mean = lambda some: float(some[:, 0].sum() / max(some[:, 1].sum(), 1.0))
+    return {
+        "prompt_gain_nats": interval(mean, np.stack([gain, counted], axis=1)),
+        "continuation_perplexity": interval(
+            lambda some: float(np.exp(mean(some))), np.stack([own, counted], axis=1)
+        ),
+    }
 
 
 def _windows(judge: Judge, prompts, written, room) -> list[Window]:

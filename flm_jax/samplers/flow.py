@@ -18,6 +18,7 @@ from flm_jax.samplers.guides import NO_GUIDES, Guides
 from flm_jax.samplers.heun import HeunConfig, heun
 from flm_jax.samplers.marginal_bridge import MarginalBridgeConfig, bridge_steps
 from flm_jax.samplers.onehot import check_onehot, sample_onehot
+from flm_jax.samplers.prompt_guidance import check_by_prompt, prompt_guided
 from flm_jax.samplers.reward_guidance import make_nudge
 from flm_jax.samplers.steering import GuidedConfig
 
@@ -31,6 +32,14 @@ def check_flow(cfg: GuidedConfig, net: Network, steps: int, objective: Any) -> N
         f"got steps={steps} with sampler adaptive, where they bound the network calls; expected at "
         f"least {adaptive.MIN_ADAPTIVE_CALLS}, for example 256.",
     )
+    if cfg.by_prompt:
+        check_by_prompt(net, objective)
+        drawn = getattr(cfg, "end", "") == "drawn" or isinstance(cfg, euler.RenoisingConfig)
+        require(
+            cfg.weak_prompt != "free" or not drawn,
+            "got weak_prompt=free with steps towards drawn tokens, the given ones included; "
+            "expected weak_prompt=noised.",
+        )
     if iterations := getattr(cfg, "iterations", 0):
         fixed_point(net, iterations)  # refuses a network that takes no estimate
         return None
@@ -55,8 +64,11 @@ def make_denoiser(
     """Returns the guided denoiser, or the plain one if guidance is 1."""
     if cfg.guidance == 1.0:
         return plain(net, params, flow, given)
+    how = {"flow": flow, "given": given, "product": cfg.product}
+    if cfg.by_prompt:
+        return prompt_guided(net, params, cfg.guidance, weak_prompt=cfg.weak_prompt, **how)
     weak = Weak(guides.weak, extra.get("weak"))
-    return autoguided(net, params, weak, cfg.guidance, flow, given)
+    return autoguided(net, params, weak, cfg.guidance, **how)
 
 
 def sample_flow(
@@ -104,7 +116,8 @@ def sample_flow(
     each = max(iterations, 1)
     net = fixed_point(net, each) if iterations else net
     denoiser = make_denoiser(net, params, flow, given, cfg, guides, extra)
-    denoiser = denoiser._replace(calls=denoiser.calls + each - 1)
+    # Iterations are of the model itself, which the second call without a prompt is too.
+    denoiser = denoiser._replace(calls=denoiser.calls + (each - 1) * (2 if cfg.by_prompt else 1))
     xi = denoiser.noise(key)
     common = {"flow": flow, "steps": steps, "choice": cfg.choice}
     if isinstance(cfg, AdaptiveConfig):

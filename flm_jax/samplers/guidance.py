@@ -60,7 +60,7 @@ class Denoiser(NamedTuple):
     self_conditioned: bool = False
 
 
-def _picker(key: Key, choice: Choice) -> Pick:
+def picker(key: Key, choice: Choice) -> Pick:
     """Uses one key per position, so that samples do not depend on the tiling."""
 
     def one(position, scores):
@@ -87,7 +87,8 @@ def _started(flow: Flow, xi: States, anchor) -> States:
     return b * anchor + c * xi if flow.path.anchored else c * xi
 
 
-def _settled(given: Given, seen):
+def settled(given: Given, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Sets prescribed positions of tokens and confidence [B, L], to the given tokens and 1."""
     tokens, confidence = seen
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
@@ -107,8 +108,8 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
         if choice.temperature == 0.0:
             delta, seen = summary(out, table, net)
         else:
-            delta, seen = mixture([Part(1.0, out, net)], table, _picker(key, choice))
-        return y_t, delta, _settled(given, seen)
+            delta, seen = mixture([Part(1.0, out, net)], table, picker(key, choice))
+        return y_t, delta, settled(given, seen)
 
     noise = lambda key: flow.noise.draw(key, table, given.tokens.shape)
     start = lambda xi: _started(flow, xi, anchor)
@@ -116,7 +117,13 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
 
 
 def autoguided(
-    net: Network, params: Params, weak: Weak, eta: float, flow: Flow, given: Given
+    net: Network,
+    params: Params,
+    weak: Weak,
+    eta: float,
+    flow: Flow,
+    given: Given,
+    product: bool = False,
 ) -> Denoiser:
     """Returns delta_weak + eta (delta - delta_weak), autoguidance (arXiv 2406.02507, 2602.16813v3).
 
@@ -127,6 +134,8 @@ def autoguided(
       weak: weaker denoiser; with dropout it sees the same state; with its own parameters the state
         is carried in both embeddings, from a joint draw of the noise.
       eta: weight of guidance; 1 for none.
+      product: whether logits are combined instead of probabilities: the normalised product
+        p^eta p_weak^(1 - eta).
     """
     table = net.table(params)
     other = None if weak.params is None else weak.net.table(weak.params)
@@ -144,8 +153,8 @@ def autoguided(
         else:
             second = forward(weak.net, weak.params, y_t[..., width:], *now)
         parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]
-        delta, seen = mixture(parts, joint, _picker(draw_key, choice))
-        return y_t, delta, _settled(given, seen)
+        delta, seen = mixture(parts, joint, picker(draw_key, choice), product=product)
+        return y_t, delta, settled(given, seen)
 
     def noise(key):
         if other is None:

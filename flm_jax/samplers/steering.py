@@ -6,6 +6,8 @@ from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
 from flm_jax.samplers.categorical import DrawnConfig
 
+WEAK_PROMPTS = ("kept", "noised", "free")
+
 
 @dataclasses.dataclass(frozen=True)
 class GuidedConfig(DrawnConfig):
@@ -24,7 +26,7 @@ class GuidedConfig(DrawnConfig):
     )
     guidance: float = setting(
         1.0,
-        "Weight eta of autoguidance away from weak or weak_dropout; 1 for none.",
+        "Weight eta of guidance away from weak, weak_dropout or weak_prompt; 1 for none.",
         range="(-inf, inf)",
     )
     weak: str = setting("", "Workdir of a weaker model for autoguidance.")
@@ -32,6 +34,19 @@ class GuidedConfig(DrawnConfig):
         0.0,
         "Dropout rate of the weaker copy of the model for autoguidance; 0 for none.",
         range="[0, 1)",
+    )
+    weak_prompt: str = setting(
+        "kept",
+        "Given tokens in the weaker call of the model itself, for classifier-free guidance: noised "
+        "(at the time of the state, not clean), free (as if they were to be written) or kept (no "
+        "such guidance).",
+        choices=WEAK_PROMPTS,
+    )
+    guided: str = setting(
+        "default",
+        "Combination in guidance: logits (a product of probabilities) or probabilities (a sum, "
+        "like that of velocities); default is logits for weak_prompt, else probabilities.",
+        choices=("default", "logits", "probabilities"),
     )
 
     def __post_init__(self):
@@ -42,14 +57,28 @@ class GuidedConfig(DrawnConfig):
             "give temperature=1, for example.",
         )
         require(
-            not (self.weak and self.weak_dropout),
-            f"got weak={self.weak} and weak_dropout={self.weak_dropout}; expected one of them.",
+            bool(self.weak) + (self.weak_dropout > 0.0) + (self.weak_prompt != "kept") < 2,
+            f"got weak={self.weak}, weak_dropout={self.weak_dropout} and "
+            f"weak_prompt={self.weak_prompt}; expected one of them.",
         )
         require(
-            self.guidance == 1.0 or bool(self.weak) or self.weak_dropout > 0.0,
+            self.guidance == 1.0
+            or bool(self.weak)
+            or self.weak_dropout > 0.0
+            or self.weak_prompt != "kept",
             f"got guidance={self.guidance} and nothing to guide by; give weak=WORKDIR (a weaker "
-            "model) or weak_dropout=RATE.",
+            "model), weak_dropout=RATE or, for prompts, weak_prompt=noised.",
         )
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether the given tokens guide, by a second call without them."""
+        return self.guidance != 1.0 and self.weak_prompt != "kept"
+
+    @property
+    def product(self) -> bool:
+        """Whether guidance combines logits."""
+        return self.guided == "logits" or (self.guided == "default" and self.weak_prompt != "kept")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from flm_jax.denoiser.head import (
 )
 from helpers.heads import CAP, MESHES, B, D, L, V, head_network, parallel, readout
 
-KINDS = ("tokens", "mixture", "embedding")
+KINDS = ("tokens", "mixture", "product", "embedding")
 
 
 def draw_table() -> jax.Array:
@@ -45,6 +45,10 @@ def problems(net: Network, dtype=jnp.float32) -> dict:
         targets = [(share, first), (1.0 - share, second)]
         return mixture_cross_entropy(out, targets, weights, net)
 
+    def product_loss(out, weights):
+        targets = [(1.0 + share, first), (-share, second)]
+        return mixture_cross_entropy(out, targets, weights, net, product=True)
+
     def embedding(out, table):
         y, best = summary(out, table, net)
         return jnp.sum(jnp.sin(y)), (y, best)
@@ -52,6 +56,7 @@ def problems(net: Network, dtype=jnp.float32) -> dict:
     return {
         "tokens": (tokens_loss, (out, weights)),
         "mixture": (mixture_loss, (out, weights)),
+        "product": (product_loss, (out, weights)),
         "embedding": (embedding, (out, draw_table())),
     }
 

@@ -11,7 +11,7 @@ from flm_jax.data.tokenizers.builtin import CharacterTokenizer
 from flm_jax.evaluation import judges
 from flm_jax.evaluation.features import judge_features
 from flm_jax.metrics.generative_perplexity import judge_samples, judge_texts
-from flm_jax.metrics.prompt_following import prompt_gain
+from flm_jax.metrics.prompt_following import prompt_following
 
 GPT2 = Path(__file__).parents[1] / "goldens/gpt2"
 
@@ -51,13 +51,16 @@ def test_a_prompt_gains_what_the_likelihoods_of_whole_texts_say():
     behind = lambda given: nats([a + b for a, b in zip(given, written)]) - nats(given)
     count = sum(map(len, judge.tokenizer.encode_batch(written)))
     other = [*prompts[1:], prompts[0]]
-    found = prompt_gain(judge, prompts, written, 2)
+    both = prompt_following(judge, prompts, written, 2)
+    found, likely = both["prompt_gain_nats"], both["continuation_perplexity"]
+    assert likely.value == pytest.approx(np.exp(behind(prompts).sum() / count), rel=1e-4)
+    assert likely.low <= likely.value <= likely.high
     assert found.value == pytest.approx((behind(other) - behind(prompts)).sum() / count, abs=1e-4)
     assert found.low <= found.value <= found.high
-    same = prompt_gain(judge, ["the"] * 2, ["a b", "c d"])
+    same = prompt_following(judge, ["the"] * 2, ["a b", "c d"])["prompt_gain_nats"]
     assert same.value == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(UserError, match="two or more"):
-        prompt_gain(judge, ["a"], ["b"])
+        prompt_following(judge, ["a"], ["b"])
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,15 @@ def test_a_weaker_model_of_another_width_guides(models):
     assert (plain.calls, same.calls, guided.calls) == (2, 2, 4)
 
 
+def test_guidance_by_a_prompt_needs_one(models):
+    how = {"weak_prompt": "noised", "guidance": 2.0}
+    with pytest.raises(UserError, match="no given tokens; expected a prompt or an infill"):
+        drawn(models, **how)
+    cfg = choose_sampler(guides.load_model(models / "flow").config, **how)
+    assert engine.unprompted(cfg).guidance == 1.0
+    assert engine.unprompted(engine.unprompted(cfg)) == engine.unprompted(cfg)
+
+
 def test_dropout_need_not_be_trained_with(models):
     assert guides.load_model(models / "flow").config["model"]["dropout"] == 0.0
     guided = drawn(models, weak_dropout=0.5, guidance=3.0)

@@ -214,3 +214,14 @@ def test_a_teacher_without_context_is_refused():
             check_teacher(check(student), tokenizer, model)
     with pytest.raises(UserError, match="need a teacher that was trained with clean context"):
         check_teacher(check(student), tokenizer, model)
+
+
+def test_context_dropout_leaves_rows_without_anything_clean():
+    """A share of the rows, prompts included; the other rows are as without it."""
+    rows = 20_000
+    batch = {"tokens": jnp.zeros((rows, 4), jnp.int32)}
+    drawn = lambda cfg: np.asarray(clean_context(jax.random.key(0), batch, cfg, Rows(0, rows)))
+    want, clean = drawn(ContextConfig(0.5, 2)), drawn(ContextConfig(0.5, 2, 0.25))
+    kept = clean.any(axis=1)
+    assert abs(kept.mean() - 0.75) < 4 * 0.5 / rows**0.5
+    np.testing.assert_array_equal(clean[kept], want[kept])

@@ -100,7 +100,8 @@ def matching_work(config: Config) -> Work:
     """
     rows, parts = config["train"]["batch"], matching_rows(config)
     own = rows // parts
-    return Work(forward_rows=rows + own, embedded_rows=rows + 2 * own)
+    guided = own if settings(config, "objective").guidance != 1.0 else 0
+    return Work(forward_rows=rows + own + guided, embedded_rows=rows + 2 * own)
 
 
 DISTRIBUTION_MATCHING = dataclasses.replace(

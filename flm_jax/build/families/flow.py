@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 from flm_jax.build.families.base import Family
-from flm_jax.build.flow import learnt_law, prediction
+from flm_jax.build.flow import any_order, learnt_law, prediction
 from flm_jax.config.schema import settings
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
@@ -102,12 +102,36 @@ def check_flow_teacher(config: Config, teacher: Config, net: Network, key: str =
         f"config.objective.context and prompt need a {key} that was trained with clean context; "
         "got one without: train it with config.objective.context > 0, or set both to 0.",
     )
+    check_guidance(config, teacher)
     require(
         prediction(teacher) == "probabilities",
         f"config.objective.{key} predicts a {prediction(teacher)}; expected a model of "
         "prediction probabilities.",
     )
     check_same_flow(config, teacher, f"the {key}")
+
+
+def check_guidance(config: Config, teacher: Config) -> None:
+    """Refuses config.objective.guidance without clean context, or of a teacher that knows no other.
+
+    Args:
+      config: configuration of the student.
+      teacher: configuration of the teacher.
+    """
+    weight = getattr(settings(config, "objective"), "guidance", 1.0)
+    if weight == 1.0:
+        return
+    require(
+        any_order(config),
+        f"config.objective.guidance is {weight} and nothing is clean; expected "
+        "config.objective.context above 0, such as 0.5, or guidance 1.",
+    )
+    theirs = settings(teacher, "objective")
+    require(
+        not theirs.prompt or theirs.context_dropout > 0.0,
+        f"config.objective.guidance is {weight}, and the teacher never saw a text without its "
+        "prompt; train it with config.objective.context_dropout, 0.1 for example.",
+    )
 
 
 def check_same_flow(config: Config, other: Config, whose: str) -> None:

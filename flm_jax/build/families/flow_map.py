@@ -116,6 +116,11 @@ def flow_map_objective(
         f"divisible by {group}, got {part}.",
     )
     check_law(config, name)
+    require(
+        teacher is not None or getattr(cfg, "guidance", 1.0) == 1.0,
+        f"config.objective.guidance is {getattr(cfg, 'guidance', 1.0)} and no teacher is to be "
+        "guided; set config.objective.teacher, or guidance = 1.",
+    )
     kernel = config["model"]["attention"]
     require(
         name not in FORWARD_MODE or kernel in ("xla", "auto"),
@@ -160,7 +165,8 @@ def flow_map_work(config: Config) -> Work:
     group, diagonal = row_groups(cfg.diagonal, 840)
     on, off = rows * diagonal // group, rows * (group - diagonal) // group
     calls = 4 if isinstance(cfg, EndpointConfig) else 2
-    return Work((on if cfg.teacher else 0) + calls * off, off)
+    own = 0 if not cfg.teacher else 1 if getattr(cfg, "guidance", 1.0) == 1.0 else 2
+    return Work(own * on + calls * off, off)
 
 
 FLOW_MAP = dataclasses.replace(

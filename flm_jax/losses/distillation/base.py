@@ -135,12 +135,18 @@ def diagonal_loss_at(
     *,
     net: Network,
     teacher: Teacher | None,
+    blind: tuple[States, Times] | None = None,
+    guidance: float = 1.0,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """CE of delta_tt to the teacher's denoiser at the same state, or to the data without one.
 
     Args:
       views: state in the student's table, and in the teacher's (None without one).
+      blind: state in the teacher's table whose context is noised like the rest, with its network
+        time; None if nothing is clean.
+      guidance: weight of classifier-free guidance of the teacher away from `blind`, the same as in
+        `samplers.prompt_guidance`.
 
     Returns:
       Weighted sum and values per token [B, L], nats.
@@ -150,7 +156,12 @@ def diagonal_loss_at(
         return cross_entropy(out, tokens, weights, net)
     teacher_net, teacher_params = teacher
     target = forward(teacher_net, teacher_params, views[1], tau, tau)
-    return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net)
+    if blind is None or guidance == 1.0:
+        return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net)
+    y_blind, tau_blind = blind
+    without = forward(teacher_net, teacher_params, y_blind, tau_blind, tau_blind)
+    parts = [(jnp.full_like(tau, w), q) for w, q in ((guidance, target), (1 - guidance, without))]
+    return mixture_cross_entropy(out, parts, weights, net, product=True)
 
 
 def distillation_loss(
@@ -205,11 +216,15 @@ def distillation_loss(
         part = Rows(rows.start * n_diag // group, rows.total * n_diag // group)
         tau = flow.draw_times(d_key, tokens_d.shape[0], part)
         weights, penalty = time_weights(net, params, mask_d / total, tau, tau)
+        how = {"net": net, "teacher": guide, "key": drop_d}
+        weight = getattr(cfg, "guidance", 1.0)
+        if clean_d is not None and weight != 1.0:
+            # The same noise, so that positions that are not clean have the same state.
+            _, same = flow.states(noise_d, flow.t(tau), tokens_d, table, other)
+            how |= {"blind": (same, tau), "guidance": weight}
         tau, t = at_clean(clean_d, tau, flow.t(tau))
         views = flow.states(noise_d, t, tokens_d, table, other)
-        value, ce = diagonal_loss_at(
-            params, views, tau, tokens_d, weights, net=net, teacher=guide, key=drop_d
-        )
+        value, ce = diagonal_loss_at(params, views, tau, tokens_d, weights, **how)
         loss, metrics = value + penalty, {"diagonal_nats_per_token": _mean(ce, mask_d)}
     if n_diag < group:
         n_off = group - n_diag

@@ -29,6 +29,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
 from flm_jax.denoiser.head import Readout, expected_embedding, mixture_cross_entropy
+from flm_jax.denoiser.mixture import Part, product_embedding
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.shapes import over_positions
 from flm_jax.flows.time_sampling import Rows
@@ -60,6 +61,12 @@ class MatchingConfig(RenoisedConfig):
         "Temperature of the frozen flow's logits; below 1 the map learns from a sharper denoiser.",
         range="(0, inf)",
     )
+    guidance: float = setting(
+        1.0,
+        "Weight of classifier-free guidance of the frozen flow, by a second call whose clean "
+        "context is noised; 1 for none.",
+        range="(-inf, inf)",
+    )
     row_weighting: str = setting(
         "kl",
         "Weight of each row: kl (the gradient of its divergence) or distance (divided by the "
@@ -78,6 +85,8 @@ class Answers(NamedTuple):
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
       t: time of the path at tau_t.
       mask: mask of positions that count, [B, L].
+      blind: z with clean positions noised as well, and its network time [B], for a guided teacher;
+        else None.
     """
 
     out: Readout
@@ -87,6 +96,7 @@ class Answers(NamedTuple):
     tau_t: Times
     t: Times
     mask: Array
+    blind: tuple[States, Times] | None = None
 
 
 def noised_again(
@@ -123,7 +133,12 @@ def answers(
     mean = expected_embedding(call.out, jax.lax.stop_gradient(table), net)
     mean = jnp.where(call.mask.astype(bool)[..., None], mean, table[batch["tokens"]])
     z = noised_again(call.key, flow, mean, call.t, table)
-    return Answers(call.out, mean, z, call.tau_s, call.tau_t, call.t, call.mask)
+    found = Answers(call.out, mean, z, call.tau_s, call.tau_t, call.t, call.mask)
+    if cfg.guidance == 1.0 or call.t.ndim == 1:
+        return found
+    # Clean positions are at 1, the others of a row at one time; the noise is that of z.
+    tau, t = (jnp.min(x, axis=1) for x in (call.tau_t, call.t))
+    return found._replace(blind=(noised_again(call.key, flow, mean, t, table), tau))
 
 
 def matching_loss_at(
@@ -134,6 +149,7 @@ def matching_loss_at(
     net: Network,
     flow: Flow,
     row_weighting: str,
+    guidance: float = 1.0,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
     """Scalar whose gradient in the student is that of the mean KL(q_t || p_t) of a position.
 
@@ -144,6 +160,7 @@ def matching_loss_at(
       teacher: frozen flow.
       net: network of the student.
       row_weighting: weighting of rows, see MatchingConfig.
+      guidance: weight of guidance of the teacher, see MatchingConfig.
 
     Returns:
       sum(stop-gradient(g) * mean) over the positions that count, divided by their number; and
@@ -156,7 +173,7 @@ def matching_loss_at(
     beside = read_blocks(net, auxiliary, x, found.tau_t, found.tau_s)
     right = read_blocks(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
     m_auxiliary = expected_embedding(beside, table, net)
-    m_teacher = expected_embedding(right, table, teacher_net)
+    m_teacher = _guided(found, right, teacher, table, guidance)
     whiten, _ = flow.noise.whitening(table)
     across = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     fixed = jax.lax.stop_gradient(found.mean)
@@ -177,6 +194,19 @@ def matching_loss_at(
     # A constant for the student: the gradient of <g, mean> in its parameters is that of the KL.
     g = jax.lax.stop_gradient((weights * factor)[..., None] * across(gap, whiten.T))
     return jnp.sum(g * found.mean), jax.lax.stop_gradient((jnp.linalg.norm(gap, axis=-1), distance))
+
+
+def _guided(
+    found: Answers, right: Readout, teacher: Teacher, table: Float[Array, "v d"], guidance: float
+) -> States:
+    """Mean of the teacher's answer `right`, guided away from its answer without clean context."""
+    net, params = teacher
+    if found.blind is None or guidance == 1.0:
+        return expected_embedding(right, table, net)
+    z, tau = found.blind
+    without = read_blocks(net, params, block_input(teacher, z, tau), tau, tau)
+    parts = [Part(guidance, right, net), Part(1.0 - guidance, without, net)]
+    return product_embedding(parts, table)
 
 
 def matching_loss(
@@ -211,7 +241,13 @@ def matching_loss(
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
     loss, (gap, distance) = matching_loss_at(
-        found, frozen.other, guide, net=net, flow=flow, row_weighting=cfg.row_weighting
+        found,
+        frozen.other,
+        guide,
+        net=net,
+        flow=flow,
+        row_weighting=cfg.row_weighting,
+        guidance=cfg.guidance,
     )
     weights = token_weights(found.mask)
     metrics = {

@@ -38,6 +38,12 @@ class SemigroupConfig(DistillationConfig):
         "or uniform.",
         choices=SPLITS,
     )
+    guidance: float = setting(
+        1.0,
+        "Weight of classifier-free guidance of the teacher, by a second call whose clean context is"
+        " noised; 1 for none.",
+        range="(-inf, inf)",
+    )
 
 
 def split_times(key: Key, flow: Flow, tau_s: Times, tau_t: Times, split: Split) -> Times:
