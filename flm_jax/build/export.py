@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from flm_jax.build.bigrams import model_bigrams
 from flm_jax.build.families.registry import objective_name
 from flm_jax.build.load import Model
 from flm_jax.checkpoints.portable import save_folder
@@ -16,11 +17,15 @@ INCLUDED = "included"
 def save_model(folder: str | os.PathLike[str], model: Model) -> None:
     """Writes a model as a folder that every command accepts as a workdir.
 
+    A model whose own sampler joins tokens by bigrams takes them along.
+
     Raises:
       UserError: the folder already holds a model.
     """
     parts = (portable_config(model.config), model_card(model), model.params, model.tokenizer)
-    save_folder(os.fspath(folder), *parts, step=model.step, times=model.times)
+    sampler = model.config["sampler"]
+    bigrams = model_bigrams(model, sampler["bigrams"]) if sampler.get("bigram") else None
+    save_folder(os.fspath(folder), *parts, step=model.step, times=model.times, bigrams=bigrams)
 
 
 def portable_config(config: Config) -> Config:
@@ -43,7 +48,7 @@ def portable_config(config: Config) -> Config:
 
 def _alone(sampler: Config) -> Config:
     """Settings of a sampler without the helper models that guide it, and their weights."""
-    kept = dict(sampler)
+    kept = dict(sampler) | ({"bigrams": ""} if "bigrams" in sampler else {})
     for place, weight, none in (("weak", "guidance", 1.0), ("reward", "reward_scale", 0.0)):
         if kept.get(place):
             kept |= {place: "", weight: none}

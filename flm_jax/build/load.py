@@ -35,6 +35,7 @@ class Model(NamedTuple):
       flow: flow with its learnt times at `times`; None for models without one.
       shared: whether the processes of a run share batches of samples, each with this model on its
         own device; else every process draws all samples.
+      folder: folder from which it was read, "" for none.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Model(NamedTuple):
     step: int
     times: GammaState | None = None
     shared: bool = False
+    folder: str = ""
 
 
 def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
@@ -116,13 +118,13 @@ def load_model(
         params = whole_params(config, params, base.params)
     times = jax.device_get(current(config, jax.device_get(times)))
     flow = make_flow(config, net.vocab_size).settled(times)
-    return Model(config, net, params, flow, tokenizer, step, times, shared)
+    return Model(config, net, params, flow, tokenizer, step, times, shared, str(folder))
 
 
 def _check_other_models(config: Config, folder: epath.Path) -> None:
     """Refuses a portable folder of unknown origin that names other models to be opened."""
     sampler = config["sampler"]
-    named = {f"config.sampler.{key}": sampler.get(key) for key in ("weak", "reward")}
+    named = {f"config.sampler.{key}": sampler.get(key) for key in ("weak", "reward", "bigrams")}
     if (folder / WEIGHTS).exists() and (found := [key for key in named if named[key]]):
         raise UserError(
             f"{folder}/config.json: {found[0]} is {named[found[0]]!r}, but a portable folder names "

@@ -6,19 +6,20 @@ Its embedding is linear in it; its tokens need all V entries of a position at a 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import States
 from flm_jax.denoiser.head import Readout, embed_probs
 from flm_jax.denoiser.tiled import head_logits, over_tiles, standing
 
-# (positions [T], unnormalised logarithms [B, T, V]) -> (tokens, their probabilities), [B, T].
-Pick = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (positions [T], unnormalised logarithms [B, T, V]) -> arrays [B, T, ...]: tokens and their
+# probabilities, or candidates of each position.
+Pick = Callable[[jax.Array, jax.Array], Any]
 
 
 class Part(NamedTuple):
@@ -31,7 +32,7 @@ class Part(NamedTuple):
 
 def mixture(
     parts: Sequence[Part], table: Float[Array, "v w"], pick: Pick, product: bool = False
-) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
+) -> tuple[States, Any]:
     """Expected embedding and tokens of p = sum_k w_k softmax(logits_k), for samplers.
 
     Args:
@@ -42,7 +43,7 @@ def mixture(
       product: whether p is the normalised product of softmax(logits_k)^w_k instead of the sum.
 
     Returns:
-      p @ table, float32 [B, L, W]; and the choice of `pick`, each [B, L].
+      p @ table, float32 [B, L, W]; and the arrays of `pick`, each [B, L, ...].
     """
     positions = jnp.arange(parts[0].out.features.shape[1], dtype=jnp.int32)[None]
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from flm_jax.build.bigrams import model_bigrams
 from flm_jax.build.families.flow import shared_settings
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
@@ -14,6 +17,7 @@ from flm_jax.flows.noise import UnitNoise
 from flm_jax.inference.step_policy import load_step_policy, stepper
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.base import SamplerConfig
+from flm_jax.samplers.bigram import BigramConfig
 from flm_jax.samplers.guides import Guides
 from flm_jax.samplers.steering import GuidedConfig, RewardedConfig
 from flm_jax.samplers.x_prediction import XPredictionConfig
@@ -85,6 +89,8 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
     if isinstance(cfg, XPredictionConfig) and cfg.policy:
         return Guides(stepper=stepper(load_step_policy(expanded(cfg.policy)))), {}
     weak, reward, extra = None, None, {}
+    if isinstance(cfg, BigramConfig) and cfg.bigram:
+        extra["bigrams"] = jax.tree.map(jnp.asarray, model_bigrams(model, cfg.bigrams))
     if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0 and not cfg.by_prompt:
         if cfg.weak:
             found = _weak(model, cfg.weak)

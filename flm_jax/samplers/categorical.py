@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,13 @@ class Choice:
       temperature: divisor of the logits; 0 takes the most probable token, and so does a value below
         1e-20, by which float32 logits cannot be divided.
       top_p: fraction in (0, 1] of the probability mass, after the temperature, that is kept.
+      chain: `samplers.bigram.Chain` that joins the tokens of neighbouring positions; None to choose
+        each token by itself.
     """
 
     temperature: float
     top_p: float
+    chain: Any = None
 
     def __post_init__(self):
         require(

@@ -13,6 +13,7 @@ from flm_jax.flows.flow import Flow
 from flm_jax.samplers import adaptive, euler
 from flm_jax.samplers.adaptive import AdaptiveConfig
 from flm_jax.samplers.base import Given, Samples
+from flm_jax.samplers.bigram import with_chain
 from flm_jax.samplers.guidance import Denoiser, Weak, autoguided, plain
 from flm_jax.samplers.guides import NO_GUIDES, Guides
 from flm_jax.samplers.heun import HeunConfig, heun
@@ -119,7 +120,8 @@ def sample_flow(
     # Iterations are of the model itself, which the second call without a prompt is too.
     denoiser = denoiser._replace(calls=denoiser.calls + (each - 1) * (2 if cfg.by_prompt else 1))
     xi = denoiser.noise(key)
-    common = {"flow": flow, "steps": steps, "choice": cfg.choice}
+    choice = with_chain(cfg.choice, cfg, extra.get("bigrams"))
+    common = {"flow": flow, "steps": steps, "choice": choice}
     if isinstance(cfg, AdaptiveConfig):
         more = {"given": given, "tolerance": cfg.tolerance}
         return adaptive.adaptive(key, xi, denoiser, **common, **more)

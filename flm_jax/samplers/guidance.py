@@ -1,11 +1,11 @@
 """Denoisers as samplers of a flow call them: plain, or guided away from a weaker one."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params, States, Times
@@ -14,6 +14,7 @@ from flm_jax.denoiser.head import summary
 from flm_jax.denoiser.mixture import Part, Pick, mixture
 from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, held_times
+from flm_jax.samplers.bigram import candidates_of, choose_together
 from flm_jax.samplers.categorical import Choice, choose
 
 GREEDY = Choice(temperature=0.0, top_p=1.0)
@@ -62,6 +63,8 @@ class Denoiser(NamedTuple):
 
 def picker(key: Key, choice: Choice) -> Pick:
     """Uses one key per position, so that samples do not depend on the tiling."""
+    if choice.chain is not None:
+        return lambda positions, scores: candidates_of(key, positions, scores, choice)
 
     def one(position, scores):
         return choose(jax.random.fold_in(key, position), scores, choice)
@@ -87,8 +90,19 @@ def _started(flow: Flow, xi: States, anchor) -> States:
     return b * anchor + c * xi if flow.path.anchored else c * xi
 
 
-def settled(given: Given, seen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Sets prescribed positions of tokens and confidence [B, L], to the given tokens and 1."""
+def settled(
+    given: Given, seen: Any, key: Key | None, choice: Choice
+) -> tuple[Int[Array, "b l"], Float[Array, "b l"]]:
+    """Returns tokens and confidence of all positions, the given tokens and 1 where prescribed.
+
+    Args:
+      given: prescribed tokens.
+      seen: what the pick of `choice` returned: tokens and confidence, or candidates of a chain.
+      key: key of the draws.
+      choice: rule by which tokens are chosen.
+    """
+    if choice.chain is not None:
+        return choose_together(key, seen, choice, given)
     tokens, confidence = seen
     return jnp.where(given.mask, given.tokens, tokens), jnp.where(given.mask, 1.0, confidence)
 
@@ -105,11 +119,11 @@ def plain(net: Network, params: Params, flow: Flow, given: Given) -> Denoiser:
         y_t = _held(net, flow, given, xi, y_t, t, table, anchor)
         s, t = (held_times(net, given, tau) for tau in taus)
         out = forward(net, params, y_t, s, t, estimate=estimate)
-        if choice.temperature == 0.0:
+        if choice.temperature == 0.0 and choice.chain is None:
             delta, seen = summary(out, table, net)
         else:
             delta, seen = mixture([Part(1.0, out, net)], table, picker(key, choice))
-        return y_t, delta, settled(given, seen)
+        return y_t, delta, settled(given, seen, key, choice)
 
     noise = lambda key: flow.noise.draw(key, table, given.tokens.shape)
     start = lambda xi: _started(flow, xi, anchor)
@@ -154,7 +168,7 @@ def autoguided(
             second = forward(weak.net, weak.params, y_t[..., width:], *now)
         parts = [Part(eta, out, net), Part(1.0 - eta, second, weak.net)]
         delta, seen = mixture(parts, joint, picker(draw_key, choice), product=product)
-        return y_t, delta, settled(given, seen)
+        return y_t, delta, settled(given, seen, draw_key, choice)
 
     def noise(key):
         if other is None:

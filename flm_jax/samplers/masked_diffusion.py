@@ -8,15 +8,17 @@ import jax.numpy as jnp
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
+from flm_jax.denoiser.head import read
 from flm_jax.flows.masking import highest, masked_states
 from flm_jax.samplers.base import Given, Samples, Steps, calls_of_rows
+from flm_jax.samplers.bigram import BigramConfig, candidates_of, choose_together, with_chain
 from flm_jax.samplers.categorical import Choice, DrawnConfig, choose_at
 from flm_jax.samplers.unmasking import Partial, reveal_in_steps, schedule
 from flm_jax.samplers.windows import BlocksConfig, asker
 
 
 @dataclasses.dataclass(frozen=True)
-class AncestralConfig(DrawnConfig):
+class AncestralConfig(BigramConfig):
     """Ancestral sampling: each step unmasks every masked token with the same probability."""
 
 
@@ -38,11 +40,12 @@ def sample_by_config(
     **unused: Any,
 ) -> Samples:
     """Samples by either sampler, with the signature of `samplers.registry.Sampler`."""
-    del extra, unused
+    del unused
     how = {"steps": steps, "given": given, "choice": cfg.choice}
     how["time_conditioning"] = objective.time_conditioning
     if isinstance(cfg, ConfidenceConfig):
         return sample_confident(key, net, params, blocks=cfg, **how)
+    how["choice"] = with_chain(cfg.choice, cfg, (extra or {}).get("bigrams"))
     return sample_ancestral(key, net, params, **how)
 
 
@@ -65,7 +68,14 @@ def _run(
     def predict(partial: Partial, k):
         told, block = progress(partial, k), block_of(partial, k)
         call = asked.call(partial.kept, states(partial), told, block)
-        found = choose_at(jax.random.fold_in(key, k), call.out, net, call.places, choice)
+        own = jax.random.fold_in(key, k)
+        if choice.chain is not None:
+            # Calls are on whole rows, so that all rows have the same places: all of them.
+            pick = lambda logits, places: candidates_of(own, places[0], logits, choice)
+            found = read(call.out, net, pick, call.places)
+            held = Given(partial.tokens, ~partial.masked)
+            return choose_together(own, found, choice, held), call.kept
+        found = choose_at(own, call.out, net, call.places, choice)
         tokens, confidence = (call.spread(*pair) for pair in zip(found, partial.seen))
         tokens = jnp.where(partial.masked, tokens, partial.tokens)
         return (tokens, jnp.where(partial.masked, confidence, 1.0)), call.kept

@@ -78,6 +78,6 @@ def prompt_guided(
         if written:
             own = summary(second, table, net)[0]
             delta = jnp.where(given.mask[..., None], own, delta)
-        return (blind if written else seen), delta, settled(given, found)
+        return (blind if written else seen), delta, settled(given, found, key, choice)
 
     return whole._replace(ask=ask, calls=2, self_conditioned=False)

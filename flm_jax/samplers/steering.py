@@ -4,13 +4,13 @@ import dataclasses
 
 from flm_jax.core.errors import require
 from flm_jax.core.settings import setting
-from flm_jax.samplers.categorical import DrawnConfig
+from flm_jax.samplers.bigram import BigramConfig
 
 WEAK_PROMPTS = ("kept", "noised", "free")
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedConfig(DrawnConfig):
+class GuidedConfig(BigramConfig):
     """Settings that the samplers of all flows share; the defaults do not change a flow."""
 
     temperature: float = setting(

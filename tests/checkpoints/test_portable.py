@@ -43,7 +43,7 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
     config["data"]["path"], config["objective"]["teacher"] = "/secret/data", "/secret/teacher"
     config["data"]["generated"] = "/secret/own"
     config["objective"]["start"] = config["train"]["start"] = "/secret/start"
-    config["sampler"] |= {key: "/secret/other" for key in ("weak", "reward")}
+    config["sampler"] |= {key: "/secret/other" for key in ("weak", "reward", "bigrams")}
     config["sampler"] |= {"guidance": 2.0, "reward_scale": 3.0}
     save_model(tmp_path / "out", loaded._replace(config=config, step=3))
     assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out").glob("*.[jm]*d"))
@@ -52,7 +52,7 @@ def test_a_saved_folder_names_no_path_of_this_machine(model, tmp_path):
         return
     assert load_model(tmp_path / "out").step == 3
     file = tmp_path / "out/config.json"
-    for key in ("weak", "reward"):
+    for key in ("weak", "reward", "bigrams"):
         saved = json.loads(file.read_text())
         saved["sampler"][key] = "/dev"
         (tmp_path / key).mkdir()
