@@ -34,5 +34,6 @@ def get_config(arg: str = ""):
     config.train.batch = 3 * 256
     config.train.checkpoint_every = 500
     config.sampler.gamma = 0.5
+    config.sampler.bigram = 1.0
     config.eval.sample_steps = 1
     return config

@@ -9,8 +9,8 @@ the second product over neighbours that are both to be written: p_i of a token b
 knows it already. q are the bigrams of `data.bigrams`; no other network call is made. At temperature
 0 the tokens are the most probable ones under p among the K most probable of each position, by the
 algorithm of Viterbi. Else K tokens of each position are drawn from p_i, and one of them by
-filtering forwards and sampling backwards with the links alone, since p_i is in the draws: exact as
-K grows (sampling-importance resampling), and no token is cut off.
+filtering forwards and sampling backwards with the links, and the part of the temperature that is
+not in the draws: exact as K grows (sampling-importance resampling), and no token is cut off.
 
 Linear chains over the outputs of a parallel decoder: Sun et al., arXiv 1910.11555, who learn the
 links. Marginals corrected by a model of their dependence: arXiv 2410.01949.
@@ -70,7 +70,8 @@ class Chain(NamedTuple):
 class Candidates(NamedTuple):
     """Candidates of each position: tokens, their scores, and their log-probabilities [B, L, K].
 
-    Scores are log-probabilities up to a constant; of drawn candidates 0, and -inf for none.
+    Scores are log-probabilities up to a constant, of draws without the law that they were drawn
+    from; -inf for none.
     """
 
     tokens: Int[Array, "b l k"]
@@ -124,19 +125,24 @@ def candidates_of(
       logits: logits, up to a constant.
       choice: temperature, top-p and chain.
     """
-    number = choice.chain.candidates
-    if choice.temperature > 0.0:
+    number, temperature = choice.chain.candidates, choice.temperature
+    if temperature > 0.0:
+        # Draws at a low temperature are all alike: they are taken at 1, and weighted.
+        drawn_at = max(temperature, 1.0)
+        allowed = jnp.isfinite(choice.scores(logits))
+        wide = jnp.where(allowed, logits / drawn_at, -jnp.inf)
+        power = 1.0 / temperature - 1.0 / drawn_at
 
         def one(position, scores):
             return _draws(jax.random.fold_in(key, position), scores, number)
 
-        tokens = jax.vmap(one, in_axes=(0, 1), out_axes=1)(positions, choice.scores(logits))
+        tokens = jax.vmap(one, in_axes=(0, 1), out_axes=1)(positions, wide)
     else:
+        power = 1.0
         tokens = jax.lax.top_k(logits, min(number, logits.shape[-1]))[1]
     tokens = tokens.astype(jnp.int32)
     logs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens, axis=-1)
-    drawn = choice.temperature > 0.0
-    return Candidates(tokens, jnp.zeros_like(logs) if drawn else logs, logs)
+    return Candidates(tokens, power * logs, logs)
 
 
 def _held(candidates: Candidates, given: Given) -> Candidates:

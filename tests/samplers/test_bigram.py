@@ -103,7 +103,7 @@ def test_fewer_candidates_leave_the_rest_out():
 def test_draws_follow_the_chain(temperature, held):
     rng = np.random.default_rng(4)
     table, dense = _bigrams(rng)
-    rows, logits = 20_000, jnp.asarray(rng.normal(size=(L, V)), jnp.float32)
+    rows, logits = 6_000, jnp.asarray(rng.normal(size=(L, V)), jnp.float32)
     choice = Choice(temperature, 1.0, Chain(table, 0.8, 64))
     found = _candidates(jnp.broadcast_to(logits, (rows, L, V)), choice)
     tokens, _ = choose_together(jax.random.key(5), found, choice, _given(held, rows))
@@ -116,6 +116,16 @@ def test_draws_follow_the_chain(temperature, held):
     expected = 0.5 * np.sum(np.sqrt(2 * wanted * (1 - wanted) / (np.pi * rows)))
     # 64 candidates leave a bias of about a hundredth.
     assert 0.5 * np.abs(share - wanted).sum() < 1.25 * expected + 0.01
+
+
+def test_draws_keep_to_the_nucleus():
+    rng = np.random.default_rng(7)
+    table, _ = _bigrams(rng)
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.07, 0.03])), (200, L, V))
+    choice = Choice(0.8, 0.7, Chain(table, 1.0, 16))
+    found = _candidates(logits, choice)
+    tokens, _ = choose_together(jax.random.key(0), found, choice, nothing_given(200, L))
+    assert set(np.unique(tokens)) == {0, 1}
 
 
 def test_without_weight_the_tokens_are_those_of_each_position():
