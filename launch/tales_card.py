@@ -77,6 +77,15 @@ def _stages(report: Path) -> tuple[str, float]:
     return "\n".join(lines), sum(spent.get(name, 0.0) for name in STAGES) / 60
 
 
+def _joined(config: dict) -> str:
+    if not config["sampler"].get("bigram"):
+        return ""
+    return """
+It chooses the tokens of a call together, by the bigrams of its training texts
+(`bigrams.safetensors`); `bigram=0` leaves that out.
+"""
+
+
 def card(config: dict, prepared: str, books: Path, rows: list[dict], report: Path) -> str:
     """Writes the model card in Markdown.
 
@@ -115,7 +124,7 @@ print(model.sample(4, steps=4, prompt="Once upon a time").texts)
 On the command line, where more than one call renews half of the noise (`--gamma=0.5`, its own
 setting):
 `python -m flm_jax.sample --workdir=tales --steps=4 --prompt="Once upon a time"`.
-
+{_joined(config)}
 ## Data
 
 {number} books of classic children's literature from Project Gutenberg, in the public domain in the
