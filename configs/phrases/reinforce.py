@@ -4,8 +4,9 @@ python -m flm_jax.train --config=configs/phrases/reinforce.py --workdir=runs/phr
     --config.objective.teacher=runs/phrases/flm
 
 As in configs/phrases/dmd.py, the discriminator has two updates before each of the map, each on a
-third of the batch; the map starts from the flow. Hardware: CPU. The duration is unmeasured. Expected for `phrases4`:
-docs/methods/flow_map.md, "Drawn tokens and a discriminator"; the other tasks are unmeasured.
+third of the batch; the map starts from the flow. Hardware: CPU. The duration is unmeasured.
+Expected for `phrases4`: docs/methods/flow_map.md, "Drawn tokens and a discriminator"; the other
+tasks are unmeasured.
 """
 
 from configs.phrases.recipe import recipe

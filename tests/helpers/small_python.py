@@ -69,7 +69,8 @@ def _training(words):
         sizes |= SUMS
     if "quickstart" in config:
         sizes |= {"model.length": 16}
-    if "/dmd" in config or "/reinforce" in config:  # three updates in a step; the student's come after ten
+    # Three updates in a step; the student's come after ten.
+    if "/dmd" in config or "/reinforce" in config:
         sizes |= {"train.batch": 12, "train.steps": 12}
     return [f"--config.{key}={value}" for key, value in sizes.items()]
 
