@@ -18,7 +18,8 @@ def get_config(arg: str = ""):
     config.model.two_time = True
     choose(config, objective="semigroup")
     config.objective.teacher = f"{folder}/flm"
-    config.train.steps = 500
-    config.eval.every = 250
+    config.optim.lr = 2e-3
+    config.train.steps = 400
+    config.eval.every = 200
     config.eval.sample_steps = 1
     return config

@@ -17,15 +17,16 @@ def recipe(folder: str):
     config.model.depth = 3
     config.model.heads = 4
     config.model.loss_tile = 16
-    config.optim.lr = 1e-3
+    config.optim.name = "muon"
+    config.optim.lr = 3e-3
     config.optim.warmup_steps = 50
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.99
-    config.train.steps = 1000
+    config.train.steps = 850
     config.train.batch = 32
     config.train.log_every = 50
     config.train.checkpoint_every = 50
-    config.eval.every = 500
+    config.eval.every = 425
     config.eval.sample_steps = 64
     # So few steps learn words better than their order: tokens of a call are chosen together.
     config.sampler.bigram = 1.0

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key
-from flm_jax.denoiser import tiled
+from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.head import Readout, read
 from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.shapes import over_positions, positions_of
@@ -62,7 +62,7 @@ def _texts_target(logits, log_z, target: tiled.Target, plan: tiled.Plan):
     texts, gains = target[1]
     value, hits, total = 0.0, 0.0, 0.0
     for k in range(texts.shape[-1]):
-        hit, nll = tiled.token_target(logits, log_z, ((), (texts[..., k],)), plan)
+        hit, nll = tile_targets.token_target(logits, log_z, ((), (texts[..., k],)), plan)
         gain = gains[..., k]
         value, total = value + gain * nll, total + gain
         hits = hits + gain[..., None] * hit

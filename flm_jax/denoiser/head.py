@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import States, Times
-from flm_jax.denoiser import tiled
+from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.tile_plan import plan_of, sampling_tile
 from flm_jax.flows.shapes import over_features, over_positions
 
@@ -114,7 +114,7 @@ def cross_entropy(
     """
     if plan := _plan(net):
         head, target = (out.kernel, out.bias), ((), (tokens,))
-        fn = tiled.token_target
+        fn = tile_targets.token_target
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     nll = token_nll(logits(out, net), tokens)
     return jnp.sum(weights * nll), jax.lax.stop_gradient(nll)
@@ -142,7 +142,7 @@ def mixture_cross_entropy(
     """
     if plan := _plan(net):
         head = (out.kernel, out.bias)
-        fn = tiled.product_target if product else tiled.mixture_target
+        fn = tile_targets.product_target if product else tile_targets.mixture_target
         heads, rows = [], []
         for w, q in jax.lax.stop_gradient(list(targets)):
             heads.append((q.kernel, q.bias))

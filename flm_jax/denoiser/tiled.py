@@ -150,43 +150,6 @@ def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, A
     return carry, jax.tree.map(join, outputs)
 
 
-def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
-    """Target concentrated on tokens: q, and this device's part of the cross entropy [B, T]."""
-    tokens = target[1][0]
-    width = logits.shape[-1]
-    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
-    if not plan.vocab_axes:
-        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
-        return index == tokens[..., None], (log_z - picked)[..., 0]
-    column = tokens[..., None] - jax.lax.axis_index(plan.vocab_axes) * width
-    picked = jnp.take_along_axis(logits, jnp.clip(column, 0, width - 1), axis=-1)
-    inside = (column >= 0) & (column < width)
-    # Where another device has the token no column matches: q and the value are 0 here.
-    return index == column, jnp.where(inside, log_z - picked, 0.0)[..., 0]
-
-
-def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
-    """Target sum_k w_k softmax(logits_k), from rows (w_1, features_1, w_2, features_2, ...)."""
-    heads, rows = target
-    q = jnp.zeros_like(logits)
-    for head, w, features in zip(heads, rows[::2], rows[1::2]):
-        other = planned_logits(features, head, plan)
-        other_log_z = log_partition(other, plan.vocab_axes, plan.softcap)
-        q = q + w[..., None] * jnp.exp(other - other_log_z)
-    return q, jnp.sum(q * (log_z - logits), axis=-1)
-
-
-def product_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
-    """Target prod_k softmax(logits_k)^w_k, normalised, from rows as for `mixture_target`."""
-    heads, rows = target
-    scores = jnp.zeros_like(logits)
-    for head, w, features in zip(heads, rows[::2], rows[1::2]):
-        scores = scores + w[..., None] * planned_logits(features, head, plan)
-    # Weights below 0 leave the range of the soft cap.
-    q = jnp.exp(scores - log_partition(scores, plan.vocab_axes))
-    return q, jnp.sum(q * (log_z - logits), axis=-1)
-
-
 TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array, jax.Array]]
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Metrics, Params
-from flm_jax.denoiser import tiled
+from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout
 from flm_jax.denoiser.tile_plan import plan_of
@@ -37,7 +37,7 @@ def squared_to_tokens(
       Weighted sum, differentiable in `out`, and values [B, L] in [0, 2], without gradient.
     """
     plan = plan_of(net)
-    fn, head = squared(tiled.token_target), (out.kernel, out.bias)
+    fn, head = squared(tile_targets.token_target), (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, ((), (tokens,)))
 
 

@@ -76,7 +76,7 @@ def picker(key: Key, choice: Choice) -> Pick:
 def _held(net: Network, flow: Flow, given: Given, xi, y_t, t, table, anchor):
     """States with prescribed positions clean for an any-order network, else on their path.
 
-    On an anchored path they are clean, whatever time the network is told.
+    On an anchored path they are clean, at whatever time of the network.
     """
     if flow.path.anchored:
         return jnp.where(given.mask[..., None], table[given.tokens], y_t)
@@ -97,7 +97,7 @@ def settled(
 
     Args:
       given: prescribed tokens.
-      seen: what the pick of `choice` returned: tokens and confidence, or candidates of a chain.
+      seen: result of the pick of `choice`: tokens and confidence, or candidates of a chain.
       key: key of the draws.
       choice: rule by which tokens are chosen.
     """

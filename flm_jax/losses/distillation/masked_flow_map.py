@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Metrics, Params, States, Times
-from flm_jax.denoiser import tiled
+from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, mixture_cross_entropy
 from flm_jax.denoiser.tile_plan import plan_of
@@ -121,7 +121,7 @@ def guided_denoiser(
 
 
 def _signed_target(logits, log_z, target: tiled.Target, plan: tiled.Plan, projection: Projection):
-    q, _ = tiled.mixture_target(logits, log_z, target, plan)
+    q, _ = tile_targets.mixture_target(logits, log_z, target, plan)
     q = projected(q, projection, plan)
     return q, jnp.sum(q * (log_z - logits), axis=-1)
 

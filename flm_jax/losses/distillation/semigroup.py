@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, States, Times
-from flm_jax.denoiser import tiled
+from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
 from flm_jax.denoiser.tile_plan import plan_of
@@ -98,8 +98,8 @@ def semigroup_loss_at(
         return mixture_cross_entropy(out, targets, weights, net)
     heads = tuple((q.kernel, q.bias) for _, q in targets)
     wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
-    # (gamma, features, 1 - gamma, features), the order of `tiled.mixture_target`.
+    # (gamma, features, 1 - gamma, features), the order of `tile_targets.mixture_target`.
     rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
     plan = plan_of(net)
-    fn, head = squared(tiled.mixture_target), (out.kernel, out.bias)
+    fn, head = squared(tile_targets.mixture_target), (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))
