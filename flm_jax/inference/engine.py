@@ -102,8 +102,9 @@ def check_given(
 
 def unprompted(sampler: SamplerConfig) -> SamplerConfig:
     """Returns the settings for rows without given tokens: guidance by them is left out."""
-    guided = isinstance(sampler, GuidedConfig) and sampler.by_prompt
-    return dataclasses.replace(sampler, guidance=1.0) if guided else sampler
+    if isinstance(sampler, GuidedConfig) and sampler.by_prompt:
+        return dataclasses.replace(sampler, guidance=1.0)
+    return sampler
 
 
 def _sampler(model: Model, sampler: SamplerConfig | None) -> SamplerConfig:

@@ -31,7 +31,7 @@ class ContextConfig:
 
     share: float
     prompt: int
-    dropout: float = 0.0
+    dropout: float
 
 
 def clean_context(

@@ -60,8 +60,8 @@ def bridge_steps(
     flow: Flow,
     steps: int,
     choice: Choice,
-    end: str = "drawn",
-    bridge_noise: bool = True,
+    end: str,
+    bridge_noise: bool,
 ) -> Samples:
     """Transports the noise xi to data in `steps` steps on the grid of the flow's times.
 

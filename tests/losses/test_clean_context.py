@@ -69,17 +69,21 @@ def test_context_law():
     """The share of rows, as many of each size, every position as often, prompts always."""
     rows = 20_000
     batch = {"tokens": jnp.zeros((rows, 4), jnp.int32)}
-    cfg = ContextConfig(share=0.5, prompt=0)
+    cfg = ContextConfig(share=0.5, prompt=0, dropout=0.0)
     clean = np.asarray(clean_context(jax.random.key(0), batch, cfg, Rows(0, rows)))
     sizes = np.bincount(clean.sum(axis=1), minlength=5) / rows
     np.testing.assert_allclose(sizes, [0.5 + 0.125, 0.125, 0.125, 0.125, 0.0], atol=0.015)
     np.testing.assert_allclose(clean.mean(axis=0), 0.5 * 1.5 / 4, atol=0.015)
     given = jnp.arange(4)[None] == jnp.full((rows, 1), 3)
-    cfg = ContextConfig(share=0.5, prompt=2)
+    cfg = ContextConfig(share=0.5, prompt=2, dropout=0.0)
     more = clean_context(jax.random.key(0), batch | {"prompt": given}, cfg, Rows(0, rows))
     np.testing.assert_array_equal(more, clean | np.array([True, True, False, True]))
-    assert clean_context(jax.random.key(0), batch, ContextConfig(0.0, 0), Rows(0, rows)) is None
-    other = clean_context(jax.random.key(0), batch, ContextConfig(0.5, 0), Rows(rows, 2 * rows))
+    assert (
+        clean_context(jax.random.key(0), batch, ContextConfig(0.0, 0, 0.0), Rows(0, rows)) is None
+    )
+    other = clean_context(
+        jax.random.key(0), batch, ContextConfig(0.5, 0, 0.0), Rows(rows, 2 * rows)
+    )
     assert (np.asarray(other) != clean).any()
 
 
@@ -221,7 +225,7 @@ def test_context_dropout_leaves_rows_without_anything_clean():
     rows = 20_000
     batch = {"tokens": jnp.zeros((rows, 4), jnp.int32)}
     drawn = lambda cfg: np.asarray(clean_context(jax.random.key(0), batch, cfg, Rows(0, rows)))
-    want, clean = drawn(ContextConfig(0.5, 2)), drawn(ContextConfig(0.5, 2, 0.25))
+    want, clean = drawn(ContextConfig(0.5, 2, 0.0)), drawn(ContextConfig(0.5, 2, 0.25))
     kept = clean.any(axis=1)
     assert abs(kept.mean() - 0.75) < 4 * 0.5 / rows**0.5
     np.testing.assert_array_equal(clean[kept], want[kept])

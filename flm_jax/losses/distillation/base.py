@@ -135,18 +135,16 @@ def diagonal_loss_at(
     *,
     net: Network,
     teacher: Teacher | None,
-    blind: tuple[States, Times] | None = None,
-    guidance: float = 1.0,
+    blind: tuple[States, Times, float] | None = None,
     key: Key | None = None,
 ) -> tuple[jax.Array, Float[Array, "b l"]]:
     """CE of delta_tt to the teacher's denoiser at the same state, or to the data without one.
 
     Args:
       views: state in the student's table, and in the teacher's (None without one).
-      blind: state in the teacher's table whose context is noised like the rest, with its network
-        time; None if nothing is clean.
-      guidance: weight of classifier-free guidance of the teacher away from `blind`, the same as in
-        `samplers.prompt_guidance`.
+      blind: state in the teacher's table whose context is noised like the rest, its network time,
+        and the weight of classifier-free guidance of the teacher away from it, the same as in
+        `samplers.prompt_guidance`; None for no guidance.
 
     Returns:
       Weighted sum and values per token [B, L], nats.
@@ -156,9 +154,9 @@ def diagonal_loss_at(
         return cross_entropy(out, tokens, weights, net)
     teacher_net, teacher_params = teacher
     target = forward(teacher_net, teacher_params, views[1], tau, tau)
-    if blind is None or guidance == 1.0:
+    if blind is None:
         return mixture_cross_entropy(out, [(jnp.ones_like(tau), target)], weights, net)
-    y_blind, tau_blind = blind
+    y_blind, tau_blind, guidance = blind
     without = forward(teacher_net, teacher_params, y_blind, tau_blind, tau_blind)
     parts = [(jnp.full_like(tau, w), q) for w, q in ((guidance, target), (1 - guidance, without))]
     return mixture_cross_entropy(out, parts, weights, net, product=True)
@@ -221,7 +219,7 @@ def distillation_loss(
         if clean_d is not None and weight != 1.0:
             # The same noise, so that positions that are not clean have the same state.
             _, same = flow.states(noise_d, flow.t(tau), tokens_d, table, other)
-            how |= {"blind": (same, tau), "guidance": weight}
+            how["blind"] = (same, tau, weight)
         tau, t = at_clean(clean_d, tau, flow.t(tau))
         views = flow.states(noise_d, t, tokens_d, table, other)
         value, ce = diagonal_loss_at(params, views, tau, tokens_d, weights, **how)

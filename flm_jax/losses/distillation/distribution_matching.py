@@ -85,8 +85,8 @@ class Answers(NamedTuple):
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
       t: time of the path at tau_t.
       mask: mask of positions that count, [B, L].
-      blind: z with clean positions noised as well, and its network time [B], for a guided teacher;
-        else None.
+      blind: z with clean positions noised as well, its network time [B], and the weight of
+        guidance of the teacher away from it; None for no guidance.
     """
 
     out: Readout
@@ -96,7 +96,7 @@ class Answers(NamedTuple):
     tau_t: Times
     t: Times
     mask: Array
-    blind: tuple[States, Times] | None = None
+    blind: tuple[States, Times, float] | None = None
 
 
 def noised_again(
@@ -138,7 +138,7 @@ def answers(
         return found
     # Clean positions are at 1, the others of a row at one time; the noise is that of z.
     tau, t = (jnp.min(x, axis=1) for x in (call.tau_t, call.t))
-    return found._replace(blind=(noised_again(call.key, flow, mean, t, table), tau))
+    return found._replace(blind=(noised_again(call.key, flow, mean, t, table), tau, cfg.guidance))
 
 
 def matching_loss_at(
@@ -149,7 +149,6 @@ def matching_loss_at(
     net: Network,
     flow: Flow,
     row_weighting: str,
-    guidance: float = 1.0,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
     """Scalar whose gradient in the student is that of the mean KL(q_t || p_t) of a position.
 
@@ -160,7 +159,6 @@ def matching_loss_at(
       teacher: frozen flow.
       net: network of the student.
       row_weighting: weighting of rows, see MatchingConfig.
-      guidance: weight of guidance of the teacher, see MatchingConfig.
 
     Returns:
       sum(stop-gradient(g) * mean) over the positions that count, divided by their number; and
@@ -173,7 +171,7 @@ def matching_loss_at(
     beside = read_blocks(net, auxiliary, x, found.tau_t, found.tau_s)
     right = read_blocks(teacher_net, teacher_params, x, found.tau_t, found.tau_t)
     m_auxiliary = expected_embedding(beside, table, net)
-    m_teacher = _guided(found, right, teacher, table, guidance)
+    m_teacher = _guided(found, right, teacher, table)
     whiten, _ = flow.noise.whitening(table)
     across = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     fixed = jax.lax.stop_gradient(found.mean)
@@ -196,14 +194,12 @@ def matching_loss_at(
     return jnp.sum(g * found.mean), jax.lax.stop_gradient((jnp.linalg.norm(gap, axis=-1), distance))
 
 
-def _guided(
-    found: Answers, right: Readout, teacher: Teacher, table: Float[Array, "v d"], guidance: float
-) -> States:
+def _guided(found: Answers, right: Readout, teacher: Teacher, table: Float[Array, "v d"]) -> States:
     """Mean of the teacher's answer `right`, guided away from its answer without clean context."""
     net, params = teacher
-    if found.blind is None or guidance == 1.0:
+    if found.blind is None:
         return expected_embedding(right, table, net)
-    z, tau = found.blind
+    z, tau, guidance = found.blind
     without = read_blocks(net, params, block_input(teacher, z, tau), tau, tau)
     parts = [Part(guidance, right, net), Part(1.0 - guidance, without, net)]
     return product_embedding(parts, table)
@@ -241,13 +237,7 @@ def matching_loss(
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
     loss, (gap, distance) = matching_loss_at(
-        found,
-        frozen.other,
-        guide,
-        net=net,
-        flow=flow,
-        row_weighting=cfg.row_weighting,
-        guidance=cfg.guidance,
+        found, frozen.other, guide, net=net, flow=flow, row_weighting=cfg.row_weighting
     )
     weights = token_weights(found.mask)
     metrics = {

@@ -45,11 +45,12 @@ def test_the_target_is_the_guided_law():
     noise = jax.random.normal(KEY, (4, 2, 3))
     seen = noise.at[:, 0].set(TABLE[prompt])
     tau = jnp.zeros((4, 2)).at[:, 0].set(1.0)
-    given = {"net": student, "teacher": (net, {}), "blind": (noise, jnp.zeros(4))}
+    given = {"net": student, "teacher": (net, {})}
     weights = jnp.zeros((4, 2)).at[:, 1].set(0.25)
     views, tokens = (seen, seen), jnp.zeros((4, 2), jnp.int32)
     for w in (1.0, 2.5):
-        run = jax.jit(functools.partial(diagonal_loss_at, guidance=w, **given))
+        blind = None if w == 1.0 else (noise, jnp.zeros(4), w)
+        run = jax.jit(functools.partial(diagonal_loss_at, blind=blind, **given))
         _, values = run({"z": logits}, views, tau, tokens, weights)
         want = (JOINT[prompt] / JOINT[prompt].sum(1, keepdims=True)) ** w * JOINT.sum(0) ** (1 - w)
         want = want / want.sum(1, keepdims=True)
@@ -68,16 +69,15 @@ def test_matching_draws_to_the_guided_law():
     tau = jnp.zeros((4, 2)).at[:, 0].set(1.0)
     out = Readout(known, jnp.eye(3), jnp.zeros(3))
     seen, mask = noise.at[:, 0].set(TABLE[prompt]), jnp.ones((4, 2)).at[:, 0].set(0.0)
-    found = Answers(out, noise, seen, tau, tau, tau, mask, (noise, jnp.zeros(4)))
+    found = Answers(out, noise, seen, tau, tau, tau, mask)
     how = {"net": auxiliary, "flow": LINEAR, "row_weighting": "kl"}
     run = jax.jit(
-        lambda guidance: matching_loss_at(
-            found, {"logits": known}, (net, {}), guidance=guidance, **how
-        )[1][0][:, 1],
-        static_argnums=0,
+        lambda blind: matching_loss_at(
+            found._replace(blind=blind), {"logits": known}, (net, {}), **how
+        )[1][0][:, 1]
     )
-    np.testing.assert_allclose(run(w), 0.0, atol=2e-3)
-    assert (run(1.0) > 0.1).all()
+    np.testing.assert_allclose(run((noise, jnp.zeros(4), w)), 0.0, atol=2e-3)
+    assert (run(None) > 0.1).all()
 
 
 def test_the_noised_context_of_matching_has_the_noise_of_the_rest():
@@ -89,9 +89,11 @@ def test_the_noised_context_of_matching_has_the_noise_of_the_rest():
         lambda: answers(params, teacher, batch, KEY, EIGHT_ROWS, cfg=cfg, **how)
     )()
     found = run(cfg)
-    z, tau = found.blind
+    z, tau, weight = found.blind
     clean = np.asarray(found.tau_t) == 1.0
-    assert clean.any() and run(dataclasses.replace(cfg, guidance=1.0)).blind is None
+    assert (
+        clean.any() and weight == 2.0 and run(dataclasses.replace(cfg, guidance=1.0)).blind is None
+    )
     np.testing.assert_array_equal(np.asarray(z)[~clean], np.asarray(found.z)[~clean])
     assert (np.asarray(z)[clean] != np.asarray(found.z)[clean]).all()
     rows = np.broadcast_to(np.asarray(tau)[:, None], clean.shape)
@@ -110,7 +112,7 @@ def test_what_guides_sees_the_same_noise_and_nothing_clean(monkeypatch):
         found = []
 
         def spy(params, views, tau, tokens, weights, **how):
-            found.extend([views[1], tau, how.get("blind"), how.get("guidance")])
+            found.extend([views[1], tau, how.get("blind")])
             return diagonal_loss_at(params, views, tau, tokens, weights, **how)
 
         monkeypatch.setattr(base, "diagonal_loss_at", spy)
@@ -119,8 +121,8 @@ def test_what_guides_sees_the_same_noise_and_nothing_clean(monkeypatch):
         return distillation_loss(params, frozen, batch, KEY, EIGHT_ROWS, **how)[0], found
 
     run = lambda cfg: jax.jit(functools.partial(asked, cfg))()
-    guided, (seen, tau, (blind, tau_blind), weight) = run(cfg)
-    plain, (_, _, none, _) = run(dataclasses.replace(cfg, guidance=1.0))
+    guided, (seen, tau, (blind, tau_blind, weight)) = run(cfg)
+    plain, (_, _, none) = run(dataclasses.replace(cfg, guidance=1.0))
     clean = np.asarray(tau) == 1.0
     assert clean.any() and not clean.all() and weight == 2.0 and none is None
     np.testing.assert_array_equal(np.asarray(blind)[~clean], np.asarray(seen)[~clean])
