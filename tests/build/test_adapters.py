@@ -11,6 +11,8 @@ import pytest
 
 from flm_jax.build.adapters import exported_tensors, trained_params
 from flm_jax.build.export import save_model
+from flm_jax.build.families.registry import make_objective
+from flm_jax.build.flow import make_flow
 from flm_jax.build.load import load_model, resolve_adapted
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.checkpoints.state import TrainState
@@ -329,6 +331,10 @@ def test_a_flow_map_starts_as_its_masked_flow(adapted):
     s, t = jnp.linspace(0.1, 0.5, 4), jnp.linspace(0.9, 1.0, 4)
     want = teacher.net.features(teacher.params, y, s, s)
     np.testing.assert_array_equal(net.features(params, y, s, t), want)
+    wrong = {"objective": found["objective"] | {"route": "endpoint"}}
+    wrong |= {"model": found["model"] | {"attention": "cudnn"}}
+    with pytest.raises(UserError, match="endpoint differentiates forward"):
+        make_objective(found | wrong, net, make_flow(found, 4), teacher.net)
     # The second time is read: its map alone is zero at first.
     params["blocks"]["target_time"]["out"]["bias"] += 0.1
     assert np.abs(net.features(params, y, s, t) - want).max() > 1e-4
@@ -376,8 +382,7 @@ def test_a_flow_map_with_its_base_keeps_the_teacher(adapted, tmp_path):
         ({"adapters.time": "none"}, "adapters of a flow map are told two times"),
         ({"objective.diagonal": 0.4}, "divisible by 5, got 64"),
         ({"objective.context_guidance": -1.0}, "config.objective.context_guidance is -1"),
-        ({"objective.route": "lagrangian"}, "config.objective.route is 'lagrangian'"),
-        ({"objective.route": "endpoint", "model.attention": "cudnn"}, "differentiates forward"),
+        ({"objective.route": "lagrangian"}, "unknown config.objective.route 'lagrangian'"),
         ({"adapters.base": ""}, "objective masked_flow_map with no adapters"),
     ],
 )
