@@ -31,6 +31,7 @@ _SETTINGS = {
     key: one for made in SAMPLERS.values() for key, one in settings_of(made.settings).items()
 }
 # Paths: only whoever starts the server names files.
+LARGEST = {"bigram_candidates": 64}  # memory grows with its square
 PATHS = {key for key, one in _SETTINGS.items() if type(one.default) is str and not one.choices}
 
 
@@ -158,6 +159,13 @@ def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
                 key not in PATHS,
                 f"got {key}; expected none: only who starts the server names files.",
                 key,
+            )
+            most = LARGEST.get(key)
+            insist(
+                most is None or type(value) is not int or value <= most,
+                f"got {key}={_shown(value)}; expected at most {most}.",
+                key,
+                422,
             )
             settings[key] = value
         elif key not in OWN_FIELDS and key not in _NEUTRAL:

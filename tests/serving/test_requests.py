@@ -8,7 +8,15 @@ from flm_jax.samplers.base import Share
 from flm_jax.serving.completions import _REPEATS
 from flm_jax.serving.errors import RequestError
 from flm_jax.serving.limits import Limits, Rates
-from flm_jax.serving.requests import _NEUTRAL, _SETTINGS, OWN_FIELDS, PATHS, parse, read_request
+from flm_jax.serving.requests import (
+    _NEUTRAL,
+    _SETTINGS,
+    LARGEST,
+    OWN_FIELDS,
+    PATHS,
+    parse,
+    read_request,
+)
 
 LIMITS = Limits(prompt=20, tokens=8, texts=4, stops=2)
 
@@ -75,6 +83,7 @@ def test_what_is_missing_has_defaults_and_the_rest_is_read():
         ({"best_of": True}, 400, "best_of=true"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"weak": "/etc"}, 400, "only who starts the server names files"),
+        ({"bigram_candidates": 65}, 422, "bigram_candidates=65; expected at most 64"),
         ({"model": 1}, 400, "got model=1; expected a text"),
     ],
 )
@@ -111,10 +120,10 @@ def test_what_is_no_object_is_refused(body):
 def test_no_setting_of_a_sampler_has_the_name_of_a_field():
     fields = {*OWN_FIELDS, *_NEUTRAL}
     assert not fields & _SETTINGS.keys() and len(fields) == len(OWN_FIELDS) + len(_NEUTRAL)
-    assert sorted(PATHS) == ["policy", "reward", "weak"]
+    assert sorted(PATHS) == ["bigrams", "policy", "reward", "weak"]
     # Whole numbers multiply the work of a step, or are bounded by the length of a row.
     whole = {key for key, one in _SETTINGS.items() if type(one.default) is int}
-    assert whole == {*_REPEATS, "tokens", "block_length", "refresh"}
+    assert whole == {*_REPEATS, *LARGEST, "tokens", "block_length", "refresh"}
 
 
 def test_limits_are_checked_and_json_shows_errors():
