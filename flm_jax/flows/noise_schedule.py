@@ -73,7 +73,7 @@ class LearntTimes(TimeLaw):
     Attributes:
       cfg: settings of the mixture.
       told: time variable of the network.
-      mixed: whether quantiles are those of the mixture.
+      mixed: whether quantiles are taken of the mixture, not of its learnt component.
       state: learnt state; None before any batch.
     """
 

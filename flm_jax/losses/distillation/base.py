@@ -72,8 +72,8 @@ class Pairs(NamedTuple):
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions, tau_s <= tau_t.
       s, t: the same as times of the path.
       weights: weight of each position in the sum, [B, L].
-      hidden: positions that move, where times are those of rows although some positions are clean;
-        None if all move by their own times.
+      hidden: mask of the positions that move, where rows have one time although some positions are
+        clean; None if all move by their own times.
       anchor: m [L, D] of an anchored path, else 0.
     """
 

@@ -3,7 +3,7 @@
 The flow is the probability-flow ODE of the masked bridge (arXiv 2606.27617), whose step from s to t
 is w_y z + w_x D + w_m m, and whose flow map has the same weights with the two-time denoiser
 delta_st, a mean of D along the way. Prompts and other visible positions are clean, and stay it; as
-in training of the masked flow the network is told one time for all positions of a row.
+in training of the masked flow the network reads one time for all positions of a row.
 
 A fraction of the rows has t = s: there delta_tt is drawn to the teacher's denoiser, guided away
 from corrupted context,
@@ -140,7 +140,7 @@ def guided_cross_entropy(
       parts: pairs (weight [B], readout); no gradient flows into them.
       weights: weight of each position in the sum.
       net: network, for its soft cap and tiles.
-      projection: how the sum gets onto the simplex.
+      projection: name of the projection of the sum onto the simplex.
 
     Returns:
       Weighted sum, differentiable in `out`, and values [B, L], nats.
@@ -184,8 +184,7 @@ def masked_map_loss(
 
     Returns:
       The loss, with the weights of positions that the masked flow has; and metrics:
-      "diagonal_nats_per_token" and those of the route, means over the hidden positions of their own
-      rows.
+      "diagonal_nats_per_token" and the route's, means over the hidden positions of their own rows.
     """
     flow = flow.settled(frozen.tracked)
     guide = (teacher, frozen.teacher)
