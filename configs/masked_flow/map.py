@@ -2,8 +2,8 @@
 
 python -m flm_jax.train --config=configs/masked_flow/map.py --workdir=runs/mlfm_map
 
-The authors of masked flows (arXiv 2606.27617) name such a distillation as future work: the settings
-are those of fine-tuning and of flow maps. The tests trace it; nothing of this size was run.
+The authors of masked flows (arXiv 2606.27617) name such a distillation as future work; the settings
+are taken from fine-tuning and from flow maps. The tests trace it; nothing of this size was run.
 
 Hardware: accelerators. Duration and metrics are unmeasured.
 """
