@@ -110,7 +110,9 @@ def carry(
         if nudge is not None:
             y_s = nudge(y_s, xi, tau_s, s, t)
         target = target_time(denoiser, tau_s, tau_end)
-        y_s, delta, seen = denoiser.ask(xi, y_s, s, (tau_s, target), own, choice, **more)
+        # The fresh noise below takes a fold of `own`, which draws at a position must not share.
+        draws = jax.random.fold_in(own, 0) if drawn else own
+        y_s, delta, seen = denoiser.ask(xi, y_s, s, (tau_s, target), draws, choice, **more)
         fresh = denoiser.noise(jax.random.fold_in(own, 1)) if redraws else None
         delta = denoiser.table[seen[0]] if drawn else delta
         y_t = flow.path.step(
