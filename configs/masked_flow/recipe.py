@@ -55,7 +55,7 @@ def fine_tune(config, start: str):
 def distil(config, flow: str):
     """Changes `config`, fine-tuning, into the distillation of the masked flow in workdir `flow`.
 
-    The map trains adapters alone, from those of the flow; its base is the flow's, as it is.
+    The map trains adapters alone, which start from the flow's; its base is the flow's, unchanged.
     """
     choose(config, objective="masked_flow_map")
     config.adapters.base = flow

@@ -73,14 +73,14 @@ class LearntTimes(TimeLaw):
     Attributes:
       cfg: settings of the mixture.
       told: time variable of the network.
-      mixed: whether quantiles are taken of the mixture, not of its learnt component.
       state: learnt state; None before any batch.
+      mixed: whether quantiles are taken of the mixture, not of its learnt component.
     """
 
     cfg: GammaConfig
     told: GammaTold
-    mixed: bool = False
     state: GammaState | None = None
+    mixed: bool = False
 
     def settled(self, state: GammaState | None) -> "LearntTimes":
         if state is None:
