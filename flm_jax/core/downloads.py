@@ -8,6 +8,12 @@ from flm_jax.core.extras import import_extra
 from flm_jax.core.progress import Progress, on_terminal
 
 
+def _in_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this code; a program may import its packages too."""
+    shell = sys.modules.get("IPython")
+    return "ipykernel" in sys.modules and shell is not None and shell.get_ipython() is not None
+
+
 @contextlib.contextmanager
 def downloading(name: str) -> Iterator[None]:
     """Shows the progress of a download while its `with` block lasts.
@@ -18,7 +24,7 @@ def downloading(name: str) -> Iterator[None]:
     Args:
       name: name of the model, data set or tokenizer.
     """
-    if on_terminal(sys.stderr) or "ipykernel" in sys.modules:
+    if on_terminal(sys.stderr) or _in_notebook():
         yield
         return
     bars = import_extra("huggingface_hub.utils", "hf", f"the download of {name}")

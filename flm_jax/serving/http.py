@@ -1,11 +1,11 @@
 """The HTTP side: routes, bodies and event streams, as an ASGI application (extra `serve`)."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 from flm_jax.core.extras import import_extra
+from flm_jax.core.files import to_json
 from flm_jax.serving.completions import Completions
 from flm_jax.serving.errors import RequestError, insist, later
 from flm_jax.serving.limits import Rates
@@ -161,7 +161,7 @@ def _name(host: str) -> str:
 
 
 def _text(body: Any) -> bytes:
-    return json.dumps(body).encode()
+    return to_json(body).encode()
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Any:

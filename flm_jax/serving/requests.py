@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flm_jax.core.errors import LAST_SEED, UserError, one_of
+from flm_jax.core.files import to_json
 from flm_jax.core.settings import settings_of
 from flm_jax.data.text import tidy
 from flm_jax.samplers.base import Steps, read_steps
@@ -258,5 +259,5 @@ def _whole(
 
 def _shown(value: Any) -> str:
     """A value as JSON, cut if it is long."""
-    text = json.dumps(value)
+    text = to_json(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -175,7 +175,7 @@ def _started(
         put = lambda x, like: jnp.copy(jax.device_put(x, like.sharding))
         state = state._replace(tracked=jax.tree.map(put, times, state.tracked))
     params = state.params
-    if config["adapters"]["base"]:
+    if config["adapters"]["base"] and teacher is not None:
         params = started_params(params, teacher.params)
     params = params if adapters is None else join(params, adapters)
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))

@@ -64,7 +64,7 @@ CONTINUED = {
     "autoregressive": (
         "quickstart/ar.py",
         SMALL + "--config.data.path=data --config.data.packing=wrap --config.model.length=8"
-        " --config.model.loss_tile=0 --config.train.batch=8",
+        " --config.model.loss_tile=0 --config.train.batch=8 --config.optim.name=adamw",
     ),
     "bridge/adapt": (
         "masked_flow/small_adapt.py:bridge",

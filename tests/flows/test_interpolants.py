@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flm_jax.core.errors import UserError
+from flm_jax.flows.interpolants.base import Interpolant
 from flm_jax.flows.interpolants.linear import Linear
 from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
 from flm_jax.flows.interpolants.masked_bridge import MaskedBridge, MaskedBridgeOde
@@ -133,9 +134,9 @@ def test_a_stochastic_jump_goes_beyond_its_end(float64, path):
         assert (beyond >= t - 1e-12).all() and (beyond <= 1.0).all()
 
 
-def test_a_path_without_stochastic_jumps_says_so():
+def test_a_path_that_states_no_stochastic_jumps_says_so():
     with pytest.raises(UserError, match="got gamma=0.5, a fraction of fresh noise, .* expected 0"):
-        MaskedBridgeOde(0.2).overshoot(jnp.asarray([0.5]), 0.5)
+        Interpolant.overshoot(Linear(), jnp.asarray([0.5]), 0.5)
 
 
 @each_path

@@ -69,7 +69,10 @@ def small_objective(name):
     choose(config, objective=name, model=kind.networks[-1])
     config.model.length, config.model.vocab_size = 6, 11
     if kind.two_time:
-        config.model.two_time = True
+        group = config.adapters if kind.adapts == "always" else config.model
+        group.two_time = True
+    if "redraw" in config.flow and kind.two_time:
+        config.flow.redraw = False
     config.model.attention_softcap = 0.0
     if "context" in config.objective:
         config.objective.context = 0.5
@@ -87,11 +90,15 @@ def small_objective(name):
     asked = kind.teachers or two_networks or name.endswith("_matching")
     if kind.adapts != "never" or asked:
         teacher = split(params)[0] if kind.adapts == "always" else params
+    guide = net
+    if name == "masked_flow_map":  # its teacher is the flow, whose adapters have one time
+        guide = make_network(config | {"adapters": config["adapters"] | {"two_time": False}})
+        teacher = guide.init(jax.random.key(0))
     if name == "merge":
         config["objective"]["residual"] = "residual"
         teacher = teacher | {RESIDUAL: jax.tree.map(lambda x: 0.5 * x, params)}
     learns = bool(teacher)
-    objective = make_objective(config, net, make_flow(config, 11), net if learns else None)
+    objective = make_objective(config, net, make_flow(config, 11), guide if learns else None)
     return objective, trained_params(config, params), teacher, family(config).tracker(config)
 
 
