@@ -7,6 +7,7 @@ pairs seen once and twice, and lambda_a the mass that the pairs of `a` leave. Pa
 `least` leave all of theirs, which keeps the file small. A pair that is not kept has log lambda_a.
 """
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -124,6 +125,17 @@ def _read(path: epath.Path) -> tuple[Bigrams, str]:
     return bigrams, fingerprint
 
 
+@functools.lru_cache(maxsize=2)
+def _of_prepared(folder: str) -> tuple[Bigrams, str]:
+    """Bigrams of prepared data, and the fingerprint of their tokenizer.
+
+    They are counted once: each step count and each row of a table opens them again.
+    """
+    prepared = load_prepared(folder)
+    vocab_size = prepared.tokenizer.vocab_size
+    return count_bigrams(prepared.split("train"), vocab_size), prepared.tokenizer.fingerprint
+
+
 def load_bigrams(path: str | os.PathLike[str], fingerprint: str) -> Bigrams:
     """Opens the bigrams in a folder, or counts the pairs of prepared data.
 
@@ -143,9 +155,7 @@ def load_bigrams(path: str | os.PathLike[str], fingerprint: str) -> Bigrams:
             f"bigrams={path} has no {BIGRAMS} and is no prepared data; expected the folder of one "
             "of them.",
         )
-        prepared = load_prepared(folder)
-        own = prepared.tokenizer.fingerprint
-        bigrams = count_bigrams(prepared.split("train"), prepared.tokenizer.vocab_size)
+        bigrams, own = _of_prepared(str(folder))
     require(
         own == fingerprint,
         f"bigrams={path} were counted with another tokenizer than the model's; expected tokens of "

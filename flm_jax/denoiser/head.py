@@ -18,7 +18,7 @@ from flm_jax.core.network import Network
 from flm_jax.core.types import States, Times
 from flm_jax.denoiser import tile_targets, tiled
 from flm_jax.denoiser.tile_plan import plan_of, sampling_tile
-from flm_jax.flows.shapes import over_features, over_positions
+from flm_jax.flows.shapes import over_features
 
 
 class Readout(NamedTuple):
@@ -143,12 +143,7 @@ def mixture_cross_entropy(
     if plan := _plan(net):
         head = (out.kernel, out.bias)
         fn = tile_targets.product_target if product else tile_targets.mixture_target
-        heads, rows = [], []
-        for w, q in jax.lax.stop_gradient(list(targets)):
-            heads.append((q.kernel, q.bias))
-            # In this order: `tiled` takes every second array for features.
-            rows += [over_positions(w, weights.shape), q.features]
-        target = (tuple(heads), tuple(rows))
+        target = tile_targets.laid_out(targets, weights.shape)
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     log_probs = jax.nn.log_softmax(logits(out, net), axis=-1)
     if product:

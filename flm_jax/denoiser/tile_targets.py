@@ -1,10 +1,29 @@
 """Targets of tiled cross entropies: tokens, mixtures of outputs, their normalised products."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from flm_jax.core.types import Times
 from flm_jax.denoiser.tile_plan import Plan
 from flm_jax.denoiser.tiled import Target, log_partition, planned_logits
+from flm_jax.flows.shapes import over_positions
+
+
+def laid_out(targets: Sequence[tuple[Times, Any]], shape: tuple[int, ...]) -> Target:
+    """Heads and rows of weighted readouts, as the functions below read them; without gradient.
+
+    Args:
+      targets: pairs (weight [B] or [B, L], readout).
+      shape: (B, L).
+    """
+    heads, rows = [], []
+    for w, q in jax.lax.stop_gradient(list(targets)):
+        heads.append((q.kernel, q.bias))
+        rows += [over_positions(w, shape), q.features]
+    return tuple(heads), tuple(rows)
 
 
 def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):

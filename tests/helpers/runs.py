@@ -6,8 +6,11 @@ import jax
 import numpy as np
 
 from flm_jax.build.load import load_model
+from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.check import check
 from flm_jax.config.schema import base_config, choose
+from flm_jax.distributed import sharding
+from flm_jax.training.program import assemble
 from flm_jax.training.trainer import train_run
 
 
@@ -79,6 +82,19 @@ def distilling(config, objective, teacher):
 
 def run(config, workdir):
     return train_run(check(config), str(workdir))
+
+
+def restored(config, teacher, workdir):
+    """The last train state of a run of two networks that learn from a flow, over 4 tokens."""
+    config = check(config)
+    config["model"]["vocab_size"] = 4
+    mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
+    model = load_model(teacher, mesh)
+    program = assemble(config, mesh, (model.net, model.params))
+    checkpoints = Checkpoints(workdir)
+    state, _ = checkpoints.restore(program.initial_state(model.params))
+    checkpoints.close()
+    return jax.tree.map(np.asarray, state)
 
 
 def final_params(workdir):

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 import flm_jax
-from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.training.program import assemble
-from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
+from helpers.runs import (
+    assert_equal,
+    changed,
+    distilling,
+    final_params,
+    restored,
+    run,
+    tiny_config,
+)
 
 
 def matching_config(teacher, **values):
@@ -57,18 +63,6 @@ def program_of(config, devices=None):
     return program, program.initial_state(teacher), teacher, batch
 
 
-def restored(flow, workdir):
-    config = check(matching_config(flow))
-    config["model"]["vocab_size"] = 4
-    mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
-    model = load_model(flow, mesh)
-    program = assemble(config, mesh, (model.net, model.params))
-    checkpoints = Checkpoints(workdir)
-    state, _ = checkpoints.restore(program.initial_state(model.params))
-    checkpoints.close()
-    return jax.tree.map(np.asarray, state)
-
-
 def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(flow, uninterrupted, tmp_path):
     """Both networks, both optimizers, and what is reported."""
     config = matching_config(flow)
@@ -76,7 +70,10 @@ def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(flow, uninterrupte
     run(config, tmp_path / "run")
     config.train.steps = 8
     run(config, tmp_path / "run")
-    states = [restored(flow, folder) for folder in (uninterrupted, tmp_path / "run")]
+    states = [
+        restored(matching_config(flow), flow, folder)
+        for folder in (uninterrupted, tmp_path / "run")
+    ]
     assert_equal(*states)
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), states[0].auxiliary.params, states[0].params
@@ -111,7 +108,7 @@ def test_it_starts_from_a_flow_or_from_a_flow_map(flow, uninterrupted, tmp_path)
     for start in ("", flow, uninterrupted):
         workdir = tmp_path / (start and start.parent.name or "teacher")
         run(matching_config(flow, **{"objective.start": str(start)}, **still), workdir)
-        found, teacher = restored(flow, workdir), final_params(flow)
+        found, teacher = restored(matching_config(flow), flow, workdir), final_params(flow)
         want = final_params(start or flow)
         assert ("target_time" in want) == (start == uninterrupted)
         for own, taken in ((found.params, want), (found.auxiliary.params, teacher)):

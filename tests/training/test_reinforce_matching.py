@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 
 import flm_jax
-from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
-from flm_jax.checkpoints.workdir import Checkpoints
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
 from flm_jax.distributed import sharding
 from flm_jax.training.program import assemble
-from helpers.runs import assert_equal, changed, distilling, final_params, run, tiny_config
+from helpers.runs import (
+    assert_equal,
+    changed,
+    distilling,
+    final_params,
+    restored,
+    run,
+    tiny_config,
+)
 
 
 def reinforced(teacher, **values):
@@ -40,18 +46,6 @@ def uninterrupted(flow, tmp_path_factory):
     return workdir
 
 
-def restored(flow, workdir):
-    config = check(reinforced(flow))
-    config["model"]["vocab_size"] = 4
-    mesh = sharding.make_mesh(sharding.MeshConfig(**config["mesh"]))
-    model = load_model(flow, mesh)
-    program = assemble(config, mesh, (model.net, model.params))
-    checkpoints = Checkpoints(workdir)
-    state, _ = checkpoints.restore(program.initial_state(model.params))
-    checkpoints.close()
-    return jax.tree.map(np.asarray, state)
-
-
 def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(flow, uninterrupted, tmp_path):
     """Both networks with their optimizers; the discriminator has one output, and has learnt."""
     config = reinforced(flow)
@@ -59,7 +53,9 @@ def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(flow, uninterrupte
     run(config, tmp_path / "run")
     config.train.steps = 8
     run(config, tmp_path / "run")
-    states = [restored(flow, folder) for folder in (uninterrupted, tmp_path / "run")]
+    states = [
+        restored(reinforced(flow), flow, folder) for folder in (uninterrupted, tmp_path / "run")
+    ]
     assert_equal(*states)
     judge = states[0].auxiliary.params
     assert judge["head"]["kernel"].shape == (16, 1) and judge["table"].shape == (1, 16)

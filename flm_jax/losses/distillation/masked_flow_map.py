@@ -33,7 +33,6 @@ from flm_jax.denoiser.head import Readout, mixture_cross_entropy
 from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.noising import hidden_states
-from flm_jax.flows.shapes import over_positions
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.losses.distillation.base import Pairs, PairsConfig, Teacher, row_groups, split_rows
@@ -147,12 +146,8 @@ def guided_cross_entropy(
     """
     if len(parts) == 1:
         return mixture_cross_entropy(out, parts, weights, net)
-    heads, rows = [], []
-    for weight, part in jax.lax.stop_gradient(parts):
-        heads.append((part.kernel, part.bias))
-        rows += [over_positions(weight, weights.shape), part.features]
     fn = functools.partial(_signed_target, projection=projection)
-    target = (tuple(heads), tuple(rows))
+    target = tile_targets.laid_out(parts, weights.shape)
     head = (out.kernel, out.bias)
     return tiled.weighted_cross_entropy(plan_of(net), fn, out.features, head, weights, target)
 

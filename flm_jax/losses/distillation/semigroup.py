@@ -19,7 +19,6 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import expected_embedding, mixture_cross_entropy
 from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.shapes import over_positions
 from flm_jax.losses.distillation.base import DistillationConfig
 from flm_jax.losses.distillation.moving_target import Form, squared
 
@@ -96,10 +95,6 @@ def semigroup_loss_at(
     targets = [(gamma, first), (1.0 - gamma, second)]
     if form == "ce":
         return mixture_cross_entropy(out, targets, weights, net)
-    heads = tuple((q.kernel, q.bias) for _, q in targets)
-    wide = [(over_positions(w, weights.shape), q.features) for w, q in targets]
-    # (gamma, features, 1 - gamma, features), the order of `tile_targets.mixture_target`.
-    rows = jax.lax.stop_gradient((*wide[0], *wide[1]))
-    plan = plan_of(net)
+    plan, target = plan_of(net), tile_targets.laid_out(targets, weights.shape)
     fn, head = squared(tile_targets.mixture_target), (out.kernel, out.bias)
-    return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, (heads, rows))
+    return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
