@@ -29,6 +29,7 @@ from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_comparison, draw_schedule, quality_name
 from flm_jax.evaluation.tables import Row, table
+from flm_jax.evaluation.wording import Wording
 from flm_jax.metrics.generative_perplexity import Judge
 from flm_jax.samplers.base import SamplerConfig
 from flm_jax.training.schedule_log import read_schedule
@@ -37,12 +38,13 @@ from flm_jax.training.trainer import train_run
 _KEYS = ("title", "samples", "batch_size", "seed", "models")
 # judge: name of a model of the comparison, or a folder as of `judges.load_judge`; "" for none.
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
-_OPTIONAL = {"judge": "", "prepare": {}}
+# words: file of the known words, one a line, whose share is measured; "" for none.
+_OPTIONAL = {"judge": "", "prepare": {}, "words": ""}
 _MODEL_KEYS = ("config", "steps", "teacher")
 # ways: {label: {"steps": ..., "sampler": a name, and settings of it}}: the same model sampled
 # otherwise. frontier: {setting of the sampler: values}: the same, once for each value, and drawn
-# as a line of quality against entropy.
-_MODEL_OPTIONAL = {"ways": {}, "frontier": {}}
+# as a line of quality against entropy. start: name of an earlier model, to start from its weights.
+_MODEL_OPTIONAL = {"ways": {}, "frontier": {}, "start": ""}
 
 
 class Entry(NamedTuple):
@@ -87,11 +89,12 @@ def entries(config: dict[str, Any], folder: epath.Path) -> list[Entry]:
         _check_keys(given, (*_MODEL_KEYS, *_MODEL_OPTIONAL), f"config.models.{name}")
         steps, teacher = _steps(given, f"config.models.{name}"), given["teacher"]
         earlier = [entry.of for entry in found]
-        if teacher and teacher not in earlier:
-            raise unknown_name(f"teacher of {name} (a model before it)", teacher, earlier)
         trained = check(given["config"])
-        if teacher:
-            trained["objective"]["teacher"] = str(_workdir(folder, teacher))
+        for role, other in (("teacher", teacher), ("start", given["start"])):
+            if other and other not in earlier:
+                raise unknown_name(f"{role} of {name} (a model before it)", other, earlier)
+            if other:
+                trained["objective"][role] = str(_workdir(folder, other))
         if config["prepare"]:
             trained["data"]["path"] = str(_data(folder))
         if steps and not family(trained).steps_free:
@@ -163,13 +166,14 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
       UserError: bad configurations; before anything is trained.
     """
     workdir, config = expanded(workdir), _OPTIONAL | config
-    for key in ("judge", "prepare"):
+    for key in ("judge", "prepare", "words"):
         config[key] = at_home(config[key])
     check_folder(workdir, "--workdir")
     folder = epath.Path(workdir)
     models = entries(config, folder)
     judge = _judge(config["judge"], models, folder)
     preparation = _preparation(config["prepare"], str(_data(folder)))
+    wording = Wording(config["words"]) if config["words"] else None
     if preparation:
         prepare(preparation)
     trained = _trained(models)
@@ -181,7 +185,8 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
         print(f"[{number}/{len(trained)}] {entry.name}: training in {where}", flush=True)
         train_run(entry.config, str(where))
     given = {key: config[key] for key in ("samples", "batch_size", "seed")}
-    job = _Measuring(folder, given, judge, functools.cache(lambda: judge and load_judge(judge)))
+    opened = functools.cache(lambda: judge and load_judge(judge))
+    job = _Measuring(folder, given, judge, opened, config["words"], wording)
     rows = [row for entry in models if entry.steps for row in _rows(job, entry)]
     rows.append(_data_row(job, next(entry for entry in models if entry.steps)))
     _write_report(folder, config["title"], models, rows)
@@ -225,17 +230,20 @@ def _judge(name: str, models: list[Entry], folder: epath.Path) -> str:
 
 
 class _Measuring(NamedTuple):
-    """Settings that all rows share: samples, batch_size and seed; and the judge."""
+    """Settings that all rows share: samples, batch_size and seed; the judge; the known words."""
 
     folder: epath.Path
     given: dict[str, int]
     judge: str
     open_judge: Callable[[], Judge | None]
+    words: str
+    wording: Wording | None
 
     def settings(self, trained_steps: int) -> dict[str, Any]:
         """What a row depends on; one with other settings is measured again."""
         judge = {"judge": self.judge, "judge_steps": latest_step(self.judge)} if self.judge else {}
-        return self.given | {"trained_steps": trained_steps} | judge
+        words = {"words": self.words} if self.words else {}
+        return self.given | {"trained_steps": trained_steps} | judge | words
 
     def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
         path = self.folder / "rows" / f"{name}.json"
@@ -263,7 +271,7 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
         workdir = str(_workdir(job.folder, entry.of))
         choose = model_sampler if entry.sampler is None else lambda config: entry.sampler
-        how = {"judge": job.open_judge(), "choose": choose} | job.given
+        how = {"judge": job.open_judge(), "choose": choose, "wording": job.wording} | job.given
         with Progress(f"{entry.name}: samples", len(missing) * job.given["samples"]) as bar:
             rows = measure(workdir, missing, show=bar.done, **how)
             for steps, row in zip(missing, rows):
@@ -279,7 +287,7 @@ def _data_row(job: _Measuring, entry: Entry) -> Row:
     row = job.kept("data", settings)
     if row is None:
         what = subject(str(_workdir(job.folder, entry.of)), job.open_judge())
-        row = measure_data(what, job.given["samples"], job.given["batch_size"])
+        row = measure_data(what, job.given["samples"], job.given["batch_size"], job.wording)
         row = job.keep("data", row | {"settings": settings})
     return row
 

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+from etils import epath
 
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
@@ -106,6 +107,29 @@ def test_other_settings_are_measured_again(finished, measured):
     assert measured == [("FLM", 4), ("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
 
 
+def test_known_words_are_counted_where_they_are_listed(finished, tmp_path):
+    """A word list is a setting: rows without its share are measured again."""
+    words = tmp_path / "words.txt"
+    words.write_text("nothing\n")
+    few = {"samples": 16, "batch_size": 16, "words": str(words)}
+    compare_run(comparison() | few, str(finished))
+    rows = json.loads((finished / "report.json").read_text())["rows"]
+    assert [row["known_words"] for row in rows] == [0.0] * len(rows)
+
+
+def test_a_model_starts_from_an_earlier_one(tmp_path):
+    config = comparison() | compare._OPTIONAL
+    matched = tiny_config()
+    choose(matched, objective="distribution_matching")
+    matched.model.two_time = True
+    own = {"config": matched.to_dict(), "steps": (1,), "teacher": "FLM", "start": "FMLM"}
+    config["models"]["matched"] = own
+    found = compare.entries(config, epath.Path(tmp_path))[-1].config["objective"]
+    assert (found["teacher"], found["start"]) == tuple(
+        str(tmp_path / "models" / name) for name in ("FLM", "FMLM")
+    )
+
+
 def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypatch):
     """A comparison that is stopped between two rows of a model measures only the second again."""
     changed, whole = comparison() | {"seed": 1}, compare.measure
@@ -145,6 +169,7 @@ def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
     ("change", "message"),
     [
         ({"teacher": "FML"}, "unknown teacher of FMLM .a model before it. 'FML'; did you mean"),
+        ({"start": "FLN"}, "unknown start of FMLM .a model before it. 'FLN'; did you mean 'FLM'"),
         ({"steps": (0,)}, "config.models.FMLM.steps is .0.; expected numbers from 1"),
         (
             {"ways": {"a": {"sampler": "posterior_refinement"}}},

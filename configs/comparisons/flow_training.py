@@ -1,0 +1,114 @@
+"""What helps a small flow of children's books, and a small map of it: one change at a time.
+
+python -m flm_jax.evaluate --config=configs/comparisons/flow_training.py:0 \
+    --config.prepare.path=FOLDER/tales.jsonl.gz --workdir=runs/flow_training
+
+`base` is the small FLM of configs/comparisons/tales.py: Muon at 3e-3, posterior input, the
+decoding-error clock, clean context in half of the rows. Each other flow has one thing changed and
+sees as many tokens. The maps are distilled from `base`. Other vocabularies are runs of their own,
+with the judge of this one:
+
+python -m flm_jax.evaluate --config=configs/comparisons/flow_training.py:0,base \
+    --config.prepare.path=FOLDER/tales.jsonl.gz --config.prepare.vocab_size=8192 \
+    --config.judge=runs/flow_training/models/judge --workdir=runs/flow_training_8192
+
+Hardware: one GPU. Duration and metrics: docs/results/text.md, "The recipe of a small flow".
+"""
+
+from ml_collections import ConfigDict
+
+from configs.comparisons import tales
+from flm_jax.config import choose
+
+STEPS = 3000
+
+
+def _embedding(config):
+    choose(config, flow="variance_preserving")
+    config.model.normalised_table = True
+
+
+def _langflow(config):
+    _embedding(config)
+    config.model.posterior_input = False
+    config.model.posterior_skip = True
+    config.model.self_conditioning = True
+
+
+def _longer(config):
+    config.model.length = 64
+    config.train.batch //= 2
+
+
+def _wider(config):
+    config.model.dim = 256
+
+
+# name -> what differs from `base`: settings, or a function that changes the configuration.
+FLOWS = {
+    "base": {},
+    "muon_1e-3": {"optim.lr": 1e-3},
+    "muon_1e-2": {"optim.lr": 1e-2},
+    "adamw_1e-3": {"optim.name": "adamw", "optim.lr": 1e-3},
+    "adamw_3e-3": {"optim.name": "adamw", "optim.lr": 3e-3},
+    "states": {"model.posterior_input": False},
+    "states_adamw": {"model.posterior_input": False, "optim.name": "adamw", "optim.lr": 1e-3},
+    "no_context": {"objective.context": 0.0},
+    "clock_embedded": {"flow.clock": "embedded"},
+    "clock_learnt": {"flow.clock": "learnt"},
+    "embedding": _embedding,
+    "langflow": _langflow,
+    "self_conditioned": {"model.self_conditioning": True},
+    "length_64": _longer,
+    "dim_256": _wider,
+}
+# name -> (objective, what differs). An update of distribution matching takes three batches.
+MAP_STEPS = 1000
+ROUTES = {
+    "map_semigroup": {},
+    "map_boundary": {"objective.boundary": 0.25},
+    "map_endpoint": {"objective.name": "endpoint"},
+    "map_lagrangian": {"objective.name": "lagrangian"},
+    "map_eulerian": {"objective.name": "eulerian"},
+}
+MATCHED = {
+    "matched_from_map": {},
+    "matched_from_flow": {},
+    "matched_at_1": {"objective.teacher_temperature": 1.0},
+    "matched_adamw": {"optim.name": "adamw", "optim.lr": 3e-4, "objective.auxiliary_lr": 3e-4},
+}
+
+
+def _changed(config, changes):
+    if callable(changes):
+        changes(config)
+        return config
+    if "objective.name" in changes:
+        choose(config, objective=changes["objective.name"])
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def get_config(arg: str = ""):
+    """`arg` is the seed of training and, after it, names of models, all by default: 1,base."""
+    seed, *names = (arg or "0").split(",")
+    config = tales.comparison("tales: what helps a small flow, and a small map of it")
+    config.judge = "judge"
+    found = {"judge": (tales.judge(), (), "", "")}
+    for name, changes in FLOWS.items():
+        found[name] = (_changed(tales.flow(STEPS), changes), (8, 32), "", "")
+    for name, changes in ROUTES.items():
+        found[name] = (_changed(tales.flow_map(MAP_STEPS), changes), (1, 4), "base", "")
+    for name, changes in MATCHED.items():
+        start = "" if name == "matched_from_flow" else "map_semigroup"
+        found[name] = (_changed(tales.matched(MAP_STEPS), changes), (1, 4), "base", start)
+    for name, (model, steps, teacher, start) in found.items():
+        if names and name not in names:
+            continue
+        model.seed = int(seed)
+        entry = {"config": model, "steps": steps, "teacher": teacher, "start": start, "ways": {}}
+        config.models[name] = ConfigDict(entry)
+        if name in FLOWS:
+            config.models[name].frontier = ConfigDict({"denoiser_temperature": (0.8,)})
+    return config
