@@ -102,21 +102,28 @@ def test_comparison_builds(path, tmp_path):
     for task in module.get("TASKS") or module.get("CORPORA") or [""]:
         given = module["get_config"](task).to_dict()
         sizes, tokens = {}, {}
-        for entry in entries(given | {"judge": "", "prepare": {}}, tmp_path):
+        for entry in entries(given | {"judge": "", "prepare": {}, "words": ""}, tmp_path):
             if entry.steps:
                 config = _with_vocabulary(entry.config, given)
                 params = abstract_params(make_network(config))
                 sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
-                tokens[entry.name] = config["train"]["steps"] * config["train"]["batch"]
+                rows = config["train"]["steps"] * config["train"]["batch"]
+                tokens[entry.name] = rows * config["model"]["length"]
+        sizes.pop("dim_256", None)  # what it changes
         assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
         own = {name for name in tokens if name.endswith("_self")}
         assert all(tokens[name] == tokens[name.removesuffix("_self")] for name in own)
         if baselines := {tokens[name] for name in ("MDLM", "Duo", "AR") if name in tokens}:
-            assert baselines == {tokens["FLM"] + tokens["FMLM"]}
+            maps = sum(number for name, number in tokens.items() if name.startswith("FMLM"))
+            assert baselines == {tokens["FLM"] + maps}
             distilled = [tokens[name] for name in ("MDLM_sdtt", "Duo_dcd") if name in tokens]
-            assert all(number == tokens["FMLM"] for number in distilled)
+            assert all(number == maps for number in distilled)
         elif own:
             assert own == {"FLM_self", "FMLM_self"}
+        elif flows := module.get("FLOWS"):
+            assert len({tokens[name] for name in flows}) == 1
+            assert len({tokens[name] for name in module["ROUTES"]}) == 1
+            assert len({tokens[name] for name in module["MATCHED"]}) == 1
         elif cost := module.get("COST"):
             spent = [tokens[n] * cost[n.removesuffix("_alone")] for n in tokens if n != "FLM"]
             assert len(spent) == 2 * len(cost) and max(spent) / min(spent) < 1.01
