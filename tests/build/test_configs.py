@@ -103,7 +103,7 @@ def test_comparison_builds(path, tmp_path):
         given = module["get_config"](task).to_dict()
         sizes, tokens = {}, {}
         for entry in entries(given | {"judge": "", "prepare": {}, "words": ""}, tmp_path):
-            if entry.steps:
+            if entry.steps and entry.of == entry.name:
                 config = _with_vocabulary(entry.config, given)
                 params = abstract_params(make_network(config))
                 sizes[entry.name] = sum(x.size for x in jax.tree.leaves(params))
