@@ -99,6 +99,7 @@ def get_config(arg: str = ""):
     """`arg` is the seed of training and, after it, names of models, all by default: 1,base."""
     seed, *names = (arg or "0").split(",")
     config = tales.comparison("tales: what helps a small flow, and a small map of it")
+    config.judge = ""
     config.samples = 128
     found = {}
     for name, changes in FLOWS.items():
