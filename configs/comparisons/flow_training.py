@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from configs.comparisons import tales
 from flm_jax.config import choose
 
-DIM, ROWS, STEPS = 128, 32, 600
+DIM, ROWS, STEPS = 128, 32, 400
 
 
 def _embedding(config):
@@ -64,7 +64,7 @@ FLOWS = {
     "dim_192": _wider,
 }
 # name -> (objective, what differs). An update of distribution matching takes three batches.
-MAP_STEPS = 200
+MAP_STEPS = 150
 ROUTES = {
     "map_semigroup": {},
     "map_boundary": {"objective.boundary": 0.25},

@@ -8,7 +8,8 @@ rows of 32 tokens. So do MDLM, Duo and AR, each alone; MDLM_sdtt and Duo_dcd wit
 they start from. An update of distribution matching counts the rows of all its three networks. All
 are of the recipe of configs/tales: Muon, and posterior input and clean context for the flows.
 
-Hardware: one GPU. Duration and metrics: docs/results/tales.md, "The headline with its rivals".
+Hardware: one GPU. Duration: all but FMLM_dmd were trained on an H200 in seven minutes, eight at a
+time; their measuring was not finished (docs/results/tales.md, "Few-step rivals").
 """
 
 from pathlib import Path
