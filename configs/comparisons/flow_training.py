@@ -13,7 +13,9 @@ python -m flm_jax.evaluate --config=configs/comparisons/flow_training.py:0,base 
     --config.prepare.path=FOLDER/tales.jsonl.gz --config.prepare.vocab_size=8192 \
     --config.judge=JUDGE --workdir=runs/flow_training_8192
 
-Hardware: one CPU core. Duration and metrics: docs/results/text.md, "The recipe of a small flow".
+Hardware: one CPU core, on which a step of `base` takes .7 s of processor time: two hours for all.
+The comparison was not run to its end; losses of three optimizers, at a larger size on an H200, are
+in docs/results/text.md, "Optimizers of a flow".
 """
 
 from ml_collections import ConfigDict
