@@ -38,7 +38,6 @@ from flm_jax.evaluation.plots import draw_schedule
 from flm_jax.evaluation.protocols import FROM_FILE, PROTOCOLS, file_row, reference_rows
 from flm_jax.evaluation.sample_files import Kept, read_samples
 from flm_jax.evaluation.tables import Row, table
-from flm_jax.evaluation.wording import Wording
 from flm_jax.metrics.generative_perplexity import Judge
 from flm_jax.metrics.reference_perplexity import SAMPLES
 from flm_jax.training import schedule_log
@@ -113,17 +112,6 @@ _SPLIT = flags.DEFINE_string("split", "valid", "Split of --corpus.")
 _SEQUENCES = flags.DEFINE_integer(
     "corpus_sequences", 1024, "Number of sequences of --corpus; 0 is all."
 )
-_WORDS = DEFINE_path(
-    "words",
-    "",
-    "Word list, one word a line; adds the fraction of generated words that it contains.",
-)
-_COPIED = flags.DEFINE_integer(
-    "copied",
-    0,
-    "Number of consecutive words; adds the fraction of samples that copy at least this "
-    "many from the training texts of --data.",
-)
 _FEW = 64  # samples of a row by the library's protocol, unless others are asked for
 _SHOW = flags.DEFINE_integer("show", 2, "Number of samples printed for each row.")
 _JSON = DEFINE_output("json", "", "JSON file to write the rows and all samples to.")
@@ -167,11 +155,7 @@ def _check(models: list[tuple[str, list[int]]]) -> None:
         f"got --prompted={_PROMPTED.value} and no judge; give --judge.",
     )
     reference = _PROTOCOL.value == "reference"
-    other = [
-        f"--{flag.name}"
-        for flag in (_DATA, _WORDS, _COPIED, judging_flags.FEATURES, _PROMPTED)
-        if flag.value
-    ]
+    other = [f"--{flag.name}" for flag in (_DATA, *judging_flags.OF_TEXTS, _PROMPTED) if flag.value]
     require(
         not (reference and other),
         f"got {' and '.join(other)} with --protocol=reference, which measures perplexity and "
@@ -207,7 +191,7 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
             with _progress(workdir, num, steps) as bar:
                 rows += reference_rows(workdir, steps, samples=num, show=bar.done, **wanted)
         return rows
-    num, wording = _number(_FEW), Wording(_WORDS.value, _COPIED.value, _DATA.value)
+    num, wording = _number(_FEW), judging_flags.wording(_DATA.value)
     for workdir, steps in models:
         more = {"samples": num, "data": _DATA.value, "wording": wording, "features": features}
         more["prompted"] = _PROMPTED.value

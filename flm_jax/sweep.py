@@ -29,6 +29,7 @@ from flm_jax.evaluation.measure import Subject, measure_data, subject
 from flm_jax.evaluation.plots import draw_sweep
 from flm_jax.evaluation.sweep import step_list, sweep_plans, sweep_row
 from flm_jax.evaluation.tables import Row
+from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine, text_reward
 from flm_jax.samplers.base import SamplerConfig, nothing_given
 
@@ -60,11 +61,12 @@ def main(argv) -> None:
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     judge = load_judge(judging_flags.JUDGE.value) if judging_flags.JUDGE.value else None
     features = features_of(judging_flags.FEATURES.value, judge)
+    wording = judging_flags.wording(_DATA.value)
     what = subject(_WORKDIR.value, judge, _DATA.value, features)
     with Progress("rows") as bar:
-        rows = _sweep(what, steps, plans, bar)
+        rows = _sweep(what, steps, plans, wording, bar)
     if what.data:
-        rows.append(measure_data(what, _NUM.value, _SCORED))
+        rows.append(measure_data(what, _NUM.value, _SCORED, wording))
     if _JSON.value:
         write_output(_JSON.value, to_json(rows, indent=1) + "\n")
     if _PLOT.value:
@@ -73,7 +75,11 @@ def main(argv) -> None:
 
 
 def _sweep(
-    what: Subject, steps: list[int], plans: list[tuple[float, SamplerConfig]], bar: Progress
+    what: Subject,
+    steps: list[int],
+    plans: list[tuple[float, SamplerConfig]],
+    wording: Wording,
+    bar: Progress,
 ) -> list[Row]:
     """Measures and prints a row for each step count and value."""
     model, length = what.model, what.model.net.max_length
@@ -84,7 +90,7 @@ def _sweep(
     rows: list[Row] = []
     each = list(itertools.product(engine.step_counts(model, steps, length), plans))
     for count, (value, chosen) in each:
-        how = {"steps": count, "num": _NUM.value, "seed": _SEED.value}
+        how = {"steps": count, "num": _NUM.value, "seed": _SEED.value, "wording": wording}
         row = sweep_row(what, chosen, given, pattern, **how)
         told = {"model": _WORKDIR.value, "steps": count, "swept": value, _OPTION.value: value}
         rows.append(told | row)

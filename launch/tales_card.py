@@ -80,9 +80,12 @@ def _stages(report: Path) -> tuple[str, float]:
 def _joined(config: dict) -> str:
     if not config["sampler"].get("bigram"):
         return ""
-    return """
-It chooses the tokens of a call together, by the bigrams of its training texts
-(`bigrams.safetensors`); `bigram=0` leaves that out.
+    both = config["sampler"].get("trigram", 0.0) > 0
+    kinds = "bigrams and trigrams" if both else "bigrams"
+    files = "`bigrams.safetensors` and `trigrams.safetensors`" if both else "`bigrams.safetensors`"
+    return f"""
+It chooses the tokens of a call together, by the {kinds} of its training texts
+({files}); `bigram=0` leaves that out.
 """
 
 

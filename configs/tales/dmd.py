@@ -35,5 +35,6 @@ def get_config(arg: str = ""):
     config.train.checkpoint_every = 500
     config.sampler.gamma = 0.5
     config.sampler.bigram = 1.0
+    config.sampler.trigram = 2.0
     config.eval.sample_steps = 1
     return config

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from flm_jax.build.bigrams import model_bigrams
+from flm_jax.build.bigrams import model_bigrams, model_trigrams
 from flm_jax.build.families.registry import objective_name
 from flm_jax.build.load import Model
 from flm_jax.checkpoints.portable import save_folder
@@ -17,15 +17,19 @@ INCLUDED = "included"
 def save_model(folder: str | os.PathLike[str], model: Model) -> None:
     """Writes a model as a folder that every command accepts as a workdir.
 
-    A model whose own sampler joins tokens by bigrams takes them along.
+    A model whose own sampler joins tokens by bigrams and trigrams takes them along.
 
     Raises:
       UserError: the folder already holds a model.
     """
     parts = (portable_config(model.config), model_card(model), model.params, model.tokenizer)
     sampler = model.config["sampler"]
-    bigrams = model_bigrams(model, sampler["bigrams"]) if sampler.get("bigram") else None
-    save_folder(os.fspath(folder), *parts, step=model.step, times=model.times, bigrams=bigrams)
+    tables = {}
+    if sampler.get("bigram"):
+        tables["bigrams"] = model_bigrams(model, sampler["bigrams"])
+        if sampler["trigram"]:
+            tables["trigrams"] = model_trigrams(model, sampler["bigrams"])
+    save_folder(os.fspath(folder), *parts, step=model.step, times=model.times, **tables)
 
 
 def portable_config(config: Config) -> Config:

@@ -27,11 +27,15 @@ from flm_jax.core.reading import named_damage, require_plain
 from flm_jax.core.types import Params
 from flm_jax.data.bigrams import BIGRAMS, Bigrams, save_bigrams
 from flm_jax.data.tokenizers.base import Tokenizer
+from flm_jax.data.trigrams import TRIGRAMS, Trigrams, save_trigrams
 from flm_jax.interop.tensors import save_tensors
 
 WEIGHTS = "model.safetensors"
 HUB = "hf:"
-_FETCHED = (WEIGHTS, "config.json", "README.md", BIGRAMS, "tokenizer/*.json", "tokenizer/*.model")
+_FETCHED = (
+    *(WEIGHTS, "config.json", "README.md", BIGRAMS, TRIGRAMS),
+    *("tokenizer/*.json", "tokenizer/*.model"),
+)
 PRETRAINED = epath.Path(__file__).parent.parent / "pretrained"
 _TIMES = "times."  # before the names of what is learnt of the law of times
 
@@ -97,6 +101,7 @@ def save_folder(
     step: int,
     times: Any,
     bigrams: Bigrams | None = None,
+    trigrams: Trigrams | None = None,
 ) -> None:
     """Writes a model as a folder; config.json comes last, so its presence means a complete one.
 
@@ -106,7 +111,7 @@ def save_folder(
       params: all parameters, including a frozen base's; their dtypes are kept.
       step: training step, which is stored in the file.
       times: tree of the state of learnt times; None without one.
-      bigrams: bigrams of the training texts; None for none.
+      bigrams, trigrams: those of the training texts; None for none.
 
     Raises:
       UserError: the folder already holds a model.
@@ -124,6 +129,8 @@ def save_folder(
         tokenizer.save(root / "tokenizer")
         if bigrams is not None:
             save_bigrams(root, bigrams, tokenizer.fingerprint)
+        if trigrams is not None:
+            save_trigrams(root, trigrams, tokenizer.fingerprint)
         write_whole(root / "README.md", card)
         write_config(root, record)
 

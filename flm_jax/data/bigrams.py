@@ -9,7 +9,8 @@ pairs seen once and twice, and lambda_a the mass that the pairs of `a` leave. Pa
 
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
@@ -23,6 +24,7 @@ from flm_jax.core.reading import named_damage, require_plain
 from flm_jax.data.corpus.manifest import MANIFEST
 from flm_jax.data.corpus.store import TokenStream, load_prepared
 
+T = TypeVar("T")
 BIGRAMS = "bigrams.safetensors"
 # Tokens that are counted: all of a small corpus, and of a large one its beginning.
 MOST_TOKENS = 100_000_000
@@ -46,17 +48,48 @@ class Bigrams(NamedTuple):
     backoff: np.ndarray
 
 
-def _counted(stream: TokenStream, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (a V + b), sorted, and their counts, int64."""
+class Counts(NamedTuple):
+    """The runs of `order` tokens of a corpus: their codes in base V, sorted, and how often each is.
+
+    Attributes:
+      codes: int64 [n].
+      counts: int64 [n].
+    """
+
+    codes: np.ndarray
+    counts: np.ndarray
+
+    def discount(self) -> float:
+        """Absolute discount n_1 / (n_1 + 2 n_2), which is subtracted from each count."""
+        once, twice = (np.sum(self.counts == number) for number in (1, 2))
+        return float(once / max(once + 2 * twice, 1))
+
+    def at_least(self, least: int) -> "Counts":
+        """Returns the runs that are seen so often."""
+        kept = self.counts >= least
+        return Counts(self.codes[kept], self.counts[kept])
+
+
+def counted(stream: TokenStream, vocab_size: int, order: int) -> Counts:
+    """Counts the runs of `order` tokens of a corpus, of which `MOST_TOKENS` are read."""
     codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     total = min(len(stream), MOST_TOKENS)
     for start in range(0, total, _PIECE):
-        # One token more than the piece, so that no pair is lost between two pieces.
-        tokens = stream.read(start, min(start + _PIECE + 1, total)).astype(np.int64)
-        found, number = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
+        # Some tokens more than the piece, so that no run is lost between two pieces.
+        tokens = stream.read(start, min(start + _PIECE + order - 1, total)).astype(np.int64)
+        number = max(tokens.size - order + 1, 0)
+        runs = np.zeros(number, np.int64)
+        for offset in range(order):
+            runs = runs * vocab_size + tokens[offset : offset + number]
+        found, number = np.unique(runs, return_counts=True)
         codes, places = np.unique(np.concatenate([codes, found]), return_inverse=True)
         counts = np.bincount(places, weights=np.concatenate([counts, number])).astype(np.int64)
-    return codes, counts
+    return Counts(codes, counts)
+
+
+def token_shares(pairs: Counts, vocab_size: int) -> np.ndarray:
+    """Probabilities p(b) of the second tokens of all pairs, float64 [V]."""
+    return np.bincount(pairs.codes % vocab_size, pairs.counts, vocab_size) / pairs.counts.sum()
 
 
 def count_bigrams(stream: TokenStream, vocab_size: int, least: int = _LEAST) -> Bigrams:
@@ -70,15 +103,19 @@ def count_bigrams(stream: TokenStream, vocab_size: int, least: int = _LEAST) -> 
     Raises:
       UserError: a corpus without two tokens.
     """
-    codes, counts = _counted(stream, vocab_size)
-    require(codes.size > 0, "the corpus has no two tokens in a row; expected texts to count pairs.")
+    return bigrams_of(counted(stream, vocab_size, 2), vocab_size, least)
+
+
+def bigrams_of(pairs: Counts, vocab_size: int, least: int = _LEAST) -> Bigrams:
+    """Returns the bigrams of counted pairs; see `count_bigrams`."""
+    require(
+        pairs.codes.size > 0,
+        "the corpus has no two tokens in a row; expected texts to count pairs.",
+    )
+    before = np.bincount(pairs.codes // vocab_size, pairs.counts, vocab_size)
+    share, discount = token_shares(pairs, vocab_size), pairs.discount()
+    codes, counts = pairs.at_least(least)
     first, second = np.divmod(codes, vocab_size)
-    before = np.bincount(first, counts, vocab_size)
-    share = np.bincount(second, counts, vocab_size) / counts.sum()
-    once, twice = (np.sum(counts == number) for number in (1, 2))
-    discount = once / max(once + 2 * twice, 1)
-    kept = counts >= least
-    first, second, counts = first[kept], second[kept], counts[kept]
     mass = np.maximum(counts - discount, 0.0) / before[first]
     left = np.where(before > 0, 1.0 - np.bincount(first, mass, vocab_size), 1.0)
     # What is left of a token that is always followed by the same ones is 0 up to rounding.
@@ -95,31 +132,62 @@ def save_bigrams(folder: str | os.PathLike[str], bigrams: Bigrams, fingerprint: 
     Args:
       fingerprint: fingerprint of the tokenizer whose tokens were counted.
     """
-    narrow = np.uint16 if bigrams.backoff.size <= 1 << 16 else np.int32
     tensors = bigrams._asdict() | {
-        "nexts": bigrams.nexts.astype(narrow),
+        "nexts": narrow(bigrams.nexts, bigrams.backoff.size),
         "ratios": bigrams.ratios.astype(np.float16),
     }
-    write_whole(
-        epath.Path(expanded(str(folder))) / BIGRAMS, save(tensors, {"tokenizer": fingerprint})
+    write_table(folder, BIGRAMS, tensors, fingerprint)
+
+
+def narrow(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Returns numbers up to V - 1 in 16 bits, if they fit."""
+    return ids.astype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def write_table(
+    folder: str | os.PathLike[str], name: str, tensors: dict[str, np.ndarray], fingerprint: str
+) -> None:
+    """Writes a table of counts and the fingerprint of its tokenizer as a file of a folder."""
+    place = epath.Path(expanded(str(folder))) / name
+    write_whole(place, save(tensors, {"tokenizer": fingerprint}))
+
+
+def read_table(
+    path: epath.Path, what: str, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Reads the tensors of a table, and the fingerprint of its tokenizer.
+
+    Args:
+      what: what the table holds, for errors.
+
+    Raises:
+      UserError: a damaged file, or one without these tensors.
+    """
+    require_plain(path, what)
+    with named_damage(path), safe_open(str(path), framework="numpy") as file:
+        found = {name: file.get_tensor(name) for name in names}
+        return found, (file.metadata() or {}).get("tokenizer", "")
+
+
+def rising(starts: np.ndarray, rows: int, places: int) -> bool:
+    """Whether `starts` [rows + 1] divides `places` places among rows, in their order."""
+    return (
+        starts.shape == (rows + 1,)
+        and starts[0] == 0
+        and starts[-1] == places
+        and bool(np.all(np.diff(starts) >= 0))
     )
 
 
 def _read(path: epath.Path) -> tuple[Bigrams, str]:
     """Bigrams of a file, and the fingerprint of their tokenizer."""
-    require_plain(path, "bigrams")
-    with named_damage(path), safe_open(str(path), framework="numpy") as file:
-        found = {name: file.get_tensor(name) for name in Bigrams._fields}
-        fingerprint = (file.metadata() or {}).get("tokenizer", "")
+    found, fingerprint = read_table(path, "bigrams", Bigrams._fields)
     kinds = dict(zip(Bigrams._fields, (np.int32, np.int32, np.float32, np.float32)))
     bigrams = Bigrams(**{name: x.astype(kinds[name]) for name, x in found.items()})
-    starts, pairs, tokens = bigrams.starts, bigrams.nexts.size, bigrams.backoff.size
+    pairs = bigrams.nexts.size
     require(
-        starts.shape == (tokens + 1,)
-        and bigrams.nexts.shape == bigrams.ratios.shape == (pairs,)
-        and starts[0] == 0
-        and starts[-1] == pairs
-        and bool(np.all(np.diff(starts) >= 0)),
+        rising(bigrams.starts, bigrams.backoff.size, pairs)
+        and bigrams.nexts.shape == bigrams.ratios.shape == (pairs,),
         f"{path} holds no table of bigrams; expected one that this library wrote.",
     )
     return bigrams, fingerprint
@@ -146,19 +214,30 @@ def load_bigrams(path: str | os.PathLike[str], fingerprint: str) -> Bigrams:
     Raises:
       UserError: neither is there, the file is damaged, or the tokens are of another tokenizer.
     """
+    return opened(path, BIGRAMS, fingerprint, _read, _of_prepared)
+
+
+def opened(
+    path: str | os.PathLike[str],
+    name: str,
+    fingerprint: str,
+    read: Callable[[epath.Path], tuple[T, str]],
+    count: Callable[[str], tuple[T, str]],
+) -> T:
+    """Opens the table `name` of a folder, or counts that of prepared data; see `load_bigrams`."""
     folder = epath.Path(path)
-    if (folder / BIGRAMS).exists():
-        bigrams, own = _read(folder / BIGRAMS)
+    if (folder / name).exists():
+        table, own = read(folder / name)
     else:
         require(
             (folder / MANIFEST).exists(),
-            f"bigrams={path} has no {BIGRAMS} and is no prepared data; expected the folder of one "
-            "of them.",
+            f"bigrams={path} has no {name} and is no prepared data; expected the folder of one of "
+            "them.",
         )
-        bigrams, own = _of_prepared(str(folder))
+        table, own = count(str(folder))
     require(
         own == fingerprint,
         f"bigrams={path} were counted with another tokenizer than the model's; expected tokens of "
         "the model's own.",
     )
-    return bigrams
+    return table

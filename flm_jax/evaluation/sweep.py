@@ -7,6 +7,7 @@ from flm_jax.core.errors import one_of, require
 from flm_jax.core.settings import settings_of
 from flm_jax.evaluation.measure import Subject, figures
 from flm_jax.evaluation.tables import Row
+from flm_jax.evaluation.wording import Wording
 from flm_jax.inference import engine, text_reward
 from flm_jax.metrics.intervals import share_interval
 from flm_jax.samplers.base import Given, SamplerConfig
@@ -62,6 +63,7 @@ def sweep_row(
     steps: int,
     num: int,
     seed: int,
+    wording: Wording,
 ) -> Row:
     """Figures of `num` samples drawn with `sampler`.
 
@@ -69,10 +71,12 @@ def sweep_row(
       what: model, and the data and judges with which its samples are compared.
       given: prescribed tokens of one batch [B, L].
       pattern: regular expression whose matching fraction is reported; "" for none.
+      wording: figures of the samples' texts.
     """
     model = what.model
     drawn = engine.draw(model, given, steps=steps, num=num, seed=seed, sampler=sampler)
     row = {"calls": drawn.calls, **figures(what, drawn.tokens, _JUDGED)}
+    row |= wording.figures([model.tokenizer.decode(tokens) for tokens in drawn.tokens])
     if pattern:
         share = float(text_reward.matches(drawn.tokens, model.tokenizer, pattern).mean())
         low, high = share_interval(share, num)

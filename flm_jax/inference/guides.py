@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flm_jax.build.bigrams import model_bigrams
+from flm_jax.build.bigrams import model_bigrams, model_trigrams
 from flm_jax.build.families.flow import shared_settings
 from flm_jax.build.families.registry import family, objective_name
 from flm_jax.build.load import Model, load_model, with_dropout
@@ -91,6 +91,8 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
     weak, reward, extra = None, None, {}
     if isinstance(cfg, BigramConfig) and cfg.bigram:
         extra["bigrams"] = jax.tree.map(jnp.asarray, model_bigrams(model, cfg.bigrams))
+        if cfg.trigram:
+            extra["trigrams"] = jax.tree.map(jnp.asarray, model_trigrams(model, cfg.bigrams))
     if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0 and not cfg.by_prompt:
         if cfg.weak:
             found = _weak(model, cfg.weak)

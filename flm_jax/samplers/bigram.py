@@ -1,23 +1,26 @@
-"""Tokens of one network call chosen together, by the bigrams of the training texts.
+"""Tokens of one network call chosen together, by the bigrams and trigrams of the training texts.
 
 One call gives each position its own distribution p_i; tokens taken from them one by one need not
 go together ("the the", halves of two words). Here they are taken from
 
-    p(x) ~ prod_i p_i(x_i) prod_i (q(x_i | x_{i-1}) / q(x_i))^w,
+    p(x) ~ prod_i p_i(x_i) prod_i (q(x_i | x_{i-1}) / q(x_i))^w
+                           prod_i (q(x_i | x_{i-2}, x_{i-1}) / q(x_i | x_{i-1}))^v,
 
-the second product over neighbours that are both to be written: p_i of a token beside a known one
-knows it already. q are the bigrams of `data.bigrams`; no other network call is made. At temperature
-0 the tokens are the most probable ones under p among the K most probable of each position, by the
-algorithm of Viterbi. Else K tokens of each position are drawn from p_i, and one of them by
-filtering forwards and sampling backwards with the links, and the part of the temperature that is
-not in the draws: exact as K grows (sampling-importance resampling), and no token is cut off.
+the second product over neighbours that are both to be written, the third over three in a row: p_i
+of a token beside a known one knows it already. q are the bigrams of `data.bigrams` and the trigrams
+of `data.trigrams`; no other network call is made. At temperature 0 the tokens are the most probable
+ones under p among the K most probable of each position, by the algorithm of Viterbi. Else K tokens
+of each position are drawn from p_i, and one of them by filtering forwards and sampling backwards
+with the links, and the part of the temperature that is not in the draws: exact as K grows
+(sampling-importance resampling), and no token is cut off.
 
 Linear chains over the outputs of a parallel decoder: Sun et al., arXiv 1910.11555, who learn the
 links. Marginals corrected by a model of their dependence: arXiv 2410.01949.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +29,10 @@ from jaxtyping import Array, Float, Int
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key
 from flm_jax.data.bigrams import Bigrams
+from flm_jax.data.trigrams import Trigrams
 from flm_jax.samplers.base import Given
-from flm_jax.samplers.categorical import Choice, DrawnConfig, gumbel
+from flm_jax.samplers.categorical import Choice, DrawnConfig
+from flm_jax.samplers.chains import Links, path_of_pairs, path_of_triples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,16 @@ class BigramConfig(DrawnConfig):
         "choose each by itself.",
         range="[0, inf)",
     )
+    trigram: float = setting(
+        0.0,
+        "Weight of what trigrams know beyond bigrams; 0 for bigrams alone. Without effect where "
+        "bigram is 0.",
+        range="[0, inf)",
+    )
     bigrams: str = setting(
         "",
-        "Folder of prepared data whose bigrams are counted, or of a model that has them; by "
-        "default the model's own.",
+        "Folder of prepared data whose bigrams and trigrams are counted, or of a model that has "
+        "them; by default the model's own.",
     )
     bigram_candidates: int = setting(
         24,
@@ -60,11 +71,15 @@ class Chain(NamedTuple):
       bigrams: table of pairs, as arrays of JAX.
       weight: exponent w of the bigrams.
       candidates: number K of candidates of each position.
+      trigrams: table of triples, as arrays of JAX; None for bigrams alone.
+      trigram_weight: exponent v of the trigrams.
     """
 
     bigrams: Bigrams
     weight: float
     candidates: int
+    trigrams: Trigrams | None = None
+    trigram_weight: float = 0.0
 
 
 class Candidates(NamedTuple):
@@ -79,29 +94,75 @@ class Candidates(NamedTuple):
     logs: Float[Array, "b l k"]
 
 
-def with_chain(choice: Choice, cfg: BigramConfig, bigrams: Bigrams | None) -> Choice:
-    """Returns the rule of a sampler's settings, joined by bigrams if their weight is not 0."""
+def with_chain(choice: Choice, cfg: BigramConfig, extra: Mapping[str, Any]) -> Choice:
+    """Returns the rule of a sampler's settings, joined by a chain if the bigrams' weight is not 0.
+
+    Args:
+      choice: rule of the single tokens.
+      cfg: weights and number of candidates.
+      extra: tables under "bigrams" and, if `cfg` gives them a weight, "trigrams".
+    """
     if not cfg.bigram:
         return choice
-    return dataclasses.replace(choice, chain=Chain(bigrams, cfg.bigram, cfg.bigram_candidates))
+    chain = Chain(extra["bigrams"], cfg.bigram, cfg.bigram_candidates)
+    if cfg.trigram:
+        chain = chain._replace(trigrams=extra["trigrams"], trigram_weight=cfg.trigram)
+    return dataclasses.replace(choice, chain=chain)
+
+
+def _place(
+    values: Int[Array, "n"], low: jax.Array, end: jax.Array, wanted: jax.Array, most: int
+) -> tuple[Int[Array, "*b"], jax.Array]:
+    """Finds numbers in rising parts of an array, by bisection.
+
+    Args:
+      values: the array; not empty.
+      low, end: place of the first number of each part, and of the first one behind it.
+      wanted: numbers to be found.
+      most: length of the longest part that there can be.
+
+    Returns:
+      A place of each, and whether the number stands there.
+    """
+    low, end, wanted = jnp.broadcast_arrays(low, end, wanted)
+    last = values.shape[0] - 1
+    for power in reversed(range(most.bit_length())):
+        # All before `low` are less than the number; so are those before `far`, if its last is.
+        far = low + (1 << power)
+        less = (far <= end) & (values[jnp.minimum(far - 1, last)] < wanted)
+        low = jnp.where(less, far, low)
+    place = jnp.minimum(low, last)
+    return place, (low < end) & (values[place] == wanted)
 
 
 def log_ratio(bigrams: Bigrams, before: jax.Array, after: jax.Array) -> Float[Array, "*b"]:
-    """Returns log q(after | before) / q(after), float32, by bisection in the pairs of `before`."""
-    low, end = bigrams.starts[before], bigrams.starts[before + 1]
-    last = bigrams.nexts.shape[0] - 1
-    if last < 0:
-        return bigrams.backoff[before]
-    low, end, after = jnp.broadcast_arrays(low, end, after)
-    high = end
-    # A token has at most V pairs, so that so many halvings leave one place.
-    for _ in range(bigrams.backoff.shape[0].bit_length()):
-        middle = (low + high) // 2
-        less = (low < high) & (bigrams.nexts[jnp.minimum(middle, last)] < after)
-        low, high = jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
-    place = jnp.minimum(low, last)
-    found = (low < end) & (bigrams.nexts[place] == after)
+    """Returns log q(after | before) / q(after), float32."""
+    if not bigrams.nexts.shape[0]:
+        return jnp.broadcast_arrays(bigrams.backoff[before], after)[0]
+    part = bigrams.starts[before], bigrams.starts[before + 1]
+    place, found = _place(bigrams.nexts, *part, after, bigrams.backoff.shape[0])
     return jnp.where(found, bigrams.ratios[place], bigrams.backoff[before])
+
+
+def log_gain(
+    trigrams: Trigrams, first: jax.Array, second: jax.Array, third: jax.Array
+) -> Float[Array, "*b"]:
+    """Returns log q(third | first, second) / q(third | second), float32.
+
+    `first` and `second` are looked up once for all of `third`, with which they are broadcast.
+    """
+    shape = jnp.broadcast_shapes(first.shape, second.shape, third.shape)
+    if not trigrams.nexts.shape[0]:
+        return jnp.zeros(shape)
+    size = trigrams.starts.shape[0] - 1
+    part = trigrams.starts[first], trigrams.starts[first + 1]
+    pair, known = _place(trigrams.seconds, *part, second, size)
+    low = trigrams.places[pair]
+    # Behind a pair that has no triples there is nothing to be found.
+    end = jnp.where(known, trigrams.places[pair + 1], low)
+    place, found = _place(trigrams.nexts, low, end, third, size)
+    others = jnp.where(known, trigrams.backoff[pair], 0.0)
+    return jnp.where(found, trigrams.ratios[place], others)
 
 
 def _draws(key: Key, scores: Float[Array, "b v"], number: int) -> Int[Array, "b k"]:
@@ -171,36 +232,23 @@ def choose_together(
       Tokens, and the network's own probability of each, 1 where prescribed.
     """
     candidates = _held(candidates, given)
-    bigrams, weight, _ = choice.chain
-    drawn = choice.temperature > 0.0
-    weight = weight / choice.temperature if drawn else weight
-    by_place = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), candidates)
-    tokens, scores, _ = by_place
+    chain, drawn = choice.chain, choice.temperature > 0.0
+    sharper = 1.0 / choice.temperature if drawn else 1.0
+    tokens, scores, _ = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), candidates)
     free = jnp.moveaxis(~given.mask, 1, 0)
-    weights = weight * (free[:-1] & free[1:])[..., None, None]
-    links = lambda a, b, weight: weight * log_ratio(bigrams, a[:, :, None], b[:, None, :])
-    most = jax.nn.logsumexp if drawn else jnp.max
-
-    def forwards(best, now):
-        before, own, score, weight = now
-        best = most(best[:, :, None] + links(before, own, weight), axis=1) + score
-        return best, best
-
-    moves = (tokens[:-1], tokens[1:], scores[1:], weights)
-    _, rest = jax.lax.scan(forwards, scores[0], moves)
-    best = jnp.concatenate([scores[:1], rest])
-    if drawn:
-        # Apart from the keys of the draws, which are folded with positions.
-        best = best + gumbel(jax.random.fold_in(key, best.shape[0]), best.shape)
-
-    def backwards(after, now):
-        own, score, weight = now
-        taken = jnp.argmax(score + links(own, after, weight)[:, :, 0], axis=1)[:, None]
-        return jnp.take_along_axis(own, taken, axis=1), taken[:, 0]
-
-    last = jnp.argmax(best[-1], axis=1)[:, None]
-    after = jnp.take_along_axis(tokens[-1], last, axis=1)
-    _, places = jax.lax.scan(backwards, after, (tokens[:-1], best[:-1], weights), reverse=True)
-    places = jnp.moveaxis(jnp.concatenate([places, last.T]), 0, 1)[..., None]
+    two = free[:-1] & free[1:]
+    pairs = Links(
+        lambda a, b: log_ratio(chain.bigrams, a, b),
+        chain.weight * sharper * two,
+    )
+    if chain.trigrams is None or len(tokens) < 3:
+        places = path_of_pairs(key, tokens, scores, pairs, drawn)
+    else:
+        triples = Links(
+            lambda a, b, c: log_gain(chain.trigrams, a, b, c),
+            chain.trigram_weight * sharper * (two[:-1] & two[1:]),
+        )
+        places = path_of_triples(key, tokens, scores, pairs, triples, drawn)
+    places = jnp.moveaxis(places, 0, 1)[..., None]
     picked = lambda x: jnp.take_along_axis(x, places, axis=-1)[..., 0]
     return picked(candidates.tokens), jnp.exp(picked(candidates.logs))

@@ -120,7 +120,7 @@ def sample_flow(
     # Iterations are of the model itself, which the second call without a prompt is too.
     denoiser = denoiser._replace(calls=denoiser.calls + (each - 1) * (2 if cfg.by_prompt else 1))
     xi = denoiser.noise(key)
-    choice = with_chain(cfg.choice, cfg, extra.get("bigrams"))
+    choice = with_chain(cfg.choice, cfg, extra)
     common = {"flow": flow, "steps": steps, "choice": choice}
     if isinstance(cfg, AdaptiveConfig):
         more = {"given": given, "tolerance": cfg.tolerance}

@@ -45,7 +45,7 @@ def sample_by_config(
     how["time_conditioning"] = objective.time_conditioning
     if isinstance(cfg, ConfidenceConfig):
         return sample_confident(key, net, params, blocks=cfg, **how)
-    how["choice"] = with_chain(cfg.choice, cfg, (extra or {}).get("bigrams"))
+    how["choice"] = with_chain(cfg.choice, cfg, extra or {})
     return sample_ancestral(key, net, params, **how)
 
 

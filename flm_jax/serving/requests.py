@@ -32,7 +32,7 @@ _SETTINGS = {
     key: one for made in SAMPLERS.values() for key, one in settings_of(made.settings).items()
 }
 # Paths: only whoever starts the server names files.
-LARGEST = {"bigram_candidates": 64}  # memory grows with its square
+LARGEST = {"bigram_candidates": 64}  # memory grows with its square, of trigrams its cube
 PATHS = {key for key, one in _SETTINGS.items() if type(one.default) is str and not one.choices}
 
 

@@ -8,29 +8,7 @@ from flm_jax.data import bigrams
 from flm_jax.data.bigrams import BIGRAMS, count_bigrams, load_bigrams, save_bigrams
 from flm_jax.data.tokenizers.builtin import ByteTokenizer
 from helpers.files import prepared_corpus
-
-
-class _Stream:
-    """Tokens of a corpus, read as those of a prepared folder are."""
-
-    def __init__(self, tokens):
-        self._tokens = np.asarray(tokens, np.uint16)
-
-    def __len__(self):
-        return self._tokens.size
-
-    def read(self, start, stop):
-        return self._tokens[start:stop]
-
-
-def _dense(found):
-    """r(b | a) of all pairs [V, V]."""
-    size = found.backoff.size
-    out = np.tile(found.backoff[:, None], (1, size))
-    for a in range(size):
-        row = slice(found.starts[a], found.starts[a + 1])
-        out[a, found.nexts[row]] = found.ratios[row]
-    return out
+from helpers.ngrams import Stream, dense_bigrams
 
 
 @pytest.mark.parametrize("least", [1, 2])
@@ -50,7 +28,7 @@ def test_ratios_are_those_of_absolute_discounting(least, monkeypatch):
         left = 1 - mass.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.log(np.where(kept, mass / share, 0) + left)
-        got = _dense(count_bigrams(_Stream(tokens), size, least))[a]
+        got = dense_bigrams(count_bigrams(Stream(tokens), size, least))[a]
         np.testing.assert_allclose(got[share > 0], ratio[share > 0], rtol=1e-5, atol=1e-6)
         # q(b | a) = p(b) exp(r) adds up to 1.
         assert np.sum(share * np.exp(got)) == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Tokens chosen together by bigrams, against the enumeration of all sequences."""
+"""Tokens chosen together by bigrams and trigrams, against the enumeration of all sequences."""
 
 import itertools
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from flm_jax.data.bigrams import Bigrams
+from flm_jax.data.trigrams import Trigrams
 from flm_jax.samplers.base import Given, nothing_given
-from flm_jax.samplers.bigram import Chain, candidates_of, choose_together, log_ratio
+from flm_jax.samplers.bigram import Chain, candidates_of, choose_together, log_gain, log_ratio
 from flm_jax.samplers.categorical import Choice
 
 V, L = 5, 4
@@ -30,15 +31,53 @@ def _bigrams(rng, kept=0.6):
     return Bigrams(*map(jnp.asarray, parts)), dense
 
 
-def _law(logits, dense, weight, temperature=1.0, held=None):
+def _trigrams(rng, kept=0.5):
+    """A table of some triples, and r(c | a, b) [V, V, V]."""
+    dense = np.zeros((V, V, V), np.float32)
+    starts, seconds, places, nexts, ratios, backoff = [0], [], [0], [], [], []
+    for a in range(V):
+        for b in range(V):
+            own = np.flatnonzero(rng.random(V) < kept)
+            if rng.random() < 0.3 or not own.size or a == 0:
+                continue  # no such pair: bigrams alone
+            backoff.append(rng.normal())
+            dense[a, b] = backoff[-1]
+            dense[a, b, own] = rng.normal(size=own.size)
+            seconds.append(b)
+            nexts += list(own)
+            ratios += list(dense[a, b, own])
+            places.append(len(nexts))
+        starts.append(len(seconds))
+    ids = [np.int32(x) for x in (starts, seconds, places, nexts)]
+    return Trigrams(*map(jnp.asarray, (*ids, np.float32(ratios), np.float32(backoff)))), dense
+
+
+def _chain(rng, order, candidates, weight=1.3):
+    """A chain of links of `order` tokens, and the sum of its links of a sequence."""
+    table, dense = _bigrams(rng)
+    chain = Chain(table, weight, candidates)
+    triples, dense3 = _trigrams(rng)
+    if order == 3:
+        chain = chain._replace(trigrams=triples, trigram_weight=1.7)
+
+    def links(x, free):
+        total = sum(weight * dense[x[i - 1], x[i]] for i in range(1, L) if all(free[i - 1 : i + 1]))
+        if order == 3:
+            rows = [i for i in range(2, L) if all(free[i - 2 : i + 1])]
+            total += sum(1.7 * dense3[x[i - 2], x[i - 1], x[i]] for i in rows)
+        return total
+
+    return chain, links
+
+
+def _law(logits, links, temperature=1.0, held=None):
     """All sequences and their probabilities under the chain."""
     logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     found = {}
     for x in itertools.product(range(V), repeat=L):
         score = sum(logs[i, x[i]] for i in range(L))
         # A prescribed token has no link: its neighbours' distributions know it.
-        free = [i not in (held or {}) for i in range(L)]
-        score += weight * sum(dense[x[i - 1], x[i]] for i in range(1, L) if free[i - 1] and free[i])
+        score += links(x, [i not in (held or {}) for i in range(L)])
         if held is None or all(x[i] == token for i, token in held.items()):
             # A prescribed token has no distribution of its own.
             score -= sum(logs[i, x[i]] for i in (held or {}))
@@ -66,17 +105,29 @@ def test_bisection_finds_every_pair_and_nothing_else():
     np.testing.assert_array_equal(log_ratio(empty, before, after)[:, 0], table.backoff)
 
 
-@pytest.mark.parametrize("held", [None, {1: 3}])
-def test_temperature_zero_takes_the_most_probable_sequence(held):
+def test_triples_are_found_and_others_have_the_rest_of_their_pair():
+    table, dense = _trigrams(np.random.default_rng(1))
+    assert len(table.seconds) > V and np.all(dense[0] == 0.0)
+    a, b, c = jnp.meshgrid(*3 * [jnp.arange(V)], indexing="ij")
+    np.testing.assert_array_equal(log_gain(table, a, b, c), dense)
+    np.testing.assert_array_equal(log_gain(table, a[..., :1], b[..., :1], c), dense)
+    empty = [x[:0] for x in (table.seconds, table.nexts, table.ratios, table.backoff)]
+    none = Trigrams(table.starts * 0, empty[0], table.places[:1], *empty[1:])
+    np.testing.assert_array_equal(log_gain(none, a, b, c), 0 * dense)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("held", [None, {1: 3}, {3: 0}])
+def test_temperature_zero_takes_the_most_probable_sequence(held, order):
     rng = np.random.default_rng(2)
-    table, dense = _bigrams(rng)
+    chain, links = _chain(rng, order, V)
     logits = jnp.asarray(rng.normal(size=(16, L, V)), jnp.float32)
-    choice = Choice(0.0, 1.0, Chain(table, 1.3, V))
+    choice = Choice(0.0, 1.0, chain)
     found = _candidates(logits, choice)
     tokens, confidence = choose_together(jax.random.key(0), found, choice, _given(held, 16))
     alone = np.argmax(logits, -1)
     for row in range(16):
-        sequences, probs = _law(logits[row], dense, 1.3, held=held)
+        sequences, probs = _law(logits[row], links, held=held)
         best = sequences[int(np.argmax(probs))]
         assert tuple(np.asarray(tokens[row])) == best
         own = np.asarray(jax.nn.softmax(logits[row]))[np.arange(L), list(best)]
@@ -85,29 +136,32 @@ def test_temperature_zero_takes_the_most_probable_sequence(held):
     assert np.any(alone != np.asarray(tokens))
 
 
-def test_fewer_candidates_leave_the_rest_out():
+@pytest.mark.parametrize("order", [2, 3])
+def test_fewer_candidates_leave_the_rest_out(order):
     rng = np.random.default_rng(3)
-    table, dense = _bigrams(rng)
+    chain, links = _chain(rng, order, 2)
     logits = jnp.asarray(rng.normal(size=(8, L, V)), jnp.float32)
-    choice = Choice(0.0, 1.0, Chain(table, 2.0, 2))
+    choice = Choice(0.0, 1.0, chain)
     found = _candidates(logits, choice)
     tokens, _ = choose_together(jax.random.key(0), found, choice, nothing_given(8, L))
     for row in range(8):
         cut = np.array(logits[row])
         cut[cut < np.sort(cut, axis=-1)[:, -2:-1]] = -1e9
-        sequences, probs = _law(jnp.asarray(cut), dense, 2.0)
+        sequences, probs = _law(jnp.asarray(cut), links)
         assert tuple(np.asarray(tokens[row])) == sequences[int(np.argmax(probs))]
 
 
-@pytest.mark.parametrize("temperature, held", [(1.0, None), (0.7, {1: 2})])
-def test_draws_follow_the_chain(temperature, held):
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("temperature, held", [(1.0, None), (0.7, {1: 2}), (1.3, {0: 1})])
+def test_draws_follow_the_chain(temperature, held, order):
     rng = np.random.default_rng(4)
-    table, dense = _bigrams(rng)
-    rows, logits = 6_000, jnp.asarray(rng.normal(size=(L, V)), jnp.float32)
-    choice = Choice(temperature, 1.0, Chain(table, 0.8, 64))
+    rows, candidates = (6_000, 64) if order == 2 else (2_000, 16)  # the cube of them is held
+    logits = jnp.asarray(rng.normal(size=(L, V)), jnp.float32)
+    chain, links = _chain(rng, order, candidates, weight=0.8)
+    choice = Choice(temperature, 1.0, chain)
     found = _candidates(jnp.broadcast_to(logits, (rows, L, V)), choice)
     tokens, _ = choose_together(jax.random.key(5), found, choice, _given(held, rows))
-    sequences, probs = _law(logits, dense, 0.8, temperature, held)
+    sequences, probs = _law(logits, links, temperature, held)
     codes = np.asarray(tokens) @ (V ** np.arange(L))
     share = np.bincount(codes, minlength=V**L) / rows
     wanted = np.zeros(V**L)
@@ -115,14 +169,26 @@ def test_draws_follow_the_chain(temperature, held):
     # Total variation of as many exact draws: half the sum of the mean absolute deviations.
     expected = 0.5 * np.sum(np.sqrt(2 * wanted * (1 - wanted) / (np.pi * rows)))
     # 64 candidates leave a bias of about a hundredth.
-    assert 0.5 * np.abs(share - wanted).sum() < 1.25 * expected + 0.01
+    assert 0.5 * np.abs(share - wanted).sum() < 1.25 * expected + 0.64 / candidates
 
 
-def test_draws_keep_to_the_nucleus():
-    rng = np.random.default_rng(7)
-    table, _ = _bigrams(rng)
+def test_a_row_of_two_tokens_has_no_triples():
+    rng = np.random.default_rng(8)
+    chain, _ = _chain(rng, 3, V)
+    logits = jnp.asarray(rng.normal(size=(8, 2, V)), jnp.float32)
+    both = []
+    for one in (chain, chain._replace(trigrams=None)):
+        choice = Choice(0.0, 1.0, one)
+        found = candidates_of(jax.random.key(9), jnp.arange(2), logits, choice)
+        both.append(choose_together(jax.random.key(0), found, choice, nothing_given(8, 2))[0])
+    np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_draws_keep_to_the_nucleus(order):
+    chain, _ = _chain(np.random.default_rng(7), order, 16)
     logits = jnp.broadcast_to(jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.07, 0.03])), (200, L, V))
-    choice = Choice(0.8, 0.7, Chain(table, 1.0, 16))
+    choice = Choice(0.8, 0.7, chain)
     found = _candidates(logits, choice)
     tokens, _ = choose_together(jax.random.key(0), found, choice, nothing_given(200, L))
     assert set(np.unique(tokens)) == {0, 1}
@@ -130,9 +196,9 @@ def test_draws_keep_to_the_nucleus():
 
 def test_without_weight_the_tokens_are_those_of_each_position():
     rng = np.random.default_rng(6)
-    table, _ = _bigrams(rng)
+    chain, _ = _chain(rng, 3, V)
     logits = jnp.asarray(rng.normal(size=(8, L, V)), jnp.float32)
-    choice = Choice(0.0, 1.0, Chain(table, 0.0, V))
+    choice = Choice(0.0, 1.0, chain._replace(weight=0.0, trigram_weight=0.0))
     found = _candidates(logits, choice)
     tokens, _ = choose_together(jax.random.key(0), found, choice, nothing_given(8, L))
     np.testing.assert_array_equal(tokens, jnp.argmax(logits, -1))
