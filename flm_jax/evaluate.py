@@ -38,6 +38,7 @@ from flm_jax.evaluation.plots import draw_schedule
 from flm_jax.evaluation.protocols import FROM_FILE, PROTOCOLS, file_row, reference_rows
 from flm_jax.evaluation.sample_files import Kept, read_samples
 from flm_jax.evaluation.tables import Row, table
+from flm_jax.evaluation.wording import Wording
 from flm_jax.metrics.generative_perplexity import Judge
 from flm_jax.metrics.reference_perplexity import SAMPLES
 from flm_jax.training import schedule_log
@@ -191,7 +192,7 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
             with _progress(workdir, num, steps) as bar:
                 rows += reference_rows(workdir, steps, samples=num, show=bar.done, **wanted)
         return rows
-    num, wording = _number(_FEW), judging_flags.wording(_DATA.value)
+    num, wording = _number(_FEW), Wording(*judging_flags.worded(), _DATA.value)
     for workdir, steps in models:
         more = {"samples": num, "data": _DATA.value, "wording": wording, "features": features}
         more["prompted"] = _PROMPTED.value

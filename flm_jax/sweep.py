@@ -61,7 +61,7 @@ def main(argv) -> None:
     require(_BATCH.value >= 1, f"got --batch_size={_BATCH.value}; expected at least 1.")
     judge = load_judge(judging_flags.JUDGE.value) if judging_flags.JUDGE.value else None
     features = features_of(judging_flags.FEATURES.value, judge)
-    wording = judging_flags.wording(_DATA.value)
+    wording = Wording(*judging_flags.worded(), _DATA.value)
     what = subject(_WORKDIR.value, judge, _DATA.value, features)
     with Progress("rows") as bar:
         rows = _sweep(what, steps, plans, wording, bar)

@@ -111,7 +111,7 @@ def save_folder(
       params: all parameters, including a frozen base's; their dtypes are kept.
       step: training step, which is stored in the file.
       times: tree of the state of learnt times; None without one.
-      bigrams, trigrams: those of the training texts; None for none.
+      bigrams, trigrams: tables counted from the training texts; None for none.
 
     Raises:
       UserError: the folder already holds a model.

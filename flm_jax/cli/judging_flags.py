@@ -3,7 +3,6 @@
 from absl import flags
 
 from flm_jax.cli.path_flags import DEFINE_path
-from flm_jax.evaluation.wording import Wording
 
 JUDGE = DEFINE_path(
     "judge",
@@ -31,10 +30,6 @@ COPIED = flags.DEFINE_integer(
 OF_TEXTS = (WORDS, COPIED, FEATURES)
 
 
-def wording(data: str) -> Wording:
-    """Opens the figures of texts that the flags ask for.
-
-    Args:
-      data: prepared folder whose training texts may be copied.
-    """
-    return Wording(WORDS.value, COPIED.value, data)
+def worded() -> tuple[str, int]:
+    """Returns what the flags say of texts: the word list, and the length of copied runs."""
+    return WORDS.value, COPIED.value

@@ -158,7 +158,9 @@ def read_table(
     """Reads the tensors of a table, and the fingerprint of its tokenizer.
 
     Args:
-      what: what the table holds, for errors.
+      path: file of the table.
+      what: name of the contents, for errors.
+      names: names of the tensors.
 
     Raises:
       UserError: a damaged file, or one without these tensors.

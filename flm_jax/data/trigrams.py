@@ -4,7 +4,7 @@
 
 as the ratios of `data.bigrams`, of which q(c | b) = p(c) exp(r(c | b)) are: the discount d is that
 of all triples, and lambda_ab the mass that the kept triples of a, b leave. A triple that is not
-kept has log lambda_ab, which is 0 behind a pair without any: bigrams alone speak there.
+kept has log lambda_ab, which is 0 after a pair without any: bigrams alone count there.
 """
 
 import functools
@@ -53,7 +53,7 @@ class Trigrams(NamedTuple):
 
 
 def _ratios(bigrams: Bigrams, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """r(after | before) of pairs [n], in nats."""
+    """Log ratios r(after | before) of pairs [n], in nats."""
     size = bigrams.backoff.size
     codes = np.repeat(np.arange(size), np.diff(bigrams.starts)) * size + bigrams.nexts
     if not codes.size:
@@ -76,7 +76,7 @@ def count_trigrams(stream: TokenStream, vocab_size: int, least: int = _LEAST) ->
     """
     pairs, triples = (counted(stream, vocab_size, order) for order in (2, 3))
     bigrams, share = bigrams_of(pairs, vocab_size), token_shares(pairs, vocab_size)
-    # How often a pair has a token behind it: once less than it is seen, at the end of the corpus.
+    # How often a token follows a pair: once less than it is seen, at the end of the corpus.
     behind, number = np.unique(triples.codes // vocab_size, return_inverse=True)
     total = np.bincount(number, triples.counts, behind.size)
     codes, counts = triples.at_least(least)

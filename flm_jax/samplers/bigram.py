@@ -117,7 +117,7 @@ def _place(
 
     Args:
       values: the array; not empty.
-      low, end: place of the first number of each part, and of the first one behind it.
+      low, end: place of the first number of each part, and the place after its last.
       wanted: numbers to be found.
       most: length of the longest part that there can be.
 
