@@ -1,6 +1,7 @@
 """Loads a server of its own with many clients, and checks and times every answer.
 
 python launch/serve_load.py [--workdir=tales] [--steps=1,4] [--requests=1000] [--clients=50]
+    [--streams]
 
 Starts `flm_jax.serve` on a free port. For each step count the clients send the requests, one after
 another each, with prompts of different lengths and a seed for each request. Then each request is
@@ -9,7 +10,8 @@ differs is asked of the server again, alone, and must be what it was under load 
 batches are summed in another order than a single row's). Prints requests a second and latencies
 with 95% intervals: of the rate by a bootstrap of ten parts of the run, of latencies by a bootstrap
 of requests; and the seconds of a processor that a request took, which other programs on the machine
-change less (Linux). Exit status 1 if an answer is lost, wrong or mixed up.
+change less (Linux). With --streams the same requests are sent once more as streams, whose texts
+must be the same. Exit status 1 if an answer is lost, wrong or mixed up.
 """
 
 import argparse
@@ -53,13 +55,18 @@ class Server(NamedTuple):
 
 
 class Got(NamedTuple):
-    """An answer: HTTP status, text with its prompt, why it ended, and when; seconds."""
+    """An answer: HTTP status, text with its prompt, why it ended, and when; seconds.
+
+    Of a stream also when its first event came, and how many there were.
+    """
 
     status: int
     text: str
     reason: str
     began: float
     ended: float
+    first: float = 0.0
+    events: int = 0
 
 
 def bodies(number: int, steps: int, prompts: Sequence[str] = PROMPTS) -> list[dict[str, Any]]:
@@ -76,9 +83,24 @@ def ask(connection: http.client.HTTPConnection, body: dict[str, Any]) -> Got:
     head = {"Content-Type": "application/json"}
     connection.request("POST", "/v1/completions", json.dumps(body), head)
     reply = connection.getresponse()
+    if body.get("stream") and reply.status == 200:
+        return _streamed(reply, began)
     found, ended = json.loads(reply.read()), time.monotonic()
     (choice,) = found.get("choices", [{"text": str(found), "finish_reason": "error"}])
     return Got(reply.status, choice["text"], choice["finish_reason"], began, ended)
+
+
+def _streamed(reply: http.client.HTTPResponse, began: float) -> Got:
+    """The answer of a stream, read to its end."""
+    lines = (line for line in reply if line.strip())
+    events, first = [next(lines)], time.monotonic()
+    events += lines
+    ended = time.monotonic()
+    found = json.loads(events[-2 if len(events) > 1 else 0].removeprefix(b"data: "))
+    (choice,) = found.get("choices", [{"text": str(found), "finish_reason": "error"}])
+    return Got(
+        reply.status, choice["text"], choice["finish_reason"], began, ended, first, len(events) - 1
+    )
 
 
 def load_server(port: int, asked: Sequence[dict[str, Any]], clients: int) -> list[Got | None]:
@@ -158,16 +180,42 @@ def processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(server: Server, model: LanguageModel, steps: int, number: int) -> list[str]:
-    """Loads the server at one step count and prints the figures; returns what is wrong."""
-    asked, (port, process, clients) = bodies(number, steps), server
+def loaded(server: Server, asked: Sequence[dict[str, Any]]) -> list[Got | None]:
+    """Loads the server and prints the figures; returns its answers."""
+    number, (port, process, clients) = len(asked), server
     began, used = time.monotonic(), processor_seconds(process)
     got = load_server(port, asked, clients)
     used = processor_seconds(process) - used
     found = [one for one in got if one is not None]
-    print(f"{steps} calls, {number} requests of {clients} clients, batched:")
     print(f"  {rates([one.ended for one in found], began)}, {used / number:.3f} s of a processor")
     print(f"  {latencies([one.ended - one.began for one in found])}", flush=True)
+    return got
+
+
+def measure_streams(
+    server: Server, asked: Sequence[dict[str, Any]], got: Sequence[Got | None]
+) -> list[str]:
+    """Sends requests as streams and prints the figures; returns texts that differ from `got`."""
+    print("  as streams:")
+    streamed = loaded(server, [body | {"stream": True} for body in asked])
+    found = [one for one in streamed if one is not None]
+    print(f"  to the first event: {latencies([one.first - one.began for one in found])}")
+    print(f"  {np.mean([one.events for one in found]):.2f} events a stream", flush=True)
+    ends = lambda one: one and (one.status, one.text, one.reason)
+    each = enumerate(zip(got, streamed))
+    return [f"stream {i}: {b}, expected {a}" for i, (a, b) in each if ends(a) != ends(b)]
+
+
+def measure(
+    server: Server, model: LanguageModel, steps: int, number: int, streams: bool = False
+) -> list[str]:
+    """Loads the server at one step count and prints the figures; returns what is wrong."""
+    asked, (port, _, clients) = bodies(number, steps), server
+    print(f"{steps} calls, {number} requests of {clients} clients, batched:")
+    got, other = loaded(server, asked), []
+    found = [one for one in got if one is not None]
+    if streams:
+        other = measure_streams(server, asked, got)
     alone(model, asked[0])  # compiles
     texts, ends, began, used = [], [], time.monotonic(), time.process_time()
     for body in asked:
@@ -178,7 +226,7 @@ def measure(server: Server, model: LanguageModel, steps: int, number: int) -> li
     print(f"  {latencies(np.diff([began, *ends]))}", flush=True)
     wrong, rounded = faults(port, asked, got, texts)
     print(f"  {len(found)} answers, {len(wrong)} wrong; {number - rounded} equal one by one")
-    return wrong
+    return wrong + other
 
 
 def main() -> int:
@@ -187,6 +235,7 @@ def main() -> int:
     parser.add_argument("--steps", default="1,4")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--streams", action="store_true", help="send the requests as streams too")
     args = parser.parse_args()
     line = [sys.executable, "-m", "flm_jax.serve", f"--workdir={args.workdir}", "--port=0"]
     line += [f"--warm={args.steps}", f"--max_seconds={_WAIT:.0f}"]
@@ -198,7 +247,7 @@ def main() -> int:
         model, wrong = load(args.workdir), []
         for steps in map(int, args.steps.split(",")):
             place = Server(port, server.pid, args.clients)
-            wrong += measure(place, model, steps, args.requests)
+            wrong += measure(place, model, steps, args.requests, args.streams)
     finally:
         server.send_signal(signal.SIGTERM)
         rest, _ = server.communicate()

@@ -1,8 +1,11 @@
 """Rows with a seed each, sampled together: a row's text does not depend on the rows beside it."""
 
+import contextlib
+import itertools
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +17,12 @@ from flm_jax.build.sampler import make_sampler
 from flm_jax.core.errors import require
 from flm_jax.inference.guides import load_guides
 from flm_jax.samplers.base import Given, SamplerConfig, Samples, Steps, nothing_given
+from flm_jax.samplers.watching import watching
+
+# (place of a row in its batch, index of a network call, tokens int32 [L]), after a call; -1 where
+# no token is read yet.
+Seen = Callable[[int, int, np.ndarray], None]
+_NOBODY = -1
 
 
 class Row(NamedTuple):
@@ -84,6 +93,7 @@ class RowSampler:
         require(most >= 1, f"got {most} programs to keep; expected at least 1.")
         self._model, self._most, self._lock = model, most, threading.Lock()
         self._programs: OrderedDict[tuple[Kind, int], Callable[..., Samples]] = OrderedDict()
+        self._listeners = _Listeners()
 
     def compiled(self, kind: Kind) -> list[int]:
         """Returns the batch sizes whose programs are there, in ascending order."""
@@ -91,7 +101,9 @@ class RowSampler:
             return sorted(size for own, size in self._programs if own == kind)
 
     def compile(self, kind: Kind, size: int) -> Callable[..., Samples]:
-        """Returns the program (seeds, indices, given) -> Samples of a kind, compiled on first use.
+        """Returns the program (seeds, indices, given, run) -> Samples of a kind.
+
+        It is compiled on first use. The number `run` says who is shown the calls; -1 for nobody.
 
         Args:
           kind: kind of the rows.
@@ -111,7 +123,9 @@ class RowSampler:
                 self._programs.popitem(last=False)
         return program
 
-    def run(self, kind: Kind, rows: Sequence[Row], size: int) -> list[Written]:
+    def run(
+        self, kind: Kind, rows: Sequence[Row], size: int, seen: Seen | None = None
+    ) -> list[Written]:
         """Generates rows of one kind in a batch.
 
         Args:
@@ -119,6 +133,8 @@ class RowSampler:
           rows: one to `size` rows.
           size: number of rows of the compiled program; the batch is filled with the first rows
             again.
+          seen: callback with the tokens of each row after each network call that another one
+            follows, before that one is computed; from another thread. None for nobody.
 
         Raises:
           UserError: settings that do not fit the model; before compiling.
@@ -127,7 +143,9 @@ class RowSampler:
         given = jax.tree.map(lambda *parts: np.stack(parts), *(row.given for row in whole))
         seeds = np.array([row.seed for row in whole], np.uint32)
         indices = np.array([row.index for row in whole], np.uint32)
-        found = jax.device_get(self.compile(kind, size)(seeds, indices, given))
+        program = self.compile(kind, size)
+        with self._listeners.listening(seen, len(rows)) as number:
+            found = jax.device_get(program(seeds, indices, given, number))
         return [_written(found, place) for place in range(len(rows))]
 
     def agreeing(
@@ -166,10 +184,81 @@ class RowSampler:
         model = self._model
         guides, extra = load_guides(model, kind.sampler)
         how = kind.steps, kind.sampler, guides
-        made = jax.jit(_by_row(make_sampler(model.config, model.net, model.flow, *how)))
+        sample = make_sampler(model.config, model.net, model.flow, *how)
+        made = jax.jit(_by_row(sample, self._listeners.tell))
         given, seeds, zeros = _blank(kind, size)
-        compiled = made.lower(seeds, zeros, model.params, given, extra).compile()
-        return lambda seeds, indices, given: compiled(seeds, indices, model.params, given, extra)
+        nobody = np.int32(_NOBODY)
+        compiled = made.lower(seeds, zeros, nobody, model.params, given, extra).compile()
+
+        def program(seeds, indices, given, run: int = _NOBODY) -> Samples:
+            return compiled(seeds, indices, np.int32(run), model.params, given, extra)
+
+        return program
+
+
+class _Listeners:
+    """Callbacks of runs, and the function by which compiled programs reach them."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Callable[[np.ndarray, np.ndarray], None]] = {}
+        self._numbers = itertools.count()
+
+    @contextlib.contextmanager
+    def listening(self, seen: Seen | None, rows: int) -> Iterator[int]:
+        """Yields the number of a run, whose first `rows` rows are passed to `seen`."""
+        if seen is None:
+            yield _NOBODY
+            return
+        number, last = next(self._numbers), [-1] * rows
+
+        def heard(steps: np.ndarray, tokens: np.ndarray) -> None:
+            for place, (step, own) in enumerate(zip(steps.tolist(), tokens[:rows])):
+                if step > last[place]:  # a row that is done repeats its last call
+                    last[place] = step
+                    seen(place, step, own)
+
+        self._seen[number] = heard
+        try:
+            yield number
+        finally:
+            del self._seen[number]
+
+    def tell(self, run: jax.Array, step: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Passes tokens [1, L] of a row to the host, with all rows of its batch; returns zero.
+
+        Args:
+          run: int32 scalar, number of the run; with -1 the host is not asked at all.
+          step: int32 scalar, index of the call.
+          tokens: int32 [1, L].
+        """
+        zero = jax.ShapeDtypeStruct((), jnp.int32)
+
+        # Pure for JAX, which refuses side effects in a loop that rows leave at different times. Its
+        # result is added to the state, so that it can be neither dropped nor delayed.
+        def batch(run, steps, tokens) -> jax.Array:
+            ask = lambda: jax.pure_callback(self._heard, zero, run, steps, tokens)
+            return jax.lax.cond(run >= 0, ask, lambda: jnp.int32(0))
+
+        @jax.custom_batching.custom_vmap
+        def alone(run, step, tokens):
+            return batch(run, step[None], tokens)
+
+        @alone.def_vmap
+        def together(size, batched, run, step, tokens):
+            steps = step if batched[1] else jnp.broadcast_to(step, (size,))
+            rows = tokens if batched[2] else jnp.broadcast_to(tokens, (size, *tokens.shape))
+            return batch(run, steps, rows[:, 0]), False
+
+        return alone(run, jnp.asarray(step, jnp.int32), tokens)
+
+    def _heard(self, run: jax.Array, steps: jax.Array, tokens: jax.Array) -> np.ndarray:
+        heard = self._seen.get(int(run))
+        try:
+            if heard is not None:
+                heard(np.asarray(steps), np.asarray(tokens))
+        except Exception:  # the batch goes on
+            logging.getLogger(__name__).exception("a call could not be shown")
+        return np.zeros((), np.int32)
 
 
 def _blank(kind: Kind, size: int) -> tuple[Given, np.ndarray, np.ndarray]:
@@ -180,15 +269,25 @@ def _blank(kind: Kind, size: int) -> tuple[Given, np.ndarray, np.ndarray]:
     return given, np.arange(size, dtype=np.uint32), np.zeros(size, np.uint32)
 
 
-def _by_row(sample: Callable[..., Samples]) -> Callable[..., Samples]:
-    """Maps a sampler over rows, each in a batch of its own with the key of its seed and index."""
+def _by_row(
+    sample: Callable[..., Samples], tell: Callable[..., jax.Array]
+) -> Callable[..., Samples]:
+    """Maps a sampler over rows, each in a batch of its own with the key of its seed and index.
 
-    def one(seed, index, params, given, extra) -> Samples:
+    Args:
+      sample: sampler of a batch.
+      tell: function from (number of the run, index of a call, tokens [1, L]) to zero, see
+        `_Listeners.tell`.
+    """
+
+    def one(seed, index, run, params, given, extra) -> Samples:
         # The key of `engine.draw` for batch `index` of a batch size of 1.
         key = jax.random.fold_in(jax.random.key(seed), index)
-        return sample(key, params, jax.tree.map(lambda x: jnp.asarray(x)[None], given), extra)
+        given = jax.tree.map(lambda x: jnp.asarray(x)[None], given)
+        with watching(lambda step, tokens: tell(run, step, tokens)):
+            return sample(key, params, given, extra)
 
-    return jax.vmap(one, in_axes=(0, 0, None, 0, None))
+    return jax.vmap(one, in_axes=(0, 0, None, None, 0, None))
 
 
 def _written(found: Samples, place: int) -> Written:

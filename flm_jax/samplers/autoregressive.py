@@ -11,6 +11,7 @@ from flm_jax.core.types import Key, Params
 from flm_jax.denoiser.head import Readout, logits
 from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice, DrawnConfig, choose
+from flm_jax.samplers.watching import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +38,22 @@ def sample_autoregressive(
     table, head = net.table(params), net.readout(params)
 
     def step(carry, now):
-        cache, x_BD = carry
+        cache, x_BD, text = carry
         position, tokens, held = now
         features, cache = net.extend(params, cache, x_BD, position)
         logits_BV = logits(Readout(features, *head), net)[:, 0]
         drawn, confidence = choose(jax.random.fold_in(key, position), logits_BV, choice)
         tokens = jnp.where(held, tokens, drawn)
-        return (cache, table[tokens]), (tokens, jnp.where(held, 1.0, confidence))
+        text = text.at[:, position].set(tokens)
+        x_BD = show(position, text, table[tokens])
+        return (cache, x_BD, text), jnp.where(held, 1.0, confidence)
 
-    start = (net.cache(rows, length), jnp.zeros((rows, net.dim), table.dtype))
+    first = jnp.full((rows, length), -1, jnp.int32)
+    start = (net.cache(rows, length), jnp.zeros((rows, net.dim), table.dtype), first)
     by_position = (jnp.arange(length), given.tokens.T, given.mask.T)
-    _, (tokens, confidence) = jax.lax.scan(step, start, by_position)
+    (_, _, tokens), confidence = jax.lax.scan(step, start, by_position)
     calls = jnp.asarray(length, jnp.int32)
-    return Samples(tokens.T, tokens.T[None], confidence.T[None], calls)
+    return Samples(tokens, tokens[None], confidence.T[None], calls)
 
 
 def sample(

@@ -20,6 +20,7 @@ from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.guidance import GREEDY, Denoiser, plain, target_time
 from flm_jax.samplers.steering import IteratedConfig, RewardedConfig
+from flm_jax.samplers.watching import show
 
 # (y_s [B, L, W], xi, tau_s, s, t) -> y_s: moves a state before the network carries it from s to t.
 Nudge = Callable[[States, States, Times, Times, Times], States]
@@ -123,6 +124,7 @@ def carry(
             noise=fresh,
             stochasticity=stochasticity,
         )
+        y_t = show(k, seen[0], y_t)
         return (y_t, delta if denoiser.self_conditioned else None), seen
 
     grid = (jnp.arange(steps), taus[:-1], tau_ends[1:], times[:-1], times[1:])

@@ -14,6 +14,7 @@ from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
 from flm_jax.samplers.guidance import GREEDY, Denoiser
 from flm_jax.samplers.steering import IteratedConfig
+from flm_jax.samplers.watching import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ def heun(
         k, tau_s, _, s, t = now
         y_s, denoised, seen = asked(y_s, s, tau_s, 2 * k)
         ends = (jnp.full(rows, s), jnp.full(rows, t))
-        return flow.path.step(y_s, denoised, *ends, anchor=anchor), seen
+        y_t = flow.path.step(y_s, denoised, *ends, anchor=anchor)
+        return show(0, seen[0], y_t), seen
 
     def step(y_s, now):
         k, tau_s, tau_t, s, t = now
@@ -83,14 +85,17 @@ def heun(
         # interval has one.
         y_s, denoised, first = asked(y_s, s, tau_s, 2 * k)
         seen = [first]
+        index = 2 * k - begin  # of the first evaluation of this interval, among all
 
         def denoise(y, t):
+            y = show(index, first[0], y)
             _, found, tokens = asked(y, t, tau_t, 2 * k + 1)
             seen.append(tokens)
             return found
 
         ends = (jnp.full(rows, s), jnp.full(rows, t))
         y_t, _ = heun_step(flow.path, denoise, denoised, y_s, *ends, anchor)
+        y_t = show(index + 1, seen[1][0], y_t)
         # In order of evaluation, at s and then at t. The scan stacks pairs to [intervals, 2, ...];
         # the reshape below makes them [evaluations, ...].
         return y_t, jax.tree.map(lambda a, b: jnp.stack([a, b]), *seen)

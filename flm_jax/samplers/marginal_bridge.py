@@ -24,6 +24,7 @@ from flm_jax.samplers.categorical import Choice
 from flm_jax.samplers.euler import step_key
 from flm_jax.samplers.guidance import GREEDY, Denoiser
 from flm_jax.samplers.steering import IteratedConfig
+from flm_jax.samplers.watching import show
 
 ENDS = ("drawn", "mean")
 
@@ -91,7 +92,8 @@ def bridge_steps(
         pinned = denoiser.table[seen[0]] if end == "drawn" else mean
         noise = denoiser.noise(noise_key) if bridge_noise else None
         ends = (jnp.full(y_s.shape[0], time) for time in (s, t))
-        return flow.path.bridge(y_s, pinned, *ends, anchor=denoiser.anchor, noise=noise), seen
+        y_t = flow.path.bridge(y_s, pinned, *ends, anchor=denoiser.anchor, noise=noise)
+        return show(k, seen[0], y_t), seen
 
     grid = (jnp.arange(steps - 1), taus[:-2], times[:-2], times[1:-1])
     y, seen = jax.lax.scan(step, denoiser.start(xi), grid)

@@ -29,6 +29,7 @@ from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
 from flm_jax.samplers.masked_flow_draws import Draws, make_draws
 from flm_jax.samplers.promotion import EOS_POLICIES, promoted
+from flm_jax.samplers.watching import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Walk(NamedTuple):
 
     def step(self, state: WalkState) -> WalkState:
         """Takes one step, with promotion if that is done in steps."""
-        how = self.how
+        how, index = self.how, state.calls
         clean, (best, confidence) = self.ends(state.z, state.step)
         best = jnp.where(state.hidden, best, state.tokens)
         confidence = jnp.where(state.hidden, confidence, 1.0)
@@ -240,7 +241,7 @@ class Walk(NamedTuple):
         walked = lambda state: self.moved(self.guided(clean, state), state)
         # Guidance makes one more call where something is left to move.
         going = jnp.any(state.hidden)
-        z = jax.lax.cond(going, walked, lambda state: state.z, state)
+        z = show(index, best, jax.lax.cond(going, walked, lambda state: state.z, state))
         calls = state.calls + (going if how.context_guidance else 0)
         return state._replace(z=z, step=step, calls=calls)
 

@@ -18,6 +18,7 @@ from flm_jax.denoiser.head import probabilities
 from flm_jax.denoiser.tiled import head_logits, standing
 from flm_jax.flows.flow import Flow
 from flm_jax.samplers.base import Given, SamplerConfig, Samples
+from flm_jax.samplers.watching import show
 
 
 def check_onehot(cfg: SamplerConfig, prediction: str) -> None:
@@ -81,7 +82,8 @@ def sample_onehot_from(
         return flow.path.denoiser_from_velocity(x_s, raw, s) if prediction == "velocity" else raw
 
     def step(x_s, now):
-        tau_s, s, t = (jnp.full(rows, time) for time in now)
+        k, *whens = now
+        tau_s, s, t = (jnp.full(rows, time) for time in whens)
         held = flow.path.at(s, clean, x_0)
         x_s = jnp.where(given.mask[..., None], held, x_s)
         y_s = jnp.matmul(x_s, table, precision=jax.lax.Precision.HIGH)
@@ -89,8 +91,8 @@ def sample_onehot_from(
         delta, scores = (jnp.where(tokens_alone, delta, rest) for rest in (0.0, -jnp.inf))
         tokens = jnp.where(given.mask, given.tokens, jnp.argmax(scores, -1).astype(jnp.int32))
         seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(scores, axis=-1)))
-        return flow.path.step(x_s, delta, s, t), seen
+        return show(k, tokens, flow.path.step(x_s, delta, s, t)), seen
 
-    grid = jnp.stack([taus[:-1], times[:-1], times[1:]], axis=1)
+    grid = (jnp.arange(steps), taus[:-1], times[:-1], times[1:])
     _, (tokens, confidence) = jax.lax.scan(step, x_0, grid)
     return Samples(tokens[-1], tokens, confidence)

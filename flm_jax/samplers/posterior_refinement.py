@@ -22,6 +22,7 @@ from flm_jax.samplers.base import Given, SamplerConfig, Samples
 from flm_jax.samplers.euler import carry
 from flm_jax.samplers.guidance import plain
 from flm_jax.samplers.unmasking import Partial, Seen, even_share, reveal_in_steps
+from flm_jax.samplers.watching import watching
 
 BUDGETS = ("topk", "uniform")
 SPREADS = ("remaining", "even")
@@ -187,7 +188,8 @@ def _predicted(
     denoiser = plain(net, params, flow, Given(partial.tokens, ~partial.masked))
     xi = denoiser.noise(key)
     if cfg.flow_steps > 1:
-        found = carry(key, xi, denoiser, flow=flow, steps=cfg.flow_steps)
+        with watching(None):  # rounds are shown, not the jumps in them
+            found = carry(key, xi, denoiser, flow=flow, steps=cfg.flow_steps)
         return found.tokens, found.steps_confidence[-1]
     zero = jnp.zeros(())
     return denoiser.ask(xi, denoiser.start(xi), flow.t(zero), (zero, zero + cfg.until))[2]

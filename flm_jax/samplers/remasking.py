@@ -22,6 +22,7 @@ from flm_jax.flows.masking import masked_states
 from flm_jax.flows.shapes import positions_of
 from flm_jax.samplers.base import Given, Samples, Steps, calls_of_rows, most_calls
 from flm_jax.samplers.categorical import DrawnConfig, choose_at
+from flm_jax.samplers.watching import show
 
 STRATEGIES = ("cap", "rescale", "conf", "loop")
 
@@ -173,7 +174,8 @@ def sample(
 
         text = jax.lax.cond(jnp.any(shown), call, lambda text: text, text)
         # A hit turns a masked position into an unmasked one, and the reverse.
-        text = text._replace(masked=text.masked ^ hit)
+        tokens = show(k, text.seen[0], text.tokens)
+        text = text._replace(tokens=tokens, masked=text.masked ^ hit)
         return text, text.seen
 
     sure = jnp.where(given.mask, 1.0, 0.0)

@@ -15,6 +15,7 @@ from flm_jax.flows.shapes import positions_of
 from flm_jax.flows.uniform_noise import posterior_logits
 from flm_jax.samplers.base import Given, Samples
 from flm_jax.samplers.categorical import Choice, DrawnConfig, position_noise, probability_of
+from flm_jax.samplers.watching import show
 
 _END = 1e-5  # noise that is left before a greedy tail
 
@@ -76,7 +77,7 @@ def sample(
         drawn = _next(jax.random.fold_in(key, k), out, net, state, (noise, later, greedy), cfg)
         tokens = jnp.where(given.mask, given.tokens, drawn[0])
         seen = (tokens, jnp.where(given.mask, 1.0, drawn[1]))
-        return tokens, seen
+        return show(k, tokens, tokens), seen
 
     grid = (jnp.arange(steps), levels[:-1], levels[1:])
     state = jnp.where(given.mask, given.tokens, first)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.samplers.base import Given, Samples, Steps, calls_of, most_calls
+from flm_jax.samplers.watching import show
 
 Seen = tuple[jax.Array, jax.Array]
 
@@ -190,7 +191,8 @@ def reveal_in_steps(
             return Partial(tokens, partial.masked & ~now, seen, partial.calls + 1, kept)
 
         partial = jax.lax.cond(wanted, call, lambda partial: partial, partial)
-        return partial, partial.seen
+        tokens = show(k, partial.seen[0], partial.tokens)
+        return partial._replace(tokens=tokens), partial.seen
 
     confidence = jnp.where(given.mask, 1.0, 0.0)
     first = Partial(given.tokens, ~given.mask, (given.tokens, confidence), jnp.int32(0), kept)

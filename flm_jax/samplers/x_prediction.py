@@ -33,6 +33,7 @@ from flm_jax.flows.interpolants.mask_anchored import MaskAnchored
 from flm_jax.flows.masking import highest, mean_progress
 from flm_jax.samplers.base import Given, Samples, Steps, most_calls
 from flm_jax.samplers.unmasking import schedule
+from flm_jax.samplers.watching import show
 from flm_jax.samplers.windows import BlocksConfig, Kept, asker
 
 DONE = 0.99  # progress at which a token counts as written
@@ -356,7 +357,7 @@ def sample_x_prediction(
         ahead = made.going(walk)[:, None] & ~look.active & (walk.t < DONE)
         shown = (jnp.where(ahead, look.tokens, after.tokens), after.seen, after.t)
         paths = tuple(path.at[calls].set(now) for path, now in zip(paths, shown))
-        return after, calls + 1, paths
+        return after._replace(y=show(calls, shown[0], after.y)), calls + 1, paths
 
     def going(state):
         return jnp.any(made.going(state[0]))

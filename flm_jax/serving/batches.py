@@ -4,13 +4,17 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
-from flm_jax.core.errors import UserError
-from flm_jax.inference.rows import Kind, Row, Written
+import numpy as np
 
+from flm_jax.core.errors import UserError
+from flm_jax.inference.rows import Kind, Row, Seen, Written
+
+# (index of a network call, tokens int32 [L]) of one row, see `rows.Seen`.
+SeenRow = Callable[[int, np.ndarray], None]
 _WEIGHT = 0.2  # of the newest batch in the average time of a row
 
 
@@ -39,16 +43,19 @@ class Programs(Protocol):
     def compile(self, kind: Kind, size: int) -> Any:
         """Makes a program."""
 
-    def run(self, kind: Kind, rows: Sequence[Row], size: int) -> list[Written]:
-        """Generates rows by a program of `size` rows."""
+    def run(
+        self, kind: Kind, rows: Sequence[Row], size: int, seen: Seen | None = None
+    ) -> list[Written]:
+        """Generates rows by a program of `size` rows, and shows each network call to `seen`."""
 
 
 class Waiting(NamedTuple):
-    """A row that waits, and the future of what is written there."""
+    """A row that waits, the future of what is written there, and who sees its network calls."""
 
     kind: Kind
     row: Row
     future: Future
+    seen: SeenRow | None = None
 
 
 class Batch(NamedTuple):
@@ -93,14 +100,22 @@ class Worker:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, rows: Sequence[tuple[Kind, Row]]) -> list[Future]:
+    def submit(
+        self, rows: Sequence[tuple[Kind, Row]], seen: Sequence[SeenRow | None] | None = None
+    ) -> list[Future]:
         """Queues rows, all or none; returns the futures of what is written there.
+
+        Args:
+          rows: kind of each row, and the row.
+          seen: callback of each row with its tokens after each network call that another one
+            follows, from another thread; None for nobody.
 
         Raises:
           QueueFullError: there is no room for them.
           StoppingError: `close` was called.
         """
-        new = [Waiting(kind, row, Future()) for kind, row in rows]
+        each = seen or [None] * len(rows)
+        new = [Waiting(kind, row, Future(), one) for (kind, row), one in zip(rows, each)]
         with self._changed:
             if self._closing:
                 raise StoppingError
@@ -211,8 +226,15 @@ class Worker:
 
     def _generate(self, batch: Batch) -> None:
         rows = batch.rows
+
+        def seen(place: int, step: int, tokens: np.ndarray) -> None:
+            if (own := rows[place].seen) is not None:
+                own(step, tokens)
+
+        watched = seen if any(one.seen for one in rows) else None
         try:
-            found = self._programs.run(rows[0].kind, [one.row for one in rows], batch.size)
+            own = [one.row for one in rows]
+            found = self._programs.run(rows[0].kind, own, batch.size, watched)
         except BaseException as error:  # the next batch may well be generated
             logging.getLogger(__name__).exception("a batch failed")
             for one in rows:

@@ -1,11 +1,13 @@
 """Completion requests answered by a model: rows of prompts, their texts, and counts of tokens."""
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -91,29 +93,66 @@ class Completions:
         Raises:
           RequestError: a request that does not fit the model, a full queue, or no answer in time.
         """
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                asked = await self._in_texts(self._asked, wanted)
-                written = await self._generate(asked)
-        except TimeoutError as error:
-            raise RequestError(
-                504,
-                f"the answer took longer than {self.limits.seconds:g} s; ask for fewer texts or "
-                "steps, or later.",
-                code="timeout",
-            ) from error
-        except UserError as error:
-            raise RequestError(422, str(error)) from error
+        futures: list[Future[Written]] = []
+        with self._refusing():
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    asked = await self._in_texts(self._asked, wanted)
+                    futures = self.worker.submit([(one.kind, one.row) for one in asked])
+                    written = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            finally:
+                self.worker.forget(futures)
         self.answered += 1
         return Answered(wanted, asked, written)
+
+    async def stream(self, wanted: Wanted) -> AsyncIterator[dict[str, Any]]:
+        """Yields the bodies of a stream's events, each once its network call is computed.
+
+        A text has an event after each call, with its draft, and one with the text instead of the
+        last call's. Work is taken back if the generator is closed.
+
+        Raises:
+          RequestError: the same as `answer`; after the first event too.
+        """
+        loop = asyncio.get_running_loop()
+        until, futures = loop.time() + self.limits.seconds, []
+        happened: asyncio.Queue[tuple[int, int, np.ndarray | None]] = asyncio.Queue()
+
+        def tell(index: int, step: int = 0, tokens: np.ndarray | None = None) -> None:
+            with contextlib.suppress(RuntimeError):  # of a loop that is closed
+                loop.call_soon_threadsafe(happened.put_nowait, (index, step, tokens))
+
+        with self._refusing():
+            try:
+                async with asyncio.timeout_at(until):
+                    asked = await self._in_texts(self._asked, wanted)
+                seen = [functools.partial(tell, index) for index in range(len(asked))]
+                futures = self.worker.submit([(one.kind, one.row) for one in asked], seen)
+                for index, future in enumerate(futures):
+                    future.add_done_callback(lambda done, index=index: tell(index))
+                answered, open_ones = Answered(wanted, asked, [None] * len(asked)), len(asked)
+                head, steps = self._head(answered), [0] * len(asked)
+                while open_ones:
+                    async with asyncio.timeout_at(until):
+                        index, step, tokens = await happened.get()
+                        if tokens is None:
+                            answered.written[index] = futures[index].result()
+                            open_ones -= 1
+                            step = steps[index]
+                        steps[index] = step + 1
+                        make = functools.partial(self._event, answered, index, step)
+                        event = await self._in_texts(make, tokens)
+                    if event is not None:
+                        yield head | event
+            finally:
+                self.worker.forget(futures)
+        self.answered += 1
+        if wanted.usage:
+            yield head | {"choices": [], "usage": self._usage(answered)}
 
     async def completion(self, answered: Answered) -> dict[str, Any]:
         """Returns the body of an answer."""
         return await self._in_texts(self._completion, answered)
-
-    async def events(self, answered: Answered) -> list[dict[str, Any]]:
-        """Returns the bodies of the events of a stream, one for each network call."""
-        return await self._in_texts(lambda one: list(self._events(one)), answered)
 
     def described(self) -> dict[str, Any]:
         """Returns the description of the model."""
@@ -134,11 +173,20 @@ class Completions:
     async def _in_texts(self, work: Callable[[Any], Any], item: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._texts, work, item)
 
-    async def _generate(self, asked: Sequence[Asked]) -> list[Written]:
-        futures: list[Future[Written]] = []
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Raises what goes wrong with a request as a RequestError."""
         try:
-            futures = self.worker.submit([(one.kind, one.row) for one in asked])
-            return await asyncio.gather(*map(asyncio.wrap_future, futures))
+            yield
+        except TimeoutError as error:
+            raise RequestError(
+                504,
+                f"the answer took longer than {self.limits.seconds:g} s; ask for fewer texts or "
+                "steps, or later.",
+                code="timeout",
+            ) from error
+        except UserError as error:
+            raise RequestError(422, str(error)) from error
         except QueueFullError as error:
             seconds = min(max(1, math.ceil(error.seconds)), _LONGEST_WAIT)
             more = f"{self.worker.waiting} texts wait already; ask again in {seconds} s."
@@ -150,8 +198,6 @@ class Completions:
             if known is None:
                 raise
             raise RequestError(500, str(known), code="device_memory") from error
-        finally:
-            self.worker.forget(futures)
 
     def _asked(self, wanted: Wanted) -> list[Asked]:
         """Lays out the prompts of a request; `n` rows for each.
@@ -240,36 +286,45 @@ class Completions:
         choices = [self._choice(answered, index) for index in range(len(answered.asked))]
         return self._head(answered) | {"choices": choices, "usage": self._usage(answered)}
 
-    def _events(self, answered: Answered) -> Iterator[dict[str, Any]]:
-        """Events of a stream: the drafts after each call, and the texts with the last one."""
-        head, number = self._head(answered), len(answered.asked)
-        last = max(len(one.steps_tokens) for one in answered.written)
-        for step in range(last):
-            drafts = [self._choice(answered, index, step) for index in range(number)]
-            if step == last - 1:
-                choices = [self._choice(answered, index) for index in range(number)]
-            else:
-                open_ones = {"text": "", "finish_reason": None}
-                choices = [draft | open_ones for draft in drafts]
-            for choice, draft in zip(choices, drafts):
-                choice["draft"] = draft["text"]
-            yield head | {"step": step + 1, "choices": choices}
-        if answered.wanted.usage:
-            yield head | {"choices": [], "usage": self._usage(answered)}
+    def _event(
+        self, answered: Answered, index: int, step: int, tokens: np.ndarray | None
+    ) -> dict[str, Any] | None:
+        """Event of a text, None for none.
 
-    def _choice(self, answered: Answered, index: int, step: int | None = None) -> dict[str, Any]:
-        """One text of an answer, after a step or at the end."""
-        wanted, asked, written = answered.wanted, answered.asked[index], answered.written[index]
-        path = written.steps_tokens
-        tokens = written.tokens if step is None else path[min(step, len(path) - 1)]
+        Args:
+          index: index of the text.
+          step: index of the call, or without `tokens` the number of calls that were shown.
+          tokens: tokens after the call; None for the text itself.
+        """
+        asked = answered.asked[index]
+        most = most_calls(asked.kind.steps, asked.kind.length)
+        if tokens is None:
+            choice = self._choice(answered, index)
+            return {"step": max(most, step), "choices": [choice | {"draft": choice["text"]}]}
+        unread = np.flatnonzero(tokens[asked.start : asked.stop] < 0)
+        stop = asked.start + int(unread[0]) if len(unread) else asked.stop
+        if stop == asked.start or step + 1 == most:
+            return None  # a prompt being read, or what the event with the text has
+        draft = self._text(answered.wanted, asked._replace(stop=stop), tokens)[0]
+        choice = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
+        return {"step": step + 1, "choices": [choice | {"draft": draft}]}
+
+    def _text(self, wanted: Wanted, asked: Asked, tokens: np.ndarray) -> tuple[str, bool]:
+        """The text of a row, and whether it ends before its length."""
         tokenizer = self.served.model.tokenizer
         texts = answer_texts(tokenizer, tokens, asked.start, asked.stop)
         kept = _cut(texts.answer, wanted.stop)
         ended = kept != texts.answer or self._end(asked, tokens) < asked.stop
         whole = texts.whole[: len(texts.whole) - (len(texts.answer) - len(kept))]
+        return whole if wanted.echo else kept, ended
+
+    def _choice(self, answered: Answered, index: int) -> dict[str, Any]:
+        """One text of an answer."""
+        asked, written = answered.asked[index], answered.written[index]
+        text, ended = self._text(answered.wanted, asked, written.tokens)
         return {
             "index": index,
-            "text": whole if wanted.echo else kept,
+            "text": text,
             "finish_reason": "stop" if ended else "length",
             "logprobs": None,
             "network_calls": written.calls,

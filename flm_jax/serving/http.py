@@ -1,7 +1,7 @@
 """The HTTP side: routes, bodies and event streams, as an ASGI application (extra `serve`)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import Any
 
 from flm_jax.core.extras import import_extra
@@ -9,7 +9,7 @@ from flm_jax.core.files import to_json
 from flm_jax.serving.completions import Completions
 from flm_jax.serving.errors import RequestError, insist, later
 from flm_jax.serving.limits import Rates
-from flm_jax.serving.requests import parse, read_request
+from flm_jax.serving.requests import Wanted, parse, read_request
 
 _GONE = 499  # of a client that went away; nobody reads it
 _JSON = "application/json"
@@ -106,12 +106,25 @@ class _Endpoints:
             return _json({}, _GONE)
         limits = self._completions.limits
         wanted = read_request(parse(body), limits)
+        if wanted.stream:
+            return await self._stream(request, wanted)
         answered = await _unless_gone(request, self._completions.answer(wanted))
         if answered is None:
             return _json({}, _GONE)
-        if wanted.stream:
-            return _stream(await self._completions.events(answered))
         return _json(await self._completions.completion(answered))
+
+    async def _stream(self, request: Any, wanted: Wanted) -> Any:
+        """Events of a request; one that is refused before the first of them has its own status."""
+        events = self._completions.stream(wanted)
+        try:
+            first = await _unless_gone(request, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        if first is None:
+            await events.aclose()
+            return _json({}, _GONE)
+        return _Stream(request, first, events)
 
     async def _body(self, request: Any) -> bytes | None:
         """Body of a request, read no further than the limit; None if the client went away."""
@@ -170,16 +183,40 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(_text(body), status, headers, _JSON)
 
 
-def _stream(events: list[dict[str, Any]]) -> Any:
-    """Server-sent events, the last of them [DONE]."""
-    from starlette.responses import StreamingResponse
+class _Stream:
+    """Server-sent events as they happen, the last of them [DONE] or an error.
 
-    async def lines() -> AsyncIterator[bytes]:
-        for event in events:
-            yield b"data: " + _text(event) + b"\n\n"
-        yield b"data: [DONE]\n\n"
+    Args:
+      request: request that is answered.
+      first: body of the first event.
+      events: the bodies after it; closed when the client goes away.
+    """
 
-    return StreamingResponse(lines(), media_type="text/event-stream")
+    def __init__(self, request: Any, first: dict[str, Any], events: AsyncGenerator) -> None:
+        self._request, self._first, self._events = request, first, events
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        head = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        head += [(b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        try:
+            await _unless_gone(self._request, self._send_all(send))
+        finally:
+            await self._events.aclose()
+
+    async def _send_all(self, send: Any) -> None:
+        async def data(content: bytes, more: bool = True) -> None:
+            body = b"data: " + content + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        try:
+            await data(_text(self._first))
+            async for event in self._events:
+                await data(_text(event))
+        except RequestError as refusal:
+            await data(_text(refusal.body), more=False)
+        else:
+            await data(b"[DONE]", more=False)
 
 
 async def _refused(request: Any, refusal: RequestError) -> Any:

@@ -53,10 +53,13 @@ class Reply(NamedTuple):
         return [json.loads(one.removeprefix("data: ")) for one in found]
 
 
-async def call(app, method, path, body=None, *, headers=None, gone=None, client="1.2.3.4"):
+async def call(
+    app, method, path, body=None, *, headers=None, gone=None, client="1.2.3.4", sees=None
+):
     """Sends a request; `gone` is an event after which the client has gone away.
 
-    The body is an object, bytes, or None for one that never ends.
+    `sees` is called with each message as it is sent. The body is an object, bytes, or
+    None for one that never ends.
     """
     given = {"host": "localhost:8000", "content-type": "application/json"} | (headers or {})
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -76,6 +79,8 @@ async def call(app, method, path, body=None, *, headers=None, gone=None, client=
 
     async def send(message):
         sent.append(message)
+        if sees is not None:
+            sees(message)
 
     scope = {
         "type": "http",

@@ -1,6 +1,9 @@
 """Rows with a seed each: the texts of `LanguageModel.sample`, whatever rows stand beside them."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,6 +50,52 @@ def test_a_row_is_a_sample_of_its_seed_alone(sampler):
     np.testing.assert_array_equal(again[3].steps_tokens, found[0].steps_tokens)
     assert not np.array_equal(again[1].tokens, again[3].tokens)
     assert programs.compiled(kind) == [4]
+
+
+@pytest.mark.parametrize(
+    ("goal", "sampler", "steps"),
+    [
+        ("denoising", "euler", 2),
+        ("denoising", "heun", 4),
+        ("denoising", "heun", 5),
+        ("denoising", "marginal_bridge", 3),
+        ("masked_diffusion", "confidence", 3),
+        ("masked_diffusion", "remasking", 4),
+        ("masked_diffusion", "x_prediction", 3),
+        ("uniform_diffusion", "uniform_diffusion", 3),
+    ],
+)
+def test_each_call_is_shown_before_the_next_one_is_computed(goal, sampler, steps):
+    model, happened = served_model(goal), []
+
+    def called(one):
+        happened.append("call")
+        return np.zeros_like(one)
+
+    def features(*args, **kwargs):
+        found = model.net.features(*args, **kwargs)
+        first = jnp.ravel(jax.tree.leaves(args[1:])[0])[0].astype(jnp.float32)
+        zero = jax.ShapeDtypeStruct((), jnp.float32)
+        told = jax.pure_callback(called, zero, first, vmap_method="broadcast_all")
+        return jax.tree.map(lambda x: x + told.astype(x.dtype), found)
+
+    watched = model._replace(net=dataclasses.replace(model.net, features=features))
+    alone = LanguageModel(model)
+    kind = kind_of(row_of(model, "ab", 3), steps, alone._chosen(sampler, {}))
+    drafts = {}
+
+    def seen(place, step, tokens):
+        happened.append("seen")
+        drafts[step] = tokens
+
+    (written,) = RowSampler(watched).run(kind, [row_of(model, "ab", 3)], 1, seen)
+    calls = happened.count("call")
+    assert calls >= written.calls and happened[0] == "call"
+    # Without "seen" between two calls, the second was computed before the first was shown.
+    assert all({a, b} == {"call", "seen"} for a, b in zip(happened, happened[1:]))
+    for step, tokens in drafts.items():
+        np.testing.assert_array_equal(tokens, written.steps_tokens[step])
+    assert len(drafts) >= steps - 1
 
 
 def test_the_batch_sizes_that_agree_hold_the_largest_and_few_programs_are_kept():

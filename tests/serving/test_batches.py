@@ -30,10 +30,13 @@ class Programs:
             raise UserError("no such program")
         self.ready.setdefault(kind, []).append(size)
 
-    def run(self, kind, rows, size):
+    def run(self, kind, rows, size, seen=None):
         self.batches.append((kind, list(rows), size))
         self.begun.release()
         assert not self.held or self.go.acquire(timeout=WAIT)
+        for place, row in enumerate(rows):
+            if seen is not None:
+                seen(place, 0, f"{kind}{row} so far")
         if "break" in rows:
             raise RuntimeError("broken")
         return [f"{kind}{row}" for row in rows]
@@ -104,6 +107,20 @@ def test_rows_without_a_program_wait_for_it_while_others_are_generated():
     assert programs.made == [("cold", 2), ("bad", 2)]
     # Sizes that round otherwise are not among the worker's, and are not used.
     assert programs.batches[0] == ("a", [3], 2)
+    assert worker.close(WAIT)
+
+
+def test_each_row_is_shown_to_its_own_callback_alone():
+    programs = Programs()
+    worker = Worker(programs, [1, 4], most=9)
+    shown, first = [], worker.submit([("a", 0)])
+    assert programs.begun.acquire(timeout=WAIT)
+    own = [lambda step, tokens: shown.append((step, tokens)), None]
+    rows = first + worker.submit([("a", 1), ("a", 2)], own) + worker.submit([("a", 3)])
+    for _ in range(2):
+        programs.go.release()
+    assert [one.result(WAIT) for one in rows] == ["a0", "a1", "a2", "a3"]
+    assert shown == [(0, "a1 so far")] and programs.batches[1] == ("a", [1, 2, 3], 4)
     assert worker.close(WAIT)
 
 

@@ -29,8 +29,10 @@ class Held:
     def compiled(self, kind):
         return [1]
 
-    def run(self, kind, rows, size):
+    def run(self, kind, rows, size, seen=None):
         self.begun.set()
+        if seen is not None:
+            seen(0, 0, np.full(kind.length, 97, np.int32))
         assert self.go.wait(WAIT)
         self.seeds += [row.seed for row in rows]
         written = np.full(kind.length, 65 + rows[0].seed % 26, np.int32)
@@ -133,17 +135,78 @@ def test_a_stream_has_an_event_for_each_network_call(server):
     found = server.post(**body, stream=True, stream_options={"include_usage": True})
     assert found.headers["content-type"].startswith("text/event-stream")
     *steps, usage = found.events
-    assert [one["step"] for one in steps] == [1, 2]
+    assert sorted(one["step"] for one in steps) == [1, 1, 2, 2]
     assert usage["usage"] == plain["usage"] and usage["choices"] == []
     drawn = server.alone.sample(2, 2, prompt="ab", seed=5, batch_size=1)
     for index, choice in enumerate(plain["choices"]):
-        own = [one["choices"][index] for one in steps]
+        own = [one["choices"][0] for one in steps if one["choices"][0]["index"] == index]
         # Clients that join what they get have the text, the others see it resolve.
         assert "".join(one["text"] for one in own) == choice["text"] == own[-1]["draft"]
         drafts = [server.alone.tokenizer.decode(row[2:]) for row in drawn.steps_tokens[:, index]]
         assert [one["draft"] for one in own] == drafts
         assert [one["finish_reason"] for one in own] == [None, "length"]
-    assert len(server.post(**body, stream=True).events) == 2
+    assert len(server.post(**body, stream=True).events) == 4
+    assert len(server.post(**(body | {"steps": 1}), stream=True).events) == 2
+
+
+def test_a_call_reaches_the_client_before_the_last_one_is_computed(model, held):
+    async def run():
+        arrived, sent = asyncio.Event(), []
+
+        def sees(message):
+            sent.append(message.get("body", b""))
+            if b"data: " in sent[-1]:
+                arrived.set()
+
+        body = {"seed": 1, "steps": 3, "stream": True}
+        asked = asyncio.ensure_future(call(held.app, "POST", PATH, body, sees=sees))
+        await asyncio.wait_for(arrived.wait(), WAIT)
+        assert not held.programs.go.is_set() and not asked.done()  # the batch still runs
+        assert b'"draft": "aaa' in sent[-1] and b'"step": 1' in sent[-1]
+        held.programs.go.set()
+        return await asked
+
+    first, last = asyncio.run(run()).events
+    assert (first["step"], last["step"]) == (1, 3)
+    assert last["choices"][0]["text"][:1] == "B" and last["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_stream_that_its_client_leaves_takes_its_texts_back(held):
+    held.worker._most = 2  # one runs, and two may wait
+
+    async def run():
+        gone, arrived = asyncio.Event(), asyncio.Event()
+        sees = lambda message: arrived.set() if b"draft" in message.get("body", b"") else None
+        body = {"seed": 1, "steps": 3, "n": 2, "stream": True}
+        asked = asyncio.ensure_future(call(held.app, "POST", PATH, body, gone=gone, sees=sees))
+        await asyncio.wait_for(arrived.wait(), WAIT)
+        assert held.worker.waiting == 1
+        gone.set()
+        await asked
+        assert held.worker.waiting == 0
+        after = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 3}))
+        while not held.worker.waiting:
+            await asyncio.sleep(0.001)
+        held.programs.go.set()
+        return await asked, await after
+
+    left, after = asyncio.run(run())
+    assert left.status == 200 and b"[DONE]" not in left.body
+    assert after.json["choices"][0]["text"][:1] == "D" and held.programs.seeds == [1, 3]
+
+
+def test_a_stream_that_fails_has_a_status_before_its_first_event_and_an_event_after(model):
+    programs = Held()
+    slow = Server(model, programs, [1], Limits(seconds=3.0, waiting=1))
+    late = slow.post(stream=True, steps=2)
+    (line, error) = late.body.decode().split("data: ")[1:]
+    assert late.status == 200 and "draft" in line and '"code": "timeout"' in error
+    slow.completions.limits = dataclasses.replace(slow.completions.limits, seconds=0.05)
+    silent = slow.post(stream=True, steps=2)  # its batch has not begun
+    assert silent.status == 504 and silent.json["error"]["code"] == "timeout"
+    assert slow.post(stream=True, steps=0).status == 400
+    programs.go.set()
+    assert slow.worker.close(WAIT)
 
 
 @pytest.mark.parametrize(

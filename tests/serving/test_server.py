@@ -47,6 +47,14 @@ class Process:
         connection.close()
         return found
 
+    def stream(self, **body):
+        """The lines of a stream, as they come."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        body = json.dumps(body | {"stream": True})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        yield from (line.decode() for line in connection.getresponse() if line.strip())
+        connection.close()
+
 
 def test_a_signal_ends_the_process_when_all_is_answered(tmp_path):
     for package in ("starlette", "uvicorn"):
@@ -68,8 +76,9 @@ def test_a_signal_ends_the_process_when_all_is_answered(tmp_path):
     mixed = [got[1], None, *got[2:]]
     wrong, _ = loads.faults(server.port, asked, mixed, texts)
     assert [one.split(":")[0] for one in wrong] == ["request 0", "request 1"]
-    # This one waits for a compilation when the signal comes.
-    found = []
+    # When the signal comes, one request waits for a compilation, and one is being streamed.
+    found, streamed = [], {"prompt": "ab", "seed": 4, "steps": 250}
+    whole = server.ask("POST", "/v1/completions", **streamed)[1]["choices"][0]["text"]
     late = {"prompt": "ab", "seed": 4, "steps": 3}
     asking = threading.Thread(
         target=lambda: found.append(server.ask("POST", "/v1/completions", **late))
@@ -77,12 +86,18 @@ def test_a_signal_ends_the_process_when_all_is_answered(tmp_path):
     asking.start()
     while not server.ask("GET", "/health")[1]["waiting"]:
         time.sleep(0.01)
+    lines = server.stream(**streamed)
+    events = [next(lines)]
+    assert '"step": 1,' in events[0]
     server.running.send_signal(signal.SIGTERM)
+    events += lines
+    assert len(events) == 251 and events[-1] == "data: [DONE]\n"
+    assert json.loads(events[-2][6:])["choices"][0]["text"] == whole
     out, err = server.running.communicate(timeout=WAIT)
     asking.join(WAIT)
     assert found[0][0] == 200 and len(found[0][1]["choices"]) == 1
     assert server.running.returncode == 0, err
-    assert out == "stopped: 9 requests answered, 9 texts\n" and not err.strip(), err
+    assert out == "stopped: 11 requests answered, 11 texts\n" and not err.strip(), err
     with pytest.raises(ConnectionRefusedError):
         server.ask("GET", "/health")
 
