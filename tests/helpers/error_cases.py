@@ -281,6 +281,27 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{R} --task=mt_bench --data=mt_field.jsonl", "turns that are a text"),
         (f"{B} --task=mt_bench --data=mt_field.jsonl --judge_prompts=nowhere", "no prompts"),
     ],
+    "Serving": [
+        ("serve", "no workdir"),
+        ("serve --workdir=nowhere", "no such model"),
+        ("serve --workdir=model more", "an argument that is no flag"),
+        ("serve --workdir=model --port=65536", "no such port"),
+        ("serve --workdir=model --port=0 --host=host.invalid", "no address of this machine"),
+        ("serve --workdir=model --port=0 --max_batch=0", "no row"),
+        ("serve --workdir=model --port=0 --max_seconds=0", "no time"),
+        ("serve --workdir=model --port=0 --rate=-1", "a rate below 0"),
+        ("serve --workdir=model --port=0 --steps=x", "steps that are no number"),
+        ("serve --workdir=model --port=0 --warm=1,0", "no step"),
+        ("serve --workdir=model --port=0 --steps=4 --warm=1 --closed", "steps not in --warm"),
+        ("serve --workdir=model --port=0 --sampler=eular", "no such sampler"),
+        ("serve --workdir=model --port=0 --sampler=confidence", "the sampler of another family"),
+        ("serve --workdir=model --port=0 --gamma=0.5", "a setting of another sampler"),
+        ("serve --workdir=model --port=0 --steps=1/4", "a share with a sampler that has none"),
+        ("serve --workdir=model --port=0 --steps=4 --sampler=adaptive", "too few calls"),
+        ("serve --workdir=model --port=0 --weak=nowhere --guidance=2",
+         "a weaker model that is not there"),
+        ("serve --workdir=model --port=0 --max_programs=0", "no program to keep"),
+    ],
     "Environment": [
         (f"JAX_NUM_PROCESSES=2 {T}", "some of three variables"),
         (f"JAX_COORDINATOR_ADDRESS=a:1 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=2 {T}",
@@ -382,4 +403,6 @@ def _short(line: str) -> str:
 
 
 if __name__ == "__main__":
-    print(page(tried()), end="")
+    from helpers.error_requests import answers, section  # needs the extra serve
+
+    print(page(tried()) + section(answers()), end="")
