@@ -12,11 +12,8 @@ Hardware: one GPU. Duration: all but FMLM_dmd were trained on an H200 in seven m
 time; their measuring was not finished (docs/results/tales.md, "Few-step rivals").
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-import flm_jax
 from configs.comparisons import recipe
 from flm_jax.config import choose
 
@@ -24,7 +21,6 @@ SIZES = dict(length=32, dim=192, depth=3, batch=128)
 ALL_STEPS, FLOW_STEPS, MAP_STEPS, UPDATES = 8000, 4000, 1000, 1000
 TEMPERATURES = (0.8, 0.9)
 FRONTIERS = {"FLM": "denoiser_temperature", "MDLM": "temperature", "Duo": "temperature"}
-WORDS = Path(flm_jax.__file__).parent / "pretrained" / "tales" / "words.txt"
 
 
 def model(steps: int):
@@ -93,7 +89,7 @@ def comparison(title: str):
     config.prepare.tokenizer = "sentencepiece"
     config.prepare.sentencepiece_model = "unigram"
     config.prepare.vocab_size = 4096
-    config.words = str(WORDS)
+    config.words = True
     config.samples = 256
     config.batch_size = 128
     return config

@@ -29,8 +29,9 @@ from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_comparison, draw_schedule, quality_name
 from flm_jax.evaluation.tables import Row, table
-from flm_jax.evaluation.wording import Wording
+from flm_jax.evaluation.wording import Wording, documents
 from flm_jax.metrics.generative_perplexity import Judge
+from flm_jax.metrics.words import word_list
 from flm_jax.samplers.base import SamplerConfig
 from flm_jax.training.schedule_log import read_schedule
 from flm_jax.training.trainer import train_run
@@ -38,8 +39,8 @@ from flm_jax.training.trainer import train_run
 _KEYS = ("title", "samples", "batch_size", "seed", "models")
 # judge: name of a model of the comparison, or a folder as of `judges.load_judge`; "" for none.
 # prepare: arguments of a corpus to prepare for all models, see `_preparation`; {} for none.
-# words: file of the known words, one a line, whose share is measured; "" for none.
-_OPTIONAL = {"judge": "", "prepare": {}, "words": ""}
+# words: whether the share of words that the training texts have is measured; needs `prepare`.
+_OPTIONAL = {"judge": "", "prepare": {}, "words": False}
 _MODEL_KEYS = ("config", "steps", "teacher")
 # ways: {label: {"steps": ..., "sampler": a name, and settings of it}}: the same model sampled
 # otherwise. frontier: {setting of the sampler: values}: the same, once for each value, and drawn
@@ -166,16 +167,22 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
       UserError: bad configurations; before anything is trained.
     """
     workdir, config = expanded(workdir), _OPTIONAL | config
-    for key in ("judge", "prepare", "words"):
+    for key in ("judge", "prepare"):
         config[key] = at_home(config[key])
     check_folder(workdir, "--workdir")
     folder = epath.Path(workdir)
     models = entries(config, folder)
     judge = _judge(config["judge"], models, folder)
     preparation = _preparation(config["prepare"], str(_data(folder)))
-    wording = Wording(config["words"]) if config["words"] else None
+    require(
+        preparation is not None or not config["words"],
+        "config.words counts words of the training texts; set config.prepare, or words = False.",
+    )
+    wording = None
     if preparation:
         prepare(preparation)
+        data = str(_data(folder))
+        wording = Wording(word_list(documents(data))) if config["words"] else None
     trained = _trained(models)
     for number, entry in enumerate(trained, 1):
         where = _workdir(folder, entry.name)
@@ -186,7 +193,7 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
         train_run(entry.config, str(where))
     given = {key: config[key] for key in ("samples", "batch_size", "seed")}
     opened = functools.cache(lambda: judge and load_judge(judge))
-    job = _Measuring(folder, given, judge, opened, config["words"], wording)
+    job = _Measuring(folder, given, judge, opened, wording)
     rows = [row for entry in models if entry.steps for row in _rows(job, entry)]
     rows.append(_data_row(job, next(entry for entry in models if entry.steps)))
     _write_report(folder, config["title"], models, rows)
@@ -236,13 +243,12 @@ class _Measuring(NamedTuple):
     given: dict[str, int]
     judge: str
     open_judge: Callable[[], Judge | None]
-    words: str
     wording: Wording | None
 
     def settings(self, trained_steps: int) -> dict[str, Any]:
         """What a row depends on; one with other settings is measured again."""
         judge = {"judge": self.judge, "judge_steps": latest_step(self.judge)} if self.judge else {}
-        words = {"words": self.words} if self.words else {}
+        words = {"words": True} if self.wording else {}
         return self.given | {"trained_steps": trained_steps} | judge | words
 
     def kept(self, name: str, settings: dict[str, Any]) -> Row | None:

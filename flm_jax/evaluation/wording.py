@@ -39,17 +39,19 @@ class Wording:
     """Figures of texts: known words and copied runs.
 
     Args:
-      words: file of the known words, one a line; "" for no fraction of known words.
+      words: file of the known words, one a line, or the words themselves; "" for no fraction of
+        known words.
       copied: number of words of a run that counts as copied; 0 for none.
       data: prepared folder whose training texts may be copied.
     """
 
-    def __init__(self, words: str = "", copied: int = 0, data: str = ""):
+    def __init__(self, words: str | Sequence[str] = "", copied: int = 0, data: str = ""):
         require(
             copied == 0 or bool(data),
             "the share of copied texts needs the training texts; give --data=PREPARED.",
         )
-        self._words = read_words(words) if words else None
+        known = read_words(words) if isinstance(words, str) and words else frozenset(words)
+        self._words = known or None
         self._runs = Runs(documents(data), copied) if copied else None
 
     def figures(self, texts: Sequence[str]) -> Row:

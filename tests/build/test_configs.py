@@ -102,7 +102,7 @@ def test_comparison_builds(path, tmp_path):
     for task in module.get("TASKS") or module.get("CORPORA") or [""]:
         given = module["get_config"](task).to_dict()
         sizes, tokens = {}, {}
-        for entry in entries(given | {"judge": "", "prepare": {}, "words": ""}, tmp_path):
+        for entry in entries(given | {"judge": "", "prepare": {}, "words": False}, tmp_path):
             if entry.steps and entry.of == entry.name:
                 config = _with_vocabulary(entry.config, given)
                 params = abstract_params(make_network(config))

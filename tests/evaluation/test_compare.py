@@ -107,14 +107,22 @@ def test_other_settings_are_measured_again(finished, measured):
     assert measured == [("FLM", 4), ("FLM", 4), ("FMLM", 1, 2), ("FMLM", 2)]
 
 
-def test_known_words_are_counted_where_they_are_listed(finished, tmp_path):
-    """A word list is a setting: rows without its share are measured again."""
-    words = tmp_path / "words.txt"
-    words.write_text("nothing\n")
-    few = {"samples": 16, "batch_size": 16, "words": str(words)}
-    compare_run(comparison() | few, str(finished))
-    rows = json.loads((finished / "report.json").read_text())["rows"]
-    assert [row["known_words"] for row in rows] == [0.0] * len(rows)
+def test_known_words_are_those_of_the_training_texts(tmp_path):
+    """Their share is measured where the corpus is prepared here, and of held-out texts too."""
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("\n".join(f"a tale of {word}" for word in ("one two", "six ten") * 300))
+    config = copy.deepcopy(comparison()) | {"samples": 16, "batch_size": 16, "words": True}
+    config["prepare"] = {"source": "text", "path": str(corpus), "split_documents": "line"}
+    config["prepare"] |= {"tokenizer": "characters", "valid_fraction": 0.2}
+    config["models"] = {"FLM": config["models"]["FLM"] | {"frontier": {}}}
+    config["judge"] = ""
+    trained = config["models"]["FLM"]["config"]
+    trained["data"]["task"] = ""
+    trained["data"]["packing"], trained["model"]["length"] = "stream", 24
+    assert compare_run(config, str(tmp_path / "run")) == 0
+    drawn, data = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
+    # Of texts that are cut at any letter, and of letters that a network without training draws.
+    assert data["known_words"] > 0.5 > drawn["known_words"]
 
 
 def test_a_model_starts_from_an_earlier_one(tmp_path):
@@ -157,6 +165,7 @@ def test_rows_are_kept_as_soon_as_they_are_measured(finished, measured, monkeypa
         ({"judge": "runs/none"}, "config.judge is 'runs/none'; expected a model of the comp"),
         ({"prepare": {"sorce": "text"}}, "unknown key of config.prepare 'sorce'; did you mean 'so"),
         ({"prepare": {"source": "text"}}, "name them by --config.prepare.path="),
+        ({"words": True}, "config.words counts words of the training texts; set config.prepare"),
     ],
 )
 def test_bad_comparisons_are_refused_before_training(tmp_path, change, message):
