@@ -58,6 +58,12 @@ _ANY_ROUNDING = flags.DEFINE_bool(
 _PROGRAMS = flags.DEFINE_integer(
     "max_programs", 64, "Largest number of programs that are kept compiled."
 )
+_SHOW = flags.DEFINE_bool(
+    "show_calls",
+    True,
+    "Send streamed requests the text of each network call, not the last one alone. JAX keeps such "
+    "programs in no cache, so that each start compiles them.",
+)
 _DEFAULTS = Limits()
 _BODY = flags.DEFINE_integer("max_body", _DEFAULTS.body, "Largest body of a request, in bytes.")
 _PROMPT = flags.DEFINE_integer(
@@ -131,7 +137,7 @@ def main(argv) -> None:
     with server.quiet_stop():
         listening = server.open_socket(address)
         served, warm = _served()
-        sampler = RowSampler(served.model, _PROGRAMS.value)
+        sampler = RowSampler(served.model, _PROGRAMS.value, _SHOW.value)
         if not warm:
             alike = sizes[-1:]
         else:

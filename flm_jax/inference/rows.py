@@ -87,11 +87,14 @@ class RowSampler:
       model: loaded model.
       most: largest number of programs that are kept; the one that was not used for longest is
         dropped first.
+      shown: whether a program can show its network calls. JAX keeps programs that call the host in
+        no cache on disk.
     """
 
-    def __init__(self, model: Model, most: int = 64) -> None:
+    def __init__(self, model: Model, most: int = 64, shown: bool = True) -> None:
         require(most >= 1, f"got {most} programs to keep; expected at least 1.")
         self._model, self._most, self._lock = model, most, threading.Lock()
+        self._shown = shown
         self._programs: OrderedDict[tuple[Kind, int], Callable[..., Samples]] = OrderedDict()
         self._listeners = _Listeners()
 
@@ -144,7 +147,7 @@ class RowSampler:
         seeds = np.array([row.seed for row in whole], np.uint32)
         indices = np.array([row.index for row in whole], np.uint32)
         program = self.compile(kind, size)
-        with self._listeners.listening(seen, len(rows)) as number:
+        with self._listeners.listening(seen if self._shown else None, len(rows)) as number:
             found = jax.device_get(program(seeds, indices, given, number))
         return [_written(found, place) for place in range(len(rows))]
 
@@ -185,7 +188,7 @@ class RowSampler:
         guides, extra = load_guides(model, kind.sampler)
         how = kind.steps, kind.sampler, guides
         sample = make_sampler(model.config, model.net, model.flow, *how)
-        made = jax.jit(_by_row(sample, self._listeners.tell))
+        made = jax.jit(_by_row(sample, self._listeners.tell if self._shown else None))
         given, seeds, zeros = _blank(kind, size)
         nobody = np.int32(_NOBODY)
         compiled = made.lower(seeds, zeros, nobody, model.params, given, extra).compile()
@@ -270,21 +273,21 @@ def _blank(kind: Kind, size: int) -> tuple[Given, np.ndarray, np.ndarray]:
 
 
 def _by_row(
-    sample: Callable[..., Samples], tell: Callable[..., jax.Array]
+    sample: Callable[..., Samples], tell: Callable[..., jax.Array] | None
 ) -> Callable[..., Samples]:
     """Maps a sampler over rows, each in a batch of its own with the key of its seed and index.
 
     Args:
       sample: sampler of a batch.
       tell: function from (number of the run, index of a call, tokens [1, L]) to zero, see
-        `_Listeners.tell`.
+        `_Listeners.tell`; None for no calls that are shown.
     """
 
     def one(seed, index, run, params, given, extra) -> Samples:
         # The key of `engine.draw` for batch `index` of a batch size of 1.
         key = jax.random.fold_in(jax.random.key(seed), index)
         given = jax.tree.map(lambda x: jnp.asarray(x)[None], given)
-        with watching(lambda step, tokens: tell(run, step, tokens)):
+        with watching(tell and (lambda step, tokens: tell(run, step, tokens))):
             return sample(key, params, given, extra)
 
     return jax.vmap(one, in_axes=(0, 0, None, None, 0, None))

@@ -98,6 +98,20 @@ def test_each_call_is_shown_before_the_next_one_is_computed(goal, sampler, steps
     assert len(drafts) >= steps - 1
 
 
+def test_programs_that_show_no_calls_can_be_cached_and_write_the_same():
+    """JAX caches a program only without calls of the host; the text of a row is the same."""
+    model = served_model("denoising")
+    row, seen = row_of(model, "ab", 3), []
+    kind = kind_of(row, 2, LanguageModel(model).sampler)
+    shown, quiet = RowSampler(model), RowSampler(model, shown=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "pure_callback", None)  # not even traced
+        (written,) = quiet.run(kind, [row], 1, lambda *call: seen.append(call))
+    assert not seen
+    (again,) = shown.run(kind, [row], 1, lambda *call: seen.append(call))
+    assert seen and np.array_equal(again.tokens, written.tokens)
+
+
 def test_the_batch_sizes_that_agree_hold_the_largest_and_few_programs_are_kept():
     model = served_model("semigroup")
     programs = RowSampler(model, most=2)
