@@ -14,7 +14,9 @@ that does not fit or fails costs one line. gpu_smoke is gpu_quick at tiny sizes,
 a GPU.
 
 Utilisation is the rate of operations of the traced program (matrix products), relative to the rate
-of a large matrix product of random numbers in the same dtype, measured in the same process.
+of a large matrix product of random numbers in the same dtype, measured in the same process. On CPUs
+products and runs take turns, and the ratio of their processor times follows, which programs that
+run beside it disturb less.
 """
 
 import itertools

@@ -114,7 +114,7 @@ def cross_entropy(
     """
     if plan := _plan(net):
         head, target = (out.kernel, out.bias), ((), (tokens,))
-        fn = tile_targets.token_target
+        fn = tile_targets.one_hot_target
         return tiled.weighted_cross_entropy(plan, fn, out.features, head, weights, target)
     nll = token_nll(logits(out, net), tokens)
     return jnp.sum(weights * nll), jax.lax.stop_gradient(nll)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flm_jax.core.types import Times
+from flm_jax.denoiser.logit_gradients import OneHot
 from flm_jax.denoiser.tile_plan import Plan
 from flm_jax.denoiser.tiled import Target, log_partition, planned_logits
 from flm_jax.flows.shapes import over_positions
@@ -26,19 +27,25 @@ def laid_out(targets: Sequence[tuple[Times, Any]], shape: tuple[int, ...]) -> Ta
     return tuple(heads), tuple(rows)
 
 
-def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
-    """Target concentrated on tokens: q, and this device's part of the cross entropy [B, T]."""
+def one_hot_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
+    """Target concentrated on tokens, `OneHot`, and this device's part of the cross entropies."""
     tokens = target[1][0]
     width = logits.shape[-1]
-    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, width), 2)
     if not plan.vocab_axes:
         picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
-        return index == tokens[..., None], (log_z - picked)[..., 0]
+        return OneHot(tokens, jnp.ones(tokens.shape, bool)), (log_z - picked)[..., 0]
     column = tokens[..., None] - jax.lax.axis_index(plan.vocab_axes) * width
     picked = jnp.take_along_axis(logits, jnp.clip(column, 0, width - 1), axis=-1)
     inside = (column >= 0) & (column < width)
     # Where another device has the token no column matches: q and the value are 0 here.
-    return index == column, jnp.where(inside, log_z - picked, 0.0)[..., 0]
+    ce = jnp.where(inside, log_z - picked, 0.0)[..., 0]
+    return OneHot(column[..., 0], inside[..., 0]), ce
+
+
+def token_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):
+    """`one_hot_target` as a mask q [B, T, V]."""
+    q, ce = one_hot_target(logits, log_z, target, plan)
+    return q.dense(logits.shape[-1]), ce
 
 
 def mixture_target(logits: jax.Array, log_z: jax.Array, target: Target, plan: Plan):

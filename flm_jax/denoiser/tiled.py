@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from flm_jax.denoiser.logit_gradients import OneHot, logit_gradients, safely_capped
 from flm_jax.denoiser.tile_plan import Plan, check_shapes, specs
 
 Head = tuple[jax.Array, jax.Array]
 _ALIGNED, _LARGE = 128, 4096
 NONE = -1e9  # a logit of no probability; its square is finite in float32
-# Caps up to which exp(l - c) is no subnormal number for any logit l.
-_SAFE_CAP = 40.0
 # (heads, rows): heads of the target's own readouts and its [B, L, ...] arrays.
 Target = tuple[tuple[Head, ...], tuple[jax.Array, ...]]
 
@@ -99,7 +98,7 @@ def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 def _high(logits: jax.Array, vocab_axes: tuple[str, ...], softcap: float) -> jax.Array | float:
     """Value to subtract from all logits before exp: the cap, else the largest, without gradient."""
-    if 0.0 < softcap <= _SAFE_CAP:
+    if safely_capped(softcap):
         return softcap
     high = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     return jax.lax.pmax(high, vocab_axes) if vocab_axes else high
@@ -150,7 +149,8 @@ def over_tiles(body: Callable, carry: Any, rows: Any, tile: int) -> tuple[Any, A
     return carry, jax.tree.map(join, outputs)
 
 
-TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array, jax.Array]]
+# (logits, log_z, target, plan) -> (q, this device's part of the cross entropy [B, T]).
+TargetFn = Callable[[jax.Array, jax.Array, Target, Plan], tuple[jax.Array | OneHot, jax.Array]]
 
 
 def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
@@ -176,17 +176,15 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
         logits = planned_logits(h, head, plan)
         log_z = log_partition(logits, plan.vocab_axes, plan.softcap)
         q, ce = target_fn(logits, log_z, (target[0], rest), plan)
-        # exp(logits) anew instead of the exponentials of log_z: no second [B, T, V] array is kept.
-        dlogits = w[..., None] * (jnp.exp(logits - log_z) - q)
-        if plan.softcap:
-            # d/dl of c tanh(l / c) is 1 - tanh^2, read off the capped logits.
-            dlogits = dlogits * (1.0 - jnp.square(logits / plan.softcap))
+        dlogits, factor = logit_gradients(logits, log_z, q, w, plan, dtype == jnp.float32)
         dlogits = dlogits.astype(dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        d_h = product("blv,dv->bld", dlogits, kernel)
-        d_kernel = product("bld,blv->dv", h, dlogits)
+        scaled = (lambda x: x) if factor is None else (lambda x: x * factor)
+        d_h = scaled(product("blv,dv->bld", dlogits, kernel))
+        d_kernel = product("bld,blv->dv", scaled(h), dlogits)
         # A product with ones: jnp.sum here costs the CPU 1.4 times the whole pass.
-        d_bias = product("bl,blv->v", jnp.ones(w.shape, dtype), dlogits)
+        ones = jnp.ones((*w.shape, 1), dtype)
+        d_bias = product("bl,blv->v", scaled(ones)[..., 0], dlogits)
         return (sums[0] + d_kernel, sums[1] + d_bias), (ce, d_h)
 
     zeros = (jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32))

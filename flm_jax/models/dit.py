@@ -25,6 +25,7 @@ from flm_jax.models.layers import (
     modulate,
     modulation,
     recomputed,
+    rows_dot_general,
     time_features,
 )
 from flm_jax.models.transformer import (
@@ -97,10 +98,11 @@ class _Block(nnx.Module):
         self.cfg, self.plan = cfg, plan
         self.norm1 = layer_norm(dim, rngs)
         self.norm2 = layer_norm(dim, rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.attn_out = nnx.Linear(dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(dim, cfg.mlp_ratio * dim, dtype=dtype, rngs=rngs)
-        self.mlp_out = nnx.Linear(cfg.mlp_ratio * dim, dim, dtype=dtype, rngs=rngs)
+        more = {"dtype": dtype, "dot_general": rows_dot_general, "rngs": rngs}
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=False, **more)
+        self.attn_out = nnx.Linear(dim, dim, use_bias=False, **more)
+        self.mlp_in = nnx.Linear(dim, cfg.mlp_ratio * dim, **more)
+        self.mlp_out = nnx.Linear(cfg.mlp_ratio * dim, dim, **more)
         self.modulation = modulation(cfg.cond_dim, 6 * dim, dtype, rngs)
 
     def __call__(self, x_BLD, cond, angles, visible_BL, key: Key | None):
@@ -114,7 +116,8 @@ class _Block(nnx.Module):
         mlp_end = recomputed(lambda h: self.mlp_out(gelu(h)))
         h_BLD = first(x_BLD, shift1, scale1)
         qkv = self.qkv(h_BLD).reshape(*h_BLD.shape[:2], 3, cfg.heads, cfg.head_dim)
-        q_BLHK, k_BLHK, v_BLHK = (qkv[:, :, i] for i in range(3))
+        # Split rather than indexed: the gradients are then put side by side, not padded and added.
+        q_BLHK, k_BLHK, v_BLHK = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
         h_BLHK = attention(
             rotate(q_BLHK, angles),
             rotate(k_BLHK, angles),

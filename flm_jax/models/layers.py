@@ -75,6 +75,19 @@ def time_features(times: Times) -> Float[Array, "... f"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def rows_dot_general(x: jax.Array, kernel: jax.Array, dimensions, **more) -> jax.Array:
+    """`jax.lax.dot_general` of x [B, L, D] and a kernel [D, K] as a product of two matrices.
+
+    The kernel's gradient is a product over all rows. Where B and L are two axes, XLA copies one of
+    its factors into a layout in which CPUs multiply two to three times slower.
+    """
+    if dimensions != (((2,), (0,)), ((), ())):
+        return jax.lax.dot_general(x, kernel, dimensions, **more)
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **more)
+    return out.reshape(*x.shape[:2], -1)
+
+
 class TimeEmbedding(nnx.Module):
     """Sinusoidal features of network times, then a two-layer SiLU MLP; float32 [..., cond_dim].
 

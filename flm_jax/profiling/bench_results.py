@@ -14,12 +14,31 @@ def figures(case: Case, results: list[dict[str, Any]], ready: dict[str, Any]) ->
     """Figures of a variant from its turns and from the record of its worker."""
     seconds = [s for r in results for s in r["seconds"]]
     median = statistics.median(seconds)
+    ready = ready | _in_turns(results, ready)
     return ready | {
         "median_seconds": median,
         "runs": len(seconds),
         "tokens_per_second": case.tokens / median,
         "peak_mib": results[-1]["peak_mib"],
         "utilisation": ready["flops"] / median / ready["ceiling"] / _cards(ready),
+    }
+
+
+def _in_turns(results: list[dict[str, Any]], ready: dict[str, Any]) -> dict[str, float]:
+    """Ceiling from products that took turns with the runs, and utilisation of processor time.
+
+    Both are medians. Nothing where the worker multiplied no matrices between runs.
+    """
+    if not all("products" in r for r in results):
+        return {}
+    walls, processors = zip(*(pair for r in results for pair in r["products"]))
+    processor = statistics.median(spent for r in results for _, spent in r["processor"])
+    operations = results[0]["operations"]
+    rate = operations / statistics.median(processors)
+    return {
+        "ceiling": operations / statistics.median(walls),
+        "processor_seconds": processor,
+        "processor_utilisation": ready["flops"] / processor / rate,
     }
 
 
@@ -78,6 +97,13 @@ def line(name: str, f: dict[str, Any]) -> str:
     )
 
 
+def _processor(f: dict[str, Any]) -> str:
+    """What a line says about processor time, which other programs disturb less."""
+    if "processor_seconds" not in f:
+        return ""
+    return f"; processor time {f['processor_seconds']:.2f} s, {f['processor_utilisation']:.0%}"
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of a case."""
     print(result["case"])
@@ -86,7 +112,7 @@ def show(result: dict[str, Any]) -> None:
             f"  {variant:<14} {f['median_seconds'] * 1e3:9.1f} ms  "
             f"{f['tokens_per_second']:10,.0f} tokens/s  peak {f['peak_mib']:6.0f} MiB  "
             f"(temporaries {f['temporaries_mib']:.0f} MiB)  "
-            f"{f['utilisation']:.0%} of {f['ceiling'] / 1e12:.3g} TFLOP/s"
+            f"{f['utilisation']:.0%} of {f['ceiling'] / 1e12:.3g} TFLOP/s{_processor(f)}"
         )
         if f["devices"] > 1:
             moved = ", ".join(

@@ -26,6 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 from flm_jax.build.families.registry import OBJECTIVES  # noqa: E402
 from flm_jax.config.check import check  # noqa: E402
 from flm_jax.config.schema import base_config  # noqa: E402
+from flm_jax.core.host_memory import keep_freed_memory  # noqa: E402
 from flm_jax.denoiser.forward import denoise  # noqa: E402
 from flm_jax.distributed import sharding  # noqa: E402
 from flm_jax.profiling import aot, flops, hlo  # noqa: E402
@@ -34,6 +35,8 @@ from flm_jax.samplers.euler import sample_euler  # noqa: E402
 from flm_jax.training.program import assemble  # noqa: E402
 
 _PER_TURN = 3
+# Size of the matrices whose product is the ceiling of CPUs, and products before each run.
+_CPU_SIZE, _PRODUCTS = 2048, 3
 
 
 def peak_mib() -> float:
@@ -114,23 +117,37 @@ def _sample_program(case: Case, program, mesh, onehot: bool):
     return traced, compiled, run, lambda: first(jax.random.key(0))
 
 
+def _clocks() -> tuple[float, float]:
+    """Seconds of the clock, and of processors in all threads of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+@functools.cache
+def _product(size: int, dtype: str) -> Callable[[], jax.Array]:
+    """A function that multiplies two random matrices.
+
+    A product of constant numbers runs faster than one of real data.
+    """
+    left, right = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    product(left, right).block_until_ready()
+    return lambda: product(left, right)
+
+
 @functools.cache
 def matmul_ceiling(dtype: str) -> float:
     """Operations per second of a large matrix product, the best of several, on one device.
 
-    The factors are random: a product of constant numbers runs faster than one of real data.
     Accelerators multiply ten times between two readings of the clock, so that starting one is not
     counted.
     """
     host = jax.default_backend() == "cpu"
-    size, times = (2048, 1) if host else (8192, 10)
-    left, right = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
-    product = jax.jit(jnp.matmul)
-    product(left, right).block_until_ready()
+    size, times = (_CPU_SIZE, 1) if host else (8192, 10)
+    product = _product(size, dtype)
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        jax.block_until_ready([product(left, right) for _ in range(times)])
+        jax.block_until_ready([product() for _ in range(times)])
         seconds.append((time.perf_counter() - began) / times)
     return 2 * size**3 / min(seconds)
 
@@ -185,19 +202,32 @@ def prepare(case: Case, settings: dict[str, Any]) -> Prepared:
     return Prepared(said, memory.peak, config["model"]["dtype"], run, first)
 
 
+def _timed(run: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
+    """Calls `run`; returns its seconds by both of `_clocks`, and its result."""
+    began = _clocks()
+    result = jax.block_until_ready(run())
+    return tuple(end - start for start, end in zip(began, _clocks())), result
+
+
 def main() -> None:
     case = find(*sys.argv[1:3])
+    keep_freed_memory()  # as every command does
     prepared = prepare(case, case.variants[sys.argv[3]])
     state = prepared.run(prepared.first())
     said = prepared.said | {"ceiling": matmul_ceiling(prepared.dtype)}
     print(json.dumps(said), flush=True)
+    product = _product(_CPU_SIZE, prepared.dtype) if said["device"] == "cpu" else None
     for _ in sys.stdin:
-        seconds = []
+        seconds, products = [], []
         for _ in range(_PER_TURN):
-            began = time.perf_counter()
-            state = prepared.run(state)
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
+            # Programs beside this one slow both, so that the ratio of neighbours in time counts.
+            products += [_timed(product)[0] for _ in range(_PRODUCTS)] if product else []
+            spent, state = _timed(lambda before=state: prepared.run(before))
+            seconds.append(spent)
+        told = {"seconds": [wall for wall, _ in seconds], "peak_mib": peak_mib()}
+        if product:
+            told |= {"processor": seconds, "products": products, "operations": 2 * _CPU_SIZE**3}
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

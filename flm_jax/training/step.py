@@ -80,6 +80,11 @@ def _read(metrics: Metrics) -> tuple[Metrics, jax.Array, Any]:
     return proper, number, proper.pop("observed", None)
 
 
+def _update_of(optimizer: optax.GradientTransformation) -> Callable:
+    """The optimizer's `update`, which may be given the `grad_norm` that clipping needs."""
+    return optax.with_extra_args_support(optimizer).update
+
+
 def _scaled(updates: Params, rate: jax.Array | None) -> Params:
     return updates if rate is None else jax.tree.map(lambda x: x * rate, updates)
 
@@ -138,7 +143,7 @@ def make_train_step(
     After a non-finite loss or gradient in any update, parameters, moments, average, statistics and
     auxiliary stay unchanged; the step still counts, and `skipped` counts consecutive such steps.
     """
-    gradients = _gradients(objective, microbatches)
+    gradients, update = _gradients(objective, microbatches), _update_of(optimizer)
     beside = companion and _companion_updates(companion, microbatches)
     lead = companion.auxiliary.lead if companion else 0
 
@@ -155,16 +160,20 @@ def make_train_step(
         tracked = state.tracked
         if tracker:
             tracked = tracker.update(tracked, observed, state.step)
-        metrics |= before | {"grad_norm": optax.tree.norm(grads)}
+        norm = optax.tree.norm(grads)
+        metrics |= before | {"grad_norm": norm}
         finite = jnp.all(jnp.stack([jnp.isfinite(m) for m in metrics.values()]))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, _scaled(updates, rate))
         updated = jnp.maximum(state.step - lead, 0)  # times that the average was
-        ema_params = update_ema(state.ema_params, params, ema_decay, updated)
         learns = finite & (state.step >= lead) if lead else finite
-        new = (params, ema_params, opt_state)
+
+        def learnt(old, grads):
+            params, ema_params, opt_state = old
+            updates, opt_state = update(grads, opt_state, params, grad_norm=norm)
+            params = optax.apply_updates(params, _scaled(updates, rate))
+            return params, update_ema(ema_params, params, ema_decay, updated), opt_state
+
         old = (state.params, state.ema_params, state.opt_state)
-        kept = _chosen(learns, new, old)
+        kept = _only_if(learns, learnt, old, grads)
         aside = _chosen(finite, (tracked, own), (state.tracked, state.auxiliary))
         skipped = jnp.where(finite, 0, state.skipped + 1)
         return (
@@ -182,6 +191,17 @@ def renewed(state: TrainState, renewal: Renewal) -> TrainState:
     teacher = _chosen(due, new, state.auxiliary.params)
     params = _chosen(due, state.ema_params, state.params) if renewal.restart else state.params
     return state._replace(params=params, auxiliary=AuxiliaryState(teacher, ()))
+
+
+def _only_if(condition: jax.Array, fn: Callable, old: Any, *args) -> Any:
+    """Returns fn(old, *args), or `old` if the condition does not hold.
+
+    On CPUs it is a branch, which writes over the old arrays; choosing between two finished arrays
+    passes over all of them once more. Accelerators choose, since a branch would wait for the host.
+    """
+    branch = lambda c, old, *args: jax.lax.cond(c, fn, lambda old, *_: old, old, *args)
+    choice = lambda c, old, *args: _chosen(c, fn(old, *args), old)
+    return jax.lax.platform_dependent(condition, old, *args, cpu=branch, default=choice)
 
 
 def _chosen(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -61,3 +61,15 @@ def test_every_case_is_a_valid_configuration():
 
 def test_the_ceiling_is_a_rate_of_products():
     assert 1e9 < bench_worker.matmul_ceiling("float32") < 1e13
+
+
+def test_products_in_turns_are_the_ceiling():
+    """Of 100 operations in 1 s by the clock and 2 s of processors, as medians; runs of 4 and 5."""
+    turn = {"seconds": [4.0], "peak_mib": 1.0, "processor": [(4.0, 5.0)], "operations": 100}
+    turns = [turn | {"products": [(1.0, 2.0), (1.0, 2.0)]}, turn | {"products": [(9.0, 9.0)]}]
+    case = SUITES["cpu"][0]
+    ready = {"flops": 200, "ceiling": 1.0, "device": "cpu", "devices": 1}
+    found = bench_results.figures(case, turns, ready)
+    assert found["ceiling"] == 100.0
+    assert found["utilisation"] == pytest.approx(0.5)
+    assert found["processor_utilisation"] == pytest.approx(200 / 5 / (100 / 2))

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from flm_jax.config.training import OptimConfig
@@ -17,6 +18,23 @@ def test_learning_rate_warms_up_and_falls():
     rate = learning_rate(cfg, 110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 5e-3, 1e-2], rtol=1e-6)
     np.testing.assert_allclose(rate(110), 1e-3, rtol=1e-5)
+
+
+def test_clipping_is_that_of_optax():
+    """To 1e-6, above and below the limit, with the norm given or not; 1 is exactly no change."""
+    cfg = OptimConfig(1e-2, 0, "constant", 0.9, 0.99, 1e-8, 0.0, 1.0, 0.9)
+    params = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(4)}
+    own, plain = make_optimizer(cfg, 1), optax.clip_by_global_norm(1.0)
+    for scale in (1e-3, 10.0):
+        grads = jax.tree.map(lambda x, s=scale: s * x, params)
+        norm = optax.tree.norm(grads)
+        expected, _ = plain.update(grads, plain.init(params))
+        for known in ({}, {"grad_norm": norm}):
+            _, state = own.update(grads, own.init(params), params, **known)
+            for mu, g in zip(jax.tree.leaves(optax.tree.get(state, "mu")), expected.values()):
+                np.testing.assert_allclose(mu, 0.1 * g, rtol=1e-6)
+    _, state = own.update(params, own.init(params), params, grad_norm=jnp.asarray(2.0))
+    np.testing.assert_allclose(optax.tree.get(state, "mu")["b"], 0.05, rtol=1e-6)
 
 
 def test_muon_orthogonalises_the_matrices_of_blocks_alone():
