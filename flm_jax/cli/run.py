@@ -22,7 +22,6 @@ from flm_jax.core.errors import (
     no_device_error,
     require,
 )
-from flm_jax.core.host_memory import keep_freed_memory
 from flm_jax.core.paths import expanded
 from flm_jax.core.printing import shown
 from flm_jax.core.progress import close_all, make_way
@@ -154,6 +153,5 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> None:
             return _fail(UserError(f"a library failed ({text}); restore the files that it reads."))
 
     print_anything()
-    keep_freed_memory()
     logging.get_absl_logger().addFilter(_showable)
     app.run(guarded, flags_parser=_parse)

@@ -211,7 +211,8 @@ def _timed(run: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
 
 def main() -> None:
     case = find(*sys.argv[1:3])
-    keep_freed_memory()  # as every command does
+    if case.kind == "train":
+        keep_freed_memory()  # as `train` does
     prepared = prepare(case, case.variants[sys.argv[3]])
     state = prepared.run(prepared.first())
     said = prepared.said | {"ceiling": matmul_ceiling(prepared.dtype)}
