@@ -11,10 +11,10 @@ rows as FLM and FMLM together; so do their distilled forms MDLM_sdtt and Duo_dcd
 they start from. ReMDM is the MDLM sampled otherwise. The judge is a larger AR model, so that AR is
 not judged by itself.
 
-Hardware: one CPU core. Duration: two hours on a busy core for FLM, FMLM, MDLM and AR; Duo, the
-distilled forms, ReMDM and the frontiers add to that and are unmeasured. Expected: in one network
-call the perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two calls on MDLM
-leads (docs/results/text.md, "Text"). `tinyshakespeare` and `wikitext2` are unmeasured.
+Hardware: one CPU core. Duration: an hour and a half on a busy core at half of the steps. Expected:
+in one network call the perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two
+calls on MDLM leads (docs/results/text.md, "Text"; with Duo, the distilled forms and ReMDM, "With
+the few-step baselines and frontiers"). `tinyshakespeare` and `wikitext2` are unmeasured.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from flm_jax.core.errors import UserError
-from flm_jax.evaluation.frontiers import draw_frontier, lines, read_rows
+from flm_jax.evaluation.frontiers import draw_frontier, far, lines, read_rows
 
 
 def row(model, entropy, perplexity, **more):
@@ -29,14 +29,20 @@ def test_rows_become_lines_and_a_picture(tmp_path):
     rows = read_rows([str(tmp_path / name) for name in "ab"], "judge_perplexity")
     assert [r["model"] for r in rows].count("data") == 1 and rows[-1] == DATA
     found = lines(rows)
-    assert {title: len(some) for title, some in found.items()} == {
-        "mdlm, 4 calls": 2,
-        "mdlm, 8 calls": 1,
-        "map, 1 calls": 2,
+    assert {key: len(some) for key, some in found.items()} == {
+        ("mdlm", 4): 2,
+        ("mdlm", 8): 1,
+        ("map", 1): 2,
     }
-    assert [r["entropy_nats"] for r in found["mdlm, 4 calls"]] == [2.9, 3.2]
+    assert [r["entropy_nats"] for r in found["mdlm", 4]] == [2.9, 3.2]
     draw_frontier(epath.Path(tmp_path / "f.png"), rows, "judge_perplexity")
     assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def test_texts_far_from_the_data_leave_the_others_their_room():
+    collapsed = row("dcd greedy", 0.2, 80.0, calls=1, steps=1)
+    assert far([*SWEPT, collapsed, DATA]) == [collapsed]
+    assert far([*SWEPT, collapsed]) == []
 
 
 @pytest.mark.parametrize(
