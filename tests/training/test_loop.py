@@ -94,8 +94,9 @@ def test_a_run_of_so_many_seconds_ends_saves_and_is_finished(tmp_path):
     again = Batches()
     small_run(tmp_path, again, **settings)
     assert latest_step(tmp_path) == step and again.taken == step
-    small_run(tmp_path, again, **settings | {"seconds": 0.9, "checkpoint_every": 10**9})
-    assert latest_step(tmp_path) > step
+    more = {"seconds": 600.0, "steps": step + 2, "checkpoint_every": 10**9}
+    small_run(tmp_path, again, **settings | more)
+    assert latest_step(tmp_path) == step + 2
 
 
 def test_the_rate_scales_what_is_added_to_the_parameters():
