@@ -65,7 +65,8 @@ FLOWS = {
     "length_64": _longer,
     "dim_192": _wider,
 }
-# name -> (objective, what differs). An update of distribution matching takes three batches.
+# name -> what differs from the semigroup route, or from distribution matching, whose update takes
+# three batches.
 MAP_STEPS = 150
 ROUTES = {
     "map_semigroup": {},

@@ -15,6 +15,7 @@ time; their measuring was not finished (docs/results/tales.md, "Few-step rivals"
 from ml_collections import ConfigDict
 
 from configs.comparisons import recipe
+from configs.tales import recipe as books
 from flm_jax.config import choose
 
 SIZES = dict(length=32, dim=192, depth=3, batch=128)
@@ -51,33 +52,19 @@ def flow_map(steps: int):
     return config
 
 
-def matched(updates: int, teacher_temperature: float = 0.8):
+def matched(updates: int):
     """That map after distribution matching."""
     config = flow(updates)
-    config.model.two_time = True
-    choose(config, objective="distribution_matching")
-    config.objective.auxiliary_updates = 2
-    config.objective.auxiliary_lr = 1e-3
-    config.objective.auxiliary_lead = 50
-    config.objective.teacher_temperature = teacher_temperature
-    config.objective.from_noise = 0.5
-    config.objective.row_weighting = "distance"
-    config.optim.lr = 5e-4
+    books.match(config)
     config.optim.ema_decay = 0.99
     config.train.batch = 3 * SIZES["batch"]
-    config.sampler.gamma = 0.5
     return config
 
 
 def judge():
     """A larger AR model, which judges all others."""
     config = model(4000)
-    choose(config, model="causal", objective="autoregressive")
-    config.model.dim = 384
-    config.model.depth = 6
-    config.model.heads = 6
-    config.model.dropout = 0.1
-    config.optim.lr = 2e-3
+    books.judge(config)
     config.train.batch = 256
     return config
 

@@ -8,19 +8,12 @@ metrics: 89 s on an H200 beside the flow; 3.11 nats a token in training; held-ou
 perplexity of 28.6 (docs/results/tales.md).
 """
 
-from configs.tales.recipe import recipe
-from flm_jax.config import choose
+from configs.tales.recipe import judge, recipe
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of the runs, runs/tales by default."""
     config = recipe(arg)
-    choose(config, model="causal")
-    config.model.dim = 384
-    config.model.depth = 6
-    config.model.heads = 6
-    config.model.dropout = 0.1
-    choose(config, objective="autoregressive")
-    config.optim.lr = 2e-3
+    judge(config)
     config.train.steps = 2500
     return config

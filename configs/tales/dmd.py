@@ -9,31 +9,20 @@ of 1 in 109 s on an H200; judge perplexity 594 in one call, 255 in four (docs/re
 From there 3,650 as here, in 390 s beside another run, reach 322 and 152, with fewer distinct pairs.
 """
 
-from configs.tales.recipe import flow
-from flm_jax.config import choose
+from configs.tales.recipe import flow, match
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of the runs, runs/tales by default, with `flm` and `fmlm` in it."""
     folder = arg or "runs/tales"
     config = flow(folder)
-    config.model.two_time = True
-    choose(config, objective="distribution_matching")
+    match(config)
     config.objective.teacher = f"{folder}/flm"
     config.objective.start = f"{folder}/fmlm"
-    config.objective.auxiliary_updates = 2
-    config.objective.auxiliary_lr = 1e-3
-    config.objective.auxiliary_lead = 50
-    # The flow at 1 is too diffuse: its texts have .1 nats of entropy more than the data's.
-    config.objective.teacher_temperature = 0.8
-    config.objective.from_noise = 0.5
-    config.objective.row_weighting = "distance"
-    config.optim.lr = 5e-4
     config.optim.ema_decay = 0.995
     config.train.steps = 3000
     config.train.batch = 3 * 256
     config.train.checkpoint_every = 500
-    config.sampler.gamma = 0.5
     config.sampler.bigram = 1.0
     config.sampler.trigram = 2.0
     config.eval.sample_steps = 1
