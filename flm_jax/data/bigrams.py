@@ -195,15 +195,15 @@ def _read(path: epath.Path) -> tuple[Bigrams, str]:
     return bigrams, fingerprint
 
 
-@functools.lru_cache(maxsize=2)
-def _of_prepared(folder: str) -> tuple[Bigrams, str]:
-    """Bigrams of prepared data, and the fingerprint of their tokenizer.
+@functools.lru_cache(maxsize=4)
+def _of_prepared(folder: str, count: Callable[[TokenStream, int], T]) -> tuple[T, str]:
+    """Table of prepared data, and the fingerprint of its tokenizer.
 
-    They are counted once: each step count and each row of a table opens them again.
+    It is counted once: each step count and each row of a table opens it again.
     """
     prepared = load_prepared(folder)
     vocab_size = prepared.tokenizer.vocab_size
-    return count_bigrams(prepared.split("train"), vocab_size), prepared.tokenizer.fingerprint
+    return count(prepared.split("train"), vocab_size), prepared.tokenizer.fingerprint
 
 
 def load_bigrams(path: str | os.PathLike[str], fingerprint: str) -> Bigrams:
@@ -216,7 +216,7 @@ def load_bigrams(path: str | os.PathLike[str], fingerprint: str) -> Bigrams:
     Raises:
       UserError: neither is there, the file is damaged, or the tokens are of another tokenizer.
     """
-    return opened(path, BIGRAMS, fingerprint, _read, _of_prepared)
+    return opened(path, BIGRAMS, fingerprint, _read, count_bigrams)
 
 
 def opened(
@@ -224,7 +224,7 @@ def opened(
     name: str,
     fingerprint: str,
     read: Callable[[epath.Path], tuple[T, str]],
-    count: Callable[[str], tuple[T, str]],
+    count: Callable[[TokenStream, int], T],
 ) -> T:
     """Opens the table `name` of a folder, or counts that of prepared data; see `load_bigrams`."""
     folder = epath.Path(path)
@@ -236,7 +236,7 @@ def opened(
             f"bigrams={path} has no {name} and is no prepared data; expected the folder of one of "
             "them.",
         )
-        table, own = count(str(folder))
+        table, own = _of_prepared(str(folder), count)
     require(
         own == fingerprint,
         f"bigrams={path} were counted with another tokenizer than the model's; expected tokens of "

@@ -7,7 +7,6 @@ of all triples, and lambda_ab the mass that the kept triples of a, b leave. A tr
 kept has log lambda_ab, which is 0 after a pair without any: bigrams alone count there.
 """
 
-import functools
 import os
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from flm_jax.data.bigrams import (
     token_shares,
     write_table,
 )
-from flm_jax.data.corpus.store import TokenStream, load_prepared
+from flm_jax.data.corpus.store import TokenStream
 
 TRIGRAMS = "trigrams.safetensors"
 _LEAST = 3
@@ -134,14 +133,6 @@ def _read(path: epath.Path) -> tuple[Trigrams, str]:
     return Trigrams(starts, seconds, places, nexts, ratios, backoff), fingerprint
 
 
-@functools.lru_cache(maxsize=2)
-def _of_prepared(folder: str) -> tuple[Trigrams, str]:
-    """Trigrams of prepared data, counted once, and the fingerprint of their tokenizer."""
-    prepared = load_prepared(folder)
-    vocab_size = prepared.tokenizer.vocab_size
-    return count_trigrams(prepared.split("train"), vocab_size), prepared.tokenizer.fingerprint
-
-
 def load_trigrams(path: str | os.PathLike[str], fingerprint: str) -> Trigrams:
     """Opens the trigrams in a folder, or counts the triples of prepared data.
 
@@ -152,4 +143,4 @@ def load_trigrams(path: str | os.PathLike[str], fingerprint: str) -> Trigrams:
     Raises:
       UserError: neither is there, the file is damaged, or the tokens are of another tokenizer.
     """
-    return opened(path, TRIGRAMS, fingerprint, _read, _of_prepared)
+    return opened(path, TRIGRAMS, fingerprint, _read, count_trigrams)
