@@ -178,11 +178,8 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
         preparation is not None or not config["words"],
         "config.words counts words of the training texts; set config.prepare, or words = False.",
     )
-    wording = None
     if preparation:
         prepare(preparation)
-        data = str(_data(folder))
-        wording = Wording(word_list(documents(data))) if config["words"] else None
     trained = _trained(models)
     for number, entry in enumerate(trained, 1):
         where = _workdir(folder, entry.name)
@@ -193,7 +190,10 @@ def compare_run(config: dict[str, Any], workdir: str) -> int:
         train_run(entry.config, str(where))
     given = {key: config[key] for key in ("samples", "batch_size", "seed")}
     opened = functools.cache(lambda: judge and load_judge(judge))
-    job = _Measuring(folder, given, judge, opened, wording)
+    listed = functools.cache(
+        lambda: Wording(word_list(documents(str(_data(folder))))) if config["words"] else None
+    )
+    job = _Measuring(folder, given, judge, opened, config["words"], listed)
     rows = [row for entry in models if entry.steps for row in _rows(job, entry)]
     rows.append(_data_row(job, next(entry for entry in models if entry.steps)))
     _write_report(folder, config["title"], models, rows)
@@ -243,12 +243,13 @@ class _Measuring(NamedTuple):
     given: dict[str, int]
     judge: str
     open_judge: Callable[[], Judge | None]
-    wording: Wording | None
+    words: bool
+    open_wording: Callable[[], Wording | None]
 
     def settings(self, trained_steps: int) -> dict[str, Any]:
         """What a row depends on; one with other settings is measured again."""
         judge = {"judge": self.judge, "judge_steps": latest_step(self.judge)} if self.judge else {}
-        words = {"words": True} if self.wording else {}
+        words = {"words": True} if self.words else {}
         return self.given | {"trained_steps": trained_steps} | judge | words
 
     def kept(self, name: str, settings: dict[str, Any]) -> Row | None:
@@ -277,7 +278,8 @@ def _rows(job: _Measuring, entry: Entry) -> list[Row]:
         print(f"{entry.name}: sampling in {', '.join(map(str, missing))} steps", flush=True)
         workdir = str(_workdir(job.folder, entry.of))
         choose = model_sampler if entry.sampler is None else lambda config: entry.sampler
-        how = {"judge": job.open_judge(), "choose": choose, "wording": job.wording} | job.given
+        how = {"judge": job.open_judge(), "wording": job.open_wording(), "choose": choose}
+        how |= job.given
         with Progress(f"{entry.name}: samples", len(missing) * job.given["samples"]) as bar:
             rows = measure(workdir, missing, show=bar.done, **how)
             for steps, row in zip(missing, rows):
@@ -293,7 +295,8 @@ def _data_row(job: _Measuring, entry: Entry) -> Row:
     row = job.kept("data", settings)
     if row is None:
         what = subject(str(_workdir(job.folder, entry.of)), job.open_judge())
-        row = measure_data(what, job.given["samples"], job.given["batch_size"], job.wording)
+        sizes = job.given["samples"], job.given["batch_size"]
+        row = measure_data(what, *sizes, job.open_wording())
         row = job.keep("data", row | {"settings": settings})
     return row
 

@@ -89,7 +89,7 @@ def draw_frontier(path: epath.Path, rows: Sequence[Row], quality: str) -> None:
     Args:
       path: path of the PNG file.
       rows: rows with entropy_nats and the figure; a swept value is printed beside its point where
-        there are few lines. Rows of `far` are named below the plot alone.
+        there are few lines. Rows of `far` are named above the plot alone.
       quality: one of `QUALITIES`.
     """
     import matplotlib
@@ -98,7 +98,8 @@ def draw_frontier(path: epath.Path, rows: Sequence[Row], quality: str) -> None:
     from matplotlib import pyplot
 
     left_out = far(rows)
-    drawn = lines([row for row in rows if row not in left_out])
+    hidden = set(map(id, left_out))
+    drawn = lines([row for row in rows if id(row) not in hidden])
     models, calls = (list(dict.fromkeys(one)) for one in zip(*drawn)) if drawn else ([], [])
     styles = {key: {"color": f"C{number % 10}"} for number, key in enumerate(models)}
     calls = sorted(calls, key=lambda number: number or 0)
