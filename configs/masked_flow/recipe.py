@@ -66,3 +66,15 @@ def distil(config, flow: str):
     config.objective.context_guidance = 2.0
     # Answers are asked for as a whole; some context is known where a map fills gaps.
     config.objective.whole = 0.8
+
+
+def match(config, flow: str):
+    """Changes `config`, fine-tuning, into distribution matching of the masked flow in `flow`.
+
+    The student starts from that flow; config.adapters.start names a flow map of it to start from.
+    """
+    distil(config, flow)
+    choose(config, objective="masked_distribution_matching")
+    config.objective.from_noise = 0.5
+    # An answer is noised anew before every further call, as it was in training.
+    config.sampler.gamma = 1.0

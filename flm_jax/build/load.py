@@ -1,5 +1,6 @@
 """Opens trained models from a workdir, an exported folder or the hub, and checks teachers."""
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from flm_jax.checkpoints.workdir import load_averages
 from flm_jax.config.upgrade import read_config
 from flm_jax.core.errors import UserError, require
 from flm_jax.core.network import Network
+from flm_jax.core.paths import expanded
 from flm_jax.core.progress import Progress
 from flm_jax.core.types import Config, Params
 from flm_jax.data.tokenizers.base import Tokenizer
@@ -285,6 +287,7 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
         f"expected a llama of objective {'masked_flow' if maps else 'masked_diffusion'}.",
     )
     if maps:
+        _check_map_start(config)
         adapters = {key: config["adapters"][key] for key in _MAP_ADAPTERS}
         flow = base["flow"] | {"redraw": config["flow"].get("redraw", True)}
         config = config | {"adapters": base["adapters"] | adapters, "flow": flow}
@@ -301,6 +304,25 @@ def resolve_adapted(config: Config, base: Config, tokenizer: Tokenizer) -> Confi
         objective = objective | {"special_ids": sorted(special)}
     own = {key: given[key] for key in _COMPUTE}
     return config | {"model": given | model | own, "objective": objective}
+
+
+def _check_map_start(config: Config) -> None:
+    """Refuses a config.adapters.start that is no flow map of the same masked flow."""
+    start, base = config["adapters"]["start"], config["adapters"]["base"]
+    if not start:
+        return
+    theirs = read_config(located(start))
+    require(
+        family(theirs).name == family(config).name,
+        f"config.adapters.start {start} is a model of objective {objective_name(theirs)}; expected "
+        "a flow map of config.adapters.base; from that masked flow itself a map starts without it.",
+    )
+    other = theirs["adapters"]["base"]
+    require(
+        os.path.realpath(expanded(other)) == os.path.realpath(expanded(base)),
+        f"config.adapters.start {start} is a map of {other}, config.adapters.base is {base}; "
+        "expected a map of the same masked flow.",
+    )
 
 
 def check_adapted_tokenizer(config: Config, tokenizer: Tokenizer, base: Tokenizer) -> None:

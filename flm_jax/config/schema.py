@@ -24,6 +24,7 @@ from flm_jax.losses.distillation.distribution_matching import MatchingConfig
 from flm_jax.losses.distillation.endpoint import EndpointConfig
 from flm_jax.losses.distillation.eulerian import EulerianConfig
 from flm_jax.losses.distillation.lagrangian import LagrangianConfig
+from flm_jax.losses.distillation.masked_distribution_matching import MaskedMatchingConfig
 from flm_jax.losses.distillation.masked_flow_map import MaskedMapConfig
 from flm_jax.losses.distillation.reinforce_matching import ReinforceConfig
 from flm_jax.losses.distillation.semigroup import SemigroupConfig
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, type] = {
     "discrete_consistency": ConsistencyConfig,
     "masked_flow": BridgeConfig,
     "masked_flow_map": MaskedMapConfig,
+    "masked_distribution_matching": MaskedMatchingConfig,
     "alignment": AlignmentConfig,
     "autoregressive": AutoregressiveConfig,
 }

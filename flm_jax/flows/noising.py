@@ -27,7 +27,35 @@ def hidden_states(
       table: embedding table E.
       anchor: mask embedding of each position, [M, D] with M >= L.
     """
-    clean = table[tokens]
-    noise = flow.noise.draw(key, table, tokens.shape)
-    start = jnp.broadcast_to(anchor[None, : tokens.shape[1]], clean.shape)
-    return jnp.where(hidden[..., None], flow.path.at(t, clean, noise, start), clean)
+    return hidden_means(key, flow, t, table[tokens], hidden, table, anchor)
+
+
+def hidden_means(
+    key: Key,
+    flow: Flow,
+    t: Times,
+    means: States,
+    hidden: Bool[Array, "b l"],
+    table: Float[Array, "v d"],
+    anchor: Float[Array, "m d"],
+) -> States:
+    """Draws `hidden_states` of mean embeddings [B, L, D] in place of those of tokens."""
+    noise = flow.noise.draw(key, table, means.shape[:2])
+    start = jnp.broadcast_to(anchor[None, : means.shape[1]], means.shape)
+    return jnp.where(hidden[..., None], flow.path.at(t, means, noise, start), means)
+
+
+def with_corrupted_context(
+    key: Key,
+    flow: Flow,
+    t: Times,
+    states: States,
+    tokens: Int[Array, "b l"],
+    hidden: Bool[Array, "b l"],
+    table: Float[Array, "v d"],
+    anchor: Float[Array, "m d"],
+) -> States:
+    """Returns states [B, L, D] whose positions that are not hidden are drawn from the path at t."""
+    everything = jnp.ones_like(hidden)
+    drawn = hidden_states(key, flow, t, tokens, everything, table, anchor)
+    return jnp.where(hidden[..., None], states, drawn)

@@ -27,6 +27,7 @@ GAUSSIAN = (
     "distribution_matching",
     "reinforce_matching",
 )
+BRIDGED = ("masked_flow", "masked_flow_map", "masked_distribution_matching")
 MASKED = ("masked_diffusion", "through_time", "alignment")
 NONE = ("autoregressive", "uniform_diffusion", "discrete_consistency")
 
@@ -55,7 +56,7 @@ FLOWS: dict[str, FlowKind] = {
     "variance_preserving": FlowKind(
         VariancePreservingConfig, lambda cfg: VariancePreserving(), GAUSSIAN
     ),
-    "masked_bridge": FlowKind(MaskedBridgeConfig, _bridge, ("masked_flow", "masked_flow_map")),
+    "masked_bridge": FlowKind(MaskedBridgeConfig, _bridge, BRIDGED),
     "mask_anchored": FlowKind(MaskAnchoredConfig, lambda cfg: MaskAnchored(), MASKED),
     "none": FlowKind(NoFlowConfig, lambda cfg: MaskAnchored(), NONE),
 }

@@ -34,6 +34,7 @@ FLOW_MAPS = (
     "distribution_matching",
 )
 RENOISED = (*FLOW_MAPS, "reinforce_matching")  # what the last is told is always (s, 1)
+MASKED_MAPS = ("masked_flow_map", "masked_distribution_matching")
 MASKED = ("masked_diffusion", "through_time", "alignment")
 UNIFORM = ("uniform_diffusion", "discrete_consistency")
 
@@ -95,7 +96,7 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "masked_flow": Sampler(masked_flow.MaskedFlowConfig, masked_flow.sample, ("masked_flow",)),
     "masked_flow_map": Sampler(
-        masked_flow_map.MaskedFlowMapConfig, masked_flow_map.sample, ("masked_flow_map",)
+        masked_flow_map.MaskedFlowMapConfig, masked_flow_map.sample, MASKED_MAPS
     ),
     "uniform_diffusion": Sampler(
         uniform_diffusion.UniformSamplerConfig, uniform_diffusion.sample, UNIFORM

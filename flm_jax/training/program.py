@@ -76,8 +76,7 @@ def assemble(
     renewal = family(config).renewal(config)
     _check_batch(cfg, mesh, companion)
     lead = companion.auxiliary.lead if companion else 0
-    groups, decays = optimizer_groups(config)
-    optimizer = make_optimizer(optim, cfg.steps - lead, groups, decays)
+    optimizer = make_optimizer(optim, cfg.steps - lead, *optimizer_groups(config))
     if teacher and family(config).from_noise and isinstance(flow.noise, UnitNoise):
         optimizer = without_table(optimizer)
 
@@ -88,7 +87,7 @@ def assemble(
         own = student_params(trained_params(config, params), start_params or taken)
         if companion is None and renewal is None:
             return new_state(own, optimizer, tracker)
-        other = student_params(params, teacher_params)
+        other = student_params(trained_params(config, params), taken)
         if companion is None:
             return new_state(own, optimizer, tracker, AuxiliaryState(other, ()))
         other = companion.auxiliary.initial(other)
@@ -148,7 +147,7 @@ def _companion(
         return None
     own = dataclasses.replace(optim, lr=auxiliary.lr or optim.lr)
     steps = auxiliary.updates * config["train"]["steps"]
-    return Companion(auxiliary, make_optimizer(own, steps))
+    return Companion(auxiliary, make_optimizer(own, steps, *optimizer_groups(config)))
 
 
 def _check_batch(cfg: TrainConfig, mesh: Mesh, companion: Companion | None) -> None:

@@ -161,8 +161,9 @@ def _started(
 ) -> TrainState:
     """State of step 0 with everything except parameters from which it starts.
 
-    This is the teacher's learnt times, and the adapters of config.adapters.start if that is set,
-    with their learnt times.
+    This is the teacher's learnt times, what a flow map and its auxiliary network have of the
+    teacher's adapters, and the adapters of config.adapters.start if that is set, with their learnt
+    times.
 
     Args:
       place: sharding of replicated arrays.
@@ -177,6 +178,9 @@ def _started(
     params = state.params
     if config["adapters"]["base"] and teacher is not None:
         params = started_params(params, teacher.params)
+        if state.auxiliary is not None:
+            beside = started_params(state.auxiliary.params, teacher.params)
+            state = state._replace(auxiliary=state.auxiliary._replace(params=beside))
     params = params if adapters is None else join(params, adapters)
     return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 

@@ -70,7 +70,7 @@ def _training(words):
     if "quickstart" in config:
         sizes |= {"model.length": 16}
     # Three updates in a step; the student's come after ten.
-    if "/dmd" in config or "/reinforce" in config:
+    if "dmd" in config or "/reinforce" in config:
         sizes |= {"train.batch": 12, "train.steps": 12}
     return [f"--config.{key}={value}" for key, value in sizes.items()]
 

@@ -49,6 +49,11 @@ python -m flm_jax.train --config=configs/masked_flow/small_adapt.py $chat --work
 BEFORE = {
     "x_prediction.md": "python -m flm_jax.train --config=configs/x_prediction/sums_base.py "
     "--workdir=runs/xflow/base; ln -s runs/xflow/base W",
+    "masked_flow_map.md": "; ".join(
+        f"python -m flm_jax.train --config=configs/masked_flow/small_{name}.py "
+        f"--workdir=runs/small/{name}"
+        for name in ("base", "adapt", "sft")
+    ),
     "masked_flow.md": "ln -s runs/mlfm_sft W",
     "benchmarks.md": "ln -s runs/chat W",
 }

@@ -78,7 +78,7 @@ def small_objective(name):
         config.objective.context = 0.5
     if kind.adapts == "always":
         config.adapters.base = "base"
-    if name in ("distribution_matching", "reinforce_matching"):
+    if name.endswith("_matching"):
         config.objective.auxiliary_updates = 1
     two_networks = name in ("residual", "merge")
     if two_networks:
@@ -91,7 +91,7 @@ def small_objective(name):
     if kind.adapts != "never" or asked:
         teacher = split(params)[0] if kind.adapts == "always" else params
     guide = net
-    if name == "masked_flow_map":  # its teacher is the flow, whose adapters have one time
+    if kind.name == "masked_flow_map":  # its teacher is the flow, whose adapters have one time
         guide = make_network(config | {"adapters": config["adapters"] | {"two_time": False}})
         teacher = guide.init(jax.random.key(0))
     if name == "merge":

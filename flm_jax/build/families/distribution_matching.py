@@ -32,9 +32,15 @@ def _bound(config: Config, net: Network, flow: Flow, teacher: Network) -> dict:
 
 def check_in_turn(config: Config, net: Network, teacher: Network | None) -> None:
     """Checks that a flow map can be trained in turn with an auxiliary network."""
-    name, parts = config["objective"]["name"], matching_rows(config)
+    name = config["objective"]["name"]
     require(net.two_time, f"objective {name} trains a flow map; set config.model.two_time = True.")
     needs_flow(config, teacher)
+    check_parts(config)
+
+
+def check_parts(config: Config) -> None:
+    """Refuses a batch that does not split into the updates of both networks."""
+    parts = matching_rows(config)
     rows, micro = config["train"]["batch"], config["train"]["microbatches"]
     require(
         rows % (parts * micro) == 0,

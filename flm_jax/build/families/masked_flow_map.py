@@ -17,24 +17,30 @@ from flm_jax.losses.distillation.masked_flow_map import masked_map_loss
 from flm_jax.models.lora import join
 
 
-def masked_flow_map_objective(
-    config: Config, net: Network, flow: Flow, teacher: Network | None
-) -> Objective:
-    """Returns the objective of adapters with two times, with the masked flow as their teacher."""
+def check_masked_map(config: Config, net: Network, flow: Flow, teacher: Network | None) -> None:
+    """Checks that adapters can be trained as the flow map of a masked flow."""
+    name = config["objective"]["name"]
     require(
         teacher is not None and adapter_config(config) is not None,
-        "objective masked_flow_map distils a masked flow; set config.adapters.base to its workdir "
+        f"objective {name} distils a masked flow; set config.adapters.base to its workdir "
         "(objective masked_flow).",
     )
     require(
         net.two_time,
-        "objective masked_flow_map trains a flow map; set config.adapters.two_time = True.",
+        f"objective {name} trains a flow map; set config.adapters.two_time = True.",
     )
     require(
         not flow.path.redraws,
-        "objective masked_flow_map learns the map of the probability-flow ODE, which draws no "
-        "noise on its way; set config.flow.redraw = False.",
+        f"objective {name} learns a map of the probability-flow ODE, which draws no noise on its "
+        "way; set config.flow.redraw = False.",
     )
+
+
+def masked_flow_map_objective(
+    config: Config, net: Network, flow: Flow, teacher: Network | None
+) -> Objective:
+    """Returns the objective of adapters with two times, with the masked flow as their teacher."""
+    check_masked_map(config, net, flow, teacher)
     cfg, group = settings(config, "objective"), flow_map_rows(config)
     part = config["train"]["batch"] // config["train"]["microbatches"]
     require(

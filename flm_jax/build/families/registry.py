@@ -6,6 +6,7 @@ from flm_jax.build.families.distribution_matching import DISTRIBUTION_MATCHING
 from flm_jax.build.families.flow import FLOW
 from flm_jax.build.families.flow_map import FLOW_MAP, ROUTES
 from flm_jax.build.families.masked_diffusion import MASKED_DIFFUSION
+from flm_jax.build.families.masked_distribution_matching import MASKED_DISTRIBUTION_MATCHING
 from flm_jax.build.families.masked_flow import MASKED_FLOW
 from flm_jax.build.families.masked_flow_map import MASKED_FLOW_MAP
 from flm_jax.build.families.reinforce_matching import REINFORCE_MATCHING
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, Family] = {
     "discrete_consistency": DISCRETE_CONSISTENCY,
     "masked_flow": MASKED_FLOW,
     "masked_flow_map": MASKED_FLOW_MAP,
+    "masked_distribution_matching": MASKED_DISTRIBUTION_MATCHING,
     "alignment": X_PREDICTION,
     "autoregressive": AUTOREGRESSIVE,
 }
@@ -99,8 +101,8 @@ def check_network(config: Config, adapted: bool) -> None:
             name in kind.networks and allowed,
             f"objective {goal} with {'' if adapted else 'no '}adapters: a llama learns by "
             "masked_diffusion and through_time, by masked_flow with config.adapters.base set, "
-            "whose adapters tell it the time, by masked_flow_map, which distils that, and by "
-            "alignment either way.",
+            "whose adapters tell it the time, by masked_flow_map and masked_distribution_matching, "
+            "which distil that, and by alignment either way.",
         )
     else:
         require(

@@ -15,10 +15,14 @@ P E is
 without any derivative of a network that computes m. The frozen flow gives m_teacher = D_t(z) E; an
 auxiliary denoiser, trained on the student's outputs by cross entropy to P, gives m_auxiliary. All
 arrays are [B, L, D].
+
+How states, contexts and outputs are drawn is a function of each family: `answers` here for flows
+from noise, `masked_answers` of `masked_distribution_matching` for masked flows.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,8 +52,8 @@ _LEAST_DISTANCE = 1e-3  # standard deviations; two models that agree have no gra
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchingConfig(RenoisedConfig):
-    """Settings of distribution matching.
+class TeacherConfig:
+    """Settings of the frozen flow's answers and of the weights of rows.
 
     Row weighting "kl" takes the gradient above; "distance" takes Sigma^-1 (m_auxiliary - m_teacher)
     of each row, divided by the mean whitened distance of the student's outputs from m_teacher, so
@@ -61,18 +65,41 @@ class MatchingConfig(RenoisedConfig):
         "Temperature of the frozen flow's logits; below 1 the map learns from a sharper denoiser.",
         range="(0, inf)",
     )
-    guidance: float = setting(
-        1.0,
-        "Weight of classifier-free guidance of the frozen flow, by a second call whose clean "
-        "context is noised; 1 for none.",
-        range="(-inf, inf)",
-    )
     row_weighting: str = setting(
         "kl",
         "Weight of each row: kl (the gradient of its divergence) or distance (divided by the "
         "mean distance between student and teacher, so that all rows count equally).",
         choices=ROW_WEIGHTINGS,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingConfig(TeacherConfig, RenoisedConfig):
+    """Settings of distribution matching."""
+
+    guidance: float = setting(
+        1.0,
+        "Weight of classifier-free guidance of the frozen flow, by a second call whose clean "
+        "context is noised; 1 for none.",
+        range="(-inf, inf)",
+    )
+
+
+class Blind(NamedTuple):
+    """A second call of the teacher, away from which its answer is guided.
+
+    Attributes:
+      z: states [B, L, D] at time t whose clean positions are noised as well.
+      tau: network time [B].
+      guidance: weight g of the first call; the second has 1 - g.
+      product: whether the two answers are multiplied, as softmax(logits)^weight; else their means
+        are added, as scores are.
+    """
+
+    z: States
+    tau: Times
+    guidance: float
+    product: bool
 
 
 class Answers(NamedTuple):
@@ -84,9 +111,9 @@ class Answers(NamedTuple):
       z: states [B, L, D], the mean noised to time t, without gradient.
       tau_s, tau_t: network times [B], or [B, L] with 1 at clean positions.
       t: time of the path at tau_t.
-      mask: mask of positions that count, [B, L].
-      blind: z with clean positions noised as well, its network time [B], and the weight of
-        guidance of the teacher away from it; None for no guidance.
+      weights: weight of each position in the sums [B, L]; 0 where nothing counts.
+      counted: number of rows or positions over which these weights are a mean.
+      blind: the teacher's second call; None for no guidance.
     """
 
     out: Readout
@@ -95,8 +122,13 @@ class Answers(NamedTuple):
     tau_s: Times
     tau_t: Times
     t: Times
-    mask: Array
-    blind: tuple[States, Times, float] | None = None
+    weights: Float[Array, "b l"]
+    counted: jax.Array | float
+    blind: Blind | None = None
+
+
+# (params, teacher, batch, key, rows, *, net, flow, cfg) -> Answers, as `answers`.
+Draw = Callable[..., Answers]
 
 
 def noised_again(
@@ -133,12 +165,14 @@ def answers(
     mean = expected_embedding(call.out, jax.lax.stop_gradient(table), net)
     mean = jnp.where(call.mask.astype(bool)[..., None], mean, table[batch["tokens"]])
     z = noised_again(call.key, flow, mean, call.t, table)
-    found = Answers(call.out, mean, z, call.tau_s, call.tau_t, call.t, call.mask)
+    weights, counted = token_weights(call.mask), number_of(call.mask)
+    found = Answers(call.out, mean, z, call.tau_s, call.tau_t, call.t, weights, counted)
     if cfg.guidance == 1.0 or call.t.ndim == 1:
         return found
     # Clean positions are at 1, the others of a row at one time; the noise is that of z.
     tau, t = (jnp.min(x, axis=1) for x in (call.tau_t, call.t))
-    return found._replace(blind=(noised_again(call.key, flow, mean, t, table), tau, cfg.guidance))
+    blurred = noised_again(call.key, flow, mean, t, table)
+    return found._replace(blind=Blind(blurred, tau, cfg.guidance, product=True))
 
 
 def matching_loss_at(
@@ -150,7 +184,7 @@ def matching_loss_at(
     flow: Flow,
     row_weighting: str,
 ) -> tuple[jax.Array, tuple[Float[Array, "b l"], Float[Array, "b l"]]]:
-    """Scalar whose gradient in the student is that of the mean KL(q_t || p_t) of a position.
+    """Scalar whose gradient in the student is that of the weighted KL(q_t || p_t) of positions.
 
     Args:
       found: outputs of the student, differentiable in its parameters.
@@ -161,9 +195,9 @@ def matching_loss_at(
       row_weighting: weighting of rows, see MatchingConfig.
 
     Returns:
-      sum(stop-gradient(g) * mean) over the positions that count, divided by their number; and
-      whitened distances [B, L], in standard deviations of the noise: of m_auxiliary and of the
-      student's outputs from m_teacher.
+      sum(weights * stop-gradient(g) * mean) over the positions that count; and whitened
+      distances [B, L], in standard deviations of the noise: of m_auxiliary and of the student's
+      outputs from m_teacher.
     """
     teacher_net, teacher_params = teacher
     table = teacher_net.table(teacher_params)
@@ -179,7 +213,7 @@ def matching_loss_at(
     # the noise, and its transpose in g.
     gap = across(m_auxiliary - m_teacher, whiten)
     distance = jnp.linalg.norm(across(fixed - m_teacher, whiten), axis=-1)
-    weights = token_weights(found.mask)
+    weights = found.weights
     if row_weighting == "kl":
         # Clean positions, at t = 1, weigh nothing.
         late = jnp.minimum(over_positions(found.t, weights.shape), 1.0 - 2.0**-12)
@@ -199,8 +233,11 @@ def _guided(found: Answers, right: Readout, teacher: Teacher, table: Float[Array
     net, params = teacher
     if found.blind is None:
         return expected_embedding(right, table, net)
-    z, tau, guidance = found.blind
+    z, tau, guidance, product = found.blind
     without = read_blocks(net, params, block_input(teacher, z, tau), tau, tau)
+    if not product:
+        means = [expected_embedding(out, table, net) for out in (right, without)]
+        return guidance * means[0] + (1.0 - guidance) * means[1]
     parts = [Part(guidance, right, net), Part(1.0 - guidance, without, net)]
     return product_embedding(parts, table)
 
@@ -214,8 +251,9 @@ def matching_loss(
     *,
     net: Network,
     flow: Flow,
-    cfg: MatchingConfig,
+    cfg: TeacherConfig,
     teacher: Network,
+    draw: Draw = answers,
 ) -> tuple[jax.Array, Metrics]:
     """Loss of the student, see `matching_loss_at`.
 
@@ -227,23 +265,23 @@ def matching_loss(
       rows: indices of these rows in their part of the batch.
       net, flow: student, and the flow whose map it learns.
       teacher: frozen flow.
+      draw: function that draws the outputs of the student.
 
     Returns:
-      The scalar, whose value has no meaning. Metrics, means over the positions that count, in
+      The scalar, whose value has no meaning. Metrics, sums with the loss's weights of positions, in
       standard deviations of the noise: "gap_deviations_per_token" between auxiliary and teacher,
       which goes to 0 as the distributions agree, and "student_deviations_per_token" between student
       and teacher; and "counted".
     """
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
-    found = answers(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
+    found = draw(params, guide, batch, key, rows, net=net, flow=flow, cfg=cfg)
     loss, (gap, distance) = matching_loss_at(
         found, frozen.other, guide, net=net, flow=flow, row_weighting=cfg.row_weighting
     )
-    weights = token_weights(found.mask)
     metrics = {
-        "gap_deviations_per_token": jnp.sum(weights * gap),
-        "student_deviations_per_token": jnp.sum(weights * distance),
-        "counted": number_of(found.mask),
+        "gap_deviations_per_token": jnp.sum(found.weights * gap),
+        "student_deviations_per_token": jnp.sum(found.weights * distance),
+        "counted": found.counted,
     }
     return loss, metrics
 
@@ -257,8 +295,9 @@ def auxiliary_loss(
     *,
     net: Network,
     flow: Flow,
-    cfg: MatchingConfig,
+    cfg: TeacherConfig,
     teacher: Network,
+    draw: Draw = answers,
 ) -> tuple[jax.Array, Metrics]:
     """Loss of the auxiliary denoiser: cross entropy to the student's probabilities P, given z.
 
@@ -268,19 +307,19 @@ def auxiliary_loss(
       params: parameters of the auxiliary denoiser, a network like the student, conditioned on the
         time of z and the student's s.
       frozen: parameters of the teacher, and in `other` of the student, without gradient.
-      batch, key, rows, net, flow, teacher: the same as for `matching_loss`; the key is for dropout
-        too.
+      batch, key, rows, net, flow, cfg, teacher, draw: the same as for `matching_loss`; the key is
+        for dropout too.
 
     Returns:
-      Mean over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"}, the
-      same, and "counted".
+      Weighted sum over the positions that count, nats/token; metrics {"auxiliary_nats_per_token"},
+      the same, and "counted".
     """
     guide, flow = (teacher, frozen.teacher), flow.settled(frozen.tracked)
     draw_key, drop_key = jax.random.split(key)
-    found = answers(frozen.other, guide, batch, draw_key, rows, net=net, flow=flow, cfg=cfg)
+    found = draw(frozen.other, guide, batch, draw_key, rows, net=net, flow=flow, cfg=cfg)
     x = block_input(guide, found.z, found.tau_t)
     out = read_blocks(net, params, x, found.tau_t, found.tau_s, rows.fold(drop_key))
     targets = [(jnp.ones_like(found.tau_t), found.out)]
-    loss, _ = mixture_cross_entropy(out, targets, token_weights(found.mask), net)
-    metrics = {"auxiliary_nats_per_token": loss, "counted": number_of(found.mask)}
+    loss, _ = mixture_cross_entropy(out, targets, found.weights, net)
+    metrics = {"auxiliary_nats_per_token": loss, "counted": found.counted}
     return loss, metrics

@@ -32,7 +32,7 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import Readout, mixture_cross_entropy
 from flm_jax.denoiser.tile_plan import plan_of
 from flm_jax.flows.flow import Flow
-from flm_jax.flows.noising import hidden_states
+from flm_jax.flows.noising import hidden_states, with_corrupted_context
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
 from flm_jax.losses.distillation.base import Pairs, PairsConfig, Teacher, row_groups, split_rows
@@ -45,7 +45,19 @@ ROUTES = ("semigroup", "endpoint")
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedMapConfig(PairsConfig, HidingConfig):
+class ContextGuidanceConfig:
+    """Setting of the guidance of a masked flow that is learnt with its map."""
+
+    context_guidance: float = setting(
+        0.0,
+        "Weight of the teacher's guidance away from corrupted context, which the map learns; 0 for "
+        "none.",
+        range="[0, inf)",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedMapConfig(ContextGuidanceConfig, PairsConfig, HidingConfig):
     """Settings of the distillation of a masked flow, config.adapters.base."""
 
     route: str = setting(
@@ -58,12 +70,6 @@ class MaskedMapConfig(PairsConfig, HidingConfig):
         "Position of u in the interval of the semigroup, in quantiles of the distribution of "
         "times: midpoint or uniform.",
         choices=SPLITS,
-    )
-    context_guidance: float = setting(
-        0.0,
-        "Weight of the teacher's guidance away from corrupted context, which the map learns; 0 for "
-        "none.",
-        range="[0, inf)",
     )
     projection: str = setting(
         "sparsemax",
@@ -109,10 +115,8 @@ def guided_denoiser(
     plain = forward(net, params, z_t, tau, tau)
     if not guidance:
         return [(ones, plain)]
-    everything = jnp.ones_like(hidden)
-    how = (tokens, everything, net.table(params), net.anchor(params))
-    blurred = hidden_states(key, flow, flow.t(tau), *how)
-    z_t = jnp.where(hidden[..., None], z_t, blurred)
+    own = (net.table(params), net.anchor(params))
+    z_t = with_corrupted_context(key, flow, flow.t(tau), z_t, tokens, hidden, *own)
     return [
         ((1.0 + guidance) * ones, plain),
         (-guidance * ones, forward(net, params, z_t, tau, tau)),

@@ -30,15 +30,9 @@ _LATEST = 0.995  # of the law of times: nearer to 1 the weight (a/c)^2 grows wit
 
 
 @dataclasses.dataclass(frozen=True)
-class RenoisedConfig(ContextSettings):
-    """Settings of objectives that compare a student with the data at noised states."""
+class InTurnConfig:
+    """Settings of a student and an auxiliary network that are trained in turn."""
 
-    teacher: str = setting("", "Workdir of the frozen flow, which is required.")
-    start: str = setting(
-        "",
-        "Workdir of the flow, or of the flow map, that initialises the student; empty for the"
-        " teacher. The auxiliary network is initialised by the teacher.",
-    )
     auxiliary_updates: int = setting(
         4,
         "Number of updates of the auxiliary network before each update of the student; every"
@@ -58,6 +52,18 @@ class RenoisedConfig(ContextSettings):
         "Fraction of rows whose student starts from pure noise, s = 0; for the other rows s "
         "is uniform in the quantiles of the distribution of times.",
         range="[0, 1]",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RenoisedConfig(InTurnConfig, ContextSettings):
+    """Settings of objectives that compare a student with the data at noised states."""
+
+    teacher: str = setting("", "Workdir of the frozen flow, which is required.")
+    start: str = setting(
+        "",
+        "Workdir of the flow, or of the flow map, that initialises the student; empty for the"
+        " teacher. The auxiliary network is initialised by the teacher.",
     )
     iterations: int = setting(
         2,

@@ -17,7 +17,7 @@ from flm_jax.flows.clocks import decoding_clock
 from flm_jax.flows.flow import onehot_flow
 from flm_jax.flows.gaussian_noise import embedded_noise
 from flm_jax.flows.time_sampling import Rows
-from flm_jax.losses.base import Auxiliary, Frozen
+from flm_jax.losses.base import Auxiliary, Frozen, token_weights
 from flm_jax.losses.distillation.distribution_matching import (
     Answers,
     MatchingConfig,
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_the_divergence():
         out = forward(net, {"w": w}, y[:, None, None], times, times)
         mean = expected_embedding(out, SIGNS, net)
         z = LATER * jax.lax.stop_gradient(mean) + (1 - LATER) * xi[:, None, None]
-        found = Answers(out, mean, z, 0 * times, times, times, mask)
+        found = Answers(out, mean, z, 0 * times, times, times, mask, 1.0)
         return matching_loss_at(found, {}, guide, net=net, flow=FLOW, row_weighting="kl")[0]
 
     got = jax.grad(loss)(POINT)
@@ -107,7 +107,8 @@ def test_the_weights_of_rows(weighting):
     mean, z = (jax.random.normal(k, (3, 4, 5)) for k in keys[:2])
     tau_s, tau_t = jnp.asarray([0.0, 0.2, 0.4]), jnp.asarray([0.3, 0.6, 0.9])
     mask = jax.random.bernoulli(keys[2], 0.6, (3, 4)).astype(jnp.float32)
-    found = Answers(Readout(mean, table, table), mean, z, tau_s, tau_t, tau_t, mask)
+    weights = token_weights(mask)
+    found = Answers(Readout(mean, table, table), mean, z, tau_s, tau_t, tau_t, weights, mask.sum())
 
     def loss(mean):
         at = found._replace(mean=mean)
