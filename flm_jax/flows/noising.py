@@ -39,7 +39,7 @@ def hidden_means(
     table: Float[Array, "v d"],
     anchor: Float[Array, "m d"],
 ) -> States:
-    """Draws `hidden_states` of mean embeddings [B, L, D] in place of those of tokens."""
+    """Draws the states of `hidden_states` for mean embeddings [B, L, D] instead of tokens."""
     noise = flow.noise.draw(key, table, means.shape[:2])
     start = jnp.broadcast_to(anchor[None, : means.shape[1]], means.shape)
     return jnp.where(hidden[..., None], flow.path.at(t, means, noise, start), means)

@@ -113,7 +113,7 @@ def test_a_part_counts_by_its_positions(name):
         objective, optimizer, seed=0, microbatches=2, ema_decay=0.9, tracker=tracker
     )
     # What a network beside this one holds, for the objectives that ask it: anything but this.
-    other = jax.tree.map(lambda x: 0.9 * x, params)
+    other = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
     state = new_state(params, optimizer, tracker, AuxiliaryState(other, ()))
     after, metrics = jax.jit(step)(state, teacher, {"tokens": tokens, "mask": valid})
     part = {"tokens": tokens[::2], "mask": valid[::2]}
