@@ -1,8 +1,9 @@
 """Distribution matching of masked flows: conditional answers in one call, guidance included.
 
 It is `distribution_matching` on the masked bridge (arXiv 2606.27617). The student reads a state y_s
-whose hidden positions are on the bridge and whose context is clean, is told (s, 1), and answers
-with probabilities P. At the hidden positions P E is put on the bridge again, at a later time t,
+whose hidden positions are on the bridge and whose context is clean, is conditioned on (s, 1), and
+answers with probabilities P. At the hidden positions P E is put on the bridge again, at a later
+time t,
 
     z = t P E + (1-t) m + c xi,  xi ~ N(0, I),  c^2 = sigma^2 t (1-t),
 
