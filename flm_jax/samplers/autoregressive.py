@@ -45,7 +45,7 @@ def sample_autoregressive(
         drawn, confidence = choose(jax.random.fold_in(key, position), logits_BV, choice)
         tokens = jnp.where(held, tokens, drawn)
         text = text.at[:, position].set(tokens)
-        x_BD = show(position, text, table[tokens])
+        x_BD = show(position, text, table[tokens], position < length - 1)
         return (cache, x_BD, text), jnp.where(held, 1.0, confidence)
 
     first = jnp.full((rows, length), -1, jnp.int32)

@@ -221,7 +221,9 @@ class Walk(NamedTuple):
 
     def step(self, state: WalkState) -> WalkState:
         """Takes one step, with promotion if that is done in steps."""
-        how, index = self.how, state.calls
+        how = self.how
+        # Each run has `last` steps and the call that reads its tokens.
+        index = state.run * (self.last + 1) + state.step
         clean, (best, confidence) = self.ends(state.z, state.step)
         best = jnp.where(state.hidden, best, state.tokens)
         confidence = jnp.where(state.hidden, confidence, 1.0)
@@ -241,7 +243,8 @@ class Walk(NamedTuple):
         walked = lambda state: self.moved(self.guided(clean, state), state)
         # Guidance makes one more call where something is left to move.
         going = jnp.any(state.hidden)
-        z = show(index, best, jax.lax.cond(going, walked, lambda state: state.z, state))
+        z = jax.lax.cond(going, walked, lambda state: state.z, state)
+        z = show(index, best, z, going)
         calls = state.calls + (going if how.context_guidance else 0)
         return state._replace(z=z, step=step, calls=calls)
 

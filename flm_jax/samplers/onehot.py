@@ -91,7 +91,8 @@ def sample_onehot_from(
         delta, scores = (jnp.where(tokens_alone, delta, rest) for rest in (0.0, -jnp.inf))
         tokens = jnp.where(given.mask, given.tokens, jnp.argmax(scores, -1).astype(jnp.int32))
         seen = (tokens, jnp.where(given.mask, 1.0, jnp.max(scores, axis=-1)))
-        return show(k, tokens, flow.path.step(x_s, delta, s, t)), seen
+        x_t = flow.path.step(x_s, delta, s, t)
+        return show(k, tokens, x_t, k < steps - 1), seen
 
     grid = (jnp.arange(steps), taus[:-1], times[:-1], times[1:])
     _, (tokens, confidence) = jax.lax.scan(step, x_0, grid)

@@ -145,7 +145,7 @@ def sample(
       Samples; calls is the number of network calls.
     """
     del extra, unused
-    calls = calls_of_rows(steps, given)
+    calls, most = calls_of_rows(steps, given), most_calls(steps, given.mask.shape[1])
     time = lambda k: jnp.maximum(1.0 - k / calls, 0.0)
 
     def predict(text: _Text, signal, k) -> tuple[jax.Array, jax.Array]:
@@ -174,11 +174,12 @@ def sample(
 
         text = jax.lax.cond(jnp.any(shown), call, lambda text: text, text)
         # A hit turns a masked position into an unmasked one, and the reverse.
-        tokens = show(k, text.seen[0], text.tokens)
+        follows = jnp.any(shown) & (k < most - 1)
+        tokens = show(k, text.seen[0], text.tokens, follows)
         text = text._replace(tokens=tokens, masked=text.masked ^ hit)
         return text, text.seen
 
     sure = jnp.where(given.mask, 1.0, 0.0)
     first = _Text(given.tokens, ~given.mask, sure, (given.tokens, sure), jnp.int32(0))
-    last, seen = jax.lax.scan(step, first, jnp.arange(most_calls(steps, given.mask.shape[1])))
+    last, seen = jax.lax.scan(step, first, jnp.arange(most))
     return Samples(last.tokens, *seen, last.calls)

@@ -77,7 +77,7 @@ def sample(
         drawn = _next(jax.random.fold_in(key, k), out, net, state, (noise, later, greedy), cfg)
         tokens = jnp.where(given.mask, given.tokens, drawn[0])
         seen = (tokens, jnp.where(given.mask, 1.0, drawn[1]))
-        return show(k, tokens, tokens), seen
+        return show(k, tokens, tokens, k < steps - 1), seen
 
     grid = (jnp.arange(steps), levels[:-1], levels[1:])
     state = jnp.where(given.mask, given.tokens, first)

@@ -191,7 +191,8 @@ def reveal_in_steps(
             return Partial(tokens, partial.masked & ~now, seen, partial.calls + 1, kept)
 
         partial = jax.lax.cond(wanted, call, lambda partial: partial, partial)
-        tokens = show(k, partial.seen[0], partial.tokens)
+        follows = wanted & jnp.any(partial.masked)
+        tokens = show(k, partial.seen[0], partial.tokens, follows)
         return partial._replace(tokens=tokens), partial.seen
 
     confidence = jnp.where(given.mask, 1.0, 0.0)

@@ -9,9 +9,10 @@ import contextvars
 from collections.abc import Callable, Iterator
 
 import jax
-from jaxtyping import Array, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
-# (step, tokens [B, L]) -> int32 zero, known once the host has them.
+# (step, tokens [B, L]) -> int32 zero, known once the host has them; a step of -1 is no news.
 Watch = Callable[[Int[Array, ""] | int, Int[Array, "b l"]], jax.Array]
 _WATCH: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
 
@@ -26,16 +27,26 @@ def watching(watch: Watch | None) -> Iterator[None]:
         _WATCH.reset(before)
 
 
-def show(step: Int[Array, ""] | int, tokens: Int[Array, "b l"], state: jax.Array) -> jax.Array:
+def show(
+    step: Int[Array, ""] | int,
+    tokens: Int[Array, "b l"],
+    state: jax.Array,
+    follows: Bool[Array, ""] | bool = True,
+) -> jax.Array:
     """Shows the tokens after a network call, and returns `state` once they are seen.
 
     Args:
       step: index of the call, from 0.
       tokens: int32 [B, L], its tokens; -1 where none is read yet.
       state: array on which the next call depends, so that it waits for the host.
+      follows: whether these are tokens of a call that was made, and another call follows; else they
+        are no news. Loops over several rows run on for those that are done.
 
     Returns:
       `state`, unchanged.
     """
     watch = _WATCH.get()
-    return state if watch is None else state + watch(step, tokens).astype(state.dtype)
+    if watch is None:
+        return state
+    news = step if follows is True else jnp.where(follows, step, -1)
+    return state + watch(news, tokens).astype(state.dtype)

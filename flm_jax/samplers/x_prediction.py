@@ -357,7 +357,8 @@ def sample_x_prediction(
         ahead = made.going(walk)[:, None] & ~look.active & (walk.t < DONE)
         shown = (jnp.where(ahead, look.tokens, after.tokens), after.seen, after.t)
         paths = tuple(path.at[calls].set(now) for path, now in zip(paths, shown))
-        return after._replace(y=show(calls, shown[0], after.y)), calls + 1, paths
+        follows = jnp.any(made.going(walk)) & jnp.any(made.going(after))
+        return after._replace(y=show(calls, shown[0], after.y, follows)), calls + 1, paths
 
     def going(state):
         return jnp.any(made.going(state[0]))

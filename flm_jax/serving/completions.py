@@ -297,14 +297,14 @@ class Completions:
           tokens: tokens after the call; None for the text itself.
         """
         asked = answered.asked[index]
-        most = most_calls(asked.kind.steps, asked.kind.length)
         if tokens is None:
+            most = most_calls(asked.kind.steps, asked.kind.length)
             choice = self._choice(answered, index)
-            return {"step": max(most, step), "choices": [choice | {"draft": choice["text"]}]}
+            return {"step": max(most, step + 1), "choices": [choice | {"draft": choice["text"]}]}
         unread = np.flatnonzero(tokens[asked.start : asked.stop] < 0)
         stop = asked.start + int(unread[0]) if len(unread) else asked.stop
-        if stop == asked.start or step + 1 == most:
-            return None  # a prompt being read, or what the event with the text has
+        if stop == asked.start:
+            return None  # a prompt is being read
         draft = self._text(answered.wanted, asked._replace(stop=stop), tokens)[0]
         choice = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
         return {"step": step + 1, "choices": [choice | {"draft": draft}]}

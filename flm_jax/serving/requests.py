@@ -136,10 +136,12 @@ def read_request(fields: Mapping[str, Any], limits: Limits) -> Wanted:
 
 def _check_limits(wanted: Wanted, limits: Limits) -> None:
     texts, tokens = len(wanted.prompts) * wanted.n, wanted.max_tokens or 0
+    got = f"got {len(wanted.prompts)} prompts with n={wanted.n}, {texts} texts; expected at most"
+    insist(texts <= limits.texts, f"{got} {limits.texts} in a request.", "n", 422)
+    # It would never be accepted: the texts of a request wait together.
     insist(
-        texts <= limits.texts,
-        f"got {len(wanted.prompts)} prompts with n={wanted.n}, {texts} texts; expected at most "
-        f"{limits.texts} in a request.",
+        texts <= limits.waiting,
+        f"{got} {limits.waiting}, as many as may wait (--max_waiting).",
         "n",
         422,
     )

@@ -22,7 +22,7 @@ from helpers.serving import call, served_model
 PATH = "/v1/completions"
 POST = f"POST {PATH}"
 WAIT = 20.0
-LIMITS = Limits(body=400, prompt=60, tokens=8, texts=4, steps=4, stops=2, waiting=1)
+LIMITS = Limits(body=400, prompt=60, tokens=8, texts=4, steps=4, stops=2, waiting=4)
 
 # (request, body, what is wrong); a body is an object, bytes, or None for one that never ends.
 REQUESTS: list[tuple[str, Any, str]] = [
@@ -59,7 +59,8 @@ REQUESTS: list[tuple[str, Any, str]] = [
     (POST, {"gamma": 2}, "a value out of range"),
     (POST, {"block_length": 2}, "a setting of another sampler"),
     (POST, None, "a body that does not arrive within --max_seconds=0.2"),
-    (f"{POST}, with --max_waiting=1", {"n": 2}, "no room for more texts"),
+    (f"{POST}, with --max_waiting=1", {"n": 2}, "more texts than may wait"),
+    (f"{POST}, with --max_waiting=1", {}, "a third text at once: one is written, one waits"),
     (f"{POST}, with --rate=0.01 --burst=1", {}, "a second request at once"),
     (f"{POST}, with --max_seconds=0.2", {}, "no answer in that time"),
     (f"{POST}, with --closed", {"steps": 3}, "steps outside --warm"),
@@ -102,8 +103,9 @@ def answers() -> list[Answer]:
 
 async def _answer(model, request: str, body: Any, wrong: str) -> Answer:
     said = re.findall(r"--(\w+)(?:=([\d.]+))?", f"{request} {wrong}")
-    flags = {key: value for key, value in said if key in ("rate", "burst", "max_seconds")}
-    values = {key.removeprefix("max_"): float(value) for key, value in flags.items()}
+    flags = {key: float(value) for key, value in said if key in ("rate", "max_seconds")}
+    flags |= {key: int(value) for key, value in said if key in ("burst", "max_waiting")}
+    values = {key.removeprefix("max_"): value for key, value in flags.items()}
     limits = Limits(**(vars(LIMITS) | values))
     programs = _Held()
     worker = Worker(programs, [1], limits.waiting)
@@ -114,13 +116,15 @@ async def _answer(model, request: str, body: Any, wrong: str) -> Answer:
     headers = {k.lower(): v for k, v in re.findall(r"(Content-Type|Host): (\S+)", request)}
     if "stops" in request:
         worker.close(WAIT)
-    if "rate" in flags:
-        limited = asyncio.ensure_future(call(app, method, path, body))
-        await asyncio.sleep(0)
+    earlier = []
+    for place in range({"second": 1, "third": 2}.get(wrong.split()[1], 0)):
+        earlier.append(asyncio.ensure_future(call(app, method, path, body)))
+        while worker.running + worker.waiting <= place:
+            await asyncio.sleep(0.001)
     found = await call(app, method, path, body, headers=headers)
     programs.go.set()
-    if "rate" in flags:
-        await limited
+    for one in earlier:
+        await one
     worker.close(WAIT)
     error = found.json["error"]
     return Answer(request, body, wrong, found.status, error["message"], error["param"])

@@ -7,17 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from flm_jax.inference.language_model import LanguageModel
 from flm_jax.inference.rows import RowSampler, Written
-from flm_jax.serving.batches import Worker
-from flm_jax.serving.completions import Completions, Served
-from flm_jax.serving.http import make_app
 from flm_jax.serving.limits import Limits
+from helpers.application import PATH, Server
 from helpers.serving import LENGTH, call, served_model
 
 pytest.importorskip("starlette", reason="needs starlette (extra serve)")
 WAIT = 20.0
-PATH = "/v1/completions"
 
 
 class Held:
@@ -37,31 +33,6 @@ class Held:
         self.seeds += [row.seed for row in rows]
         written = np.full(kind.length, 65 + rows[0].seed % 26, np.int32)
         return [Written(written, written[None], 1)]
-
-
-class Server:
-    """The application, what it is made of, and calls of it."""
-
-    def __init__(self, model, programs, sizes, limits=None, hosts=("localhost",), **offered):
-        self.alone = LanguageModel(model)
-        self.worker = Worker(programs, sizes, (limits or Limits()).waiting)
-        served = Served(model, "tiny", self.alone.sampler, offered.pop("steps", 1), **offered)
-        self.completions = Completions(served, self.worker, limits or Limits())
-        self.app = make_app(self.completions, hosts)
-
-    def together(self, *bodies):
-        """Answers of requests that are sent at once."""
-
-        async def run():
-            return await asyncio.gather(*(call(self.app, "POST", PATH, body) for body in bodies))
-
-        return asyncio.run(run())
-
-    def post(self, **body):
-        return self.together(body)[0]
-
-    def get(self, path, method="GET", **more):
-        return asyncio.run(call(self.app, method, path, b"", **more))
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +144,7 @@ def test_a_call_reaches_the_client_before_the_last_one_is_computed(model, held):
 
 def test_a_stream_that_its_client_leaves_takes_its_texts_back(held):
     held.worker._most = 2  # one runs, and two may wait
+    held.completions.limits = dataclasses.replace(held.completions.limits, waiting=2)
 
     async def run():
         gone, arrived = asyncio.Event(), asyncio.Event()

@@ -94,6 +94,15 @@ def test_what_is_wrong_is_refused(fields, status, says):
     assert caught.value.body["error"]["type"] == "invalid_request_error"
 
 
+def test_more_texts_than_may_wait_are_refused_for_good():
+    few = Limits(texts=4, waiting=2)
+    assert read_request({"n": 2}, few).n == 2
+    for fields in ({"n": 3}, {"prompt": ["a"] * 3}, {"n": 2, "prompt": ["a", "b"], "stream": True}):
+        with pytest.raises(RequestError, match="expected at most 2, as many as may wait") as caught:
+            read_request(fields, few)
+        assert caught.value.status == 422 and "retry" not in str(caught.value.headers).lower()
+
+
 @pytest.mark.parametrize(
     "body",
     [
