@@ -36,6 +36,7 @@ from flm_jax.evaluation.judges import load_judge
 from flm_jax.evaluation.measure import measure, measure_data, subject
 from flm_jax.evaluation.plots import draw_schedule
 from flm_jax.evaluation.protocols import FROM_FILE, PROTOCOLS, file_row, reference_rows
+from flm_jax.evaluation.questions import answered_rows
 from flm_jax.evaluation.sample_files import Kept, read_samples
 from flm_jax.evaluation.tables import Row, table
 from flm_jax.evaluation.wording import Wording
@@ -61,6 +62,14 @@ _PROMPTED = flags.DEFINE_integer(
     "Number of first tokens of held-out texts that each model continues; adds the column of the "
     "gain under --judge: how much more likely continuations are after their own prompts than after "
     "others, nats/token. 0 for none.",
+    lower_bound=0,
+)
+_QUESTIONS = flags.DEFINE_integer(
+    "questions",
+    0,
+    "Number of held-out questions that each model of config.data.chat answers, instead of samples "
+    "from nothing: the table has the share that is right, as its files have it, and how varied the "
+    "right answers are. 0 for none.",
     lower_bound=0,
 )
 _CONFIG = DEFINE_config("A comparison: a file, or a name such as comparisons/tasks.")
@@ -155,6 +164,14 @@ def _check(models: list[tuple[str, list[int]]]) -> None:
         not _PROMPTED.value or bool(judging_flags.JUDGE.value),
         f"got --prompted={_PROMPTED.value} and no judge; give --judge.",
     )
+    more = (judging_flags.JUDGE, _SAMPLES, _SAVE, _CORPUS, _DATA, _PROMPTED)
+    more = (*more, *judging_flags.OF_TEXTS) if _QUESTIONS.value else ()
+    beside = [f"--{flag.name}" for flag in more if flag.value]
+    require(
+        not beside,
+        f"got --questions and {' and '.join(beside)}; with --questions the answers alone are "
+        "measured: leave the others out.",
+    )
     reference = _PROTOCOL.value == "reference"
     other = [f"--{flag.name}" for flag in (_DATA, *judging_flags.OF_TEXTS, _PROMPTED) if flag.value]
     require(
@@ -206,6 +223,16 @@ def _model_rows(models: list[tuple[str, list[int]]], judge: Judge | None, kept: 
     return rows
 
 
+def _question_rows(models: list[tuple[str, list[int]]]) -> list[Row]:
+    """Rows of the answers to held-out questions."""
+    num, rows = _QUESTIONS.value, []
+    how = {"seed": _SEED.value, "batch_size": _BATCH.value, "choose": sampling_flags.sampler_of}
+    for workdir, steps in models:
+        with _progress(workdir, num, steps) as bar:
+            rows += answered_rows(workdir, steps, questions=num, show=bar.done, **how)
+    return rows
+
+
 def main(argv) -> int:
     no_arguments(argv)
     if _CONFIG.value is not None:
@@ -225,6 +252,8 @@ def _table(first: bool) -> int:
         return _report(
             first, [corpus_row(workdir, _CORPUS.value, **settings) for workdir, _ in models]
         )
+    if _QUESTIONS.value:
+        return _report(first, _question_rows(models))
     judge = load_judge(judging_flags.JUDGE.value) if judging_flags.JUDGE.value else None
     kept = Kept()
     rows = _file_rows(judge) if judge else []

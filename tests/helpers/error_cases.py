@@ -219,6 +219,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (T.replace("=new", "=run"), "a run of another configuration"),
         (f"{T} --config.train.start=nowhere", "a start that is not there"),
         ("evaluate --model=model", "no steps"),
+        (f"{E} --questions=8", "a model of no exchanges"),
+        (f"{E} --questions=8 --prompted=2 --judge=model", "questions and other figures"),
         ("evaluate --model=model:x", "steps that are no number"),
         ("evaluate --model=model:0", "no step"),
         ("evaluate", "no model"),
@@ -257,6 +259,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{G} --chat=nowhere", "questions that are not there"),
         (f"{G} --answer_length=-1", "a negative length"),
         ("generate_data --workdir=md", "no folder to write"),
+        ("generate_data --exchanges=sums --out=new", "no such exchanges"),
+        ("generate_data --exchanges=topics --workdir=md --out=new", "a model beside exchanges"),
     ],
     "Benchmarks": [
         ("run_benchmark --task=gsm8k --data=gsm8k.jsonl --reference", "no folder"),

@@ -1,0 +1,18 @@
+"""A flow that answers questions: the answer comes from noise beside the clean question.
+
+python -m flm_jax.generate_data --exchanges=topics --num=10000 \
+    --out=runs/conditional/topics.jsonl
+python -m flm_jax.train --config=configs/conditional/flm.py --workdir=runs/conditional/flm
+
+Hardware: CPU. Duration and metrics are unmeasured.
+"""
+
+from configs.conditional import recipe
+
+
+def get_config(arg: str = ""):
+    """`arg` is the folder of the runs, runs/conditional by default."""
+    config = recipe.flow(arg)
+    config.optim.lr = 5e-3
+    config.train.steps = recipe.FLOW_STEPS
+    return config
