@@ -2,7 +2,8 @@
 
 python -m flm_jax.train --config=configs/conditional/mdlm.py --workdir=runs/conditional/mdlm
 
-It takes as many steps of as many rows as the flow and one map together. Hardware: CPU. Duration and metrics are unmeasured.
+It takes as many steps of as many rows as the flow and one map together. Hardware: CPU. Duration and
+metrics are unmeasured.
 """
 
 from configs.conditional import recipe

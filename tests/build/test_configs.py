@@ -13,7 +13,6 @@ from flm_jax.build.flow import make_flow
 from flm_jax.build.model import abstract_params, make_network
 from flm_jax.config.check import check, check_policy
 from flm_jax.config.schema import settings
-from flm_jax.data.tokenizers.registry import make_tokenizer
 from flm_jax.evaluation.compare import entries
 from flm_jax.flows.time_sampling import Rows
 from flm_jax.losses.base import Frozen
@@ -138,9 +137,7 @@ def test_comparison_builds(path, tmp_path):
 
 
 def _with_vocabulary(config, comparison):
-    """Of the task's or the chat's tokenizer, or of the corpus that the comparison would prepare."""
+    """Of the task's tokenizer, or of the corpus that the comparison would prepare."""
     if size := comparison.get("prepare", {}).get("vocab_size"):
         return config | {"model": config["model"] | {"vocab_size": size}}
-    if config["data"]["chat"]:
-        return resolve_vocabulary(config, make_tokenizer(config["data"]["tokenizer"], list))
     return resolve_vocabulary(config, open_data(config).tokenizer)
