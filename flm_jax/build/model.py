@@ -132,7 +132,8 @@ def make_network(config: Config, mesh: Mesh | None = None) -> Network:
     read, skip = (getattr(cfg, f"posterior_{use}", False) for use in ("input", "skip"))
     if not (read or skip):
         return net
-    return with_posterior(net, make_flow(config, net.vocab_size), read=read, skip=skip)
+    flow = make_flow(config, net.vocab_size)
+    return with_posterior(net, flow, read=read, skip=skip, dtype=cfg.dtype)
 
 
 def _attention(config: Config, cfg: TransformerConfig, mesh: Mesh | None) -> AttentionPlan:

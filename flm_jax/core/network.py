@@ -52,10 +52,12 @@ class Evidence(NamedTuple):
       features: function from (table [V, D], states [B, L, D], network times [B] or [B, L]) to [B,
         L, k].
       kernel: function from the table to [k, V].
+      dtype: type in which the network reads the posterior's mean, as the states it replaces.
     """
 
     features: Callable[..., jax.Array]
     kernel: Callable[[jax.Array], jax.Array]
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

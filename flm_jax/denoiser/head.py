@@ -79,7 +79,15 @@ def read(out: Readout, net: Network, fn: Callable[..., Any], *rows: jax.Array) -
 
 
 def embed_probs(probs: Float[Array, "b l v"], table: Float[Array, "v d"]) -> States:
-    """Expected embedding probs @ E of distributions over tokens, float32."""
+    """Expected embedding probs @ E of distributions over tokens, float32.
+
+    With a table of 16-bit numbers it is a product of those, with float32 sums.
+    """
+    if table.dtype.itemsize == 2:
+        parts = probs.astype(table.dtype)
+        # Divided by the sum of the rounded numbers, so that rounding moves no mass.
+        mass = jnp.sum(parts.astype(jnp.float32), axis=-1, keepdims=True)
+        return jnp.matmul(parts, table, preferred_element_type=jnp.float32) / mass
     return jnp.matmul(probs, table.astype(jnp.float32), precision=jax.lax.Precision.HIGH)
 
 
@@ -164,6 +172,11 @@ def summary(
     out: Readout, table: Float[Array, "v d"], net: Network
 ) -> tuple[States, tuple[Int[Array, "b l"], Float[Array, "b l"]]]:
     """Expected embedding and most probable token of softmax(logits), which samplers need.
+
+    Args:
+      out: features [B, L, D] and head.
+      table: embedding table E; of 16-bit numbers, it makes probs @ E a product of those.
+      net: network, for its soft cap and tiles.
 
     Returns:
       E[x] = probs @ E, float32 [B, L, D], differentiable in both modes; and (tokens, confidence),

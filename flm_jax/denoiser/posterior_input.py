@@ -15,11 +15,22 @@ from flm_jax.flows.flow import Flow
 from flm_jax.flows.posterior import posterior_features, posterior_kernel
 
 
-def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool) -> Network:
-    """Adds the posterior of a flow to a network, as its input (`read`), in its output, or both."""
+def with_posterior(
+    net: Network, flow: Flow, *, read: bool, skip: bool, dtype: str = "float32"
+) -> Network:
+    """Adds the posterior of a flow to a network, as its input (`read`), in its output, or both.
+
+    Args:
+      net: network without it.
+      flow: flow whose states it reads.
+      read, skip: whether the posterior is its input, and part of its output.
+      dtype: type in which the network computes. Posteriors are float32; in a 16-bit type their
+        product with the table is one of 16-bit numbers, with float32 sums.
+    """
     evidence = Evidence(
         features=lambda table, y, tau: posterior_features(flow, y, flow.t(tau), table),
         kernel=lambda table: posterior_kernel(flow, table),
+        dtype=dtype,
     )
     parallel = net.parallel
     if skip and parallel:
@@ -36,4 +47,5 @@ def posterior_embedding(net: Network, params: Params, y_s: States, tau: Times) -
     # A kernel of D + 1 rows lies over the vocabulary's devices alone.
     parallel = net.parallel and dataclasses.replace(net.parallel, embed_axis=None)
     plain = dataclasses.replace(net, logit_softcap=0.0, parallel=parallel)
-    return expected_embedding(Readout(found, kernel, jnp.zeros(net.vocab_size)), table, plain)
+    out = Readout(found, kernel, jnp.zeros(net.vocab_size))
+    return expected_embedding(out, table.astype(net.evidence.dtype), plain)

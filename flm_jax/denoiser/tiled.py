@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from flm_jax.denoiser.logit_gradients import OneHot, logit_gradients, safely_capped
@@ -58,16 +59,17 @@ def planned_logits(features: jax.Array, head: Head, plan: Plan) -> jax.Array:
     return head_logits(features, head, plan.softcap, plan.columns, plan.vocab_axes)
 
 
-def _aligned(plan: Plan, features: jax.Array, heads: list[Head]) -> tuple[Plan, list[Head]]:
+def _aligned(plan: Plan, dtype: jnp.dtype, heads: list[Head]) -> tuple[Plan, list[Head]]:
     """Pads heads by columns to a multiple of _ALIGNED, with a plan that records it.
 
-    Products of 16-bit numbers are fast if rows begin at multiples of 16 bytes; otherwise the
-    compiler would copy the logits' gradients, [B, tile, V], for that in every tile. It is not done
-    where the vocabulary is split over devices: then its size is chosen to divide.
+    It is done for products of a 16-bit `dtype`. They are fast if rows begin at multiples of 16
+    bytes; otherwise the compiler would copy the logits' gradients, [B, tile, V], for that in every
+    tile. It is not done where the vocabulary is split over devices: then its size is chosen to
+    divide.
     """
     size = heads[0][0].shape[1]
     extra = -size % _ALIGNED
-    if not extra or size < _LARGE or plan.vocab_axes or features.dtype.itemsize != 2:
+    if not extra or size < _LARGE or plan.vocab_axes or dtype.itemsize != 2:
         return plan, heads
     wide = [(jnp.pad(k, ((0, 0), (0, extra))), jnp.pad(b, (0, extra))) for k, b in heads]
     return dataclasses.replace(plan, columns=plan.columns or size), wide
@@ -167,6 +169,23 @@ def _values(plan: Plan, target_fn: TargetFn, features, head, weights, target):
     return _psum(jnp.sum(weights * ce), plan.batch_axes), ce
 
 
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _products(h: jax.Array, ones: jax.Array, dlogits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients [D, V] and [V] of a head, from rows [B, T, D], [B, T, 1] and [B, T, V]."""
+    bias = _product("bl,blv->v", ones[..., 0], dlogits)
+    return _product("bld,blv->dv", h, dlogits), bias
+
+
+def _joined_products(
+    h: jax.Array, ones: jax.Array, dlogits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same by one product: a CPU takes a product of one row by one core, without blocks."""
+    both = _product("bld,blv->dv", jnp.concatenate([h, ones], axis=-1), dlogits)
+    return both[:-1], both[-1]
+
+
 def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weights, target):
     """Computes `_values` and the gradients of the sum in features and head, in one pass."""
     dtype, (kernel, bias) = features.dtype, head
@@ -178,13 +197,13 @@ def _values_and_gradients(plan: Plan, target_fn: TargetFn, features, head, weigh
         q, ce = target_fn(logits, log_z, (target[0], rest), plan)
         dlogits, factor = logit_gradients(logits, log_z, q, w, plan, dtype == jnp.float32)
         dlogits = dlogits.astype(dtype)
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         scaled = (lambda x: x) if factor is None else (lambda x: x * factor)
-        d_h = scaled(product("blv,dv->bld", dlogits, kernel))
-        d_kernel = product("bld,blv->dv", scaled(h), dlogits)
+        d_h = scaled(_product("blv,dv->bld", dlogits, kernel))
         # A product with ones: jnp.sum here costs the CPU 1.4 times the whole pass.
-        ones = jnp.ones((*w.shape, 1), dtype)
-        d_bias = product("bl,blv->v", scaled(ones)[..., 0], dlogits)
+        ones = scaled(jnp.ones((*w.shape, 1), dtype))
+        d_kernel, d_bias = jax.lax.platform_dependent(
+            scaled(h), ones, dlogits, cpu=_joined_products, default=_products
+        )
         return (sums[0] + d_kernel, sums[1] + d_bias), (ce, d_h)
 
     zeros = (jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32))
@@ -225,7 +244,7 @@ def _run(local: Callable, plan: Plan, target_fn: TargetFn, features, head, weigh
     heads = [(k.astype(h.dtype), b) for (k, b), h in zip(target[0], target[1][1::2])]
     head = (head[0].astype(features.dtype), head[1])
     width = head[0].shape[1]
-    plan, (head, *heads) = _aligned(plan, features, [head, *heads])
+    plan, (head, *heads) = _aligned(plan, features.dtype, [head, *heads])
     args = (features, head, weights, (tuple(heads), target[1]))
     fn = functools.partial(local, plan, target_fn)
     if plan.parallel is None:
@@ -282,23 +301,27 @@ def _best(logits: jax.Array, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, ja
     return whole, jax.lax.pmin(jnp.where(high == whole, index, none), vocab_axes)
 
 
+_MEAN = "mean"  # of a tile, [B, T, D]: kept for the backward pass, which needs it
+_KEPT = jax.checkpoint_policies.save_only_these_names(_MEAN)
+
+
 def summary(
     plan: Plan, features: jax.Array, head: Head, table: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Computes softmax(logits) @ table and the most probable token, tile by tile.
 
     Returns:
-      The mean, float32 [B, L, D], from a product in the features' type, differentiable in both
-      modes (reverse mode recomputes the logits of a tile instead of keeping them); and, without
-      gradient, (tokens int32, their probabilities float32), each [B, L]. Of equal logits the first
-      column counts.
+      The mean, float32 [B, L, D], from a product of 16-bit numbers if the features or the table are
+      of such a type, differentiable in both modes (reverse mode recomputes the logits of a tile
+      instead of keeping them); and, without gradient, (tokens int32, their probabilities float32),
+      each [B, L]. Of equal logits the first column counts.
     """
 
     def local(features, head, table):
         head, table = _vary((head, table), plan.batch_axes)
         features = _vary(features, plan.vocab_axes)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)
+        @functools.partial(jax.checkpoint, prevent_cse=False, policy=_KEPT)
         def body(_, h):
             logits = planned_logits(h, head, plan)
             high = _high(logits, plan.vocab_axes, plan.softcap)
@@ -307,6 +330,7 @@ def summary(
             parts = jnp.exp(logits - high).astype(table.dtype)
             mass = total(parts.astype(jnp.float32), plan.vocab_axes)
             mean = jnp.matmul(parts, table, precision=exact, preferred_element_type=jnp.float32)
+            mean = checkpoint_name(mean, _MEAN)
             best, tokens = _best(jax.lax.stop_gradient(logits), plan.vocab_axes)
             sure = jnp.exp(best[..., None] - high) / jax.lax.stop_gradient(mass)
             return None, (mean / mass, tokens, jax.lax.stop_gradient(sure)[..., 0])
@@ -315,10 +339,11 @@ def summary(
         return _psum(mean, plan.vocab_axes), (tokens, confidence)
 
     # A network of 16-bit numbers reads its states, and so the table, in those alone.
-    exact = None if features.dtype.itemsize == 2 else jax.lax.Precision.HIGH
-    table = table.astype(features.dtype if exact is None else jnp.float32)
+    narrow = next((x.dtype for x in (features, table) if x.dtype.itemsize == 2), None)
+    exact = None if narrow else jax.lax.Precision.HIGH
+    table = table.astype(narrow or jnp.float32)
     head = (head[0].astype(features.dtype), head[1])
-    plan, (head,) = _aligned(plan, features, [head])
+    plan, (head,) = _aligned(plan, table.dtype, [head])
     table = jnp.pad(table, ((0, head[0].shape[1] - table.shape[0]), (0, 0)))
     if plan.parallel is None:
         return local(features, head, table)

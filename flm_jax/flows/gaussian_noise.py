@@ -92,7 +92,9 @@ def embedded_noise(
     if vocab_size <= 2 * dim:
         return _matmul(jax.random.normal(key, (*shape, vocab_size)), table)
     factor = cholesky_factor(gram(table))
-    return _matmul(jax.random.normal(key, (*shape, dim)), factor.T)
+    # One axis of rows: with two, XLA copies a factor of the gradient into another layout on CPUs.
+    z = jax.random.normal(key, (*shape, dim)).reshape(-1, dim)
+    return _matmul(z, factor.T).reshape(*shape, dim)
 
 
 def joint_embedded_noise(

@@ -15,11 +15,10 @@ from flm_jax.models.attention import (
     AttentionPlan,
     attention,
     cached_attention,
-    rotary_angles,
-    rotate,
 )
 from flm_jax.models.functional import pure
 from flm_jax.models.layers import dropout, gelu, layer_norm
+from flm_jax.models.rotary import rotary_angles, rotate
 from flm_jax.models.transformer import (
     TransformerConfig,
     as_network,

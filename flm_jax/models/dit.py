@@ -14,7 +14,7 @@ from flax import nnx
 from flm_jax.core.network import Network
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key, Params, Times
-from flm_jax.models.attention import AttentionPlan, attention, rotary_angles, rotate
+from flm_jax.models.attention import AttentionPlan, attention
 from flm_jax.models.functional import pure
 from flm_jax.models.layers import (
     TIME_FEATURES,
@@ -28,6 +28,7 @@ from flm_jax.models.layers import (
     rows_dot_general,
     time_features,
 )
+from flm_jax.models.rotary import rotary_angles, rotate
 from flm_jax.models.transformer import (
     TransformerConfig,
     as_network,

@@ -22,11 +22,12 @@ from flm_jax.core.errors import require
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params, Times
 from flm_jax.models import lora
-from flm_jax.models.attention import AttentionPlan, rotary_angles
+from flm_jax.models.attention import AttentionPlan
 from flm_jax.models.functional import pure
 from flm_jax.models.layers import modulate, modulation, rms_norm
 from flm_jax.models.llama_block import Block, LlamaConfig, cached, whole
 from flm_jax.models.mixture_of_experts import ExpertsConfig, check_experts, check_kernel
+from flm_jax.models.rotary import rotary_angles
 from flm_jax.models.transformer import (
     as_network,
     attention_operations,

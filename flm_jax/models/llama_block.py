@@ -12,10 +12,11 @@ from flax import nnx
 from flm_jax.core.settings import setting
 from flm_jax.core.types import Key
 from flm_jax.models import lora
-from flm_jax.models.attention import AttentionPlan, attention, cached_attention, rotate
+from flm_jax.models.attention import AttentionPlan, attention, cached_attention
 from flm_jax.models.layers import dropout, modulation, rms_norm
 from flm_jax.models.lora import AdapterConfig
 from flm_jax.models.mixture_of_experts import Experts, ExpertsConfig
+from flm_jax.models.rotary import rotate
 from flm_jax.models.transformer import DTYPES, TransformerConfig
 
 # (queries [B, L, H, K], keys and values [B, L, G, K] of as many heads as they have)

@@ -20,6 +20,11 @@ _ROUTES = {
     name: {"route": name, "loss_tile": 64}
     for name in ("lagrangian", "eulerian", "endpoint", "semigroup")
 }
+_READ = {
+    f"{read}_{dtype}": {"posterior_input": read == "posteriors", "dtype": dtype, "loss_tile": 64}
+    for dtype in ("bfloat16", "float32")
+    for read in ("states", "posteriors")
+}
 _SAMPLE = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected", "loss_tile": 32}}
 
 
@@ -60,6 +65,7 @@ _CPU = (
     Case("flm_train_v50257", "train", "denoising", _sizes(50257, 16, 128, 256, 2), _noise(32)),
     Case("flm_train_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _noise(64)),
     Case("flm_train_v50257_long", "train", "denoising", _sizes(50257, 4, 256, 256, 4), _FEW),
+    Case("flm_posteriors_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _READ),
     Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _SMALL),
     Case("fmlm_train_v50257", "train", "semigroup", _sizes(50257, 16, 128, 256, 2), _noise(32)),
     # The last variant, to which the others are compared, is the semigroup's.

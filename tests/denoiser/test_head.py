@@ -138,6 +138,23 @@ def test_bfloat16_features():
     assert gradient.kernel.dtype == jnp.float32
 
 
+def test_the_backward_pass_of_a_mean_takes_its_logits_alone_again():
+    """Seven products: two, the first of them again, and two for the gradients of each."""
+    fn, args = problems(head_network(loss_tile=5))["embedding"]
+    text = str(jax.make_jaxpr(jax.grad(lambda *args: fn(*args)[0], argnums=(0, 1)))(*args))
+    assert text.count("dot_general") == 7
+
+
+def test_a_cpu_adds_the_gradient_of_the_bias_in_the_product_of_the_kernel():
+    """The same to 1e-5, in one product instead of two."""
+    shapes = (2, 3, 5), (2, 3, 1), (2, 3, 37)
+    args = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    for found, wanted in zip(tiled._joined_products(*args), tiled._products(*args)):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    products = lambda fn: str(jax.make_jaxpr(fn)(*args)).count("dot_general")
+    assert (products(tiled._joined_products), products(tiled._products)) == (1, 2)
+
+
 @pytest.mark.parametrize("softcap", [CAP, 0.0])
 def test_added_columns_have_no_probability(monkeypatch, softcap):
     """Heads of 16-bit networks get columns up to a multiple of 128: the same to rounding."""
@@ -288,7 +305,8 @@ def test_mesh(plain, name, kind):
 def test_the_compiler_alone_sums_in_the_loop():
     """Why `Parallel` exists; should this fail, the compiler has learned to do without it."""
     compiled, _ = on_mesh(parallel("data"), head_network(loss_tile=5), "tokens")
-    assert any(loop and (D, V) in s for loop, _, s in collectives(compiled.as_text()))
+    # With the bias as a further row, see `tiled._joined_products`.
+    assert any(loop and (D + 1, V) in s for loop, _, s in collectives(compiled.as_text()))
 
 
 def test_unfit_shapes_and_meshes_are_refused():

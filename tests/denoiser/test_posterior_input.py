@@ -13,7 +13,7 @@ from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import logits
-from flm_jax.denoiser.posterior_input import with_posterior
+from flm_jax.denoiser.posterior_input import posterior_embedding, with_posterior
 from flm_jax.denoiser.self_conditioning import estimated, fixed_point
 from flm_jax.distributed.sharding import MeshConfig, loss_parallel, make_mesh
 from flm_jax.flows.posterior import posterior_features
@@ -88,6 +88,28 @@ def test_tiles_change_nothing_nor_does_a_mesh(over):
         jax.jit(jax.value_and_grad(functools.partial(loss, net=n)))(params) for n in (net, cut)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), whole, tiled)
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_16_bit_networks_take_its_mean_from_16_bit_numbers(tile):
+    """To 1% of the largest, with its gradient; in float32 networks it is a float32 product."""
+    net, params = network(loss_tile=tile)
+    halved = with_posterior(net, FLOW, read=True, skip=False, dtype="bfloat16")
+    tau = jnp.asarray([0.1, 0.5, 0.9])
+
+    def mean(table, net):
+        return posterior_embedding(net, params | {"table": table}, tiny_states(), tau)
+
+    def both(net):
+        total = lambda table: jnp.sum(jnp.sin(3.0 * mean(table, net)))
+        return mean(params["table"], net), jax.grad(total)(params["table"])
+
+    for want, got in zip(both(net), both(halved)):
+        assert got.dtype == jnp.float32
+        assert 0 < np.abs(got - want).max() < 0.01 * np.abs(want).max()
+    program = lambda net: str(jax.make_jaxpr(mean, static_argnums=1)(params["table"], net))
+    assert "bf16" not in program(net) and "Precision.HIGH," in program(net)
+    assert "bf16" in program(halved) and "Precision.HIGH," not in program(halved)
 
 
 def test_derivatives_go_through_it():

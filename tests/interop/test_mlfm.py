@@ -19,10 +19,10 @@ from flm_jax.denoiser.forward import denoise
 from flm_jax.interop import mlfm
 from flm_jax.interop.llama import read_smdm
 from flm_jax.models import llama_block as llamas
-from flm_jax.models.attention import rotary_angles
 from flm_jax.models.layers import time_features
 from flm_jax.models.llama import LlamaConfig, llama
 from flm_jax.models.lora import AdapterConfig, join, split
+from flm_jax.models.rotary import rotary_angles
 from helpers.goldens_mlfm import GOLDENS, assert_close, record
 
 # Their float32 was within CLOSE of a float64 replay; the logits of ours, also float32, add a half
