@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     config.objective.from_noise = 0.5
     config.objective.row_weighting = "distance"
     config.optim.lr = 5e-4
-    config.train.batch = 96
+    config.train.batch = 192
     config.train.steps = 200
     config.eval.sample_steps = 1
     return config

@@ -7,7 +7,7 @@ says how the file is written. The sizes are chosen for a part of one CPU core.
 from flm_jax.config import base_config
 
 FOLDER = "runs/conditional"
-FLOW_STEPS, MAP_STEPS = 1000, 500
+FLOW_STEPS, MAP_STEPS = 3500, 1500
 GUIDANCE = 2.0
 
 
@@ -23,8 +23,8 @@ def recipe(folder: str):
     config.optim.name = "muon"
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.998
-    config.train.batch = 32
-    config.train.log_every = 100
+    config.train.batch = 64
+    config.train.log_every = 250
     config.train.checkpoint_every = 500
     config.eval.every = 0
     config.eval.samples = 4

@@ -45,7 +45,14 @@ CONVERT = {
     "llada2": ["--tokenizer=letters", "--length=64"],
 }
 # The page's own number where that is less.
-AT_MOST = {"num_samples": 4, "problems": 4, "batch_size": 4, "limit": 1, "vocab_size": 256}
+AT_MOST = {
+    "num_samples": 4,
+    "questions": 8,
+    "problems": 4,
+    "batch_size": 4,
+    "limit": 1,
+    "vocab_size": 256,
+}
 OTHERS = {
     "generate_data": ["--num=8", "--batch_size=8"],
     "train_reward": ["--steps=2", "--batch_size=8"],
