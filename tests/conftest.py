@@ -32,6 +32,7 @@ _LONGEST = (
     "cli/test_errors.py",
     "cli/test_outputs.py",
     "evaluation/test_compare.py",
+    "training/test_masked_distribution_matching.py",
     "training/test_distribution_matching.py",
     "training/test_training.py",
     "training/test_recipes.py",
