@@ -4,7 +4,8 @@ python -m flm_jax.generate_data --exchanges=topics --num=10000 \
     --out=runs/conditional/topics.jsonl
 python -m flm_jax.train --config=configs/conditional/flm.py --workdir=runs/conditional/flm
 
-Hardware: CPU. Duration and metrics are unmeasured.
+Hardware: one CPU core. Duration: 5 minutes. Expected: 87% right answers in 32 network calls
+(docs/results/tasks.md, "Questions and answers").
 """
 
 from configs.conditional import recipe

@@ -2,8 +2,9 @@
 
 python -m flm_jax.train --config=configs/conditional/mdlm.py --workdir=runs/conditional/mdlm
 
-It takes as many steps of as many rows as the flow and one map together. Hardware: CPU. Duration and
-metrics are unmeasured.
+It takes as many steps of as many rows as the flow and one map together. Hardware: one CPU
+core. Duration: 6 minutes. Expected: 74% right answers in 8 network calls (docs/results/tasks.md,
+"Questions and answers").
 """
 
 from configs.conditional import recipe
