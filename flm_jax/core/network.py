@@ -57,7 +57,7 @@ class Evidence(NamedTuple):
 
     features: Callable[..., jax.Array]
     kernel: Callable[[jax.Array], jax.Array]
-    dtype: str = "float32"
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)

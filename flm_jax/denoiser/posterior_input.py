@@ -15,9 +15,7 @@ from flm_jax.flows.flow import Flow
 from flm_jax.flows.posterior import posterior_features, posterior_kernel
 
 
-def with_posterior(
-    net: Network, flow: Flow, *, read: bool, skip: bool, dtype: str = "float32"
-) -> Network:
+def with_posterior(net: Network, flow: Flow, *, read: bool, skip: bool, dtype: str) -> Network:
     """Adds the posterior of a flow to a network, as its input (`read`), in its output, or both.
 
     Args:

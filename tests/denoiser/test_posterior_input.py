@@ -45,7 +45,7 @@ from helpers.runs import changed, tiny_config
 @functools.lru_cache
 def network(**more):
     net = dit(dataclasses.replace(TINY, **({"dropout": 0.0} | more)))
-    return with_posterior(net, FLOW, read=True, skip=False), random_params(net)
+    return with_posterior(net, FLOW, read=True, skip=False, dtype="float32"), random_params(net)
 
 
 @pytest.mark.parametrize("two_time", [False, True])
@@ -77,7 +77,7 @@ def test_a_fresh_student_is_its_teacher_on_the_diagonal():
 @pytest.mark.parametrize("over", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_tiles_change_nothing_nor_does_a_mesh(over):
     config = dataclasses.replace(TINY, vocab_size=12, two_time=False, dropout=0.0)
-    net = with_posterior(dit(config), FLOW, read=True, skip=False)
+    net = with_posterior(dit(config), FLOW, read=True, skip=False, dtype="float32")
     params, batch = random_params(net), random_batch()
     mesh = over and make_mesh(MeshConfig(**over))
     parallel = loss_parallel(mesh, 12, TINY.dim) if over else None

@@ -239,7 +239,7 @@ def test_posteriors_are_read_with_the_teachers_table():
         return x @ p["mix"]
 
     net = dataclasses.replace(net, features=features)
-    net = with_posterior(net, flow, read=True, skip=False)
+    net = with_posterior(net, flow, read=True, skip=False, dtype="float32")
     batch = {"tokens": jnp.zeros((6, 4), jnp.int32), "mask": jnp.ones((6, 4))}
     rows, key = Rows(0, 6), jax.random.key(2)
     how = {"net": net, "flow": flow, "cfg": MatchingConfig()}
