@@ -70,6 +70,7 @@ def answered_rows(
     model, length = what.model, what.model.net.max_length
     engine.check_request(model, steps, questions, length)
     given = held_out_questions(what.data, questions)
+    known = known_answers(what.data)
     how = {"batch_size": batch_size, "seed": seed, "sampler": choose(model.config)}
     for number, count in enumerate(engine.step_counts(model, steps, length)):
         shown = lambda done, before=number * questions: show(before + done)
@@ -79,7 +80,7 @@ def answered_rows(
             "model": workdir,
             "kind": family(model.config).kind(model.net),
             "calls": done.calls,
-            **answer_figures(what.data, given, tokens),
+            **answer_figures(known, model.tokenizer, given, tokens),
             "samples": [model.tokenizer.decode(row) for row in tokens[:_TEXTS]],
         }
 
@@ -94,11 +95,12 @@ def known_answers(data: Data) -> Answers:
     return known
 
 
-def answer_figures(data: Data, given: Given, tokens: np.ndarray) -> Row:
+def answer_figures(known: Answers, tokenizer: Tokenizer, given: Given, tokens: np.ndarray) -> Row:
     """Figures of answered questions.
 
     Args:
-      data: data of the model.
+      known: result of `known_answers`.
+      tokenizer: tokenizer of the model.
       given: result of `held_out_questions`.
       tokens: completed rows, int [N, L], in the order of `given`.
 
@@ -109,8 +111,7 @@ def answer_figures(data: Data, given: Given, tokens: np.ndarray) -> Row:
         many draws of the files' answers would have in the mean: 1 for a model of their law, less
         for one that repeats itself; left out without a right answer.
     """
-    known = known_answers(data)
-    pairs = [_pair(data.tokenizer, *row) for row in zip(tokens, np.asarray(given.mask))]
+    pairs = [_pair(tokenizer, *row) for row in zip(tokens, np.asarray(given.mask))]
     right = [pair for pair in pairs if pair[1] in known[pair[0]]]
     share = len(right) / len(pairs)
     row = with_interval("answers_right", (share, *share_interval(share, len(pairs))))

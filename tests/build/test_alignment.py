@@ -13,37 +13,23 @@ from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import choose_sampler
 from flm_jax.checkpoints import config_file
-from flm_jax.config.check import check
-from flm_jax.config.schema import base_config, choose
 from flm_jax.core.errors import UserError
 from flm_jax.data.self_generated import open_generated
 from flm_jax.denoiser.forward import denoise
 from flm_jax.inference import self_generation, task_problems
 from flm_jax.models.lora import split
 from flm_jax.samplers.x_prediction import XPredictionConfig
-from flm_jax.training.trainer import train_run
+from helpers import adapted_runs
+from helpers.adapted_runs import run
 from helpers.alignment import NET, TOKENS
-from helpers.runs import changed
-
 
 # Whole runs, on sums of one digit.
+_SUMS = {"data.task": "arithmetic1", "model.length": 6, "optim.ema_decay": 0.5}
+_SUMS |= {"train.steps": 30, "train.checkpoint_every": 30}
+
+
 def tiny(**values):
-    config = base_config()
-    choose(config, model="llama", objective="masked_diffusion")
-    config.data.task, config.data.task_size = "arithmetic1", 4096
-    config.model.length, config.model.dim, config.model.depth = 6, 32, 1
-    config.model.heads, config.model.attention_softcap, config.model.logit_softcap = 2, 0.0, 0.0
-    config.optim.lr, config.optim.warmup_steps, config.optim.ema_decay = 3e-3, 5, 0.5
-    config.train.steps, config.train.batch, config.train.checkpoint_every = 30, 64, 30
-    config.eval.every, config.eval.sample_steps, config.train.log_every = 0, 2, 100
-    config.mesh.data, config.mesh.fsdp = 1, 8  # the tests run on 8 devices
-    config.adapters.rank, config.adapters.head_rank, config.adapters.cond_dim = 4, 4, 16
-    return changed(config, values)
-
-
-def run(config, workdir):
-    assert train_run(check(config), str(workdir)) == 0
-    return load_model(workdir)
+    return adapted_runs.tiny(**(_SUMS | values))
 
 
 GREEDY = dict(

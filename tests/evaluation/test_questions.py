@@ -36,15 +36,15 @@ def test_an_answer_is_right_that_any_exchange_gives_to_its_question():
     assert sorted(map(len, known.values())) == [1, 8]
     ends = lambda *each: np.stack([row(*one) for one in each])
     all_right = ends(("a", "5"), ("b", "x"), ("a", "0"), ("b", "x"), ("a", "5"), ("b", "x"))
-    found = answer_figures(data, given, all_right)
+    found = answer_figures(known, BYTES, given, all_right)
     # Three draws of eight have 8 (1 - (7/8)^3) = 2.64 different answers in the mean.
     assert found["answers_right"] == 1.0 and found["answers_right_low"] > 0.6
     assert found["answers_varied"] == pytest.approx(3 / (1 + 8 * (1 - (7 / 8) ** 3)))
     wrong = ends(("a", "x"), ("b", "0"), ("a", "55"), ("b", "x"), ("a", ""), ("b", "x"))
-    found = answer_figures(data, given, wrong)
+    found = answer_figures(known, BYTES, given, wrong)
     assert found["answers_right"] == pytest.approx(1 / 3) and found["answers_varied"] == 1.0
     assert 0 < found["answers_right_low"] < 1 / 3 < found["answers_right_high"] < 1
-    assert "answers_varied" not in answer_figures(data, given, np.zeros_like(wrong))
+    assert "answers_varied" not in answer_figures(known, BYTES, given, np.zeros_like(wrong))
 
 
 def test_questions_need_exchanges():

@@ -1,4 +1,4 @@
-"""Tiny runs of masked diffusion on phrases, of its adaptation to a masked flow, and of its maps."""
+"""Tiny runs of masked diffusion on a task, of its adaptation to a masked flow, and of its maps."""
 
 import jax
 import numpy as np
