@@ -16,7 +16,7 @@ from flm_jax.cli.path_flags import DEFINE_path
 from flm_jax.cli.run import no_arguments, run_cli
 from flm_jax.config.check import check
 from flm_jax.core.errors import require
-from flm_jax.core.host_memory import keep_freed_memory
+from flm_jax.core.host_memory import tune_malloc
 from flm_jax.distributed import processes
 from flm_jax.training.trainer import train_run
 
@@ -26,7 +26,7 @@ _WORKDIR = DEFINE_path("workdir", "", "Folder of the run: checkpoints, metrics a
 
 
 def main(argv) -> int:
-    keep_freed_memory()
+    tune_malloc()
     no_arguments(argv)
     config = check(given_config(_CONFIG))
     require(bool(_WORKDIR.value), "no --workdir; expected the folder of the run")

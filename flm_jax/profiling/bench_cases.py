@@ -14,7 +14,10 @@ def _noise(tile: int) -> dict[str, dict[str, Any]]:
     }
 
 
-_FEW = {"projected": {"noise": "projected", "loss_tile": 64}}
+# One tile of all positions needs more memory, and no sums over tiles.
+_WHOLE = {"whole": {"noise": "projected", "loss_tile": 256}}
+_LOSS = _WHOLE | _noise(64)
+_FEW = _WHOLE | {"projected": {"noise": "projected", "loss_tile": 64}}
 _SMALL = {"onehot": {"noise": "onehot"}, "projected": {"noise": "projected"}}
 _ROUTES = {
     name: {"route": name, "loss_tile": 64}
@@ -63,7 +66,7 @@ def _sizes(vocab_size: int, batch: int, length: int, dim: int, depth: int, **mor
 
 _CPU = (
     Case("flm_train_v50257", "train", "denoising", _sizes(50257, 16, 128, 256, 2), _noise(32)),
-    Case("flm_train_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _noise(64)),
+    Case("flm_train_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _LOSS),
     Case("flm_train_v50257_long", "train", "denoising", _sizes(50257, 4, 256, 256, 4), _FEW),
     Case("flm_posteriors_v30522", "train", "denoising", _sizes(30522, 8, 128, 256, 4), _READ),
     Case("flm_train_v1024", "train", "denoising", _sizes(1024, 64, 64, 128, 4), _SMALL),

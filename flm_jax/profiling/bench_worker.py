@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 from flm_jax.build.families.registry import OBJECTIVES  # noqa: E402
 from flm_jax.config.check import check  # noqa: E402
 from flm_jax.config.schema import base_config  # noqa: E402
-from flm_jax.core.host_memory import keep_freed_memory  # noqa: E402
+from flm_jax.core.host_memory import tune_malloc  # noqa: E402
 from flm_jax.denoiser.forward import denoise  # noqa: E402
 from flm_jax.distributed import sharding  # noqa: E402
 from flm_jax.profiling import aot, flops, hlo  # noqa: E402
@@ -212,7 +212,7 @@ def _timed(run: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
 def main() -> None:
     case = find(*sys.argv[1:3])
     if case.kind == "train":
-        keep_freed_memory()  # as `train` does
+        tune_malloc()  # as `train` does
     prepared = prepare(case, case.variants[sys.argv[3]])
     state = prepared.run(prepared.first())
     said = prepared.said | {"ceiling": matmul_ceiling(prepared.dtype)}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,14 +25,14 @@ def test_a_card_is_seen(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_the_environment_comes_first(name):
-    assert not host_memory.keep_freed_memory({"JAX_PLATFORMS": "cpu", name: "1"})
+    assert not host_memory.tune_malloc({"JAX_PLATFORMS": "cpu", name: "1"})
 
 
 _FAULTS = """
 import resource, sys
-from flm_jax.core.host_memory import keep_freed_memory
+from flm_jax.core.host_memory import tune_malloc
 import numpy as np
-if sys.argv[1] == "keep" and not keep_freed_memory({"JAX_PLATFORMS": "cpu"}):
+if sys.argv[1] == "keep" and not tune_malloc({"JAX_PLATFORMS": "cpu"}):
     sys.exit("no glibc")
 np.ones(1 << 25)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -50,3 +51,26 @@ def test_pages_are_not_cleared_again():
     if "no glibc" in kept.stderr:
         pytest.skip("another C library")
     assert int(kept.stdout) < 50 or int(kept.stdout) < int(plain.stdout) / 10
+
+
+_HUGE = """
+import re, sys
+from flm_jax.core.host_memory import tune_malloc
+import numpy as np
+if not tune_malloc({"JAX_PLATFORMS": "cpu"}):
+    sys.exit("no glibc")
+kept = np.ones(1 << 26, np.uint8)
+heap = open("/proc/self/smaps").read().split("[heap]")[1:]  # of three kinds of pages
+print(sum(int(re.search(r"AnonHugePages:\\s*(\\d+)", part)[1]) for part in heap))
+"""
+
+
+def test_the_heap_is_of_huge_pages():
+    """An array of 64 MiB, of whose pages all but the first and last may be huge."""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or "[never]" in enabled.read_text():
+        pytest.skip("the kernel gives no huge pages")
+    run = subprocess.run([sys.executable, "-c", _HUGE], capture_output=True, text=True)
+    if "no glibc" in run.stderr:
+        pytest.skip("another C library")
+    assert int(run.stdout) > 32 << 10
