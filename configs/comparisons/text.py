@@ -9,12 +9,14 @@ python -m flm_jax.evaluate --config=configs/comparisons/text.py:wikitext2 \
 The first command reads the documentation of the running Python. MDLM, Duo and AR each take as many
 rows as FLM and FMLM together; so do their distilled forms MDLM_sdtt and Duo_dcd with the bases that
 they start from. ReMDM is the MDLM sampled otherwise. The judge is a larger AR model, so that AR is
-not judged by itself.
+not judged by itself. The flows have posterior input and clean context, and all models AdamW at
+3e-3, which configs/comparisons/flow_training.py compares with other choices.
 
-Hardware: one CPU core. Duration: an hour and a half on a busy core at half of the steps. Expected:
-in one network call the perplexity under the judge is 2,066 for FMLM and 6,568 for MDLM; from two
-calls on MDLM leads (docs/results/text.md, "Text"; with Duo, the distilled forms and ReMDM, "With
-the few-step baselines and frontiers"). `tinyshakespeare` and `wikitext2` are unmeasured.
+Words after the corpus: `papers` for AdamW at 1e-3 and flows of plain states; names of the models to
+train, all by default, as in --config=configs/comparisons/text.py:pydoc,papers,FLM,FMLM.
+
+Hardware: two CPU cores. Duration and figures: docs/results/text.md. `tinyshakespeare` is
+unmeasured.
 """
 
 from ml_collections import ConfigDict
@@ -36,8 +38,8 @@ TEMPERATURES = (0.8, 0.9)
 FLOW_STEPS, DISTIL_STEPS, JUDGE_STEPS = 1200, 800, 1500
 
 
-def _model(steps: int):
-    config = recipe.model(SIZES, steps, 1e-3)
+def _model(steps: int, papers: bool):
+    config = recipe.model(SIZES, steps, 1e-3 if papers else 3e-3)
     config.data.packing = "stream"
     config.optim.ema_decay = 0.995
     config.train.log_every = 100
@@ -46,34 +48,40 @@ def _model(steps: int):
     return config
 
 
-def _causal(steps: int, dim: int):
-    config = _model(steps)
+def _flow(steps: int, papers: bool):
+    config = _model(steps, papers)
+    if not papers:
+        config.model.posterior_input = True
+        config.objective.context = 0.5
+    return config
+
+
+def _causal(steps: int, papers: bool, dim: int):
+    config = _model(steps, papers)
     choose(config, model="causal", objective="autoregressive")
     config.model.dim = dim
     return config
 
 
+def _diffusion(steps: int, papers: bool, objective: str):
+    config = _model(steps, papers)
+    choose(config, objective=objective)
+    config.model.position_table = objective == "uniform_diffusion"
+    return config
+
+
 def get_config(arg: str = ""):
-    """`arg` names the corpus: pydoc (default), tinyshakespeare, wikitext2."""
-    corpus = arg or "pydoc"
-    flm = _model(FLOW_STEPS)
-    fmlm = _model(DISTIL_STEPS)
+    """`arg` is the corpus (pydoc, tinyshakespeare, wikitext2), then "papers" or names of models."""
+    corpus, *words = (arg or "pydoc").split(",")
+    papers = "papers" in words
+    names = [word for word in words if word != "papers"]
+    whole = FLOW_STEPS + DISTIL_STEPS
+    fmlm = _flow(DISTIL_STEPS, papers)
     fmlm.model.two_time = True
     choose(fmlm, objective="semigroup")
-    mdlm = _model(FLOW_STEPS + DISTIL_STEPS)
-    choose(mdlm, objective="masked_diffusion")
-    sdtt = recipe.distilled(_model(DISTIL_STEPS), "through_time")
-    masked = _model(FLOW_STEPS)
-    choose(masked, objective="masked_diffusion")
-    duo, uniform = (_model(steps) for steps in (FLOW_STEPS + DISTIL_STEPS, FLOW_STEPS))
-    dcd = recipe.distilled(_model(DISTIL_STEPS), "discrete_consistency")
-    for model in (duo, uniform):
-        choose(model, objective="uniform_diffusion")
-    for model in (duo, uniform, dcd):
-        model.model.position_table = True
-    # The causal network has no time conditioning: a wider one has as many parameters.
-    ar = _causal(FLOW_STEPS + DISTIL_STEPS, 152)
-    judge = _causal(JUDGE_STEPS, 192)
+    sdtt = recipe.distilled(_model(DISTIL_STEPS, papers), "through_time")
+    dcd = recipe.distilled(_model(DISTIL_STEPS, papers), "discrete_consistency")
+    dcd.model.position_table = True
     config = recipe.comparison(f"{corpus}: text of models trained on as many tokens")
     config.prepare = ConfigDict(CORPORA[corpus])
     config.prepare.tokenizer = "sentencepiece"
@@ -86,17 +94,20 @@ def get_config(arg: str = ""):
     remasked = {name: way | {"steps": (32, 64)} for name, way in recipe.REMASKED.items()}
     greedy = {"greedy": {"steps": few, "tail": "greedy"}}
     for name, model, steps, teacher, ways in (
-        ("judge", judge, (), "", {}),
-        ("FLM", flm, (4, 8, 64), "", {}),
+        ("judge", _causal(JUDGE_STEPS, papers, 192), (), "", {}),
+        ("FLM", _flow(FLOW_STEPS, papers), (4, 8, 64), "", {}),
         ("FMLM", fmlm, few, "FLM", {}),
-        ("MDLM", mdlm, many, "", remasked),
-        ("MDLM_base", masked, (), "", {}),
+        ("MDLM", _diffusion(whole, papers, "masked_diffusion"), many, "", remasked),
+        ("MDLM_base", _diffusion(FLOW_STEPS, papers, "masked_diffusion"), (), "", {}),
         ("MDLM_sdtt", sdtt, few, "MDLM_base", {}),
-        ("Duo", duo, many, "", {}),
-        ("Duo_base", uniform, (), "", {}),
+        ("Duo", _diffusion(whole, papers, "uniform_diffusion"), many, "", {}),
+        ("Duo_base", _diffusion(FLOW_STEPS, papers, "uniform_diffusion"), (), "", {}),
         ("Duo_dcd", dcd, few, "Duo_base", greedy),
-        ("AR", ar, (32,), "", {}),
+        # The causal network has no time conditioning: a wider one has as many parameters.
+        ("AR", _causal(whole, papers, 152), (32,), "", {}),
     ):
+        if names and name not in (*names, "judge"):
+            continue
         config.models[name] = ConfigDict(
             {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
         )
