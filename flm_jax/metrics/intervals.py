@@ -66,5 +66,5 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * ((share * (1 - share) + z**2 / (4 * count)) / count) ** 0.5
-    # Rounding would take the interval of 0, or of 1, a hair beyond it.
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # The bound on the side of 0, or of 1, is that number; rounding would leave it a hair away.
+    return (middle - half if share > 0 else 0.0), (middle + half if share < 1 else 1.0)
