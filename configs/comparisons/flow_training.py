@@ -18,7 +18,7 @@ Hardware: two CPU cores, on which a step of `base` takes .21 s.
 
 from ml_collections import ConfigDict
 
-from configs.comparisons import tales
+from configs.comparisons import recipe, tales
 from flm_jax.config import choose
 
 DIM, ROWS, STEPS = 128, 32, 600
@@ -114,11 +114,9 @@ def get_config(arg: str = ""):
         start = "" if name == "matched_from_flow" else "map_semigroup"
         found[name] = (_changed(tales.matched(MAP_STEPS), changes), (1, 4), "base", start)
     for name, (model, steps, teacher, start) in found.items():
-        if names and name not in names:
-            continue
         model.seed = int(seed)
         entry = {"config": model, "steps": steps, "teacher": teacher, "start": start, "ways": {}}
         config.models[name] = ConfigDict(entry)
         if name in FLOWS:
             config.models[name].frontier = ConfigDict({"denoiser_temperature": (0.8,)})
-    return config
+    return recipe.only(config, names)

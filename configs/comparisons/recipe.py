@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from flm_jax.config import base_config, choose
+from flm_jax.core.errors import one_of
 
 
 def model(sizes: dict, steps: int, lr: float):
@@ -59,4 +60,14 @@ def comparison(title: str):
     config.batch_size = 2500
     config.seed = 0
     config.models = ConfigDict()
+    return config
+
+
+def only(config: ConfigDict, names: list[str]):
+    """A comparison with the models of these names and its judge alone; with all for no names."""
+    for name in names:
+        one_of("model of this comparison", name, config.models)
+    for name in list(config.models):
+        if names and name not in (*names, config.get("judge")):
+            del config.models[name]
     return config

@@ -106,11 +106,9 @@ def get_config(arg: str = ""):
         # The causal network has no time conditioning: a wider one has as many parameters.
         ("AR", _causal(whole, papers, 152), (32,), "", {}),
     ):
-        if names and name not in (*names, "judge"):
-            continue
         config.models[name] = ConfigDict(
             {"config": model, "steps": steps, "teacher": teacher, "ways": ways}
         )
         if name in FRONTIERS:
             config.models[name].frontier = ConfigDict({FRONTIERS[name]: TEMPERATURES})
-    return config
+    return recipe.only(config, names)

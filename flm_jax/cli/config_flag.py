@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser, DEFINE_config_file
 
-from flm_jax.cli.recipes import broken, located, unreadable
+from flm_jax.cli.recipes import broken, located, original, unreadable
 from flm_jax.config.schema import NAMED, check_owned, choose
 from flm_jax.core.errors import UserError, one_of, require
 
@@ -73,7 +73,7 @@ def _read(parse: Callable[[str], Any], path: str) -> Any:
     except OSError:
         return parse(path)
     except UserError as error:
-        raise flags.Error(f"--config={path}: {error}") from error
+        raise flags.Error(f"--config={path}: {original(error)}") from error
     except Exception as error:
         raise flags.Error(str(broken(path, error))) from error
     if whole is None:

@@ -55,6 +55,11 @@ def unreadable(error: OSError) -> UserError:
     return UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}")
 
 
+def original(error: Exception) -> Exception:
+    """Returns what a configuration raised: ml_collections raises some anew, with a traceback."""
+    return error.__context__ if isinstance(error.__context__, ValueError | TypeError) else error
+
+
 def broken(given: str, error: Exception) -> UserError:
     """Returns the error for a configuration file whose code fails, with its line and the cause.
 
@@ -63,6 +68,7 @@ def broken(given: str, error: Exception) -> UserError:
       error: exception raised by its code, or by reading it.
     """
     path, _, argument = given.partition(":")
+    error = original(error)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

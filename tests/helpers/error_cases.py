@@ -121,6 +121,7 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{T} --config.adapters.base=md", "adapters of a network that has none"),
         ("train_policy --config=x_prediction/sums_policy --workdir=new", "a policy of no model"),
         ("evaluate --config=comparisons/tasks:phrases9 --workdir=new", "no such task"),
+        ("evaluate --config=comparisons/text:pydoc,FMLN --workdir=new", "no such model to compare"),
         ("evaluate --config=comparisons/tasks:phrases4", "a comparison without a folder"),
     ],
     "Texts to prepare": [
