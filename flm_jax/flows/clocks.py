@@ -13,6 +13,7 @@ factors of r^2 are the leverages of the table; they sum to its rank, so that the
 D/V), whatever the table: the clock of embedded states has sqrt(min(1, D/V)) r instead of r.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class Clock(NamedTuple):
 
 
 def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
-    """Builds the table for one vocabulary size (float64 quadrature on the host, about 0.3 s).
+    """Builds the table for one vocabulary size (float64 quadrature on the host, about 0.3 s once).
 
     Args:
       vocab_size: vocabulary size V >= 2.
@@ -63,10 +64,7 @@ def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
       UserError: vocab_size < 2, for which there are no decoding errors.
     """
     require(vocab_size >= 2, f"The clock needs a vocabulary of at least 2, got {vocab_size}.")
-    t = np.linspace(0.0, 1.0, _KNOTS + 1)[:-1]
-    one_minus_tau, slope = _tail_and_slope(t, vocab_size)
-    keep = one_minus_tau > _TAIL
-    t, tail, slope = t[keep], one_minus_tau[keep], slope[keep]
+    t, tail, slope = _quadrature(vocab_size)
     if dim is not None:
         t, slope = _seen_later(t, slope, max(1.0, vocab_size / dim) ** 0.5)
     d_t = np.append(np.diff(t), 1.0 - t[-1])
@@ -76,6 +74,15 @@ def decoding_clock(vocab_size: int, dim: int | None = None) -> Clock:
     right = np.append(slope[1:] * scale[:-1], 1.0)
     knots = (np.append(t, 1.0), np.append(1.0 - tail, 1.0), d_t, d_tau, left, right)
     return Clock(*(jnp.asarray(k, jnp.float32) for k in knots))
+
+
+@functools.cache
+def _quadrature(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times t, 1 - tau and dtau/dt there, up to where the tail ends; computed once a process."""
+    t = np.linspace(0.0, 1.0, _KNOTS + 1)[:-1]
+    tail, slope = _tail_and_slope(t, vocab_size)
+    keep = tail > _TAIL
+    return t[keep], tail[keep], slope[keep]
 
 
 def _seen_later(t: np.ndarray, slope: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
