@@ -3,7 +3,6 @@
 from ml_collections import ConfigDict
 
 from flm_jax.config import base_config, choose
-from flm_jax.core.errors import one_of
 
 
 def model(sizes: dict, steps: int, lr: float):
@@ -65,8 +64,8 @@ def comparison(title: str):
 
 def only(config: ConfigDict, names: list[str]):
     """A comparison with the models of these names and its judge alone; with all for no names."""
-    for name in names:
-        one_of("model of this comparison", name, config.models)
+    if unknown := set(names) - set(config.models):
+        raise ValueError(f"no models {sorted(unknown)}; there are {sorted(config.models)}")
     for name in list(config.models):
         if names and name not in (*names, config.get("judge")):
             del config.models[name]
