@@ -13,6 +13,7 @@ from flm_jax.core.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIGS = "configs"
+_RAISED_ANEW = "Error whilst parsing config file"  # how such a message of ml_collections begins
 _SHARED = "recipe"  # what the recipes of a folder have in common
 
 
@@ -57,7 +58,7 @@ def unreadable(error: OSError) -> UserError:
 
 def original(error: Exception) -> Exception:
     """Returns what a configuration raised: ml_collections raises some anew, with a traceback."""
-    return error.__context__ if isinstance(error.__context__, ValueError | TypeError) else error
+    return error.__context__ or error if str(error).startswith(_RAISED_ANEW) else error
 
 
 def broken(given: str, error: Exception) -> UserError:
