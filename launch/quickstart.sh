@@ -26,7 +26,7 @@ python -m flm_jax.train --config=configs/quickstart/flm.py:"$runs" --workdir="$r
 echo "== 3/4 distilling it into a flow map (FMLM)"
 python -m flm_jax.train --config=configs/quickstart/fmlm.py:"$runs" --workdir="$runs/fmlm"
 echo "== 4/4 comparing"
-python -m flm_jax.evaluate --model="$runs/flm:64" --model="$runs/fmlm:1,2,4" \
+python -m flm_jax.evaluate --model="$runs/flm:32" --model="$runs/fmlm:1,2,4" \
   --json="$runs/report.json"
 echo "done in $((SECONDS - began)) s. Try:"
 echo "  .venv/bin/python -m flm_jax.sample --workdir=$runs/fmlm --steps=1,4 --prompt='The '"

@@ -10,13 +10,13 @@ noise on the variance-preserving path, and the distribution of times is learned
 Hardware: two CPU cores. Duration and texts are unmeasured.
 """
 
-from configs.quickstart.recipe import recipe
+from configs.quickstart.recipe import flow
 from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of the quickstart, runs/quickstart by default."""
-    config = recipe(arg or "runs/quickstart")
+    config = flow(arg or "runs/quickstart")
     choose(config, flow="variance_preserving")
     config.model.normalised_table = True
     return config
