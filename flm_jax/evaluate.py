@@ -247,6 +247,8 @@ def _table(first: bool) -> int:
     """Prints the table of the models and of the files of samples; the `first` process writes."""
     models = _models()
     _check(models)
+    for workdir, _ in models:
+        read_config(located(workdir))  # a wrong name is refused before any model is measured
     if _CORPUS.value:
         settings = dict(split=_SPLIT.value, sequences=_SEQUENCES.value, batch_size=_BATCH.value)
         return _report(

@@ -7,10 +7,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
+from flm_jax import evaluate
 from flm_jax.build import load as build_load
 from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
+from flm_jax.checkpoints.config_file import write_config
 from flm_jax.config.check import check
 from flm_jax.config.schema import choose
 from flm_jax.core.errors import UserError
@@ -113,8 +116,18 @@ def test_an_exported_folder_is_measured_with_given_data_or_none(tmp_path):
     other = prepared_corpus(tmp_path, "characters")
     with pytest.raises(UserError, match="another tokenizer .*give --data=FOLDER"):
         measure.subject(folder, data=other)
-    flags = [f"--model={folder}:2", "--num_samples=2", f"--json={tmp_path / 'rows.json'}"]
-    line = [sys.executable, "-m", "flm_jax.evaluate", *flags]
+    given = [f"--model={folder}:2", "--num_samples=2", f"--json={tmp_path / 'rows.json'}"]
+    line = [sys.executable, "-m", "flm_jax.evaluate", *given]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "names no data: give --data=PREPARED" in done.stdout, done
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
+
+
+def test_a_wrong_name_is_refused_before_any_model_is_measured(tmp_path, monkeypatch):
+    config = untrained("phrases4")[0].config
+    write_config(tmp_path / "model", config)
+    monkeypatch.setattr(evaluate, "_model_rows", lambda *_: pytest.fail("measured"))
+    given = [f"--model={tmp_path / name}:1" for name in ("model", "nowhere")]
+    flags.FLAGS(["evaluate", "--json=", "--corpus=", "--judge=", *given])
+    with pytest.raises(UserError, match="nowhere is no workdir"):
+        evaluate._table(True)
