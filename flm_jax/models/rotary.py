@@ -22,7 +22,8 @@ def rotary_angles(
       rounded: type to which values are rounded, float32 or bfloat16; the tables are float32.
     """
     # Constants of a program: XLA would compute the sine of each number of each row and head anew.
-    with jax.ensure_compile_time_eval():
+    # They are computed here even where a program is compiled for a device that is absent.
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices()[0]):
         return _rotary_tables(length, head_dim, base, condense, rounded)
 
 

@@ -17,3 +17,11 @@ def test_rotary_tables_are_constants_of_a_program():
     first, second = np.cos(angles) - np.sin(angles), np.cos(angles) + np.sin(angles)
     want = np.broadcast_to(np.concatenate([first, second], -1)[None, :, None], x.shape)
     np.testing.assert_allclose(rotated(x), want, rtol=0, atol=1e-6)
+
+
+def test_rotary_tables_need_no_default_device():
+    """The default device may be one that is absent and only compiled for."""
+    here, other = jax.local_devices()[:2]
+    with jax.default_device(other):
+        tables = rotary_angles(5, 8)
+    assert all(table.devices() == {here} for table in tables)
