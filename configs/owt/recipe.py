@@ -20,6 +20,7 @@ def recipe(path: str = ""):
     config.model.heads = 12
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
+    config.model.attention = "auto"  # kernels of TPUs and GPUs, which hold no scores
     config.model.scan_blocks = True
     config.model.loss_tile = 128
     config.optim.lr = 3e-4
