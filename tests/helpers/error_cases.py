@@ -111,7 +111,9 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{T} --config.objective.name=semigroup --config.model.two_time=True"
          " --config.objective.teacher=md", "a teacher of another family"),
         (f"{T} --config.objective.name=semigroup --config.model.two_time=True"
-         " --config.objective.teacher=model", "a teacher of other sizes"),
+         " --config.objective.teacher=model", "a teacher without clean context"),
+        (f"{T} --config.objective.name=semigroup --config.model.two_time=True"
+         " --config.objective.teacher=model --config.objective.context=0", "one of another clock"),
         (f"{T} --config.objective.name=autoregressive", "a network that sees ahead"),
         (f"{T} --config.flow.clock=wall", "no such clock"),
         (f"{T} --config.train.batch=7 --config.mesh.data=2", "more devices than there are"),
