@@ -7,9 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
-from flm_jax import evaluate
 from flm_jax.build import load as build_load
 from flm_jax.build.flow import make_flow
 from flm_jax.build.model import make_network
@@ -123,11 +121,10 @@ def test_an_exported_folder_is_measured_with_given_data_or_none(tmp_path):
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 1
 
 
-def test_a_wrong_name_is_refused_before_any_model_is_measured(tmp_path, monkeypatch):
-    config = untrained("phrases4")[0].config
-    write_config(tmp_path / "model", config)
-    monkeypatch.setattr(evaluate, "_model_rows", lambda *_: pytest.fail("measured"))
+def test_a_wrong_name_is_refused_before_any_model_is_measured(tmp_path):
+    """The first model has no weights: it cannot even be loaded."""
+    write_config(tmp_path / "model", untrained("phrases4").model.config)
     given = [f"--model={tmp_path / name}:1" for name in ("model", "nowhere")]
-    flags.FLAGS(["evaluate", "--json=", "--corpus=", "--judge=", *given])
-    with pytest.raises(UserError, match="nowhere is no workdir"):
-        evaluate._table(True)
+    line = [sys.executable, "-m", "flm_jax.evaluate", *given]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "nowhere is no workdir" in done.stderr, done
