@@ -11,7 +11,7 @@ python -m flm_jax.convert --source=llada2 --checkpoint=LLaDA2.0-mini --workdir=r
 python -m flm_jax.convert --source=llada --checkpoint=hf:GSAI-ML/LLaDA-8B-Base --workdir=runs/llada
 python -m flm_jax.convert --source=mlfm --checkpoint=adapted.pt --workdir=runs/mlfm --base=runs/smdm
 python -m flm_jax.convert --source=mlfm --checkpoint=finetuned.pt --workdir=runs/mlfm_sft
-python -m flm_jax.convert --export=weights.safetensors --workdir=runs/flm
+python -m flm_jax.convert --export=weights.safetensors --workdir=runs/lm1b_flm
 python -m flm_jax.convert --export=published/flm --workdir=runs/flm
 
 An imported workdir serves `sample`, `evaluate` (with --data) and, as a teacher or as the base of

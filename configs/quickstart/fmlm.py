@@ -4,7 +4,7 @@ python -m flm_jax.train --config=configs/quickstart/fmlm.py --workdir=runs/quick
 
 Hardware: two CPU cores. Duration: the whole quickstart takes 9.1 minutes after installation.
 Expected: the unigram entropy is 3.785 nats in 1 network call and 3.851 in 2 (that of the data is
-3.592), and the denoising loss 3.463 nats/token (docs/getting_started.md, "The quickstart").
+3.592), and the bound on -ln p is 5.84 nats/token (docs/getting_started.md, "The quickstart").
 """
 
 from configs.quickstart.recipe import flow
