@@ -4,6 +4,7 @@ The compilation cache lives in the repository root, where git ignores it, or whe
 JAX_COMPILATION_CACHE_DIR says; it only saves time.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -44,6 +45,19 @@ _CHECKED = [f"flm_jax.{name}" for name in ("flows", "denoiser", "losses", "sampl
 install_import_hook(_CHECKED, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; beyond it JAX crashes on its next program
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_dropped_in_time():
+    """After a file of tests, where the programs of this process hold many pieces of memory."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):
