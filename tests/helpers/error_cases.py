@@ -226,6 +226,8 @@ CASES: dict[str, list[tuple[str, str]]] = {
         (f"{E} --questions=8 --prompted=2 --judge=model", "questions and other figures"),
         ("evaluate --model=model:x", "steps that are no number"),
         ("evaluate --model=model:0", "no step"),
+        # The first cannot be loaded: the second is refused before any is.
+        ("evaluate --model=run_empty:1 --model=nowhere:1", "one of several models not there"),
         ("evaluate", "no model"),
         (f"{E} --judge=nowhere", "a judge that is not there"),
         (f"{E} --judge=md", "a judge that is no autoregressive model"),

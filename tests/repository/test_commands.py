@@ -15,7 +15,6 @@ SIZES = {
     "model.dim": 32,
     "model.depth": 1,
     "model.loss_tile": 8,
-    "model.posterior_input": False,  # which the published networks do not know
     "train.steps": 6,
     "train.batch": 8,
     "train.log_every": 2,
@@ -43,17 +42,19 @@ def runs(tmp_path_factory):
     (folder / "book.txt").write_text("\n".join(lines))
     data = f"--out={folder}/data"
     command("prepare_data", "--source=text", f"--path={folder}/book.txt", "--vocab_size=64", data)
-    sizes = [f"--config.{key}={value}" for key, value in SIZES.items()]
-    sizes.append(f"--config.data.path={folder}/data")
-    command("train", "--config=configs/quickstart/flm.py", f"--workdir={folder}/flm", *sizes)
-    command(
-        "train",
-        "--config=configs/quickstart/fmlm.py",
+    _train("flm", f"--workdir={folder}/flm", f"--config.data.path={folder}/data")
+    _train(
+        "fmlm",
         f"--workdir={folder}/fmlm",
+        f"--config.data.path={folder}/data",
         f"--config.objective.teacher={folder}/flm",
-        *sizes,
     )
     return folder
+
+
+def _train(recipe, *flags):
+    sizes = [f"--config.{key}={value}" for key, value in SIZES.items()]
+    command("train", f"--config=configs/quickstart/{recipe}.py", *sizes, *flags)
 
 
 def _records(path):
@@ -144,18 +145,26 @@ def test_an_exported_folder_is_sampled_and_shown(runs, tmp_path):
 
 
 def test_weights_leave_and_come_back(runs, tmp_path):
-    weights = tmp_path / "weights.safetensors"
-    command("convert", f"--export={weights}", f"--workdir={runs}/fmlm")
+    """Of a map of plain states, as the published networks are."""
+    weights, plain = tmp_path / "weights.safetensors", tmp_path / "plain"
+    _train(
+        "fmlm",
+        f"--workdir={plain}",
+        f"--config.data.path={runs}/data",
+        "--config.objective.teacher=",
+        "--config.model.posterior_input=False",
+    )
+    command("convert", f"--export={weights}", f"--workdir={plain}")
     command(
         "convert",
         "--source=flm",
         f"--checkpoint={weights}",
         f"--workdir={tmp_path}/back",
-        f"--tokenizer={runs}/fmlm/tokenizer",
+        f"--tokenizer={plain}/tokenizer",
         "--length=16",
     )
     outs = []
-    for workdir in (runs / "fmlm", tmp_path / "back"):
+    for workdir in (plain, tmp_path / "back"):
         out = tmp_path / f"{workdir.name}.jsonl"
         # Weights have no sampler: tokens are not chosen together, as the run's own sampler does.
         more = ["--bigram=0", "--num_samples=4", f"--out={out}"]
