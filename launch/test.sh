@@ -9,5 +9,6 @@ ruff check .
 ruff format --check .
 mypy
 # Two processes, a file of tests in one of them: most of the time goes into compiling on one core. Files
-# come in the order of tests/conftest.py, the longest first.
-exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=30 "$@"
+# come in the order of tests/conftest.py, the longest first. If a process dies the run ends with its test as
+# failed: with a new process in its place pytest-xdist waits for ever.
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=30 "$@"
