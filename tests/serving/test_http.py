@@ -59,6 +59,11 @@ def held(model):
     assert made.worker.close(WAIT)
 
 
+async def a_request_waits(worker):
+    while not worker.waiting:
+        await asyncio.sleep(0.001)
+
+
 def test_an_answer_has_the_texts_of_the_library(server):
     found = server.post(prompt=["ab", "wxyz"], n=2, seed=3, echo=True, max_tokens=LENGTH - 4)
     assert found.status == 200 and found.headers["content-type"] == "application/json"
@@ -157,8 +162,7 @@ def test_a_stream_that_its_client_leaves_takes_its_texts_back(held):
         await asked
         assert held.worker.waiting == 0
         after = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 3}))
-        while not held.worker.waiting:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(a_request_waits(held.worker), WAIT)
         held.programs.go.set()
         return await asked, await after
 
@@ -232,8 +236,7 @@ def test_a_full_queue_a_late_answer_and_a_fast_client_are_refused(model, held):
         first = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 1}))
         await asyncio.to_thread(held.programs.begun.wait, WAIT)
         second = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 2}))
-        while not held.worker.waiting:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(a_request_waits(held.worker), WAIT)
         full = await call(held.app, "POST", PATH, {"seed": 3})
         short = dataclasses.replace(held.completions.limits, seconds=0.01)
         held.completions.limits = short
@@ -262,14 +265,12 @@ def test_what_a_client_asked_that_went_away_is_dropped(held):
         first = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 1}, gone=gone))
         await asyncio.to_thread(held.programs.begun.wait, WAIT)
         second = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 2}, gone=gone))
-        while not held.worker.waiting:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(a_request_waits(held.worker), WAIT)
         gone.set()
         assert [(await one).status for one in (first, second)] == [499, 499]
         assert held.worker.waiting == 0
         third = asyncio.ensure_future(call(held.app, "POST", PATH, {"seed": 3}))
-        while not held.worker.waiting:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(a_request_waits(held.worker), WAIT)
         held.programs.go.set()
         return await third
 
