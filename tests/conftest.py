@@ -47,7 +47,7 @@ install_import_hook(_CHECKED, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_MOST_MAPPINGS = 20_000  # Linux allows a process 65,530; beyond it JAX crashes on its next program
+_MOST_MAPPINGS = 20_000  # beyond Linux's 65,530 JAX crashes (docs/reference/versions.md)
 
 
 @pytest.fixture(scope="module", autouse=True)
