@@ -45,7 +45,11 @@ def tempered(net: Network, temperature: float) -> Network:
         kernel, bias = net.readout(params)
         return kernel / temperature, bias / temperature
 
-    return dataclasses.replace(net, readout=readout, logit_softcap=net.logit_softcap / temperature)
+    changes = {"readout": readout, "logit_softcap": net.logit_softcap / temperature}
+    if net.posterior_skip:  # the evidence is a part of the logits
+        whole = net.evidence.kernel
+        changes["evidence"] = net.evidence._replace(kernel=lambda table: whole(table) / temperature)
+    return dataclasses.replace(net, **changes)
 
 
 def logits(out: Readout, net: Network) -> Float[Array, "b l v"]:

@@ -257,8 +257,9 @@ class LanguageModel:
           seed: seed of the random draws of a bound.
 
         Raises:
-          UserError: an empty text, a model whose output is no distribution, or a tokenizer that
-            lacks the BOS or EOS of its packing.
+          UserError: an empty text, one that ends within the prompt that the model was trained to
+            read, a model whose output is no distribution, or a tokenizer that lacks the BOS or EOS
+            of its packing.
         """
         model, kind = self._model, family(self.config)
         if self._nll is None:
@@ -276,8 +277,13 @@ class LanguageModel:
                 found, count = sequence_nats(
                     self._nll, model.params, [batch], draws=kind.draws, seed=seed
                 )
-                nats[index] += found[0]
-                tokens[index] += int(count[0])
+                nats[index] += found.sum()
+                tokens[index] += int(count.sum())
+            require(
+                tokens[index] > 0,
+                f"text {index} ends within the prompt that this model was trained to read "
+                f"({text!r}); there is nothing to score.",
+            )
         return Scores(nats, tokens, kind.likelihood, kind.draws)
 
     def _filled(self, ids: np.ndarray) -> dict[str, jax.Array]:

@@ -124,7 +124,8 @@ def masked_loss(
     mask = batch["mask"] * free
     # With masking probability t the NELBO is the integral over t of 1/t times the masked tokens'
     # loss.
-    weights = token_weights(mask) * masked / t[:, None]
+    # At t = 0, which `least` = 0 allows, nothing is hidden.
+    weights = token_weights(mask) * masked / jnp.maximum(t, 1e-9)[:, None]
     loss, _ = masked_loss_at(
         params, tokens, masked, t, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )

@@ -13,9 +13,9 @@ from flm_jax.losses.denoising import denoising_loss_at
 
 
 def make_row_nll(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), to be jitted.
+    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], scored [B]), to be jitted.
 
-    nll is the mean over a row in nats/token; valid is False for rows without a valid token.
+    nll is the mean over a row in nats/token; scored is the number of tokens that it is the mean of.
     """
 
     def row_nll(params: Params, batch: dict[str, jax.Array], tau: jax.Array, key: Key):
@@ -23,7 +23,7 @@ def make_row_nll(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax
         mask = batch["mask"].astype(jnp.float32)
         _, nll = denoising_loss_at(params, y_t, tau, batch["tokens"], mask, net=net)
         count = jnp.sum(mask, axis=1)
-        return jnp.sum(nll * mask, axis=1) / jnp.maximum(count, 1.0), count > 0
+        return jnp.sum(nll * mask, axis=1) / jnp.maximum(count, 1.0), count
 
     return row_nll
 
@@ -47,8 +47,8 @@ def tau_profile(
     for index, batch in enumerate(batches):
         rows = batch["tokens"].shape[0]
         tau = (np.arange(rows) + 0.5) / rows
-        nll, valid = row_nll(params, batch, tau.astype(np.float32), jax.random.fold_in(key, index))
-        valid = np.asarray(valid)
+        nll, scored = row_nll(params, batch, tau.astype(np.float32), jax.random.fold_in(key, index))
+        valid = np.asarray(scored) > 0
         taus.append(tau[valid])
         values.append(np.asarray(nll)[valid])
     taus, values = np.concatenate(taus), np.concatenate(values)

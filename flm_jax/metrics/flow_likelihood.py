@@ -106,6 +106,6 @@ def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, 
         # Up to the first r the denoiser 0 bounds the integral.
         nats = weight[:, None] * gap + 0.5 * signal.first**2 * white(clean, table) + rest
         count = jnp.sum(mask, axis=1)
-        return jnp.sum(nats * mask, axis=1) / jnp.maximum(count, 1.0), count > 0
+        return jnp.sum(nats * mask, axis=1) / jnp.maximum(count, 1.0), count
 
     return row_nll

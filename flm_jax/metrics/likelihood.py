@@ -15,7 +15,7 @@ from flm_jax.flows.masking import after, highest, random_subset
 from flm_jax.losses.autoregressive import next_token_loss
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
 
-# row_nll(params, batch, tau [B], key) -> (nll [B] in nats/token, valid [B]), as of `denoising`.
+# row_nll(params, batch, tau [B], key) -> (nll [B] in nats/token, scored [B]), as of `denoising`.
 RowNll = Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -23,7 +23,7 @@ class Likelihood(NamedTuple):
     """Negative log-likelihood of a corpus, or a bound on it.
 
     Attributes:
-      nats_per_token: total over all valid tokens, divided by their number.
+      nats_per_token: total over all tokens that are scored, divided by their number.
       standard_error: standard error over sequences, from the choice of sequences and the draws.
       tokens, sequences, draws: numbers of tokens, sequences and draws.
     """
@@ -42,7 +42,7 @@ class Likelihood(NamedTuple):
 
 def _per_row(nll: jax.Array, weights: jax.Array, valid: jax.Array):
     count = jnp.sum(valid.astype(jnp.float32), axis=1)
-    return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
+    return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count
 
 
 def make_autoregressive_nll(net: Network) -> RowNll:
@@ -107,7 +107,7 @@ def sequence_nats(
     seed: int = 1,
     share: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood, or a bound on it, of each sequence that has a valid token.
+    """Negative log-likelihood, or a bound on it, of each sequence that has a token to score.
 
     Args:
       row_nll: jitted function from `make_autoregressive_nll` (one draw is exact) or
@@ -119,7 +119,8 @@ def sequence_nats(
         `distributed.agreement.in_turn`.
 
     Returns:
-      Nats and number of valid tokens, float64 [N] each.
+      Nats and number of tokens that are scored (of a prompt that the objective leaves clean, none),
+      float64 [N] each.
     """
     check_seed(seed)
     rng, root = np.random.default_rng(seed), jax.random.key(seed)
@@ -127,26 +128,27 @@ def sequence_nats(
 
     def drawn():
         for index, batch in enumerate(batches):
-            # Counted here, where all processes see all batches, of which each computes a part.
-            counts.append(np.asarray(batch["mask"]).sum(axis=1).astype(np.float64))
             rows = batch["tokens"].shape[0]
             # Stratified over the draws of a sequence.
             taus = [(draw + rng.random(rows)) / draws for draw in range(draws)]
             yield index, batch, np.asarray(taus, np.float32)
 
-    def one(item) -> np.ndarray:
+    def one(item) -> tuple[np.ndarray, np.ndarray]:
         index, batch, taus = item
         own = jax.random.fold_in(root, index)
         found = [
-            row_nll(params, batch, tau, jax.random.fold_in(own, draw))[0]
+            row_nll(params, batch, tau, jax.random.fold_in(own, draw))
             for draw, tau in enumerate(taus)
         ]
-        return np.stack(jax.device_get(found))
+        nats, scored = zip(*jax.device_get(found))
+        return np.stack(nats), scored[0]
 
-    for place, found in enumerate(in_turn(drawn(), one, share)):
+    for found, scored in in_turn(drawn(), one, share):
         mean = sum(each.astype(np.float64) / draws for each in found)
-        totals.append((mean * counts[place])[counts[place] > 0])
-    return np.concatenate(totals), np.concatenate([count[count > 0] for count in counts])
+        count = scored.astype(np.float64)
+        totals.append((mean * count)[count > 0])
+        counts.append(count[count > 0])
+    return np.concatenate(totals), np.concatenate(counts)
 
 
 def likelihood(

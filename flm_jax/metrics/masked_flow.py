@@ -17,7 +17,7 @@ from flm_jax.losses.masked_flow import HidingConfig, may_be_hidden
 def make_bridge_nll(
     net: Network, flow: Flow, cfg: HidingConfig
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], valid [B]), all tokens hidden.
+    """Returns row_nll(params, batch, tau [B], key) -> (nll [B], scored [B]), all tokens hidden.
 
     All tokens that may be hidden are hidden. tau is the network's time input, the progress in [0,
     1]; nll is the mean over a row, nats/token. It is no likelihood.
@@ -32,6 +32,6 @@ def make_bridge_nll(
         out = forward(net, params, z_t, tau, tau)
         _, nll = cross_entropy(out, tokens, weights, net)
         count = jnp.sum(weights, axis=1)
-        return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
+        return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count
 
     return row_nll

@@ -35,6 +35,6 @@ def make_uniform_nll(net: Network, cfg: UniformConfig) -> RowNll:
         how = {"net": net, "cfg": cfg, "visible": batch.get("visible")}
         _, nats = uniform_loss_at(params, tokens, noisy, weights, **how)
         count = jnp.sum(weights, axis=1)
-        return jnp.sum(nats * weights, axis=1) / jnp.maximum(count, 1.0), count > 0
+        return jnp.sum(nats * weights, axis=1) / jnp.maximum(count, 1.0), count
 
     return row_nll

@@ -110,7 +110,8 @@ def sample(
     **unused: Any,
 ) -> Samples:
     """Samples with the signature of `samplers.registry.Sampler`; see `sample_refined`."""
-    del extra, unused
+    del unused
+    flow = flow.settled((extra or {}).get("times"))
     return sample_refined(key, net, params, flow=flow, steps=steps, given=given, cfg=cfg)
 
 

@@ -12,7 +12,7 @@ from flm_jax.build.model import make_network
 from flm_jax.config.check import check
 from flm_jax.core.errors import UserError
 from flm_jax.denoiser.forward import forward
-from flm_jax.denoiser.head import logits
+from flm_jax.denoiser.head import logits, tempered
 from flm_jax.denoiser.posterior_input import posterior_embedding, with_posterior
 from flm_jax.denoiser.self_conditioning import estimated, fixed_point
 from flm_jax.distributed.sharding import MeshConfig, loss_parallel, make_mesh
@@ -150,6 +150,18 @@ def test_samplers_run_on_it():
     zero, one = jnp.zeros(3), jnp.ones(3)
     out = logits(forward(net, params, start(KEY, net, params, FREE), zero, one), net)
     np.testing.assert_array_equal(got.tokens, out.argmax(-1))
+
+
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_a_temperature_divides_the_evidence_among_the_logits_too(cap):
+    net = dit(dataclasses.replace(TINY, dropout=0.0, logit_softcap=cap))
+    net = with_posterior(net, FLOW, read=False, skip=True, dtype="float32")
+    params, at = random_params(net), jnp.full(3, 0.5)
+    plain, sharp = (
+        logits(forward(each, params, tiny_states(), at, at), each)
+        for each in (net, tempered(net, 0.5))
+    )
+    np.testing.assert_allclose(sharp, 2.0 * plain, rtol=1e-4, atol=1e-4)
 
 
 def configured(**changes):

@@ -20,6 +20,15 @@ def test_identity_clock_is_the_identity():
     np.testing.assert_allclose(slope, 1.0, atol=1e-5)
 
 
+def test_the_slope_at_the_ends_is_that_from_within():
+    """Where every jump in one call starts and ends; a clip would halve it there."""
+    ends, within = jnp.asarray([0.0, 1.0]), jnp.asarray([1e-4, 1.0 - 1e-4])
+    for clock in (identity_clock(), decoding_clock(2)):
+        slope = jax.vmap(jax.grad(lambda t, clock=clock: t_to_tau(clock, t)))
+        np.testing.assert_allclose(slope(ends), slope(within), atol=1e-3)
+        np.testing.assert_array_equal(t_to_tau(clock, jnp.asarray([-0.5, 1.5])), [0.0, 1.0])
+
+
 VOCABULARIES = [2, 97, 50257]
 
 

@@ -94,7 +94,7 @@ def test_positions_that_do_not_count_change_no_bound():
     part = batch | {
         "mask": jnp.arange(LENGTH)[None] < jnp.repeat(jnp.array([4, 2, 0, 4]), 16)[:, None]
     }
-    whole, (some, valid) = row_nll({}, batch, tau, key)[0], row_nll({}, part, tau, key)
-    assert valid.tolist() == [True] * 32 + [False] * 16 + [True] * 16
+    whole, (some, scored) = row_nll({}, batch, tau, key)[0], row_nll({}, part, tau, key)
+    assert scored.tolist() == [4] * 16 + [2] * 16 + [0] * 16 + [4] * 16
     np.testing.assert_allclose(some[:16], whole[:16], rtol=1e-6)
     assert not np.allclose(some[16:32], whole[16:32]) and (some[32:48] == 0).all()

@@ -43,19 +43,33 @@ def test_a_wrong_denoiser_has_a_larger_bound():
 
 
 def test_positions_that_do_not_count_change_no_bound():
-    """Rows without a valid token are named; of others the valid tokens alone are averaged."""
+    """The valid tokens of a row alone are averaged, and counted."""
     row_nll = jax.jit(make_masked_nll(EXACT, MaskedConfig()))
     batch, tau = law_batch(96, 0), jnp.zeros(96)
     count = np.repeat([4, 2, 0], 32)
     part = batch | {"mask": jnp.arange(LENGTH)[None] < count[:, None]}
-    nll, valid = row_nll({}, part, tau, KEY)
-    assert valid.tolist() == (count > 0).tolist()
+    nll, scored = row_nll({}, part, tau, KEY)
+    assert scored.tolist() == count.tolist()
     marginals = np.array(
         [[LAW[SEQUENCES[:, i] == v].sum() for v in range(VOCAB)] for i in range(4)]
     )
     each = -np.log(marginals[np.arange(4)[None], np.asarray(batch["tokens"])])  # all are hidden
     want = (each * np.asarray(part["mask"])).sum(axis=1) / np.maximum(count, 1)
     np.testing.assert_allclose(nll, want, rtol=1e-5)
+
+
+def test_a_row_weighs_as_much_as_it_has_tokens_after_its_prompt():
+    batch, tau = law_batch(2, 0), jnp.zeros(2)
+    prompts = batch | {"prompt": jnp.arange(LENGTH)[None] < jnp.asarray([[1], [LENGTH - 1]])}
+    _, scored = make_masked_nll(EXACT, MaskedConfig())({}, prompts, tau, KEY)
+    assert scored.tolist() == [LENGTH - 1, 1]
+
+    def row_nll(params, batch, tau, key):
+        return jnp.asarray([1.0, 3.0]), scored
+
+    found = likelihood(row_nll, {}, [prompts])
+    assert found.tokens == LENGTH
+    np.testing.assert_allclose(found.nats_per_token, (LENGTH - 1 + 3.0) / LENGTH, rtol=1e-6)
 
 
 def test_likelihood_of_an_exact_chain_is_its_entropy():
