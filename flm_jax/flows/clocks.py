@@ -130,13 +130,19 @@ def _piece(knots: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.clip(jnp.searchsorted(knots, value, side="right") - 1, 0, knots.shape[0] - 2)
 
 
+def within(t: Times, low: Times | float, high: Times | float) -> Times:
+    """Clips t to [low, high] with the derivative of t.
+
+    At its ends the derivative of a clip is a half, or 0 by rounding, and flow maps start and end
+    there.
+    """
+    clipped, still = jax.lax.stop_gradient((jnp.clip(t, low, high), t))
+    return clipped + (t - still)
+
+
 def t_to_tau(clock: Clock, t: Times) -> Times:
     """Computes tau(t), any shape, float32; t is clipped to [0, 1]; differentiable in t."""
-    t = jnp.asarray(t, jnp.float32)
-    # At its ends the derivative of a clip is a half, and flow maps start and end there: the value
-    # is clipped, the derivative is not.
-    still = jax.lax.stop_gradient(t)
-    t = jnp.clip(still, 0.0, 1.0) + (t - still)
+    t = within(jnp.asarray(t, jnp.float32), 0.0, 1.0)
     piece = _piece(clock.t, jax.lax.stop_gradient(t))
     x = (t - clock.t[piece]) / clock.d_t[piece]
     return clock.tau[piece] + clock.d_tau[piece] * _cubic(clock, piece, x)[0]

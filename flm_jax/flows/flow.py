@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flm_jax.core.types import Key, States, Times
-from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t
+from flm_jax.flows.clocks import Clock, t_to_tau, tau_to_t, within
 from flm_jax.flows.interpolants.base import Interpolant
 from flm_jax.flows.interpolants.linear import Linear
 from flm_jax.flows.noise import Noise, OneHotNoise, Views
@@ -67,10 +67,7 @@ class GammaTold(Told):
 
     def tau(self, t: Times) -> Times:
         lowest, highest = self.path.time_at(jnp.array([self.high, self.low]))
-        # The derivative of a clip at its ends is a half of that from within, or 0 by rounding, and
-        # flow maps start and end there: the value is clipped, the derivative is not.
-        clipped, still = jax.lax.stop_gradient((jnp.clip(t, lowest, highest), t))
-        return self.progress(self.path.gamma(clipped + (t - still)))
+        return self.progress(self.path.gamma(within(t, lowest, highest)))
 
     def t(self, tau: Times) -> Times:
         return self.path.time_at(self.gamma(jnp.asarray(tau, jnp.float32)))

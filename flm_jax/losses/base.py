@@ -25,11 +25,10 @@ def token_weights(mask: Shaped[Array, "b l"]) -> Float[Array, "b l"]:
 def row_means(
     values: Float[Array, "b l"], mask: Shaped[Array, "b l"]
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-    """Mean of each row over the positions that count, and 1 for rows that have one, else 0."""
+    """Mean of each row over the positions that count, 0 where none does, and their number."""
     mask = mask.astype(jnp.float32)
     number = jnp.sum(mask, axis=1)
-    means = jnp.sum(mask * values, axis=1) / jnp.maximum(number, 1.0)
-    return means, (number > 0).astype(jnp.float32)
+    return jnp.sum(mask * values, axis=1) / jnp.maximum(number, 1.0), number
 
 
 class Frozen(NamedTuple):

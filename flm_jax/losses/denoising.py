@@ -119,5 +119,6 @@ def denoising_loss(
         params, y_t, tau, tokens, scaled, net=net, key=dropout_key, estimate=estimate
     )
     metrics = {"nll_nats_per_token": jnp.sum(weights * nll), "counted": number_of(mask)}
-    observed = flow.times.observe(drawn, *row_means(nll, mask))
+    seen, number = row_means(nll, mask)
+    observed = flow.times.observe(drawn, seen, (number > 0).astype(jnp.float32))
     return loss + penalty, metrics if observed is None else metrics | {"observed": observed}

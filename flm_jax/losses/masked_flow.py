@@ -229,11 +229,11 @@ def bridge_loss(
     loss, nll, distance = bridge_loss_at(
         params, z_t, tau, tokens, weights, net=net, cfg=cfg, key=rows.fold(dropout_key)
     )
-    seen, valid = row_means(nll, hidden & (tokens != cfg.eos_id))
+    seen, number = row_means(nll, hidden & (tokens != cfg.eos_id))
     metrics = {
         "nll_nats_per_token": jnp.sum(weights * nll),
         "squared_distance_per_token": distance,
         "counted": counted,
-        "observed": flow.times.observe(tau, seen, valid, share),
+        "observed": flow.times.observe(tau, seen, (number > 0).astype(jnp.float32), share),
     }
     return loss, metrics

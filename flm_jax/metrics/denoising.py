@@ -9,6 +9,7 @@ import numpy as np
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.flow import Flow
+from flm_jax.losses.base import row_means
 from flm_jax.losses.denoising import denoising_loss_at
 
 
@@ -22,8 +23,7 @@ def make_row_nll(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, jax
         y_t, _ = flow.states(key, flow.t(tau), batch["tokens"], net.table(params))
         mask = batch["mask"].astype(jnp.float32)
         _, nll = denoising_loss_at(params, y_t, tau, batch["tokens"], mask, net=net)
-        count = jnp.sum(mask, axis=1)
-        return jnp.sum(nll * mask, axis=1) / jnp.maximum(count, 1.0), count
+        return row_means(nll, mask)
 
     return row_nll
 

@@ -32,6 +32,7 @@ from flm_jax.denoiser.head import cross_entropy, expected_embedding
 from flm_jax.flows.clocks import decoding_clock, tau_to_t
 from flm_jax.flows.flow import ClockTold, Flow, GammaTold
 from flm_jax.flows.interpolants.linear import Linear
+from flm_jax.losses.base import row_means
 
 _END = 0.999  # of the clock: what is left after it is in the second term
 _TINY = 1e-12
@@ -105,7 +106,6 @@ def make_flow_bound(net: Network, flow: Flow) -> Callable[..., tuple[jax.Array, 
         _, rest = cross_entropy(end, batch["tokens"], mask, net)
         # Up to the first r the denoiser 0 bounds the integral.
         nats = weight[:, None] * gap + 0.5 * signal.first**2 * white(clean, table) + rest
-        count = jnp.sum(mask, axis=1)
-        return jnp.sum(nats * mask, axis=1) / jnp.maximum(count, 1.0), count
+        return row_means(nats, mask)
 
     return row_nll

@@ -13,6 +13,7 @@ from flm_jax.core.types import Key, Params
 from flm_jax.distributed.agreement import in_turn
 from flm_jax.flows.masking import after, highest, random_subset
 from flm_jax.losses.autoregressive import next_token_loss
+from flm_jax.losses.base import row_means
 from flm_jax.losses.masked_diffusion import MaskedConfig, masked_loss_at
 
 # row_nll(params, batch, tau [B], key) -> (nll [B] in nats/token, scored [B]), as of `denoising`.
@@ -40,11 +41,6 @@ class Likelihood(NamedTuple):
         return float(np.exp(self.nats_per_token))
 
 
-def _per_row(nll: jax.Array, weights: jax.Array, valid: jax.Array):
-    count = jnp.sum(valid.astype(jnp.float32), axis=1)
-    return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count
-
-
 def make_autoregressive_nll(net: Network) -> RowNll:
     """Returns row_nll(params, batch, tau, key): the exact mean of -log p(x_l | x_<l)."""
 
@@ -52,7 +48,7 @@ def make_autoregressive_nll(net: Network) -> RowNll:
         del tau, key
         weights = batch["mask"].astype(jnp.float32)
         _, nll = next_token_loss(params, batch["tokens"], weights, net=net)
-        return _per_row(nll, weights, batch["mask"])
+        return row_means(nll, weights)
 
     return row_nll
 
@@ -93,7 +89,7 @@ def make_masked_nll(net: Network, cfg: MaskedConfig) -> RowNll:
         weights = valid.astype(jnp.float32) * masked / t[:, None]
         seen = batch.get("visible")
         _, nll = masked_loss_at(params, tokens, masked, t, weights, net=net, cfg=cfg, visible=seen)
-        return _per_row(nll, weights, valid)
+        return row_means(nll * weights, valid)
 
     return row_nll
 

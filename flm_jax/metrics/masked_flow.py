@@ -11,6 +11,7 @@ from flm_jax.denoiser.forward import forward
 from flm_jax.denoiser.head import cross_entropy
 from flm_jax.flows.flow import Flow
 from flm_jax.flows.noising import hidden_states
+from flm_jax.losses.base import row_means
 from flm_jax.losses.masked_flow import HidingConfig, may_be_hidden
 
 
@@ -31,7 +32,6 @@ def make_bridge_nll(
         weights = hidden.astype(jnp.float32)
         out = forward(net, params, z_t, tau, tau)
         _, nll = cross_entropy(out, tokens, weights, net)
-        count = jnp.sum(weights, axis=1)
-        return jnp.sum(nll * weights, axis=1) / jnp.maximum(count, 1.0), count
+        return row_means(nll, weights)
 
     return row_nll

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flm_jax.core.network import Network
 from flm_jax.core.types import Key, Params
 from flm_jax.flows.masking import written_positions
+from flm_jax.losses.base import row_means
 from flm_jax.losses.uniform_diffusion import (
     UniformConfig,
     replaced_batch,
@@ -34,7 +35,6 @@ def make_uniform_nll(net: Network, cfg: UniformConfig) -> RowNll:
         weights = valid.astype(jnp.float32)
         how = {"net": net, "cfg": cfg, "visible": batch.get("visible")}
         _, nats = uniform_loss_at(params, tokens, noisy, weights, **how)
-        count = jnp.sum(weights, axis=1)
-        return jnp.sum(nats * weights, axis=1) / jnp.maximum(count, 1.0), count
+        return row_means(nats, weights)
 
     return row_nll
