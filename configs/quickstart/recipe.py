@@ -1,8 +1,8 @@
 """The recipe that the configurations of the quickstart share: data, sizes, optimizer, steps.
 
 The corpus is the documentation of the running Python; configs/quickstart/flm.py says how to prepare
-it. The sizes are chosen for two CPU cores. docs/results/recipe.md compares the optimizer, posterior
-input and clean context with other choices.
+it. The sizes are chosen for two CPU cores. docs/results/recipe.md compares the optimizer, its rate,
+posterior input and clean context with other choices.
 """
 
 from flm_jax.config import base_config
@@ -35,8 +35,10 @@ def recipe(folder: str):
 
 
 def flow(folder: str):
-    """The same with posterior input and clean context, which flows and flow maps have."""
+    """The same for flows and flow maps: Muon at 1e-2, posterior input and clean context."""
     config = recipe(folder)
+    config.optim.name = "muon"
+    config.optim.lr = 1e-2
     config.model.posterior_input = True
     config.objective.context = 0.5
     return config
