@@ -9,8 +9,9 @@ python -m flm_jax.evaluate --config=configs/comparisons/text.py:wikitext2 \
 The first command reads the documentation of the running Python. MDLM, Duo and AR each take as many
 rows as FLM and FMLM together; so do their distilled forms MDLM_sdtt and Duo_dcd with the bases that
 they start from. ReMDM is the MDLM sampled otherwise. The judge is a larger AR model, so that AR is
-not judged by itself. The flows have posterior input and clean context, and all models AdamW at
-3e-3, which configs/comparisons/flow_training.py compares with other choices.
+not judged by itself. All models have Muon, FLM at 1e-2 and the others at 3e-3 (SDTT and DCD at
+1e-3); FLM and FMLM have posterior input and clean context. docs/results/recipe.md compares these
+choices with others.
 
 Words after the corpus: `papers` for AdamW at 1e-3 and flows of plain states; names of the models to
 train, all by default, as in --config=configs/comparisons/text.py:pydoc,papers,FLM,FMLM.
@@ -40,6 +41,7 @@ FLOW_STEPS, DISTIL_STEPS, JUDGE_STEPS = 1200, 800, 1500
 
 def _model(steps: int, papers: bool):
     config = recipe.model(SIZES, steps, 1e-3 if papers else 3e-3)
+    config.optim.name = "adamw" if papers else "muon"
     config.data.packing = "stream"
     config.optim.ema_decay = 0.995
     config.train.log_every = 100
@@ -76,7 +78,8 @@ def get_config(arg: str = ""):
     papers = "papers" in words
     names = [word for word in words if word != "papers"]
     whole = FLOW_STEPS + DISTIL_STEPS
-    fmlm = _flow(DISTIL_STEPS, papers)
+    flm, fmlm = _flow(FLOW_STEPS, papers), _flow(DISTIL_STEPS, papers)
+    flm.optim.lr = 1e-3 if papers else 1e-2
     fmlm.model.two_time = True
     choose(fmlm, objective="semigroup")
     sdtt = recipe.distilled(_model(DISTIL_STEPS, papers), "through_time")
@@ -95,7 +98,7 @@ def get_config(arg: str = ""):
     greedy = {"greedy": {"steps": few, "tail": "greedy"}}
     for name, model, steps, teacher, ways in (
         ("judge", _causal(JUDGE_STEPS, papers, 192), (), "", {}),
-        ("FLM", _flow(FLOW_STEPS, papers), (4, 8, 64), "", {}),
+        ("FLM", flm, (4, 8, 64), "", {}),
         ("FMLM", fmlm, few, "FLM", {}),
         ("MDLM", _diffusion(whole, papers, "masked_diffusion"), many, "", remasked),
         ("MDLM_base", _diffusion(FLOW_STEPS, papers, "masked_diffusion"), (), "", {}),

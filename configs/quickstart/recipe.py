@@ -18,7 +18,7 @@ def recipe(folder: str):
     config.model.depth = 3
     config.model.heads = 4
     config.model.loss_tile = 16
-    config.optim.name = "adamw"
+    config.optim.name = "muon"
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 50
     config.optim.schedule = "cosine"
@@ -35,9 +35,8 @@ def recipe(folder: str):
 
 
 def flow(folder: str):
-    """The same for flows and flow maps: Muon at 1e-2, posterior input and clean context."""
+    """The same for flows: a higher rate, posterior input and clean context."""
     config = recipe(folder)
-    config.optim.name = "muon"
     config.optim.lr = 1e-2
     config.model.posterior_input = True
     config.objective.context = 0.5

@@ -54,9 +54,13 @@ def _weak(model: Model, workdir: str) -> Model:
         f"weak={workdir} was trained with another flow; expected one of the same config.flow, and "
         "if its clock is 'embedded' of the same config.model.dim.",
     )
+    # A model that is being trained has no parameters yet, and other embeddings at every step.
     require(
         not isinstance(model.flow.noise, UnitNoise)
-        or np.array_equal(weak.net.table(weak.params), model.net.table(model.params)),
+        or (
+            bool(model.params)
+            and np.array_equal(weak.net.table(weak.params), model.net.table(model.params))
+        ),
         f"weak={workdir} has other embeddings; with config.flow.noise 'unit' two models see the "
         "same state only with the same: give weak_dropout=RATE.",
     )
@@ -96,7 +100,9 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
     if isinstance(cfg, GuidedConfig) and cfg.guidance != 1.0 and not cfg.by_prompt:
         if cfg.weak:
             found = _weak(model, cfg.weak)
-            weak, extra["weak"] = dataclasses.replace(found.net, parallel=None), found.params
+            weak = dataclasses.replace(found.net, parallel=None)
+            # On no device in particular, so that they go to those of the model.
+            extra["weak"] = jax.tree.map(jnp.asarray, jax.device_get(found.params))
         else:
             weak = with_dropout(model, cfg.weak_dropout)
     if isinstance(cfg, RewardedConfig) and cfg.reward_scale:

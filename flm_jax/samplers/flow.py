@@ -68,7 +68,7 @@ def make_denoiser(
     how = {"flow": flow, "given": given, "product": cfg.product}
     if cfg.by_prompt:
         return prompt_guided(net, params, cfg.guidance, weak_prompt=cfg.weak_prompt, **how)
-    weak = Weak(guides.weak, extra.get("weak"))
+    weak = Weak(tempered(guides.weak, cfg.denoiser_temperature), extra.get("weak"))
     return autoguided(net, params, weak, cfg.guidance, **how)
 
 

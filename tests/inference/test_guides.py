@@ -1,5 +1,6 @@
 """What steering loads: weaker models, trained rewards; and the command that sweeps an option."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from flm_jax.build.load import load_model
 from flm_jax.build.model import make_network
 from flm_jax.build.sampler import choose_sampler
 from flm_jax.config.schema import base_config
 from flm_jax.core.errors import UserError
+from flm_jax.distributed.sharding import MeshConfig, make_mesh
 from flm_jax.flows.clocks import identity_clock
 from flm_jax.flows.flow import onehot_flow
+from flm_jax.flows.noise import UnitNoise
 from flm_jax.inference import engine, guides, text_reward
 from flm_jax.inference.text_reward import load_text_reward
 from flm_jax.samplers.base import nothing_given
@@ -75,6 +79,35 @@ def test_a_weaker_model_of_another_width_guides(models):
     guided = drawn(models, weak=weak, guidance=3.0)
     assert (guided.steps_confidence != plain.steps_confidence).any()
     assert (plain.calls, same.calls, guided.calls) == (2, 2, 4)
+
+
+def test_a_model_guides_itself_nowhere_at_any_temperature(models):
+    """Both of its answers have the temperature, so that their difference is zero."""
+    same = {"weak": str(models / "flow"), "guidance": 3.0}
+    for temperature in (1.0, 0.5):
+        plain = drawn(models, denoiser_temperature=temperature)
+        guided = drawn(models, denoiser_temperature=temperature, **same)
+        np.testing.assert_allclose(guided.steps_confidence, plain.steps_confidence, atol=1e-5)
+    assert (plain.steps_confidence != drawn(models).steps_confidence).any()
+
+
+def test_a_weaker_model_guides_one_on_two_devices(models):
+    model = guides.load_model(models / "flow")
+    sampler = choose_sampler(model.config, weak=str(models / "weak"), guidance=3.0)
+    how = {"steps": 2, "num": 64, "seed": 0, "sampler": sampler}
+    one = engine.draw(model, nothing_given(32, 2), **how)
+    split = load_model(models / "flow", make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2]))
+    two = engine.draw(split, nothing_given(32, 2), **how)
+    np.testing.assert_array_equal(two.tokens, one.tokens)
+
+
+def test_a_model_in_training_has_no_fixed_embeddings(models):
+    """With noise that is added to embeddings, a weaker model must have the same ones."""
+    model = guides.load_model(models / "flow")
+    unit = model._replace(params={}, flow=dataclasses.replace(model.flow, noise=UnitNoise()))
+    sampler = choose_sampler(model.config, weak=str(models / "weak"), guidance=3.0)
+    with pytest.raises(UserError, match="other embeddings; with config.flow.noise 'unit'"):
+        guides.load_guides(unit, sampler)
 
 
 def test_guidance_by_a_prompt_needs_one(models):
