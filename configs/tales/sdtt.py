@@ -4,7 +4,7 @@ python -m flm_jax.train --config=configs/tales/sdtt.py:runs/tales --workdir=runs
 
 Its teacher is the MDLM of configs/tales/mdlm.py. Five rounds, from steps of 1/32 of the time to
 steps of 1/2. Hardware: as for the flow. At this size it is unmeasured; docs/results/tales.md,
-"Few-step rivals", has a smaller one.
+"A map beside rivals", has a smaller one.
 """
 
 from configs.tales.recipe import recipe

@@ -59,9 +59,9 @@ def _usable(config: Config, mesh: Mesh | None, attention: str | None) -> Config:
     return config | {"model": config["model"] | {"attention": kind}}
 
 
-def with_dropout(model: Model, rate: float) -> Network:
+def with_dropout(model: Model, rate: float, attention: str | None = None) -> Network:
     """Returns the network of a loaded model with another dropout rate, on one device."""
-    config = _usable(model.config, None, None)
+    config = _usable(model.config, None, attention)
     return make_network(config | {"model": config["model"] | {"dropout": rate}})
 
 

@@ -25,7 +25,7 @@ from flm_jax.samplers.x_prediction import XPredictionConfig
 
 def _weak(model: Model, workdir: str) -> Model:
     """Opens a weaker model of the same vocabulary, length and kind."""
-    weak = load_model(workdir)
+    weak = load_model(workdir, attention=_attention(model))
     require(
         weak.tokenizer.fingerprint == model.tokenizer.fingerprint
         and weak.net.vocab_size == model.net.vocab_size,
@@ -61,10 +61,18 @@ def _weak(model: Model, workdir: str) -> Model:
             bool(model.params)
             and np.array_equal(weak.net.table(weak.params), model.net.table(model.params))
         ),
-        f"weak={workdir} has other embeddings; with config.flow.noise 'unit' two models see the "
-        "same state only with the same: give weak_dropout=RATE.",
+        f"weak={workdir} has other embeddings, as any model has for one in training; with "
+        "config.flow.noise 'unit' two models see the same state only with the same: give "
+        "weak_dropout=RATE.",
     )
     return weak
+
+
+def _attention(model: Model) -> str | None:
+    """Kernel of a second network beside a model: on several devices "xla", which XLA splits."""
+    leaves = jax.tree.leaves(model.params)
+    count = len(leaves[0].sharding.device_set) if leaves else jax.device_count()
+    return "xla" if count > 1 else None
 
 
 def _same_flow(weak: Model, model: Model) -> bool:
@@ -104,7 +112,7 @@ def load_guides(model: Model, cfg: SamplerConfig) -> tuple[Guides, dict]:
             # On no device in particular, so that they go to those of the model.
             extra["weak"] = jax.tree.map(jnp.asarray, jax.device_get(found.params))
         else:
-            weak = with_dropout(model, cfg.weak_dropout)
+            weak = with_dropout(model, cfg.weak_dropout, _attention(model))
     if isinstance(cfg, RewardedConfig) and cfg.reward_scale:
         reward, extra["reward"] = load_text_reward(cfg.reward, model.tokenizer)
     return Guides(weak, reward), extra

@@ -51,10 +51,10 @@ def untrained(models, monkeypatch):
     """Models of OTHERS are made afresh, with the flow's tokenizer, where they are loaded."""
     load = guides.load_model
 
-    def load_model(workdir):
+    def load_model(workdir, attention=None):
         name = str(workdir).rpartition("/")[2]
         if name not in OTHERS:
-            return load(workdir)
+            return load(workdir, attention=attention)
         flow, (goal, change) = load(models / "flow"), OTHERS[name]
         config = base_config(objective=goal).to_dict()
         config["model"] = flow.config["model"] | change
@@ -106,7 +106,7 @@ def test_a_model_in_training_has_no_fixed_embeddings(models):
     model = guides.load_model(models / "flow")
     unit = model._replace(params={}, flow=dataclasses.replace(model.flow, noise=UnitNoise()))
     sampler = choose_sampler(model.config, weak=str(models / "weak"), guidance=3.0)
-    with pytest.raises(UserError, match="other embeddings; with config.flow.noise 'unit'"):
+    with pytest.raises(UserError, match="other embeddings, as any model has for one in training"):
         guides.load_guides(unit, sampler)
 
 
