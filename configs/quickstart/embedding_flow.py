@@ -19,5 +19,4 @@ def get_config(arg: str = ""):
     config = flow(arg or "runs/quickstart")
     choose(config, flow="variance_preserving")
     config.model.normalised_table = True
-    config.optim.lr = 3e-3
     return config

@@ -16,4 +16,5 @@ def get_config(arg: str = ""):
     """`arg` is the folder of the quickstart, runs/quickstart by default."""
     config = flow(arg or "runs/quickstart")
     config.objective.name = "denoising"
+    config.optim.lr = 1e-2
     return config

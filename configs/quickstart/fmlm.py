@@ -18,7 +18,6 @@ def get_config(arg: str = ""):
     config.model.two_time = True
     choose(config, objective="semigroup")
     config.objective.teacher = f"{folder}/flm"
-    config.optim.lr = 3e-3
     config.train.steps = 200
     config.eval.every = 100
     config.eval.sample_steps = 1

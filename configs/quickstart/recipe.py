@@ -35,9 +35,8 @@ def recipe(folder: str):
 
 
 def flow(folder: str):
-    """The same for flows: a higher rate, posterior input and clean context."""
+    """The same with posterior input and clean context, which flows and flow maps have."""
     config = recipe(folder)
-    config.optim.lr = 1e-2
     config.model.posterior_input = True
     config.objective.context = 0.5
     return config

@@ -7,17 +7,13 @@ steps of 1/2. Hardware: as for the flow. At this size it is unmeasured; docs/res
 "A map beside rivals", has a smaller one.
 """
 
+from configs.comparisons.recipe import distilled
 from configs.tales.recipe import recipe
-from flm_jax.config import choose
 
 
 def get_config(arg: str = ""):
     """`arg` is the folder of the runs, runs/tales by default."""
     config = recipe(arg)
-    choose(config, objective="through_time")
-    config.objective.teacher = f"{arg or 'runs/tales'}/mdlm"
-    config.objective.first_span = 1 / 32
-    config.objective.round_steps = 2000
-    config.optim.lr = 1e-3
     config.train.steps = 10_000
+    distilled(config, "through_time").objective.teacher = f"{arg or 'runs/tales'}/mdlm"
     return config
